@@ -1,0 +1,344 @@
+"""The configuration of a run: one strict, frozen pydantic section per part, read from TOML.
+
+Unknown keys, wrong types and out-of-range values are one-line errors that name file and key. Defaults are the paper's
+(SAGA, section 4) unless a comment says otherwise. No heavy import here: ``--dry-run`` and ``--help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from saga_dist.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class RunSection(Section):
+    """What a run is, over all."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    directory: str = Field("", description="run directory; the command line's --run-dir wins")
+
+
+class BirdsSection(Section):
+    """Knobs of the built-in world (used with data.layout = "birds")."""
+
+    seed: int = Field(11, ge=0)
+    train_classes: int = Field(16, ge=2)
+    train_images_per_class: int = Field(16, ge=2)
+    flower_correlation: float = Field(1.0, ge=0, le=1, description="how often the flower tells the class in training")
+    val_images_per_class: int = Field(16, ge=2)
+    test_images_per_class: int = Field(32, ge=2)
+    probe_images: int = Field(1600, ge=0, description="images of further species to fit linear probes on")
+
+
+class DataSection(Section):
+    """Images, split, batches."""
+
+    layout: Literal["birds", "folder"] = "folder"
+    root: str = Field("", description="folder of the data set")
+    train_classes: str = Field("", description="file with one training class name per line (default: first half, sorted)")
+    test_classes: str = Field("", description="file with one test class name per line (default: second half)")
+    val_fraction: float = Field(0.2, ge=0, lt=1, description="share of training classes held out for model selection")
+    image_size: int = Field(224, ge=16, description="side of the square, pixels")
+    batch_size: int = Field(64, ge=4, description="images per micro-batch")
+    images_per_class: int = Field(4, ge=2)
+    flip: bool = Field(False, description="random horizontal flip (deviation: the paper has no augmentation)")
+    shift: float = Field(0.0, ge=0, le=0.5, description="random shift, share of the side (deviation)")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="random gain per channel, +- this share (deviation)")
+    birds: BirdsSection = BirdsSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> DataSection:
+        if self.batch_size % self.images_per_class:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not divisible by images_per_class = {self.images_per_class}; "
+                f"expected whole classes; try batch_size = {self.batch_size // self.images_per_class * self.images_per_class}"
+            )
+        if self.batch_size // self.images_per_class < 2:
+            raise ValueError(
+                f"batch_size = {self.batch_size} holds one class of {self.images_per_class} images; expected at least "
+                "two classes; raise batch_size or lower images_per_class"
+            )
+        if self.layout == "folder" and not self.root:
+            raise ValueError('root is empty; expected the folder of the data set; set data.root = "/path/to/images"')
+        if self.layout == "birds" and self.batch_size // self.images_per_class > self.birds.train_classes:
+            raise ValueError(
+                f"a batch of {self.batch_size // self.images_per_class} classes from {self.birds.train_classes} training "
+                "classes; lower batch_size or raise birds.train_classes"
+            )
+        return self
+
+
+class PromptSection(Section):
+    """The comparison prompt (T_inst)."""
+
+    vocabulary: str = Field("birds", description="birds, cars, aircraft, standin_birds, or a TOML file")
+    variant: Literal["structured", "generic"] = "structured"
+    order: Literal["images_first", "text_first"] = "images_first"
+
+
+class ModelSection(Section):
+    """The MLLM whose tower is trained and whose language model judges; and the pooler."""
+
+    path: str = Field("Qwen/Qwen3-VL-8B-Instruct", description='hub name, folder, or "standin"')
+    revision: str = Field("main", description="hub revision; pin a commit for a paper run")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    embedding_dim: int = Field(4096, ge=2)
+    pooler: Literal["mean", "max", "attention"] = "attention"
+    pooler_key: Literal["linear", "mlp"] = Field("linear", description="mlp is a deviation from Appendix B")
+    pooler_layer_norm: bool = Field(False, description="layer-norm tokens before the key (deviation)")
+
+
+class ObjectiveSection(Section):
+    """The three losses and their weights."""
+
+    metric_loss: Literal["potential_field", "proxy_anchor", "multi_similarity", "infonce"] = "potential_field"
+    metric_params: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    lambda_dml: float = Field(1.0, ge=0)
+    lambda_lm: float = Field(1.0, ge=0)
+    lambda_kl: float = Field(1.0, ge=0)
+    kl_layer: int = Field(26, ge=0, description="decoder layer of the attention targets (26 of 36 for Qwen3-VL-8B)")
+    advantage_epsilon: float = Field(1e-4, gt=0)
+
+    @property
+    def needs_rollouts(self) -> bool:
+        """False when only the metric loss trains."""
+        return self.lambda_lm > 0 or self.lambda_kl > 0
+
+
+class RolloutSection(Section):
+    """Generation and dynamic sampling."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    workers: int = Field(1, ge=1)
+    group_size: int = Field(8, ge=2, description="G completions per pair")
+    pairs_per_batch: int = Field(16, ge=2, description="pairs drawn from each micro-batch, half same, half different")
+    contributing_groups: int = Field(8, ge=1, description="K groups with reward variance per optimizer step")
+    max_micro_batches: int = Field(8, ge=1, description="give up filling the buffer after so many micro-batches")
+    groups_per_lease: int = Field(16, ge=1, description="groups a worker holds at once")
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(1024, ge=1)
+    max_model_len: int = Field(4096, ge=64)
+    deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
+    start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
+    max_attempts: int = Field(3, ge=1, description="tries per group before the run stops")
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
+    record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
+
+    @model_validator(mode="after")
+    def _even_pairs(self) -> RolloutSection:
+        if self.pairs_per_batch % 2:
+            raise ValueError(
+                f"pairs_per_batch = {self.pairs_per_batch} is odd; expected an even number: half same, half different"
+            )
+        return self
+
+
+class ReplaySection(Section):
+    """Differentiation through the frozen language model."""
+
+    workers: int = Field(0, ge=0, description="0: in the learner's process (the paper's shape)")
+    completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
+    logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
+    deadline_s: float = Field(600.0, gt=0)
+    num_gpus: float = Field(0.0, ge=0)
+    num_cpus: float = Field(1.0, ge=0)
+
+
+class OptimizerSection(Section):
+    """AdamW, cosine, warm-up, clip."""
+
+    lr_encoder: float = Field(2e-5, gt=0)
+    lr_pooler: float = Field(1e-4, gt=0)
+    proxy_lr_multiplier: float = Field(100.0, gt=0, description="learning rate of proxies: this times lr_pooler")
+    weight_decay: float = Field(0.01, ge=0, description="not published; 0.01 is AdamW's default")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+
+
+class RuntimeSection(Section):
+    """Where the parts run."""
+
+    kind: Literal["ray", "serial"] = "ray"
+    address: str = Field("", description='Ray address; "" joins the job\'s cluster or starts a local one')
+    local_cpus: int = Field(2, ge=1, description="CPUs of a local Ray")
+    object_store_mb: int = Field(512, ge=80, description="object store of a local Ray, MiB")
+    learner_num_gpus: float = Field(0.0, ge=0)
+    learner_num_cpus: float = Field(1.0, ge=0)
+    learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
+    threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
+
+
+class CheckpointSection(Section):
+    """Saving and resuming."""
+
+    every_steps: int = Field(100, ge=1)
+    keep: int = Field(3, ge=1)
+
+
+class EvaluationSection(Section):
+    """Evaluation on unseen classes and model selection on validation classes."""
+
+    every_steps: int = Field(100, ge=1, description="validation Recall@1 for model selection")
+    verdict_pairs: int = Field(0, ge=0, description="pairs of unseen classes to judge at the end, half same")
+    bootstrap_resamples: int = Field(2000, ge=100)
+
+
+class RunConfig(Section):
+    """Root of the configuration."""
+
+    run: RunSection = RunSection()
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    model: ModelSection = ModelSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    rollout: RolloutSection = RolloutSection()
+    replay: ReplaySection = ReplaySection()
+    optimizer: OptimizerSection = OptimizerSection()
+    runtime: RuntimeSection = RuntimeSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.objective.lambda_kl > 0 and self.prompt.variant == "generic":
+            raise ValueError(
+                "objective.lambda_kl > 0 with prompt.variant = \"generic\": the generic prompt describes no image, so "
+                "L_KL is undefined; set objective.lambda_kl = 0"
+            )
+        if self.objective.lambda_kl > 0 and self.model.pooler != "attention":
+            raise ValueError(
+                f'objective.lambda_kl > 0 with model.pooler = "{self.model.pooler}": only the attention pooler has '
+                "weights to align; set objective.lambda_kl = 0 or model.pooler = \"attention\""
+            )
+        if self.rollout.pairs_per_batch > self.data.batch_size:
+            raise ValueError(
+                f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = {self.data.batch_size} "
+                "images; expected at most one pair per image; lower rollout.pairs_per_batch"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
+        frozen = self.model_dump(mode="json", exclude={"runtime": True, "checkpoint": True, "run": {"directory"}})
+        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
+        mine, theirs = (_flatten(config.model_dump(mode="json")) for config in (self, other))
+        free = ("runtime.", "checkpoint.", "run.directory")
+        return [
+            f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
+            for key in sorted(mine | theirs)
+            if mine.get(key) != theirs.get(key) and not key.startswith(free)
+        ]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration in a TOML file with ``section.key=value`` overrides applied.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key, type or value is wrong.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the file ({error.strerror})", where=str(path), fix="check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8 text", where=str(path), expected="TOML") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: dict[str, Any], *, where: str) -> RunConfig:
+    """Returns the validated configuration of a nested dict; ``where`` names its source in errors."""
+    try:
+        return RunConfig.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error), where=where) from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or len(path) < 2 or not all(path):
+        raise ConfigError(f"override {override!r}", where="command line", expected="section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string: model.path=standin
+    node = tree
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}", where="command line", expected="a key below a section")
+    node[path[-1]] = value
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays become tuples, which strict frozen models take."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "configuration"
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(location[-1], _names_at(location[:-1]), n=1, cutoff=0.5)
+            hint = f"; did you mean {'.'.join([*location[:-1], close[0]])}?" if close else "; remove it"
+            return f"unknown key {key}{hint}{more}"
+        case "missing":
+            return f"{key} is missing; add it{more}"
+        case "value_error":
+            return f"{key}: {message}{more}" if location else f"{message}{more}"
+        case _:
+            return f"{key} = {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+
+
+def _names_at(location: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for name in location:
+        model = model.model_fields[name].annotation if name in model.model_fields else Section
+    return list(getattr(model, "model_fields", {}))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

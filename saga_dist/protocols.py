@@ -1,0 +1,149 @@
+"""The seams of the system: what the coordinator asks of a learner, of worker pools, and what an engine must do.
+
+Two runtimes stand behind these protocols, serial (this process) and Ray (actors), and the coordinator cannot tell which
+one it has. A *handle* is an ``EncoderTokens`` / ``TokenGradients`` record in the serial runtime and an object-store
+reference in Ray: the coordinator passes handles on and never opens them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from saga_dist.types import Completions, EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling
+from saga_dist.types import ScoredGroup, StepResult, TokenGradients
+
+TaskT = TypeVar("TaskT", contravariant=True)
+ResultT = TypeVar("ResultT", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Answer to ``Learner.encode``: one token handle per pair of the micro-batch, in its order."""
+
+    handles: tuple[Any, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientHandle:
+    """A group's token gradients by handle, with the numbers the coordinator reports."""
+
+    pair_id: str
+    handle: Any
+    loss: float
+    num_tokens: int
+    log_prob_gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Embeddings of one split: ``values_IE`` float32 [I, E] l2-normalised, ``labels_I`` int64 [I]."""
+
+    values_IE: np.ndarray
+    labels_I: np.ndarray
+    attributes_IA: np.ndarray | None = None
+    """[I, A] int64 ground-truth attributes where the data has them (the built-in birds)."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Generates completions from encoder tokens with the frozen MLLM. Any exception means: replace the engine."""
+
+    def generate(
+        self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
+    ) -> list[Completions]:
+        """Returns one ``Completions`` per pair, in order.
+
+        Raises:
+            EngineError: the engine failed.
+            DeadlineExceeded: not finished after ``deadline_s`` seconds.
+        """
+
+    def close(self) -> None:
+        """Frees the engine's memory; it cannot be used afterwards."""
+
+
+@runtime_checkable
+class RolloutWorker(Protocol):
+    """A stateless function from tasks to scored groups."""
+
+    def rollout(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> list[ScoredGroup]:
+        """Returns one scored group per task, in order. ``tokens`` are the opened handles of the tasks."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class ReplayWorker(Protocol):
+    """A stateless function from a scored group to the gradient at its encoder tokens."""
+
+    def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
+        """Returns dL_GRPO/d(tokens) and the attention targets of one group."""
+
+
+class WorkerPool(Protocol[TaskT, ResultT]):
+    """Workers behind one queue. Tasks are independent; a pool retries, replaces workers and keeps every wait finite."""
+
+    def submit(self, tasks: Sequence[TaskT]) -> None:
+        """Queues tasks; returns at once."""
+
+    def collect(self) -> list[ResultT]:
+        """Returns at least one finished result, or an empty list when nothing is pending.
+
+        Raises:
+            WorkerError: a task failed on every allowed attempt, or no worker could be brought up in time.
+        """
+
+    @property
+    def num_pending(self) -> int:
+        """Tasks submitted and not yet collected."""
+
+    def close(self) -> None: ...
+
+
+class Learner(Protocol):
+    """Owns encoder, pooler, metric loss and optimizer."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far; also the encoder version."""
+
+    def encode(self, batch: MicroBatch) -> EncodedBatch:
+        """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
+
+    def finish_step(self, handles: Sequence[Any]) -> StepResult:
+        """Injects token gradients, adds the attention alignment, clips, and takes one optimizer step."""
+
+    def embed(self, split: str) -> Embeddings:
+        """Returns the embeddings of a whole split (``train``, ``val``, ``test``, ``probe``)."""
+
+    def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[Any]:
+        """Returns token handles for evaluation pairs of a split, without gradient or augmentation."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the training state (weights, optimizer, schedule) into an existing folder."""
+
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote."""
+
+    def save_encoder(self, folder: Path) -> None:
+        """Writes the deployable encoder (tower + pooler, no MLLM)."""
+
+    def frozen_digest(self) -> str:
+        """Returns the sha256 of the frozen backbone's weights ('' without a backbone)."""
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A learner and two pools, brought up together and closed together."""
+
+    learner: Learner
+    rollouts: WorkerPool[RolloutTask, ScoredGroup]
+    replays: WorkerPool[ReplayTask, GradientHandle]
+
+    def close(self) -> None: ...
