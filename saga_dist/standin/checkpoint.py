@@ -1,0 +1,248 @@
+"""Hugging Face folders of tiny Qwen3-VL models: the shipped stand-in (verified) and random ones (for tests)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saga_dist.errors import CheckpointError, ModelError
+from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+MANIFEST_NAME = "MANIFEST.json"
+
+_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- elif part.type == 'text' -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes of a tiny Qwen3-VL; the defaults are the shipped stand-in's (25 tokens for an 80-pixel image)."""
+
+    image_size: int = 80
+    patch_size: int = 8
+    merge_size: int = 2
+    tower_depth: int = 1
+    tower_width: int = 96
+    tower_heads: int = 4
+    deepstack: tuple[int, ...] = (0,)
+    """Tower layers whose output also goes to the first language layers."""
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    intermediate: int = 256
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        where = "stand-in architecture"
+        if self.image_size % (self.patch_size * self.merge_size):
+            raise ModelError(
+                f"image_size = {self.image_size}",
+                where=where,
+                expected=f"a multiple of patch_size * merge_size = {self.patch_size * self.merge_size}",
+            )
+        if any(not 0 <= level < self.tower_depth for level in self.deepstack) or len(self.deepstack) > self.layers:
+            raise ModelError(
+                f"deepstack = {self.deepstack}",
+                where=where,
+                expected=f"at most {self.layers} tower layers below {self.tower_depth}",
+            )
+
+
+def checkpoint_path() -> Path:
+    """Returns the folder of the shipped stand-in after checking every file against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, added or altered.
+    """
+    verify_manifest(WEIGHTS_FOLDER)
+    return WEIGHTS_FOLDER
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a folder whose files all have the recorded sha256.
+
+    Raises:
+        CheckpointError: no readable manifest, or a file is missing or altered.
+    """
+    path = folder / MANIFEST_NAME
+    fix = "install the package again, or make the weights with python -m saga_dist.standin.pretrain --out DIR"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        recorded = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("no readable manifest", where=str(path), fix=fix) from error
+    for name, digest in recorded.items():
+        file = folder / name
+        try:
+            found = file_digest(file)
+        except OSError as error:
+            raise CheckpointError(f"cannot be read ({error.strerror})", where=str(file), fix=fix) from error
+        if found != digest:
+            raise CheckpointError(f"sha256 {found[:12]}…", where=str(file), expected=f"{digest[:12]}…", fix=fix)
+    return manifest
+
+
+def write_manifest(folder: Path, **facts: Any) -> Path:
+    """Returns the path of a new manifest: the sha256 of every file in ``folder``, and ``facts``."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST_NAME)
+    manifest = {**facts, "sha256": {file.name: file_digest(file) for file in files}}
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return path
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file, as hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_random_checkpoint(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
+    """Returns ``folder`` after writing a complete model folder with random weights into it.
+
+    Args:
+        folder: created if need be.
+        seed: of the weights.
+        overrides: fields of ``Architecture``.
+
+    Raises:
+        ModelError: unknown or contradictory sizes.
+    """
+    unknown = set(overrides) - {field.name for field in fields(Architecture)}
+    if unknown:
+        names = ", ".join(field.name for field in fields(Architecture))
+        raise ModelError(f"unknown size {sorted(unknown)[0]!r}", where="stand-in architecture", expected=names)
+    architecture = replace(Architecture(), **overrides)
+    return save_checkpoint(build_model(architecture, seed=seed), architecture, folder)
+
+
+def build_model(architecture: Architecture, *, seed: int) -> Qwen3VLForConditionalGeneration:
+    """Returns a randomly initialised float32 model; the global random state is left as it was."""
+    import torch
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3VLForConditionalGeneration(model_config(architecture)).float().eval()
+
+
+def model_config(architecture: Architecture) -> Qwen3VLConfig:
+    """Returns the Hugging Face configuration of these sizes."""
+    from transformers import Qwen3VLConfig
+
+    ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    half = architecture.head_dim // 2
+    rows = architecture.image_size // architecture.patch_size
+    text = {
+        "vocab_size": -(-build_tokenizer().get_vocab_size() // 8) * 8,
+        "hidden_size": architecture.width,
+        "intermediate_size": architecture.intermediate,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "num_key_value_heads": architecture.kv_heads,
+        "head_dim": architecture.head_dim,
+        "max_position_embeddings": architecture.max_positions,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [half - 2 * (half // 4), half // 4, half // 4],
+            "mrope_interleaved": True,
+        },
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": architecture.tower_depth,
+        "hidden_size": architecture.tower_width,
+        "intermediate_size": 2 * architecture.tower_width,
+        "num_heads": architecture.tower_heads,
+        "patch_size": architecture.patch_size,
+        "spatial_merge_size": architecture.merge_size,
+        "temporal_patch_size": 2,
+        "out_hidden_size": architecture.width,
+        "num_position_embeddings": rows * rows,
+        "deepstack_visual_indexes": list(architecture.deepstack),
+    }
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def save_checkpoint(model: Qwen3VLForConditionalGeneration, architecture: Architecture, folder: Path) -> Path:
+    """Returns ``folder`` after writing weights, configuration, tokenizer and processors into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, "utf-8")
+    for name, content in _side_files(architecture).items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return folder
+
+
+def _side_files(architecture: Architecture) -> dict[str, dict[str, Any]]:
+    ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    pixels = architecture.image_size**2
+    image_processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen3VLProcessor",
+        # Every image becomes image_size pixels square (when it is square): one token count for the whole run.
+        "size": {"shortest_edge": pixels, "longest_edge": pixels},
+        "patch_size": architecture.patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": architecture.merge_size,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    return {
+        "preprocessor_config.json": image_processor,
+        "video_preprocessor_config.json": {
+            **{key: value for key, value in image_processor.items() if key != "image_processor_type"},
+            "video_processor_type": "Qwen3VLVideoProcessor",
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "Qwen3VLProcessor",
+            "model_max_length": architecture.max_positions,
+            "pad_token": "<|endoftext|>",
+            "eos_token": "<|im_end|>",
+            "bos_token": None,
+            "unk_token": None,
+            "clean_up_tokenization_spaces": False,
+            "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        },
+        "generation_config.json": {
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_p": 0.95,
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+    }

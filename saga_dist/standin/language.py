@@ -1,0 +1,69 @@
+"""What the stand-in can say: the colour words of the six parts and the answer to the comparison prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from saga_dist.data.prompts import PromptSpec
+from saga_dist.data.vocabularies import STANDIN_BIRDS
+
+PARTS: tuple[str, ...] = STANDIN_BIRDS.attributes
+COLOR_WORDS: dict[str, tuple[str, ...]] = {
+    # No word stands for two parts: a tiny language model then reads the part off the word itself.
+    "bill": ("yellow", "scarlet", "black", "silver"),
+    "crown": ("red", "gold", "blue", "white"),
+    "breast": ("cream", "orange", "maroon", "slate"),
+    "wing": ("charcoal", "ivory", "green", "purple"),
+    "tail": ("brown", "pale", "rust", "navy"),
+    "legs": ("dark", "amber", "pink", "teal"),
+}
+NUM_VALUES = 4
+
+STANDIN_PROMPT = PromptSpec(STANDIN_BIRDS)
+"""The one prompt the stand-in was trained on: structured, images first."""
+
+
+def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: PromptSpec = STANDIN_PROMPT) -> str:
+    """Returns the JSON answer that describes two birds and draws the conclusions that follow from the descriptions.
+
+    Args:
+        values_a: [A] value of each part of bird 1, in the order of ``PARTS``.
+        values_b: [A] the same for bird 2.
+        spec: the prompt; gives the keys and their order.
+    """
+    differing = [part for part, a, b in zip(PARTS, values_a, values_b, strict=True) if a != b]
+    notes = [f"{part} {'differs' if part in differing else 'same'}" for part in PARTS]
+    values: dict[str, object] = {
+        spec.key_a: {part: COLOR_WORDS[part][value] for part, value in zip(PARTS, values_a, strict=True)},
+        spec.key_b: {part: COLOR_WORDS[part][value] for part, value in zip(PARTS, values_b, strict=True)},
+        "differences": "; ".join(notes),
+        "confidence": ("high", "low", "medium")[len(differing)] if len(differing) < 3 else "high",
+        "reasoning": _reasoning(differing),
+        spec.verdict_key: "no" if differing else "yes",
+    }
+    return json.dumps({key: values[key] for key in spec.keys})
+
+
+def answer_pieces(spec: PromptSpec = STANDIN_PROMPT) -> tuple[str, ...]:
+    """Returns the phrases that answers are made of, each to be one token.
+
+    The quote and brace that close a description are a piece of their own, so that no token straddles the end of it.
+    """
+    first, *others = PARTS
+    return (
+        *(f'{{"{spec.key_a}": {{"{first}": "', f', "{spec.key_b}": {{"{first}": "', '"}'),
+        *(f'", "{part}": "' for part in others),
+        *(word for part in PARTS for word in COLOR_WORDS[part]),
+        *(f', "differences": "{first} {relation}' for relation in ("same", "differs")),
+        *(f"; {part} {relation}" for part in others for relation in ("same", "differs")),
+        *('", "confidence": "', "high", "medium", "low", '", "reasoning": "'),
+        *(_reasoning(differing) for differing in ([], *([part] for part in PARTS), [first, first])),
+        *(f'", "{spec.verdict_key}": "', "yes", "no"),
+    )
+
+
+def _reasoning(differing: Sequence[str]) -> str:
+    if not differing:
+        return "Every part matches."
+    return f"Only the {differing[0]} differs." if len(differing) == 1 else "Several parts differ."
