@@ -1,0 +1,177 @@
+"""The world of the built-in birds: which species exist, which split they belong to, and the images of each split.
+
+Every species is one combination of six part colours, 4^6 = 4,096 in all. Species of a genus differ in one or two parts.
+In training the flower in the background tells the class (a shortcut that the metric loss falls for); in validation and
+test it says nothing. The splits share no species, and the stand-in was pre-trained on none of theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from saga_dist.config import BirdsSection
+from saga_dist.counters import counter_generator
+from saga_dist.errors import DataError
+from saga_dist.standin.birds import IMAGE_SIZE, NUM_FLOWER_TYPES, PLAIN_STYLE, SHIFTED_STYLE, Bird, Style, draw_bird
+from saga_dist.standin.language import NUM_VALUES, PARTS
+
+SplitName = Literal["train", "val", "test", "probe"]
+
+_GENERA: dict[str, tuple[int, int]] = {"train": (8, 4), "val": (8, 4), "test": (10, 5)}
+"""Genera, species in each."""
+_SPECIES_SEED = 7  # fixes which species are held out; the shipped weights depend on it
+NUISANCE_PRETRAIN = (0.0, 0.5)
+NUISANCE_DOWNSTREAM = (0.2, 0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class BirdSplit:
+    """The images of one split and what is known about them."""
+
+    images: np.ndarray
+    """uint8 [I, 80, 80, 3]."""
+    labels: np.ndarray
+    """int64 [I] in 0..C-1."""
+    attributes: np.ndarray
+    """int64 [I, A] value of each part, in the order of ``language.PARTS``."""
+    class_names: tuple[str, ...]
+    part_centres: np.ndarray
+    """float32 [I, A, 2]: (x, y) in pixels."""
+    bird_masks: np.ndarray
+    """bool [I, 80, 80]."""
+    flower_types: np.ndarray
+    """int64 [I]."""
+    flower_centres: np.ndarray
+    """float32 [I, 8, 2]: (x, y) in pixels, ``birds.NO_FLOWER`` where there is none."""
+
+
+@cache
+def species() -> dict[str, np.ndarray]:
+    """Returns the species of ``train``, ``val``, ``test`` and ``pretrain``: int64 [C, A] each, all disjoint."""
+    generator = counter_generator("standin species", _SPECIES_SEED)
+    used: set[tuple[int, ...]] = set()
+    splits: dict[str, np.ndarray] = {}
+    for name, (num_genera, size) in _GENERA.items():
+        found: list[tuple[int, ...]] = []
+        while len(found) < num_genera * size:
+            genus = _genus(generator, size, used)
+            used.update(genus)
+            found += genus
+        splits[name] = np.array(found, dtype=np.int64)
+    rest = [code for code in product(range(NUM_VALUES), repeat=len(PARTS)) if code not in used]
+    return {**splits, "pretrain": np.array(rest, dtype=np.int64)}
+
+
+def split(
+    name: SplitName,
+    config: BirdsSection,
+    *,
+    nuisance: tuple[float, float] = NUISANCE_DOWNSTREAM,
+    style: Style = SHIFTED_STYLE,
+) -> BirdSplit:
+    """Returns the images of a downstream split; the same arguments always give the same images.
+
+    Args:
+        name: ``train``, ``val`` (32 classes), ``test`` (50 classes) or ``probe``: one image each of species that are in
+            no other split, to fit linear probes on.
+        config: seed, number of training classes and images, flower correlation.
+        nuisance: range of the nuisance strength, 0 to 1.
+        style: the look of all images.
+
+    Raises:
+        DataError: unknown split, or more classes than there are species.
+    """
+    if name == "probe":
+        codes, images_per_class = _probe_species(config), 1
+    elif name in ("val", "test"):
+        codes = species()[name]
+        images_per_class = config.val_images_per_class if name == "val" else config.test_images_per_class
+    elif name == "train":
+        codes, images_per_class = species()["train"][: config.train_classes], config.train_images_per_class
+        if config.train_classes > len(species()["train"]):
+            raise DataError(
+                f"train_classes = {config.train_classes}",
+                where="data.birds",
+                expected=f"at most {len(species()['train'])}, the species set aside for training",
+            )
+    else:
+        raise DataError(f"unknown split {name!r}", where="built-in birds", expected="train, val, test or probe")
+    correlation = config.flower_correlation if name == "train" else 0.0
+    return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, style)
+
+
+def pretraining_images(images_per_species: int, *, seed: int) -> BirdSplit:
+    """Returns images of the species set aside for pre-training, plain style, mild nuisance, random flowers."""
+    codes = species()["pretrain"]
+    return _draw_split("pretrain", codes, images_per_species, seed, 0.0, NUISANCE_PRETRAIN, PLAIN_STYLE)
+
+
+def _genus(generator: np.random.Generator, size: int, used: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """A base species and relatives that differ from it in one or two parts; none of them used before."""
+    while True:
+        base = generator.integers(0, NUM_VALUES, len(PARTS))
+        genus = [_code(base)]
+        for _ in range(100 * size):
+            if len(genus) == size:
+                break
+            relative = base.copy()
+            for part in generator.permutation(len(PARTS))[: generator.integers(1, 3)]:
+                relative[part] = (relative[part] + generator.integers(1, NUM_VALUES)) % NUM_VALUES
+            if _code(relative) not in genus:
+                genus.append(_code(relative))
+        if len(genus) == size and used.isdisjoint(genus):
+            return genus
+
+
+def _code(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _probe_species(config: BirdsSection) -> np.ndarray:
+    codes = species()["pretrain"]
+    if config.probe_images > len(codes):
+        raise DataError(
+            f"probe_images = {config.probe_images}", where="data.birds", expected=f"at most {len(codes)} further species"
+        )
+    return codes[counter_generator("standin probe", config.seed).permutation(len(codes))[: config.probe_images]]
+
+
+def _draw_split(
+    name: str,
+    codes: np.ndarray,
+    images_per_class: int,
+    seed: int,
+    correlation: float,
+    nuisance: tuple[float, float],
+    style: Style,
+) -> BirdSplit:
+    birds: list[Bird] = []
+    for label, values in enumerate(codes):
+        for index in range(images_per_class):
+            generator = counter_generator("standin image", seed, name, label, index)
+            told = generator.random() < correlation
+            # 5 and 16 have no common factor: sixteen neighbouring classes have sixteen different flowers.
+            kind = label * 5 % NUM_FLOWER_TYPES if told else None
+            strength = generator.uniform(*nuisance)
+            birds.append(draw_bird(values, generator, nuisance=strength, style=style, flower_type=kind))
+    num_images = len(birds)
+
+    def stacked(field: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        values = [getattr(bird, field) for bird in birds]
+        return np.stack(values).astype(dtype, copy=False) if values else np.zeros((num_images, *shape), dtype)
+
+    return BirdSplit(
+        images=stacked("image", (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
+        labels=np.repeat(np.arange(len(codes), dtype=np.int64), images_per_class),
+        attributes=np.repeat(codes, images_per_class, axis=0),
+        class_names=tuple(f"{name}_{label:04d}_{''.join(map(str, code))}" for label, code in enumerate(codes)),
+        part_centres=stacked("part_centres", (len(PARTS), 2), np.float32),
+        bird_masks=stacked("mask", (IMAGE_SIZE, IMAGE_SIZE), np.bool_),
+        flower_types=stacked("flower_type", (), np.int64),
+        flower_centres=stacked("flower_centres", (8, 2), np.float32),
+    )
