@@ -1,0 +1,167 @@
+"""Potential Field loss (Bhatnagar and Ahuja, CVPR 2025, arXiv 2405.18560), written from the formula.
+
+Every embedding and every proxy is a charge. Items of one class attract each other wherever they are further apart than
+``delta``; items of different classes repel each other wherever they are closer than ``delta``:
+
+    psi_att(d) = -delta^-alpha  if d < delta else -d^-alpha        psi_rep(d) = d^-alpha  if d < delta else delta^-alpha
+    U = sum over ordered pairs r != z of embeddings and proxies of psi_att (same class) or psi_rep (different class)
+
+With alpha = 4 and close items the terms reach 1e16, and d^2 = |r|^2 + |z|^2 - 2 r.z cancels; so everything runs in
+fp64, whatever comes in. The value is a sum over all pairs, so value and gradient are made together, block by block:
+memory is one block of the pair matrix, not the 1.2e8 pairs that 743 classes with 15 proxies have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Reduction = Literal["mean", "sum"]
+
+_SMALLEST_DISTANCE = 1e-4
+"""Closer items count as this far apart, and exert no force: their direction is noise."""
+
+
+def potential_field_energy(
+    embeddings_IE: torch.Tensor,
+    labels_I: torch.Tensor,
+    proxies_CME: torch.Tensor,
+    *,
+    delta: float,
+    alpha: float,
+    reduction: Reduction,
+    pairs_per_block: int = 2**23,
+) -> torch.Tensor:
+    """Returns the scalar energy U of embeddings and proxies, in the type of the embeddings.
+
+    Nothing is normalised here. ``mean`` is the batch average U / I (SAGA's L_DML is one); ``sum`` is U.
+
+    Args:
+        embeddings_IE: [I, E] floating.
+        labels_I: [I] integers in [0, C).
+        proxies_CME: [C, M, E] floating; M may be 0.
+        delta: positive distance at which forces switch.
+        alpha: exponent, >= 0.
+        reduction: ``mean`` or ``sum``.
+        pairs_per_block: how many pairs exist in memory at once (8 bytes each, a few arrays).
+
+    Raises:
+        ValueError: shapes, labels or parameters do not fit.
+    """
+    if embeddings_IE.ndim != 2 or proxies_CME.ndim != 3 or embeddings_IE.shape[1] != proxies_CME.shape[2]:
+        shapes = f"embeddings {tuple(embeddings_IE.shape)}, proxies {tuple(proxies_CME.shape)}"
+        raise ValueError(f"{shapes}; expected [I, E] and [C, M, E]")
+    if not (delta > 0 and alpha >= 0 and pairs_per_block >= 1):
+        raise ValueError(
+            f"delta = {delta}, alpha = {alpha}, pairs_per_block = {pairs_per_block}; expected > 0, >= 0, >= 1"
+        )
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction = {reduction!r}; expected mean or sum")
+    num_images, embedding_dim = embeddings_IE.shape
+    num_classes, proxies_per_class, _ = proxies_CME.shape
+    if labels_I.shape != (num_images,) or labels_I.is_floating_point() or num_images == 0:
+        raise ValueError(
+            f"labels are {labels_I.dtype} {tuple(labels_I.shape)}; expected integers [{num_images}], not empty"
+        )
+    lowest, highest = int(labels_I.min()), int(labels_I.max())
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(f"labels reach from {lowest} to {highest}; expected [0, {num_classes})")
+    items_SE = torch.cat([embeddings_IE.double(), proxies_CME.reshape(-1, embedding_dim).double()])
+    proxy_labels = torch.arange(num_classes, device=labels_I.device).repeat_interleave(proxies_per_class)
+    labels_S = torch.cat([labels_I.long(), proxy_labels])
+    energy: torch.Tensor = _PairEnergy.apply(items_SE, labels_S, float(delta), float(alpha), pairs_per_block)
+    return (energy / num_images if reduction == "mean" else energy).to(embeddings_IE.dtype)
+
+
+class PotentialFieldLoss(nn.Module):
+    """Potential Field loss with its proxies; embeddings and proxies are l2-normalised on the way in.
+
+    Args:
+        num_classes: C, labels are in [0, C).
+        embedding_dim: E.
+        seed: decides the initial proxies.
+        proxies_per_class: M; the paper uses 15 (CUB, Cars) and 2 (SOP).
+        delta: the paper searched [0.1, 0.3]; its final value is not published.
+        alpha: the paper searched 0 to 6; its final value is not published.
+        reduction: ``mean`` (over the batch) or ``sum``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        seed: int,
+        proxies_per_class: int = 15,
+        delta: float = 0.2,
+        alpha: float = 3.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.delta, self.alpha, self.reduction = delta, alpha, reduction
+        generator = torch.Generator().manual_seed(seed)
+        proxies_CME = torch.randn(num_classes, proxies_per_class, embedding_dim, generator=generator)
+        self.proxies_CME = nn.Parameter(nn.functional.normalize(proxies_CME, dim=-1))
+
+    def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
+        """Returns the scalar loss of a batch: embeddings [I, E] floating, labels [I] integers."""
+        return potential_field_energy(
+            nn.functional.normalize(embeddings_IE, dim=-1),
+            labels_I,
+            nn.functional.normalize(self.proxies_CME, dim=-1),
+            delta=self.delta,
+            alpha=self.alpha,
+            reduction=self.reduction,
+        )
+
+
+class _PairEnergy(torch.autograd.Function):
+    """U and dU/d(items) in one pass over blocks of rows of the pair matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, items_SE: torch.Tensor, labels_S: torch.Tensor, delta: float, alpha: float, pairs_per_block: int
+    ) -> torch.Tensor:
+        num_items = items_SE.shape[0]
+        block = max(1, pairs_per_block // num_items)
+        energy = items_SE.new_zeros(())
+        gradient_SE = torch.empty_like(items_SE) if ctx.needs_input_grad[0] else None
+        squares_S = items_SE.square().sum(-1)
+        columns_S = torch.arange(num_items, device=items_SE.device)
+        for start in range(0, num_items, block):
+            rows = slice(start, min(start + block, num_items))
+            distances_RS = squares_S[rows, None] + squares_S - 2 * (items_SE[rows] @ items_SE.T)
+            same_RS = labels_S[rows, None] == labels_S
+            other_RS = columns_S[rows, None] != columns_S
+            energy_RS, force_RS = _pair_terms(distances_RS, same_RS, delta, alpha)
+            energy += torch.where(other_RS, energy_RS, 0.0).sum()
+            if gradient_SE is not None:
+                force_RS = torch.where(other_RS, force_RS, 0.0)
+                # Each unordered pair is in U twice and d(d^2)/dr = 2 (r - z): together a factor of 4.
+                pulled_RE = force_RS.sum(-1, keepdim=True) * items_SE[rows] - force_RS @ items_SE
+                gradient_SE[rows] = 4 * pulled_RE
+        if gradient_SE is not None:
+            ctx.save_for_backward(gradient_SE)
+        return energy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient_SE,) = ctx.saved_tensors
+        return grad_outputs[0] * gradient_SE, None, None, None, None
+
+
+def _pair_terms(
+    squared_RS: torch.Tensor, same_RS: torch.Tensor, delta: float, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Potential of each pair and its derivative by the squared distance."""
+    clamped_RS = squared_RS.clamp(min=_SMALLEST_DISTANCE**2)
+    power_RS = clamped_RS.pow(-alpha / 2)
+    near_RS = squared_RS < delta**2
+    acts_RS = same_RS != near_RS
+    sign_RS = torch.where(same_RS, -1.0, 1.0).to(power_RS)
+    energy_RS = sign_RS * torch.where(acts_RS, power_RS, delta**-alpha)
+    moves_RS = acts_RS & (squared_RS > _SMALLEST_DISTANCE**2)
+    return energy_RS, torch.where(moves_RS, -sign_RS * (alpha / 2) * power_RS / clamped_RS, 0.0)

@@ -1,0 +1,147 @@
+"""Which generated tokens describe image a, and which describe image b: the sets A_a and A_b of SAGA Eq. 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import torch
+
+from saga_dist.objectives.json_scan import scan_members
+
+_REPLACEMENT = "\ufffd"
+_LONGEST_RUN = 16  # tokens: a UTF-8 character has 4 bytes, so a longer undecodable run is noise
+
+
+class Span(NamedTuple):
+    """Half-open range of characters [start, end)."""
+
+    start: int
+    end: int
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that offsets need (``tokenizers`` and ``transformers`` both have it)."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> str: ...
+
+
+def description_spans(text: str, key_a: str, key_b: str) -> tuple[Span | None, Span | None]:
+    """Returns the character ranges between the braces of the objects under ``key_a`` and ``key_b``.
+
+    Only keys of an outermost object count; of a repeated key the first object counts. An object that was cut off
+    reaches to the end of the text. A key that is missing, or whose value is no object, gives None.
+
+    Args:
+        text: one completion, untrusted; time is linear in it.
+        key_a: e.g. ``bird_1``.
+        key_b: e.g. ``bird_2``; must differ from ``key_a``.
+
+    Raises:
+        ValueError: the keys are equal.
+
+    Source: SAGA section 3.4 (description tokens A_a, A_b).
+    """
+    if key_a == key_b:
+        raise ValueError(f"both keys are {key_a!r}; expected one key per image")
+    spans: dict[str, Span] = {}
+    for member in scan_members(text):
+        if member.key in (key_a, key_b) and member.key not in spans and text[member.start : member.start + 1] == "{":
+            spans[member.key] = Span(member.start + 1, member.end - 1 if member.closed else member.end)
+    return spans.get(key_a), spans.get(key_b)
+
+
+def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:
+    """Returns bool [T]: tokens that share at least one character with the span.
+
+    A token that straddles an edge (``{"`` or ``"},``) counts when some of it lies inside. Empty tokens (special tokens)
+    never count, and no span gives all False.
+
+    Args:
+        offsets_T2: [T, 2] integer character ranges, half-open.
+        span: range in the same text.
+
+    Raises:
+        ValueError: offsets are not integers of shape [T, 2].
+    """
+    if offsets_T2.ndim != 2 or offsets_T2.shape[1] != 2 or offsets_T2.is_floating_point():
+        raise ValueError(f"offsets are {offsets_T2.dtype} {tuple(offsets_T2.shape)}; expected integers [T, 2]")
+    start_T, end_T = offsets_T2.unbind(1)
+    if span is None:
+        return torch.zeros_like(start_T, dtype=torch.bool)
+    return (start_T < end_T) & (start_T < span.end) & (end_T > span.start)
+
+
+def token_offsets(pieces: Sequence[str]) -> torch.Tensor:
+    """Returns [T, 2] int64 character ranges of pieces whose concatenation is the text."""
+    return _offsets_from_ends(list(accumulate(map(len, pieces))), [False] * len(pieces), pieces)
+
+
+def token_offsets_from_decode(tokenizer: Decoder, token_ids: Sequence[int]) -> torch.Tensor:
+    """Returns [T, 2] int64 character ranges of each token in the text that the tokenizer decodes from all of them.
+
+    The text meant is ``tokenizer.decode(ids, skip_special_tokens=True)``. With byte-level tokenizers one character may
+    be spread over several tokens: each of them gets the whole character. Special tokens get an empty range. The cost is
+    one decode per distinct token, plus a few for characters that are split; only a tokenizer whose pieces do not
+    concatenate to the text (one that joins words with spaces) costs quadratic time. Bytes that are no UTF-8 may make a
+    range one character too long.
+
+    Args:
+        tokenizer: anything with ``decode(ids, skip_special_tokens=...)``.
+        token_ids: [T] generated ids.
+    """
+    ids = [int(token_id) for token_id in token_ids]
+    text = _decode(tokenizer, ids)
+    alone = {token_id: _decode(tokenizer, [token_id]) for token_id in set(ids)}
+    pieces = [alone[token_id] for token_id in ids]
+    if "".join(pieces) == text and _REPLACEMENT not in text:
+        return token_offsets(pieces)
+    ends, partial = _ends_by_run(tokenizer, ids, pieces)
+    if not ends or ends[-1] != len(text):
+        prefixes = [_decode(tokenizer, ids[: count + 1]) for count in range(len(ids))]
+        partial = [prefix.endswith(_REPLACEMENT) for prefix in prefixes]
+        ends = [len(prefix) for prefix in prefixes]
+    return _offsets_from_ends(ends, partial, pieces)
+
+
+def _ends_by_run(tokenizer: Decoder, ids: list[int], pieces: list[str]) -> tuple[list[int], list[bool]]:
+    """Length of the text after each token, and whether its last character may still be missing bytes.
+
+    A token that decodes alone without a replacement character begins and ends at character boundaries, so only the runs
+    of tokens between such tokens have to be decoded together.
+    """
+    ends: list[int] = []
+    partial: list[bool] = []
+    length, run_start, run_base = 0, 0, 0
+    for index, piece in enumerate(pieces):
+        inside_run = index > run_start
+        if not inside_run:
+            run_start, run_base = index, length
+        clean_alone = _REPLACEMENT not in piece
+        run_text = piece if clean_alone and not inside_run else _decode(tokenizer, ids[run_start : index + 1])
+        length = run_base + len(run_text)
+        incomplete = run_text.endswith(_REPLACEMENT)
+        ends.append(length)
+        partial.append(incomplete)
+        if not incomplete or index + 1 - run_start >= _LONGEST_RUN:
+            run_start = index + 1
+    return ends, partial
+
+
+def _offsets_from_ends(ends: Sequence[int], partial: Sequence[bool], pieces: Sequence[str]) -> torch.Tensor:
+    """Ranges from text lengths; a token that continues an unfinished character begins within that character."""
+    offsets: list[tuple[int, int]] = []
+    previous_end, open_character = 0, False
+    for end, is_partial, piece in zip(ends, partial, pieces, strict=True):
+        if not piece and end == previous_end:  # a special token, even in the middle of a character
+            offsets.append((end, end))
+            continue
+        continues = open_character and _REPLACEMENT in piece
+        offsets.append((min(previous_end - continues, end), end))
+        previous_end, open_character = end, is_partial
+    return torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2)
+
+
+def _decode(tokenizer: Decoder, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""Retrieval: exact metrics on unseen classes, linear probes, and the results file."""
