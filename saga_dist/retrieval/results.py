@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saga_dist.errors import DataError
+from saga_dist.files import write_atomic
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -107,9 +107,7 @@ class Results(_Record):
 
     def save(self, path: Path) -> None:
         """Writes the file in one piece: a reader sees the old one or the new one."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Results:

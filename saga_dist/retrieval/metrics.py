@@ -1,0 +1,245 @@
+"""Recall@K, MAP@R, R-precision and NMI as the literature defines them, with intervals that respect classes.
+
+Rules where implementations differ: the query is left out of its own gallery by index; ties count against the query
+(``neighbours``); a query whose class has no other image cannot be answered and counts as a miss everywhere, and how
+many there are is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from saga_dist.errors import DataError
+from saga_dist.retrieval.neighbours import check_labels, ranked_matches, unit_rows
+
+_EXACT_CLASSES = 14
+"""Up to here all sign patterns of the paired test are tried."""
+_DRAWS_PER_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Recall@K over all queries."""
+
+    recall: dict[int, float]
+    """K to Recall@K in [0, 1]: the share of queries with an item of their class among the K nearest."""
+    correct_at_1_I: np.ndarray
+    """bool, one per query, for intervals and paired tests."""
+    num_unfindable: int
+    """Queries whose class has no (other) image in the gallery."""
+
+
+class PrecisionAtR(NamedTuple):
+    """Figures in [0, 1] that look at as many ranks as there are relevant items."""
+
+    map_at_r: float
+    r_precision: float
+
+
+def recall_at_k(
+    embeddings_IE: np.ndarray,
+    labels_I: np.ndarray,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    gallery_GE: np.ndarray | None = None,
+    gallery_labels_G: np.ndarray | None = None,
+) -> Recall:
+    """Returns Recall@K of queries against a gallery.
+
+    Args:
+        embeddings_IE: [I, E] floating queries; ranked by cosine, so their length does not matter.
+        labels_I: [I] integers.
+        ks: each >= 1. A K beyond the gallery means the whole gallery.
+        gallery_GE: [G, E]; None means that the queries are the gallery, each left out of its own ranking by index.
+        gallery_labels_G: [G] integers, given together with ``gallery_GE``.
+
+    Raises:
+        DataError: shapes, types or values do not fit.
+    """
+    if not ks or min(ks) < 1:
+        raise DataError(f"ks = {tuple(ks)}", expected="whole numbers >= 1")
+    relevant_I = _count_relevant(labels_I, gallery_labels_G)
+    matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(ks))
+    hit_I = {k: matches_IK[:, :k].any(1) for k in (1, *ks)}
+    return Recall({k: float(hit_I[k].mean()) for k in ks}, hit_I[1], int((relevant_I == 0).sum()))
+
+
+def precision_at_r(
+    embeddings_IE: np.ndarray,
+    labels_I: np.ndarray,
+    *,
+    gallery_GE: np.ndarray | None = None,
+    gallery_labels_G: np.ndarray | None = None,
+) -> PrecisionAtR:
+    """Returns MAP@R and R-precision; R is the number of relevant items of each query, arguments as in ``recall_at_k``."""
+    relevant_I = _count_relevant(labels_I, gallery_labels_G)
+    matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(int(relevant_I.max()), 1))
+    ranks_K = np.arange(1, matches_IK.shape[1] + 1)
+    inside_IK = matches_IK & (ranks_K <= relevant_I[:, None])
+    precision_IK = np.cumsum(inside_IK, axis=1) / ranks_K
+    divisor_I = np.maximum(relevant_I, 1)
+    map_at_r = ((precision_IK * inside_IK).sum(1) / divisor_I).mean()
+    return PrecisionAtR(float(map_at_r), float((inside_IK.sum(1) / divisor_I).mean()))
+
+
+def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_iterations: int = 20) -> float:
+    """Returns the normalised mutual information (arithmetic mean) between classes and k-means clusters.
+
+    faiss k-means on the normalised embeddings, as many clusters as there are classes, one start from ``seed``.
+
+    Args:
+        embeddings_IE: [I, E] floating.
+        labels_I: [I] integers.
+        seed: of the initial centroids.
+        num_iterations: of k-means.
+    """
+    import faiss
+    from sklearn.metrics import normalized_mutual_info_score
+
+    embeddings = unit_rows(embeddings_IE)
+    labels = check_labels(labels_I, len(embeddings))
+    num_clusters = len(np.unique(labels))
+    kmeans = faiss.Kmeans(
+        embeddings.shape[1],
+        num_clusters,
+        niter=num_iterations,
+        seed=seed,
+        # All points, always: the library would subsample large classes and complain about small ones.
+        max_points_per_centroid=len(embeddings),
+        min_points_per_centroid=1,
+    )
+    kmeans.train(embeddings)
+    _, cluster_I1 = kmeans.index.search(embeddings, 1)
+    return float(np.clip(normalized_mutual_info_score(labels, cluster_I1[:, 0]), 0.0, 1.0))
+
+
+def clustered_interval(
+    correct_Q: np.ndarray, labels_Q: np.ndarray, *, seed: int, num_resamples: int = 2000, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns the bootstrap percentile interval (low, high) of the mean of ``correct_Q``, resampling whole classes.
+
+    Images of one class succeed or fail together, so a binomial interval over images would be too narrow.
+
+    Args:
+        correct_Q: [Q] bool or real, e.g. hits at rank 1.
+        labels_Q: [Q] integers, at least two classes.
+        seed: of the resamples.
+        num_resamples: at least 1.
+        confidence: in (0, 1).
+
+    Raises:
+        DataError: shapes do not fit, or there is only one class to resample.
+    """
+    sums_C, counts_C = _sums_by_class(correct_Q, labels_Q)
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise DataError(f"{num_resamples} resamples, confidence {confidence}", expected=">= 1, in (0, 1)")
+    means = _resampled_means(sums_C, counts_C, np.random.default_rng(seed), num_resamples)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+class PairedTest(NamedTuple):
+    """Two methods on the same queries."""
+
+    difference: float
+    """Mean of a minus mean of b."""
+    low: float
+    high: float
+    """95 % interval of the difference, by a bootstrap over classes."""
+    p_value: float
+    """Two-sided, by swapping the methods within whole classes."""
+
+
+def paired_test(
+    correct_a_Q: np.ndarray, correct_b_Q: np.ndarray, labels_Q: np.ndarray, *, seed: int, num_resamples: int = 10_000
+) -> PairedTest:
+    """Returns whether method a beats method b beyond chance, on the same queries, clustered by class.
+
+    Under the null hypothesis the two methods could be swapped within any class. All 2^C swaps are tried for few
+    classes, random ones otherwise (counting the observed one, so that p is never 0).
+
+    Args:
+        correct_a_Q: [Q] bool or real.
+        correct_b_Q: [Q], same queries in the same order.
+        labels_Q: [Q] integers, at least two classes.
+        seed: of resamples and swaps.
+        num_resamples: of either, at least 1.
+
+    Raises:
+        DataError: shapes do not fit, or there is only one class.
+    """
+    if np.shape(correct_a_Q) != np.shape(correct_b_Q):
+        raise DataError(f"{np.shape(correct_a_Q)} and {np.shape(correct_b_Q)} results", expected="the same queries")
+    if num_resamples < 1:
+        raise DataError(f"{num_resamples} resamples", expected="at least 1")
+    gains_C, counts_C = _sums_by_class(
+        np.asarray(correct_a_Q, np.float64) - np.asarray(correct_b_Q, np.float64), labels_Q
+    )
+    generator = np.random.default_rng(seed)
+    low, high = np.quantile(_resampled_means(gains_C, counts_C, generator, num_resamples), [0.025, 0.975])
+    observed = abs(gains_C.sum()) * (1 - 1e-12)  # sums in another order may differ in the last digit
+    if len(gains_C) <= _EXACT_CLASSES:
+        patterns = np.arange(2 ** len(gains_C))[:, None] >> np.arange(len(gains_C)) & 1
+        p_value = float((np.abs((1 - 2 * patterns) @ gains_C) >= observed).mean())
+    else:
+        as_large = 0
+        for drawn in _blocks(num_resamples):
+            signs = generator.choice((-1.0, 1.0), size=(drawn, len(gains_C)))
+            as_large += int((np.abs(signs @ gains_C) >= observed).sum())
+        p_value = (as_large + 1) / (num_resamples + 1)
+    return PairedTest(float(gains_C.sum() / counts_C.sum()), float(low), float(high), p_value)
+
+
+def _ranked(
+    embeddings_IE: np.ndarray,
+    labels_I: np.ndarray,
+    gallery_GE: np.ndarray | None,
+    gallery_labels_G: np.ndarray | None,
+    num_ranks: int,
+) -> np.ndarray:
+    if gallery_GE is not None and gallery_labels_G is not None:
+        return ranked_matches(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, num_ranks, exclude_self=False)
+    if gallery_GE is None and gallery_labels_G is None:
+        return ranked_matches(embeddings_IE, labels_I, embeddings_IE, labels_I, num_ranks, exclude_self=True)
+    raise DataError("a gallery with embeddings or labels alone", expected="both or neither")
+
+
+def _count_relevant(labels_I: np.ndarray, gallery_labels_G: np.ndarray | None) -> np.ndarray:
+    """Gallery items of each query's class, the query itself left out."""
+    labels_I = check_labels(labels_I, len(labels_I))
+    gallery = labels_I if gallery_labels_G is None else check_labels(gallery_labels_G, len(gallery_labels_G))
+    known, counts = np.unique(gallery, return_counts=True)
+    place_I = np.minimum(np.searchsorted(known, labels_I), len(known) - 1)
+    return np.where(known[place_I] == labels_I, counts[place_I], 0) - (gallery_labels_G is None)
+
+
+def _sums_by_class(values_Q: np.ndarray, labels_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(values_Q, np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise DataError(f"results have shape {values.shape}", expected="one finite number per query")
+    classes, place_Q = np.unique(check_labels(labels_Q, len(values)), return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"{len(classes)} classes", expected="at least two to resample")
+    return np.bincount(place_Q, values), np.bincount(place_Q).astype(np.float64)
+
+
+def _resampled_means(
+    sums_C: np.ndarray, counts_C: np.ndarray, generator: np.random.Generator, num_resamples: int
+) -> np.ndarray:
+    """Means over queries after drawing as many classes as there are, with replacement."""
+    num_classes = len(sums_C)
+    means = []
+    for drawn in _blocks(num_resamples):
+        times_BC = generator.multinomial(num_classes, np.full(num_classes, 1 / num_classes), size=drawn)
+        means.append((times_BC @ sums_C) / (times_BC @ counts_C))
+    return np.concatenate(means)
+
+
+def _blocks(total: int) -> list[int]:
+    """Sizes of the blocks in which ``total`` draws are made: memory stays small with thousands of classes."""
+    return [min(_DRAWS_PER_BLOCK, total - start) for start in range(0, total, _DRAWS_PER_BLOCK)]
