@@ -50,7 +50,9 @@ class DataSection(Section):
 
     layout: Literal["birds", "folder"] = "folder"
     root: str = Field("", description="folder of the data set")
-    train_classes: str = Field("", description="file with one training class name per line (default: first half, sorted)")
+    train_classes: str = Field(
+        "", description="file with one training class name per line (default: first half, sorted)"
+    )
     test_classes: str = Field("", description="file with one test class name per line (default: second half)")
     val_fraction: float = Field(0.2, ge=0, lt=1, description="share of training classes held out for model selection")
     image_size: int = Field(224, ge=16, description="side of the square, pixels")
@@ -75,6 +77,10 @@ class DataSection(Section):
             )
         if self.layout == "folder" and not self.root:
             raise ValueError('root is empty; expected the folder of the data set; set data.root = "/path/to/images"')
+        if self.layout == "birds" and self.image_size != 80:
+            raise ValueError(
+                f"image_size = {self.image_size}; expected 80, the size of the built-in birds; set data.image_size = 80"
+            )
         if self.layout == "birds" and self.batch_size // self.images_per_class > self.birds.train_classes:
             raise ValueError(
                 f"a batch of {self.batch_size // self.images_per_class} classes from {self.birds.train_classes} training "
@@ -223,13 +229,13 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         if self.objective.lambda_kl > 0 and self.prompt.variant == "generic":
             raise ValueError(
-                "objective.lambda_kl > 0 with prompt.variant = \"generic\": the generic prompt describes no image, so "
+                'objective.lambda_kl > 0 with prompt.variant = "generic": the generic prompt describes no image, so '
                 "L_KL is undefined; set objective.lambda_kl = 0"
             )
         if self.objective.lambda_kl > 0 and self.model.pooler != "attention":
             raise ValueError(
                 f'objective.lambda_kl > 0 with model.pooler = "{self.model.pooler}": only the attention pooler has '
-                "weights to align; set objective.lambda_kl = 0 or model.pooler = \"attention\""
+                'weights to align; set objective.lambda_kl = 0 or model.pooler = "attention"'
             )
         if self.rollout.pairs_per_batch > self.data.batch_size:
             raise ValueError(
@@ -237,6 +243,11 @@ class RunConfig(Section):
                 "images; expected at most one pair per image; lower rollout.pairs_per_batch"
             )
         return self
+
+    @property
+    def needs_mllm(self) -> bool:
+        """True when the frozen MLLM is needed: to train with it, or to judge evaluation pairs."""
+        return self.objective.needs_rollouts or self.evaluation.verdict_pairs > 0
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""

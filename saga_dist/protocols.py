@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from saga_dist.config import RunConfig
 from saga_dist.types import Completions, EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling
 from saga_dist.types import ScoredGroup, StepResult, TokenGradients
 
@@ -39,6 +40,17 @@ class GradientHandle:
     num_tokens: int
     log_prob_gap: float
 
+    @classmethod
+    def of(cls, gradients: TokenGradients, handle: Any = None) -> GradientHandle:
+        """Returns the coordinator's view of ``gradients``; ``handle`` defaults to the record itself."""
+        return cls(
+            pair_id=gradients.pair_id,
+            handle=gradients if handle is None else handle,
+            loss=gradients.loss,
+            num_tokens=gradients.num_tokens,
+            log_prob_gap=gradients.log_prob_gap,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
@@ -48,6 +60,8 @@ class Embeddings:
     labels_I: np.ndarray
     attributes_IA: np.ndarray | None = None
     """[I, A] int64 ground-truth attributes where the data has them (the built-in birds)."""
+    attribute_names: tuple[str, ...] = ()
+    """A names."""
 
 
 @runtime_checkable
@@ -85,6 +99,9 @@ class ReplayWorker(Protocol):
     def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
         """Returns dL_GRPO/d(tokens) and the attention targets of one group."""
 
+    def backbone_digest(self) -> str:
+        """Returns the sha256 over the frozen backbone's weights: equal before and after any run."""
+
 
 class WorkerPool(Protocol[TaskT, ResultT]):
     """Workers behind one queue. Tasks are independent; a pool retries, replaces workers and keeps every wait finite."""
@@ -103,6 +120,9 @@ class WorkerPool(Protocol[TaskT, ResultT]):
     def num_pending(self) -> int:
         """Tasks submitted and not yet collected."""
 
+    def metrics(self) -> dict[str, float]:
+        """Returns counters since the last call (leases, retries, replacements, busy seconds), named ``pool/...``."""
+
     def close(self) -> None: ...
 
 
@@ -113,14 +133,20 @@ class Learner(Protocol):
     def step(self) -> int:
         """Optimizer steps done so far; also the encoder version."""
 
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the int64 [I] labels of a split; only the learner needs to reach the images."""
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
         """Injects token gradients, adds the attention alignment, clips, and takes one optimizer step."""
 
-    def embed(self, split: str) -> Embeddings:
-        """Returns the embeddings of a whole split (``train``, ``val``, ``test``, ``probe``)."""
+    def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
+        """Returns the embeddings of a split (``train``, ``val``, ``test``, ``probe``).
+
+        With ``pretrained`` the pooler is left out: normalised mean of the main tokens, the zero-shot row of a table.
+        """
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[Any]:
         """Returns token handles for evaluation pairs of a split, without gradient or augmentation."""
@@ -134,9 +160,6 @@ class Learner(Protocol):
     def save_encoder(self, folder: Path) -> None:
         """Writes the deployable encoder (tower + pooler, no MLLM)."""
 
-    def frozen_digest(self) -> str:
-        """Returns the sha256 of the frozen backbone's weights ('' without a backbone)."""
-
 
 @runtime_checkable
 class Runtime(Protocol):
@@ -145,5 +168,11 @@ class Runtime(Protocol):
     learner: Learner
     rollouts: WorkerPool[RolloutTask, ScoredGroup]
     replays: WorkerPool[ReplayTask, GradientHandle]
+
+    def renew_learner(self, config: RunConfig) -> None:
+        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+
+    def backbone_digest(self) -> str:
+        """Returns the sha256 over the frozen backbone that replay differentiates through ('' without rollouts)."""
 
     def close(self) -> None: ...

@@ -1,0 +1,155 @@
+"""The command line. Heavy imports happen inside the commands: --help and --dry-run stay fast.
+
+Exit codes: 0 done; 1 a failure of the system; 2 a mistake the user can mend (one line); 3 stopped on request after writing
+a checkpoint (the same command resumes).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saga_dist.errors import SagaError
+
+app = typer.Typer(
+    name="saga-dist",
+    help="Train an image-retrieval encoder with a frozen multimodal LLM as its critic (SAGA).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="where the run lives; the same directory resumes")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log every event")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="resolve and check the configuration, train nothing")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train from a configuration; the same command resumes."""
+    from saga_dist.config import load_config
+
+    resolved = load_config(config, overrides or [])
+    directory = _run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
+    if dry_run:
+        from saga_dist.preflight import describe
+
+        typer.echo(describe(resolved, directory))
+        return
+    _configure_logging(verbose)
+    from rich.console import Console
+
+    from saga_dist import run
+    from saga_dist.console import insight_table, results_table, step_progress
+
+    console = Console()
+    with step_progress(console, "train", resolved.run.steps) as on_step:
+        results = run.train(resolved, directory, on_step=on_step)
+    console.print(results_table(results.methods, split="test", title="unseen classes (test)"))
+    if any(method.verdicts or method.probes for method in results.methods):
+        names = list(dict.fromkeys(name for method in results.methods for name in method.probes or {}))
+        console.print(insight_table(results.methods, names))
+    console.print(f"run directory: {directory}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run_directory: Annotated[
+        Path, typer.Argument(help="run directory of a finished or running training", metavar="RUN")
+    ],
+    split: Annotated[str, typer.Option(help="test or val")] = "test",
+) -> None:
+    """Evaluate the encoder of a run on unseen classes."""
+    from rich.console import Console
+
+    from saga_dist.console import results_table
+    from saga_dist.evaluation import evaluate_encoder
+
+    result = evaluate_encoder(run_directory, split)
+    Console().print(results_table([result], split=split, title=f"{run_directory} ({split})"))
+
+
+@app.command()
+def demo(
+    run_dir: RunDir = None,
+    runtime: Annotated[str, typer.Option(help="ray or serial")] = "ray",
+    engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+    ablations: Annotated[bool, typer.Option(help="add the rows + GRPO only and + KL only")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps per row")] = 80,
+    verbose: Verbose = False,
+) -> None:
+    """Train on the built-in birds, for real: pre-trained, metric loss only, SAGA."""
+    _configure_logging(verbose)
+    from saga_dist.demo import run_demo
+
+    directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")  # a demo without --run-dir starts afresh
+    run_demo(directory, runtime=runtime, engine=engine, ablations=ablations, steps=steps)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file; without it the built-in birds", metavar="[CONFIG.toml]")
+    ] = None,
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="judge one pair through the real engine")] = True,
+) -> None:
+    """Check this machine and a configuration before a run: devices, versions, memory, model, data, one real pair."""
+    _configure_logging(verbose=False)
+    from saga_dist.doctor import examine
+
+    raise typer.Exit(examine(config, overrides or [], smoke=smoke))
+
+
+def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:
+    return option or (Path(configured) if configured else default)
+
+
+def _configure_logging(verbose: bool) -> None:
+    # Before any heavy import: libraries read these once.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and an exit code."""
+    try:
+        app()
+    except SagaError as error:
+        line = " ".join(str(error).split())
+        typer.echo(f"error: {_printable(line)}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _printable(text: str) -> str:
+    """Escapes what a terminal would obey."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+if __name__ == "__main__":
+    main()

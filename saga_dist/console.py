@@ -1,0 +1,117 @@
+"""What a person sees in the terminal: one live line while training, tables at the end. Untrusted text never reaches it raw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from saga_dist.retrieval.results import MethodResult
+    from saga_dist.types import StepResult
+
+LINES_WITHOUT_TERMINAL = 20
+"""Progress lines per run where output goes to a file or a job log."""
+
+
+@contextmanager
+def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Callable[[StepResult], None]]:
+    """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere."""
+    if not console.is_terminal:
+        every = max(1, num_steps // LINES_WITHOUT_TERMINAL)
+
+        def print_line(result: StepResult) -> None:
+            if result.step % every == 0 or result.step == num_steps:
+                console.print(
+                    f"{title}  step {result.step}/{num_steps}  {step_line(result)}", highlight=False, soft_wrap=True
+                )
+
+        yield print_line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=num_steps, line="")
+        yield lambda result: progress.update(task, completed=result.step, line=step_line(result))
+
+
+def step_line(result: StepResult) -> str:
+    """Returns a step's numbers in one line: reward, contributing share, verdict accuracy, losses, tokens/s."""
+    metrics = result.metrics
+    parts = []
+    for label, name, form in (
+        ("reward", "rollout/reward_mean", ".2f"),
+        ("contributing", "rollout/contributing_share", ".0%"),
+        ("json", "rollout/json_valid_share", ".0%"),
+        ("dml", "loss/dml", ".3f"),
+        ("grpo", "loss/grpo", "+.3f"),
+        ("kl", "loss/kl", ".3f"),
+    ):
+        if name in metrics:
+            parts.append(f"{label} {metrics[name]:{form}}")
+    seconds = metrics.get("step/wall_s", 0.0)
+    if seconds and "rollout/tokens" in metrics:
+        parts.append(f"{metrics['rollout/tokens'] / seconds:.0f} tok/s")
+    parts.append(f"{seconds:.2f} s/step")
+    return "  ".join(parts)
+
+
+def results_table(methods: Iterable[MethodResult], *, split: str, title: str) -> Table:
+    """Returns the table of retrieval results on a split, one row per method."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for heading in ("R@1", "95% interval", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
+        table.add_column(heading, justify="right")
+    for method in methods:
+        result = method.splits[split]
+        low, high = result.confidence_interval
+        recalls = [
+            f"{100 * value:.1f}"
+            for value in (result.recall_at_1, result.recall_at_2, result.recall_at_4, result.recall_at_8)
+        ]
+        table.add_row(
+            method.name,
+            recalls[0],
+            f"{100 * low:.1f} – {100 * high:.1f}",
+            *recalls[1:],
+            f"{result.nmi:.3f}",
+            f"{method.optimizer_steps}",
+            f"{method.wall_s:.0f}",
+        )
+    return table
+
+
+def insight_table(methods: Iterable[MethodResult], attributes: Iterable[str]) -> Table:
+    """Returns verdict accuracy (same and different apart) and linear-probe accuracy per attribute, one row per method."""
+    table = Table(
+        title="verdicts on pairs of unseen species, linear probes of the embedding on unseen species",
+        title_justify="left",
+    )
+    table.add_column("method")
+    for heading in ("verdict same", "different", "json", *attributes):
+        table.add_column(heading, justify="right")
+    for method in methods:
+        judged, probes = method.verdicts, method.probes or {}
+        cells = (
+            [
+                f"{100 * value:.0f}"
+                for value in (judged.same_accuracy, judged.different_accuracy, judged.json_valid_share)
+            ]
+            if judged
+            else ["–"] * 3
+        )
+        table.add_row(
+            method.name, *cells, *(f"{100 * probes[name]:.0f}" if name in probes else "–" for name in attributes)
+        )
+    return table

@@ -1,0 +1,144 @@
+"""Evaluation on classes the encoder never trained on: retrieval, verdicts of the frozen MLLM, linear probes.
+
+Model selection looks at validation classes only; test classes are met once, by the selected step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saga_dist.config import RunConfig
+from saga_dist.counters import counter_seed
+from saga_dist.data.sampling import evaluation_pairs
+from saga_dist.objectives.reward import json_is_valid
+from saga_dist.pools import run_all
+from saga_dist.protocols import Embeddings, Learner, Runtime
+from saga_dist.retrieval.metrics import clustered_interval, nmi, recall_at_k
+from saga_dist.retrieval.probe import linear_probe_accuracy
+from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
+from saga_dist.types import RolloutTask, Sampling
+
+if TYPE_CHECKING:
+    from saga_dist.data.layouts import ImageSet
+    from saga_dist.models.encoder import Encoder
+
+RECALL_AT = (1, 2, 4, 8)
+
+
+def validation_recall(learner: Learner) -> float:
+    """Returns Recall@1 on the validation classes."""
+    embeddings = learner.embed("val")
+    return float(recall_at_k(embeddings.values_IE, embeddings.labels_I, ks=(1,)).recall[1])
+
+
+def retrieval_result(embeddings: Embeddings, *, seed: int, resamples: int) -> SplitResult:
+    """Returns Recall@{1,2,4,8}, NMI and a class-clustered 95 % interval of Recall@1."""
+    found = recall_at_k(embeddings.values_IE, embeddings.labels_I, ks=RECALL_AT)
+    low, high = clustered_interval(found.correct_at_1_I, embeddings.labels_I, seed=seed, num_resamples=resamples)
+    return SplitResult(
+        recall_at_1=found.recall[1],
+        recall_at_2=found.recall[2],
+        recall_at_4=found.recall[4],
+        recall_at_8=found.recall[8],
+        nmi=nmi(embeddings.values_IE, embeddings.labels_I, seed=seed),
+        confidence_interval=(low, high),
+        num_queries=len(embeddings.labels_I),
+        num_classes=len(np.unique(embeddings.labels_I)),
+        num_unfindable=found.num_unfindable,
+    )
+
+
+def evaluate_method(
+    name: str,
+    runtime: Runtime,
+    config: RunConfig,
+    *,
+    splits: Sequence[str],
+    pretrained: bool = False,
+    selected_step: int = 0,
+    wall_s: float = 0.0,
+) -> MethodResult:
+    """Returns one row of results for the learner's present weights.
+
+    Args:
+        splits: ``val`` and, once the step is selected, ``test``; verdicts and probes belong to ``test``.
+        pretrained: judge the tower as it came, mean-pooled.
+    """
+    learner, settings = runtime.learner, config.evaluation
+    results = {
+        split: retrieval_result(
+            learner.embed(split, pretrained=pretrained),
+            seed=config.run.seed,
+            resamples=settings.bootstrap_resamples,
+        )
+        for split in splits
+    }
+    on_test = "test" in splits
+    return MethodResult(
+        name=name,
+        splits=results,
+        seeds=(config.run.seed,),
+        wall_s=wall_s,
+        optimizer_steps=0 if pretrained else config.run.steps,
+        selected_step=max(0, selected_step),
+        verdicts=judge_pairs(runtime, config) if on_test and settings.verdict_pairs else None,
+        probes=attribute_probes(learner, pretrained=pretrained) if on_test else None,
+    )
+
+
+def judge_pairs(runtime: Runtime, config: RunConfig) -> VerdictResult:
+    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on pairs of test classes (greedy)."""
+    settings = config.rollout
+    labels_I = runtime.learner.labels("test")
+    pairs = evaluation_pairs(labels_I, config.evaluation.verdict_pairs, counter_seed(config.run.seed, "verdict pairs"))
+    sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=settings.max_tokens, seed=0)
+    handles = runtime.learner.encode_pairs("test", pairs)
+    tasks = [RolloutTask(pair, handle, sampling) for pair, handle in zip(pairs, handles, strict=True)]
+    groups = run_all(runtime.rollouts, tasks)
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for group in groups:
+        right[group.pair.same].append(group.verdicts[0] == group.pair.same)
+    valid = [json_is_valid(group.completions.texts[0]) for group in groups]
+    return VerdictResult(
+        same_accuracy=float(np.mean(right[True])),
+        different_accuracy=float(np.mean(right[False])),
+        json_valid_share=float(np.mean(valid)),
+        num_same=len(right[True]),
+        num_different=len(right[False]),
+    )
+
+
+def attribute_probes(learner: Learner, *, pretrained: bool = False) -> dict[str, float] | None:
+    """Returns linear-probe accuracy per attribute, fitted on the ``probe`` split, measured on ``test``; None without."""
+    if not len(learner.labels("probe")):
+        return None
+    fit, test = (learner.embed(split, pretrained=pretrained) for split in ("probe", "test"))
+    if fit.attributes_IA is None or test.attributes_IA is None:
+        return None
+    accuracy = linear_probe_accuracy(fit.values_IE, fit.attributes_IA, test.values_IE, test.attributes_IA)
+    return {name: float(value) for name, value in zip(test.attribute_names, accuracy, strict=True)}
+
+
+def embed_images(encoder: Encoder, images: ImageSet) -> Embeddings:
+    """Returns the embeddings of a split by a deployed encoder."""
+    values_IE = encoder.encode([images.image(index) for index in range(len(images))])
+    return Embeddings(values_IE, images.labels_I, images.attributes_IA)
+
+
+def evaluate_encoder(run_directory: Path, split: str) -> MethodResult:
+    """Returns retrieval results of a run's deployed encoder (``model/``), with no learner and no MLLM."""
+    from saga_dist.assembly import build_splits
+    from saga_dist.models.encoder import load
+    from saga_dist.run import load_run_config
+
+    config = load_run_config(run_directory)
+    images = build_splits(config.data, seed=config.run.seed).named(split)
+    encoder = load(run_directory / "model")
+    result = retrieval_result(
+        embed_images(encoder, images), seed=config.run.seed, resamples=config.evaluation.bootstrap_resamples
+    )
+    return MethodResult(name=str(run_directory.name), splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)

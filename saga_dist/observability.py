@@ -1,0 +1,49 @@
+"""The run's diary: one JSON line per step, names ``stage/quantity_unit``, rewound on resume so that no step is told twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from saga_dist.errors import CheckpointError
+from saga_dist.files import write_atomic
+from saga_dist.types import StepResult
+
+
+class MetricsLog:
+    """Appends step results to ``metrics.jsonl``; each row is flushed when it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, result: StepResult) -> None:
+        """Appends one row ``{"step": ..., "stage/quantity": ...}``."""
+        row = {"step": result.step, **result.metrics}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate(self, *, after_step: int) -> None:
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        if not self._path.exists():
+            return
+        kept = [row for row in self.rows(allow_cut_tail=True) if row["step"] <= after_step]
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def rows(self, *, allow_cut_tail: bool = False) -> list[dict[str, float]]:
+        """Returns all rows.
+
+        Raises:
+            CheckpointError: a line is not JSON (with ``allow_cut_tail``: a line other than the last).
+        """
+        rows = []
+        lines = self._path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if allow_cut_tail and number == len(lines):
+                    break
+                raise CheckpointError(
+                    "not a JSON row", where=f"{self._path}:{number}", fix="delete the line"
+                ) from error
+        return rows

@@ -1,0 +1,150 @@
+"""A run: its directory, and training from a configuration to results.
+
+config.json  metrics.jsonl  rollouts/  checkpoints/step_*/  model/  results.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from saga_dist.config import RunConfig, parse_config
+from saga_dist.coordinator import Coordinator
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.evaluation import evaluate_method
+from saga_dist.files import write_atomic
+from saga_dist.protocols import Runtime
+from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.types import StepResult
+
+log = logging.getLogger(__name__)
+
+
+def open_run_directory(path: Path, config: RunConfig) -> Path:
+    """Returns the run directory, new or resumed, with ``config.json`` in it.
+
+    Raises:
+        ConfigError: it cannot be made, holds other files, or belongs to another configuration.
+    """
+    saved = path / "config.json"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not saved.exists():
+            if any(path.iterdir()):
+                raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
+            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be used ({error.strerror})", where=str(path), fix="choose another --run-dir"
+        ) from error
+    differences = load_run_config(path).differences(config)
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise ConfigError(
+            f"the run directory belongs to another configuration: {differences[0]}{more}",
+            where=str(path),
+            fix="choose a new --run-dir or use the old values",
+        )
+    return path
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Returns the resolved configuration of a run directory."""
+    saved = path / "config.json"
+    try:
+        tree = json.loads(saved.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
+    except ValueError as error:
+        raise CheckpointError("not valid JSON", where=str(saved), fix="choose a new --run-dir") from error
+    return parse_config(tree, where=str(saved))
+
+
+def build_runtime(config: RunConfig) -> Runtime:
+    """Returns the configured runtime; the only place that chooses, so that a serial run never imports Ray."""
+    if config.runtime.kind == "serial":
+        from saga_dist.runtime_serial import SerialRuntime
+
+        return SerialRuntime(config)
+    from saga_dist.cluster.runtime import RayRuntime
+
+    return RayRuntime(config)
+
+
+def train_method(
+    name: str,
+    config: RunConfig,
+    runtime: Runtime,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    evaluate_test: bool = True,
+) -> MethodResult:
+    """Trains with an open runtime, selects the step on validation classes, evaluates it, writes ``model/``.
+
+    Args:
+        name: of the row in ``results.json``.
+        evaluate_test: False while tuning: then only validation classes are looked at.
+
+    Raises:
+        Interrupted: ``should_stop`` said so; a checkpoint was written.
+    """
+    started = time.monotonic()
+    sampler = ClassBalancedSampler(
+        runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
+    )
+    coordinator = Coordinator(config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop)
+    selection = coordinator.run()
+    coordinator.restore_selected()
+    runtime.learner.save_encoder(run_dir / "model")
+    return evaluate_method(
+        name,
+        runtime,
+        config,
+        splits=("val", "test") if evaluate_test else ("val",),
+        selected_step=selection.step,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
+    """Trains one configuration from start or resume to ``results.json`` and returns the results."""
+    open_run_directory(run_dir, config)
+    with stop_on_signal() as should_stop:
+        runtime = build_runtime(config)
+        try:
+            before = runtime.backbone_digest()
+            pretrained = evaluate_method("pre-trained", runtime, config, splits=("val", "test"), pretrained=True)
+            trained = train_method("trained", config, runtime, run_dir, on_step=on_step, should_stop=should_stop)
+            results = Results(methods=[pretrained, trained], backbone_unchanged=runtime.backbone_digest() == before)
+        finally:
+            runtime.close()
+    results.save(run_dir / "results.json")
+    return results
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and SIGINT into a question: has someone asked to stop? The second SIGINT interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        log.warning("%s: finishing this step, then writing a checkpoint", signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,346 @@
+"""The learner: the only part that changes anything.
+
+One optimizer step is a series of ``encode`` calls and one ``finish_step``:
+
+    encode       images ──tower──► X ──detach──► leaf ──pooler──► z ──► L_DML, backward to the leaf and the pooler
+    (elsewhere)  rollout and replay turn X into dL_GRPO/dX
+    finish_step  leaf.grad += dL_GRPO/dX;  L_KL into the pooler;  X.backward(leaf.grad): one backward through the tower
+
+Cutting the graph at the tokens and adding what comes back is the chain rule, so the result is that of end-to-end autograd.
+
+What the paper leaves open and how it is read here: a step's further micro-batches add their metric gradients (a sum, as
+Algorithm 1 is written); see ``optimization.py`` for clipping.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from saga_dist.checkpoint import load_optimizer, load_tensors, save_optimizer, save_tensors
+from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
+from saga_dist.counters import counter_generator
+from saga_dist.data.images import augment
+from saga_dist.data.layouts import ImageSet, Splits
+from saga_dist.errors import CheckpointError, TrainingError
+from saga_dist.models.encoder import Encoder
+from saga_dist.models.families.base import PixelBatch
+from saga_dist.objectives.attention import attention_alignment_loss
+from saga_dist.protocols import EncodedBatch, Embeddings
+from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(slots=True)
+class _OpenBatch:
+    """A micro-batch whose tower graph waits for its token gradients."""
+
+    tokens_NW: torch.Tensor
+    """Tower output, graph attached."""
+    leaf_NW: torch.Tensor
+    """The same values, detached; ``leaf_NW.grad`` collects dL/dX of all losses."""
+    rows: dict[int, slice]
+    """Image id to its rows."""
+
+
+class Learner:
+    """Owns encoder, metric loss and optimizer; implements ``protocols.Learner``.
+
+    Args:
+        encoder: tower (trainable) and pooler.
+        metric_loss: maps ([I, E] float32 embeddings, [I] labels) to L_DML; its parameters are the proxies.
+        splits: the images; the learner reads them itself, so pixels never travel.
+        data, objective, optimizer: their sections of the configuration.
+        num_steps: optimizer steps of the whole run, for the schedule.
+        autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32), or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        metric_loss: nn.Module,
+        splits: Splits,
+        data: DataSection,
+        objective: ObjectiveSection,
+        optimizer: OptimizerSection,
+        num_steps: int,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.metric_loss = metric_loss.to(encoder.device)
+        self._splits, self._data, self._objective, self._settings = splits, data, objective, optimizer
+        self._num_steps = num_steps
+        self._autocast_dtype = autocast_dtype
+        self._step = 0
+        self._open: list[_OpenBatch] = []
+        self._batch_of_pair: dict[str, tuple[_OpenBatch, ImagePair]] = {}
+        self._metrics: dict[str, list[float]] = {}
+        self.optimizer = build_optimizer(
+            optimizer, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far; also the encoder version."""
+        return self._step
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the int64 [I] labels of a split."""
+        return self._splits.named(split).labels_I
+
+    # ------------------------------------------------------------------ one training step
+
+    def encode(self, batch: MicroBatch) -> EncodedBatch:
+        """Encodes a micro-batch, back-propagates lambda_dml * L_DML to the tokens, and publishes each pair's tokens.
+
+        Returns one ``EncoderTokens`` per pair, in the order of the batch's pairs (SAGA Algorithm 1, phase A).
+        """
+        if batch.step != self._step:
+            raise TrainingError(f"micro-batch of step {batch.step}", where="learner", expected=f"step {self._step}")
+        if batch.index == 0:  # a step that was given up half-way must leave nothing in this one
+            self._forget_open_batches()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.encoder.train()
+        pixels = self._pixels(self._splits.train, batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        tokens_NW = self._run_tower(pixels)
+        opened = _OpenBatch(tokens_NW, tokens_NW.detach().requires_grad_(), _rows(batch.image_ids, pixels.lengths))
+        self._back_propagate_metric_loss(opened, pixels.lengths, batch.labels)
+        self._open.append(opened)
+        self._batch_of_pair.update({pair.pair_id: (opened, pair) for pair in batch.pairs})
+        grids = dict(zip(batch.image_ids, pixels.grids, strict=True))
+        handles = self._publish(opened.leaf_NW.detach(), opened.rows, grids, batch.pairs)
+        return EncodedBatch(handles=tuple(handles), metrics={})
+
+    def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
+        """Takes one optimizer step from the token gradients of the step's groups (SAGA Algorithm 1, phase C).
+
+        Args:
+            handles: token gradients of the contributing groups; empty when only the metric loss trains.
+
+        Raises:
+            TrainingError: a gradient is not finite, or belongs to another step.
+        """
+        grpo_norm = self._inject(handles)
+        self._back_propagate_alignment(handles)
+        for opened in self._open:
+            opened.tokens_NW.backward(opened.leaf_NW.grad)
+        self._forget_open_batches()
+        norm = clip_gradients(self.optimizer, self._settings.clip_norm)
+        factor = schedule_factor(self._settings, self._step, self._num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._step += 1
+        metrics = {name: float(np.mean(values)) for name, values in self._metrics.items()}
+        self._metrics.clear()
+        metrics |= {
+            "loss/grpo": sum(gradient.loss for gradient in handles),
+            "gradient/total_norm": norm,
+            "gradient/grpo_at_tokens_norm": grpo_norm,
+            "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
+        }
+        return StepResult(step=self._step, metrics=metrics)
+
+    def _back_propagate_metric_loss(self, opened: _OpenBatch, lengths: Sequence[int], labels: Sequence[int]) -> None:
+        main_ND = opened.leaf_NW[:, : self.encoder.tower.layout.width]
+        embeddings_IE = self.encoder.pooler(main_ND.split(list(lengths))).embeddings_IE
+        loss = self.metric_loss(embeddings_IE.float(), torch.as_tensor(labels, device=embeddings_IE.device))
+        (self._objective.lambda_dml * loss).backward()
+        if opened.leaf_NW.grad is None:  # max pooling of a constant, lambda_dml = 0: nothing reached the tokens
+            opened.leaf_NW.grad = torch.zeros_like(opened.leaf_NW)
+        self._note("loss/dml", loss.item())
+        self._note("gradient/dml_at_tokens_norm", opened.leaf_NW.grad.norm().item())
+
+    def _inject(self, gradients: Sequence[TokenGradients]) -> float:
+        """Adds lambda_lm * dL_GRPO/dX to the leaves and returns its norm."""
+        squared = 0.0
+        for gradient in gradients:
+            opened, pair = self._of_this_step(gradient)
+            if not torch.isfinite(gradient.values_NW).all():
+                raise TrainingError(
+                    "token gradient is not finite", where=f"pair {gradient.pair_id}", fix="see rollouts/"
+                )
+            values_NW = self._objective.lambda_lm * gradient.values_NW.to(opened.leaf_NW.device)
+            rows_a, rows_b = opened.rows[pair.image_a], opened.rows[pair.image_b]
+            num_a = rows_a.stop - rows_a.start
+            assert opened.leaf_NW.grad is not None
+            opened.leaf_NW.grad[rows_a] += values_NW[:num_a]
+            opened.leaf_NW.grad[rows_b] += values_NW[num_a:]
+            squared += values_NW.square().sum().item()
+        return math.sqrt(squared)
+
+    def _back_propagate_alignment(self, gradients: Sequence[TokenGradients]) -> None:
+        """lambda_kl * L_KL into the pooler only: tokens and targets are constants (SAGA Eq. 7).
+
+        The mean runs over all reward-1 completions of the buffer, so a group weighs as many as it has.
+        """
+        num_attended = sum(gradient.num_attended for gradient in gradients)
+        if not self._objective.lambda_kl or not num_attended:
+            return
+        total = torch.zeros((), device=self.encoder.device)
+        for gradient in gradients:
+            if not gradient.num_attended:
+                continue
+            opened, pair = self._of_this_step(gradient)
+            assert gradient.attention_a_N is not None and gradient.attention_b_N is not None
+            loss = torch.as_tensor(gradient.negative_entropy, device=total.device)
+            for image, target_N in ((pair.image_a, gradient.attention_a_N), (pair.image_b, gradient.attention_b_N)):
+                main_ND = opened.leaf_NW.detach()[opened.rows[image], : self.encoder.tower.layout.width]
+                log_beta_N = self.encoder.pooler.log_weights([main_ND])[0]
+                loss = loss + attention_alignment_loss(target_N.to(total.device), 0.0, log_beta_N)
+            total = total + loss * gradient.num_attended / num_attended
+        (self._objective.lambda_kl * total).backward()
+        self._note("loss/kl", total.item())
+
+    def _of_this_step(self, gradient: TokenGradients) -> tuple[_OpenBatch, ImagePair]:
+        found = self._batch_of_pair.get(gradient.pair_id)
+        if found is None or gradient.encoder_version != self._step:
+            raise TrainingError(
+                f"token gradient of encoder version {gradient.encoder_version}",
+                where=f"pair {gradient.pair_id}",
+                expected=f"a pair encoded in this step, version {self._step}",
+            )
+        return found
+
+    def _note(self, name: str, value: float) -> None:
+        self._metrics.setdefault(name, []).append(value)
+
+    def _forget_open_batches(self) -> None:
+        self._open.clear()
+        self._batch_of_pair.clear()
+
+    # ------------------------------------------------------------------ forward passes
+
+    def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
+        """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
+        images = self._splits.named(split)
+        chunks = []
+        for pixels in self._evaluation_batches(images, range(len(images))):
+            main_ND = self._run_tower(pixels)[:, : self.encoder.tower.layout.width]
+            per_image = main_ND.split(list(pixels.lengths))
+            if pretrained:
+                means_ID = torch.stack([image_ND.float().mean(0) for image_ND in per_image])
+                embeddings_IE = nn.functional.normalize(means_ID, dim=-1)
+            else:
+                embeddings_IE = self.encoder.pooler(per_image).embeddings_IE
+            chunks.append(embeddings_IE.float().cpu().numpy())
+        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, images.attribute_names)
+
+    def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
+        """Returns the tokens of evaluation pairs, without gradient or augmentation."""
+        images = self._splits.named(split)
+        wanted = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
+        tokens, lengths, grids = [], [], []
+        for pixels in self._evaluation_batches(images, wanted):
+            tokens.append(self._run_tower(pixels))
+            lengths += pixels.lengths
+            grids += pixels.grids
+        return self._publish(torch.cat(tokens), _rows(wanted, lengths), dict(zip(wanted, grids)), pairs)
+
+    def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[PixelBatch]:
+        self.encoder.eval()
+        with torch.no_grad():
+            for start in range(0, len(image_ids), EVALUATION_BATCH):
+                yield self._pixels(images, image_ids[start : start + EVALUATION_BATCH])
+
+    def _pixels(
+        self, images: ImageSet, image_ids: Sequence[int], *, augmentation_seed: int | None = None
+    ) -> PixelBatch:
+        arrays = [images.image(index) for index in image_ids]
+        if augmentation_seed is not None:
+            arrays = [
+                augment(
+                    array,
+                    counter_generator(augmentation_seed, index),
+                    flip=self._data.flip,
+                    shift=self._data.shift,
+                    color_jitter=self._data.color_jitter,
+                )
+                for index, array in zip(image_ids, arrays)
+            ]
+        return self.encoder.tower.preprocess(arrays)
+
+    def _run_tower(self, pixels: PixelBatch) -> torch.Tensor:
+        with torch.autocast(
+            self.encoder.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
+        ):
+            tokens_NW = self.encoder.tower(pixels)
+        return tokens_NW if self._autocast_dtype is None else tokens_NW.to(self._autocast_dtype)
+
+    def _publish(
+        self,
+        tokens_NW: torch.Tensor,
+        rows: dict[int, slice],
+        grids: dict[int, tuple[int, int, int]],
+        pairs: Sequence[ImagePair],
+    ) -> list[EncoderTokens]:
+        def of_pair(pair: ImagePair) -> EncoderTokens:
+            images = (pair.image_a, pair.image_b)
+            return EncoderTokens(
+                pair_id=pair.pair_id,
+                values_NW=torch.cat([tokens_NW[rows[image]] for image in images]),
+                lengths=tuple(rows[image].stop - rows[image].start for image in images),
+                grids=tuple(grids[image] for image in images),
+                num_deepstack=self.encoder.tower.layout.num_deepstack,
+                encoder_version=self._step,
+            )
+
+        return [of_pair(pair) for pair in pairs]
+
+    # ------------------------------------------------------------------ state
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, optimizer state and step into ``folder`` (safetensors and JSON, no pickle)."""
+        save_tensors(folder / "learner.safetensors", self._state())
+        save_optimizer(folder, self.optimizer)
+        (folder / "learner.json").write_text(json.dumps({"step": self._step}), "utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape than this configuration's model.
+        """
+        saved, own = load_tensors(folder / "learner.safetensors"), self._state()
+        shapes, expected = ({name: tensor.shape for name, tensor in state.items()} for state in (saved, own))
+        wrong = [name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)]
+        if wrong:
+            raise CheckpointError(
+                f"tensor {min(wrong)} does not fit the model",
+                where=str(folder),
+                fix="resume with the config of this run",
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+        load_optimizer(folder, self.optimizer)
+        self._step = int(json.loads((folder / "learner.json").read_text("utf-8"))["step"])
+        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_open_batches()
+
+    def save_encoder(self, folder: Path) -> None:
+        """Writes the deployable encoder: tower and pooler, no MLLM."""
+        self.encoder.save(folder)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        parts = {"tower": self.encoder.tower, "pooler": self.encoder.pooler, "metric_loss": self.metric_loss}
+        return {
+            f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
+        }
+
+
+def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:
+    """Image id to its rows of the concatenated tokens."""
+    ends = np.cumsum(lengths)
+    return {image: slice(int(end - length), int(end)) for image, length, end in zip(image_ids, lengths, ends)}
