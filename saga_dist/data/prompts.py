@@ -131,8 +131,8 @@ def _generic(spec: PromptSpec) -> str:
 
 def _shape(spec: PromptSpec) -> str:
     values: dict[str, object] = {
-        spec.key_a: {key: "..." for key in spec.vocabulary.attribute_keys},
-        spec.key_b: {key: "..." for key in spec.vocabulary.attribute_keys},
+        spec.key_a: dict.fromkeys(spec.vocabulary.attribute_keys, "..."),
+        spec.key_b: dict.fromkeys(spec.vocabulary.attribute_keys, "..."),
         "differences": "...",
         "confidence": "|".join(CONFIDENCES),
         "reasoning": "one sentence",

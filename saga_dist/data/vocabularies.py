@@ -52,7 +52,9 @@ class Vocabulary:
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
             raise ConfigError(
-                f"attributes give the JSON key {repeated[0]!r} twice", where="prompt vocabulary", fix="rename one of them"
+                f"attributes give the JSON key {repeated[0]!r} twice",
+                where="prompt vocabulary",
+                fix="rename one of them",
             )
 
     @property

@@ -136,7 +136,9 @@ def _probe_species(config: BirdsSection) -> np.ndarray:
     codes = species()["pretrain"]
     if config.probe_images > len(codes):
         raise DataError(
-            f"probe_images = {config.probe_images}", where="data.birds", expected=f"at most {len(codes)} further species"
+            f"probe_images = {config.probe_images}",
+            where="data.birds",
+            expected=f"at most {len(codes)} further species",
         )
     return codes[counter_generator("standin probe", config.seed).permutation(len(codes))[: config.probe_images]]
 
