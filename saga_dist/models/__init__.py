@@ -1,0 +1,1 @@
+"""Encoder, pooler and the frozen language model, for every supported family of multimodal LLMs."""

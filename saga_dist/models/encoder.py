@@ -1,0 +1,210 @@
+"""The deployable encoder: tower and pooler, without any language model.
+
+A saved encoder is a folder:
+
+    config.json                format version, family, vision and pooler configuration, image size, package versions
+    model.safetensors          weights, ``tower.*`` and ``pooler.*``
+    preprocessor_config.json   the family's own
+    manifest.json              sha256 of each of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from saga_dist.errors import CheckpointError, DataError
+from saga_dist.models.families import family_class
+from saga_dist.models.families.base import VisionTower
+from saga_dist.models.pooler import Pooler
+from saga_dist.models.weights import fill
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageLike = Image | np.ndarray | str | Path
+
+FORMAT_VERSION = 1
+CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME = "config.json", "model.safetensors", "manifest.json"
+CONTENT = (CONFIG_NAME, WEIGHTS_NAME, "preprocessor_config.json")
+PACKAGES = ("saga_dist", "torch", "transformers", "safetensors", "numpy", "pillow")
+
+
+class Encoder(nn.Module):
+    """f_theta and c_phi: what is trained, and all that is left at inference.
+
+    Args:
+        tower: vision tower.
+        pooler: pooler for its tokens.
+        image_size: side of the square every image is brought to, pixels.
+    """
+
+    def __init__(self, tower: VisionTower, pooler: Pooler, *, image_size: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.pooler = pooler
+        self.image_size = image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.tower.parameters()).device
+
+    @property
+    def embedding_dim(self) -> int:
+        """E, the width of an embedding."""
+        return self.pooler.embedding_dim
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[ImageLike], *, batch_size: int = 64) -> np.ndarray:
+        """Returns embeddings [I, E] float32, l2-normalised.
+
+        Args:
+            images: PIL images, uint8 arrays [height, width, 3] (or [height, width]), or paths, mixed as you like;
+                turned upright, to RGB and to the saved image size.
+            batch_size: images that go through the tower at once.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            embeddings = list(self._embed_batches(list(images), batch_size))
+        finally:
+            self.train(was_training)
+        return np.concatenate(embeddings) if embeddings else np.zeros((0, self.embedding_dim), np.float32)
+
+    def _embed_batches(self, images: Sequence[ImageLike], batch_size: int) -> Iterator[np.ndarray]:
+        layout = self.tower.layout
+        for start in range(0, len(images), batch_size):
+            pixels = self.tower.preprocess(
+                [_square_rgb(image, self.image_size) for image in images[start : start + batch_size]]
+            )
+            main_ND = layout.main(self.tower(pixels))
+            yield self.pooler(main_ND.split(list(pixels.lengths))).embeddings_IE.cpu().numpy()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the encoder into a folder, which is made if need be; the manifest comes last."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "format_version": FORMAT_VERSION,
+            "family": self.tower.family,
+            "image_size": self.image_size,
+            "vision_config": self.tower.describe(),
+            "pooler": self.pooler.describe(),
+            "dtype": str(next(self.tower.parameters()).dtype).removeprefix("torch."),
+            "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        }
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
+        self.tower.save_preprocessing(folder)
+        manifest = {"sha256": {name: _digest(folder / name) for name in CONTENT}}
+        (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
+    """Returns a saved encoder, in evaluation mode; no language model, Ray or vLLM is needed.
+
+    Args:
+        path: folder that ``Encoder.save`` wrote.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: a file is missing or altered, or the format is of another version.
+        ModelError: the family is not known to this version.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(path)
+    _verify(folder)
+    config = _read_json(folder / CONFIG_NAME)
+    where = str(folder / CONFIG_NAME)
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"format version {config.get('format_version')!r}",
+            where=where,
+            expected=str(FORMAT_VERSION),
+            fix="read it with the version of saga_dist that wrote it",
+        )
+    try:
+        tower = family_class(config["family"], where=where).rebuild_tower(config["vision_config"], folder)
+        pooler = Pooler(**config["pooler"])
+        encoder = Encoder(tower, pooler, image_size=config["image_size"])
+        tower.to(getattr(torch, config["dtype"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
+    fill(encoder, load_file(folder / WEIGHTS_NAME), where=str(folder / WEIGHTS_NAME))
+    return encoder.to(device).eval()
+
+
+def _square_rgb(image: ImageLike, size: int) -> np.ndarray:
+    """An upright uint8 RGB square; an image that is one already comes through unchanged."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except OSError as error:
+            raise DataError(f"cannot be read ({error})", where=str(image), expected="an image file") from error
+    elif isinstance(image, Image.Image):
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+    else:
+        if image.dtype != np.uint8:
+            raise DataError(f"an array of {image.dtype}", where="images", expected="uint8 [height, width, 3]")
+        picture = Image.fromarray(image).convert("RGB")
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _verify(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError("no such folder", where=str(folder), expected="a folder with a saved encoder")
+    recorded = _read_json(folder / MANIFEST_NAME).get("sha256")
+    if not isinstance(recorded, dict) or set(recorded) != set(CONTENT):
+        raise CheckpointError("does not list the files of an encoder", where=str(folder / MANIFEST_NAME))
+    for name, digest in recorded.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError("is missing", where=str(file), fix="copy the whole folder again")
+        if (found := _digest(file)) != digest:
+            raise CheckpointError(
+                f"was altered (sha256 {found[:12]})", where=str(file), expected=digest[:12], fix="copy the folder again"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot be read ({error})", where=str(path), expected="a folder that Encoder.save wrote"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"holds a {type(content).__name__}", where=str(path), expected="a JSON object")
+    return content
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,266 @@
+"""What a family of multimodal LLMs must offer: a trainable tower, a frozen language model, and the wire between them.
+
+    images ──preprocess──► PixelBatch ──VisionTower──► values_NW ──(the wire)──► FrozenBackbone ──► log-probs, attention
+
+The wire layout is what vLLM takes as image embeddings: main tokens first, then the L DeepStack maps, side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from saga_dist.data.prompts import ChatFormat
+from saga_dist.models.model_files import ModelFiles
+from saga_dist.types import EncoderTokens, Grid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+"""Keys (after rotation) and values of every decoder layer: [B, H_kv, S, head width] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Sizes of the encoder tokens of one checkpoint."""
+
+    width: int
+    """D, the width of one level."""
+    num_deepstack: int
+    """L, the DeepStack maps that follow the main tokens."""
+    patch_size: int
+    merge_size: int
+    """Patches per side that make one token."""
+
+    @property
+    def wire_width(self) -> int:
+        """W = (1 + L) * D."""
+        return (1 + self.num_deepstack) * self.width
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels behind one token; image sides are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    def num_tokens(self, grid: Grid) -> int:
+        """Returns N, the tokens of an image with this patch grid."""
+        frames, rows, columns = grid
+        return frames * rows * columns // self.merge_size**2
+
+    def main(self, values_NW: torch.Tensor) -> torch.Tensor:
+        """Returns the main tokens [N, D], a view."""
+        return values_NW[:, : self.width]
+
+    def levels(self, values_NW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns the L DeepStack maps, [N, D] each, views."""
+        return values_NW.split(self.width, dim=1)[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBatch:
+    """Preprocessed images, ready for a tower."""
+
+    pixel_values: torch.Tensor
+    """[sum of patches, channels * frames * patch * patch] float32."""
+    grids: tuple[Grid, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each image after merging."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """A prompt with its image placeholders opened to one position per encoder token."""
+
+    token_ids_S: torch.Tensor
+    """[S] int64."""
+    images: tuple[slice, ...]
+    """Positions of each image's tokens."""
+    position_ids_RS: torch.Tensor
+    """[R, S] int64, one row per rotary axis."""
+    next_position: int
+    """Rotary position of the first generated token, on every axis."""
+
+    def image_positions(self) -> torch.Tensor:
+        """Returns [N] int64: the positions of all encoder tokens, in wire order."""
+        return torch.cat([torch.arange(image.start, image.stop) for image in self.images])
+
+
+class VisionTower(nn.Module, ABC):
+    """The trainable vision encoder f_theta: images to encoder tokens."""
+
+    family: ClassVar[str]
+    """Name of its family, as in a saved encoder."""
+    layout: TokenLayout
+
+    @abstractmethod
+    def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
+        """Returns pixels of uint8 [height, width, 3] images at exactly their size.
+
+        Raises:
+            DataError: an image is not uint8 RGB, or a side is not a multiple of ``layout.pixels_per_token``.
+        """
+
+    @abstractmethod
+    def forward(self, batch: PixelBatch) -> torch.Tensor:
+        """Returns values_NW [sum of N, (1 + L) * D] of all images one below the other, in wire layout."""
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Trades time for memory: layers are run again in the backward pass."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns what ``Family.rebuild_tower`` needs besides weights and preprocessing files, as JSON values."""
+
+    @abstractmethod
+    def save_preprocessing(self, folder: Path) -> None:
+        """Writes the preprocessing files into an existing folder."""
+
+
+class FrozenBackbone(nn.Module, ABC):
+    """The language model p_psi: gradients flow through it, never into it."""
+
+    layout: TokenLayout
+    num_layers: int
+
+    def freeze(self) -> None:
+        """Takes all parameters out of training, for good; call once the weights are in place."""
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stays in evaluation mode whatever is asked, so that a parent's ``train()`` cannot wake it."""
+        return super().train(False)
+
+    def digest(self) -> str:
+        """Returns the sha256 over names, types, shapes and bytes of all weights."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @abstractmethod
+    def lay_out(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
+        """Returns the prompt with one position per encoder token; ``prompt_ids`` has one placeholder per image.
+
+        Raises:
+            TokenError: the prompt has another number of placeholders than there are images.
+        """
+
+    @abstractmethod
+    def read_prompt(
+        self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
+    ) -> KeyValues:
+        """Returns keys and values of the positions up to ``span.stop``, the graph to ``values_NW`` attached.
+
+        Args:
+            prompt: the prompt.
+            values_NW: encoder tokens of all images; None when the span holds no image.
+            span: positions to run; what lies before them is in ``past``. An image lies wholly inside or outside.
+            past: keys and values of the positions before the span.
+        """
+
+    @abstractmethod
+    def read_completions(
+        self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
+    ) -> Continuation:
+        """Returns what the decoder makes of completions on top of what they share.
+
+        Args:
+            past: keys and values of all earlier positions; batch size 1 (shared, never copied G times) or G.
+            token_ids_GT: int64, right-padded; by causality padding reaches no earlier position.
+            first_position: rotary position of the first column.
+            probe_layer: decoder layer (from 0) whose attention is wanted.
+        """
+
+    @abstractmethod
+    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """Returns float32 logits [R, V]."""
+
+
+class AttentionProbe(ABC):
+    """Queries and keys of one decoder layer, kept from a run so that a few rows of attention can be read."""
+
+    @abstractmethod
+    def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
+        """Returns attention [R, prefix + T] float32, full softmax, mean over heads, from the chosen tokens.
+
+        Args:
+            completion: row of the batch.
+            columns: [R] int64, columns of ``token_ids_GT`` that look.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The decoder's run over G completions."""
+
+    hidden_GTD: torch.Tensor
+    """[G, T, D] after the last norm, in the backbone's dtype."""
+    past: KeyValues
+    """Keys and values of all positions so far, batch size G."""
+    probe: AttentionProbe | None
+    """Attention of the probed layer, when one was asked for."""
+
+
+class Family(ABC):
+    """One family bound to one checkpoint: makes its parts and knows its strings and ids."""
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    image_placeholder: ClassVar[str]
+    """What stands for one image in the text of a prompt."""
+    chat_format: ClassVar[ChatFormat]
+    """Its turn markers."""
+
+    def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
+        self.files = files
+        self.config = config
+
+    @property
+    @abstractmethod
+    def layout(self) -> TokenLayout:
+        """Sizes of the encoder tokens, from the configuration alone."""
+
+    @property
+    @abstractmethod
+    def forbidden_token_ids(self) -> tuple[int, ...]:
+        """Image, video and vision markers: never sampled, because a completion that holds one cannot be replayed."""
+
+    @abstractmethod
+    def load_tower(self, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VisionTower:
+        """Returns the tower with the checkpoint's weights; the language model's are not read."""
+
+    @abstractmethod
+    def load_backbone(
+        self, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> FrozenBackbone:
+        """Returns the frozen language model; the tower's weights are not read."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the checkpoint's tokenizer."""
+
+    @abstractmethod
+    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns ``multi_modal_data`` of one vLLM request."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild_tower(cls, description: dict[str, Any], folder: Path) -> VisionTower:
+        """Returns a tower from ``VisionTower.describe`` and preprocessing files, its weights not yet set."""

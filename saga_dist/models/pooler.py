@@ -1,0 +1,157 @@
+"""The pooler c_phi: encoder tokens of an image to one l2-normalised embedding.
+
+Source: SAGA, Appendix B. Declared deviations, both off by default: a two-layer key (``key="mlp"``) and layer-normed
+tokens before the key (``layer_norm=True``). The embedding is always pooled from the tokens as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class PooledOutput:
+    """Embeddings of I images and, from the attention pooler, the weights behind them."""
+
+    embeddings_IE: torch.Tensor
+    """[I, E] float32, l2-normalised."""
+    log_weights_IN: torch.Tensor | None
+    """[I, N] float32, log beta; -inf where an image has no token. None from the mean and the max pooler."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerConfig:
+    """All that decides a pooler's shape, as saved with an encoder."""
+
+    kind: Literal["mean", "max", "attention"]
+    key: Literal["linear", "mlp"]
+    width: int
+    embedding_dim: int | None
+    layer_norm: bool
+
+
+class Pooler(nn.Module):
+    """Mean, max or attention over tokens, then a linear projection and l2 normalisation; in float32 throughout.
+
+    ``Pooler("mean", width=D, embedding_dim=None)`` has no parameters: the normalised mean of the tokens, which is how
+    the pre-trained tower is judged.
+
+    Initial state: a query so small that the attention starts out nearly uniform, and orthogonal maps, so that cosines
+    of mean-pooled tokens survive the projection (exactly where E >= D).
+
+    Args:
+        kind: how tokens are weighed; ``attention`` is the paper's.
+        key: ``linear`` is W_k; ``mlp`` is Linear-GELU-Linear of the same width.
+        width: D.
+        embedding_dim: E; None for no projection (E = D).
+        layer_norm: normalise tokens, without learned scale, before the key.
+        seed: of the initial weights; the global random state is neither used nor changed.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["mean", "max", "attention"] = "attention",
+        key: Literal["linear", "mlp"] = "linear",
+        *,
+        width: int,
+        embedding_dim: int | None,
+        layer_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = PoolerConfig(kind, key, width, embedding_dim, layer_norm)
+        generator = torch.Generator().manual_seed(seed)
+        if kind == "attention":
+            self.query = nn.Parameter(torch.randn(width, generator=generator) / math.sqrt(width))
+            depth = 1 if key == "linear" else 2
+            maps = [_orthogonal(width, width, bias=key == "mlp", generator=generator) for _ in range(depth)]
+            self.key = maps[0] if key == "linear" else nn.Sequential(maps[0], nn.GELU(), maps[1])
+        self.projection: nn.Module = nn.Identity()
+        if embedding_dim is not None:
+            self.projection = _orthogonal(width, embedding_dim, bias=True, generator=generator)
+
+    @property
+    def embedding_dim(self) -> int:
+        """E, the width of an embedding."""
+        return self.config.embedding_dim or self.config.width
+
+    def forward(
+        self, tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None = None
+    ) -> PooledOutput:
+        """Returns embeddings and log-weights of I images.
+
+        Args:
+            tokens: one [N_i, D] tensor per image, or all padded as [I, N, D].
+            mask_IN: with padded tokens, bool [I, N], True where there is a token; None: everywhere.
+
+        Source: SAGA, Appendix B: beta = softmax(q W_k X^T / sqrt(D)), z = normalize(Linear(beta X)).
+        """
+        tokens_IND, mask_IN = _pad(tokens, mask_IN)
+        log_weights_IN = None
+        if self.config.kind == "attention":
+            log_weights_IN = self._log_weights(tokens_IND, mask_IN)
+            pooled_ID = torch.einsum("in,ind->id", log_weights_IN.exp(), _without_padding(tokens_IND, mask_IN, 0.0))
+        elif self.config.kind == "max":
+            pooled_ID = _without_padding(tokens_IND, mask_IN, -torch.inf).amax(1)
+        else:
+            lengths_I1 = tokens_IND.shape[1] if mask_IN is None else mask_IN.sum(1, keepdim=True)
+            pooled_ID = _without_padding(tokens_IND, mask_IN, 0.0).sum(1) / lengths_I1
+        return PooledOutput(F.normalize(self.projection(pooled_ID), dim=-1), log_weights_IN)
+
+    def log_weights(
+        self, tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns log beta [I, N] of detached tokens: the gradient reaches the pooler only (SAGA Eq. 7).
+
+        Raises:
+            TypeError: the pooler is not the attention pooler.
+        """
+        if self.config.kind != "attention":
+            raise TypeError(f"the {self.config.kind} pooler has no weights to align")
+        tokens_IND, mask_IN = _pad(tokens, mask_IN)
+        return self._log_weights(tokens_IND.detach(), mask_IN)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, less the seed, as JSON values."""
+        return asdict(self.config)
+
+    def _log_weights(self, tokens_IND: torch.Tensor, mask_IN: torch.Tensor | None) -> torch.Tensor:
+        width = self.config.width
+        normed_IND = F.layer_norm(tokens_IND, (width,)) if self.config.layer_norm else tokens_IND
+        scores_IN = self.key(normed_IND) @ self.query / math.sqrt(width)
+        if mask_IN is not None:
+            scores_IN = scores_IN.masked_fill(~mask_IN, -torch.inf)
+        return scores_IN.log_softmax(-1)
+
+
+def _pad(
+    tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens as float32 [I, N, D], and a mask only where images differ in length."""
+    if isinstance(tokens, torch.Tensor):
+        return tokens.float(), mask_IN
+    lengths = [len(image_ND) for image_ND in tokens]
+    if len(set(lengths)) == 1:
+        return torch.stack(list(tokens)).float(), None
+    padded_IND = nn.utils.rnn.pad_sequence(list(tokens), batch_first=True).float()
+    ends_I1 = torch.tensor(lengths, device=padded_IND.device)[:, None]
+    return padded_IND, torch.arange(padded_IND.shape[1], device=padded_IND.device) < ends_I1
+
+
+def _without_padding(tokens_IND: torch.Tensor, mask_IN: torch.Tensor | None, value: float) -> torch.Tensor:
+    return tokens_IND if mask_IN is None else tokens_IND.masked_fill(~mask_IN[..., None], value)
+
+
+def _orthogonal(width: int, out: int, *, bias: bool, generator: torch.Generator) -> nn.Linear:
+    linear = nn.utils.skip_init(nn.Linear, width, out, bias=bias)
+    nn.init.orthogonal_(linear.weight, generator=generator)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
