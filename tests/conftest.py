@@ -38,7 +38,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[dict[str, str]]:
-    """A Ray cluster of this process's own with 4 CPUs; yields Ray's addresses, ends what it started and nothing else."""
+    """A Ray cluster of our own with 4 CPUs: yields Ray's addresses, ends what it started and nothing else."""
     import ray
 
     # Sockets lie below it and their paths are limited to 107 characters, so pytest's own tmp_path is too long.

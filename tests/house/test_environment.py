@@ -140,3 +140,35 @@ def test_cache_keeps_the_newest_two(build_env: ModuleType, tmp_path: Path, monke
         moment = entry.stat().st_mtime - age
         build_env.os.utime(entry, (moment, moment))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["second", "third"]
+
+
+def test_a_torch_for_gpus_ends_the_build_with_one_line(
+    build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(command: list[str | Path], **_: object) -> None:
+        if any(str(part).startswith("torch==") for part in command):
+            torch_folder = build_env.site_packages(tmp_path / "new") / "torch"
+            torch_folder.mkdir(parents=True)
+            (torch_folder / "version.py").write_text("__version__ = '2.13.0+cu130'\ncuda = '13.0'\n")
+
+    monkeypatch.setattr(build_env.subprocess, "run", install)
+    monkeypatch.setattr(build_env.sys, "platform", "linux")
+    with pytest.raises(OSError, match=r"build for GPUs \(2.13.0\+cu130\)"):
+        build_env.build_packages(tmp_path / "new")
+
+
+def test_shim_declares_nothing_where_torch_has_cuda_or_the_operators_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = pytest.importorskip("torchvision_cpu_shim", reason="not the CPU environment")
+    import torch
+
+    loaded: list[str] = []
+    monkeypatch.setattr(shim, "_declared", [])
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert not shim.declare_missing_operators("/some/torchvision")
+    assert loaded == []
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not shim.declare_missing_operators("/some/torchvision")
+    assert loaded == ["/some/torchvision/_C.so"]

@@ -14,25 +14,28 @@ PACKAGE = ROOT / "saga_dist"
 
 # Top-level names of saga_dist from the ground up. A module imports from lower lines and from its own line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "counters"),
+    ("errors", "counters", "files"),
     ("types",),
-    ("config", "protocols", "wire"),
+    ("config", "protocols", "wire", "checkpoint"),
     ("objectives",),
     ("data",),
     ("models",),
     ("workers",),
-    ("coordinator", "rollout_buffer", "checkpoint", "observability"),
     ("retrieval",),
+    ("pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
     ("export",),
-    ("cluster",),
     ("standin",),
+    ("assembly",),
+    ("runtime_serial", "cluster"),
+    ("run", "console"),
+    ("doctor", "preflight", "demo"),
     ("cli",),
 )
 
 # Heavy library -> the files (or folders, with a slash at the end) that may import it.
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
-    "vllm": ("workers/vllm_engine.py",),
+    "vllm": ("workers/engines/vllm_engine.py",),
     "pyarrow": ("wire.py",),
     "faiss": ("retrieval/",),
 }
@@ -87,7 +90,7 @@ LINE_OF = {name: line for line, names in enumerate(LAYERS) for name in names}
 
 def top_level(name: str) -> str:
     """``saga_dist.models.qwen`` -> ``models``; empty for the package itself."""
-    return (name.split(".") + [""])[1]
+    return [*name.split("."), ""][1]
 
 
 def resolve(name: str) -> str:
