@@ -149,19 +149,6 @@ class Qwen3VLBackbone(FrozenBackbone):
                 probe.detach()
         return Continuation(output.last_hidden_state, _key_values(cache), probe)
 
-    def decode(
-        self, past: KeyValues, token_ids_B: torch.Tensor, positions_B: torch.Tensor
-    ) -> tuple[torch.Tensor, KeyValues]:
-        """Returns hidden states [B, D] of one more token per row, and keys and values with these tokens appended."""
-        cache = self._cache(past, batch=len(token_ids_B))
-        output = self.language_model(
-            inputs_embeds=self.language_model.embed_tokens(token_ids_B[:, None]),
-            position_ids=positions_B[:, None].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state[:, 0], tuple((layer.keys, layer.values) for layer in cache.layers)
-
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V]."""
         weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight

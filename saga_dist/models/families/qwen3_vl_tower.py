@@ -92,7 +92,7 @@ class Qwen3VLTower(VisionTower):
         )
 
     def forward(self, batch: PixelBatch) -> torch.Tensor:
-        """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then DeepStack maps in the order of their layers."""
+        """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then DeepStack maps by layer."""
         weight = self.model.patch_embed.proj.weight
         grids_I3 = torch.tensor(batch.grids, dtype=torch.int64, device=weight.device)
         output = self.model(batch.pixel_values.to(weight.device, weight.dtype), grid_thw=grids_I3, return_dict=True)

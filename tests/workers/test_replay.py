@@ -1,0 +1,344 @@
+"""The crown test: replay plus one backward through the tower is end-to-end autograd through the whole MLLM.
+
+The reference is the untouched Hugging Face model on the pixel path: one full sequence per completion, no cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saga_dist.errors import ModelError, TokenError
+from saga_dist.models.families import resolve_family
+from saga_dist.models.families.base import Family, PixelBatch
+from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup, TokenGradients
+from saga_dist.workers.replay import ReplayWorker
+
+LENGTHS = (5, 11, 8, 1, 9)
+REWARDS = (1, 0, 1, 0, 1)
+DESCRIBED_A = (slice(0, 2), slice(0, 2), slice(1, 4), slice(0, 0), slice(2, 2))
+"""Completion 4 is right but describes no image a: it has no target."""
+DESCRIBED_B = (slice(2, 5), slice(3, 6), slice(4, 8), slice(0, 1), slice(3, 6))
+"""Completion 0 describes image b up to its very last token."""
+KL_LAYER = 1
+
+
+@dataclass
+class World:
+    """One checkpoint, loaded twice: by the package and, untouched, by transformers."""
+
+    folder: Path
+    family: Family
+    prompt_text: str
+    reference: Any
+    pairs: list[list[np.ndarray]]
+
+    def groups(self) -> list[ScoredGroup]:
+        vocabulary = self.reference.config.text_config.vocab_size
+        return [_group(f"p{index}", vocabulary, seed=index) for index in range(len(self.pairs))]
+
+
+def _world(folder: Path, *, text_first: bool = False, sizes: tuple[int, int] = (80, 80)) -> World:
+    from transformers import Qwen3VLForConditionalGeneration
+
+    family = resolve_family(folder)
+    image = family.image_placeholder
+    body = f"Which is which? Bird 1: {image} Bird 2: {image}" if text_first else f"{image} and {image}: same species?"
+    prompt_text = family.chat_format.before_user + body + family.chat_format.after_user
+    reference = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    rng = np.random.default_rng(5)
+    pairs = [[rng.integers(0, 256, (size, 80, 3), dtype=np.uint8) for size in sizes] for _ in range(2)]
+    return World(folder, family, prompt_text, reference.eval(), pairs)
+
+
+def _group(pair_id: str, vocabulary: int, *, seed: int) -> ScoredGroup:
+    rng = np.random.default_rng(seed)
+    ids = tuple(tuple(int(token) for token in rng.integers(8, vocabulary, length)) for length in LENGTHS)
+    rewards_G = np.array(REWARDS, np.float32)
+    completions = Completions(
+        pair_id=pair_id,
+        token_ids=ids,
+        texts=("",) * len(ids),
+        log_probs=tuple(np.zeros(length, np.float32) for length in LENGTHS),
+        finish_reasons=("stop",) * len(ids),
+        sampling=Sampling(len(ids), 1.0, 1.0, 16, seed),
+        encoder_version=3,
+    )
+
+    def masks(spans: tuple[slice, ...]) -> tuple[np.ndarray, ...]:
+        filled = [np.zeros(length, bool) for length in LENGTHS]
+        for mask_T, span in zip(filled, spans, strict=True):
+            mask_T[span] = True
+        return tuple(filled)
+
+    return ScoredGroup(
+        pair=ImagePair(pair_id, 0, 1, 0, 0),
+        completions=completions,
+        verdicts=tuple(reward == 1 for reward in REWARDS),
+        rewards_G=rewards_G,
+        advantages_G=(rewards_G - rewards_G.mean()) / rewards_G.std(ddof=1),
+        describes_a=masks(DESCRIBED_A),
+        describes_b=masks(DESCRIBED_B),
+    )
+
+
+def _record(group: ScoredGroup, pixels: PixelBatch, values_NW: torch.Tensor, num_deepstack: int) -> EncoderTokens:
+    return EncoderTokens(
+        pair_id=group.pair.pair_id,
+        values_NW=values_NW.detach(),
+        lengths=pixels.lengths,
+        grids=pixels.grids,
+        num_deepstack=num_deepstack,
+        encoder_version=3,
+    )
+
+
+def _worker(world: World, *, dtype: torch.dtype = torch.float32, **chunks: int) -> ReplayWorker:
+    backbone = world.family.load_backbone(dtype=dtype)
+    return ReplayWorker(backbone, family=world.family, prompt_text=world.prompt_text, kl_layer=KL_LAYER, **chunks)
+
+
+def _replayed(
+    world: World, *, dtype: torch.dtype = torch.float32, want_attention: bool = True, **chunks: int
+) -> tuple[list[TokenGradients], dict[str, torch.Tensor]]:
+    """Token gradients of every pair, and tower gradients after one backward through the tower."""
+    worker = _worker(world, dtype=dtype, **chunks)
+    tower = world.family.load_tower()
+    groups = world.groups()
+    total = sum(group.num_tokens for group in groups)
+    results = []
+    for group, images in zip(groups, world.pairs, strict=True):
+        pixels = tower.preprocess(images)
+        values_NW = tower(pixels)
+        record = _record(group, pixels, values_NW.to(dtype), tower.layout.num_deepstack)
+        results.append(worker.replay(ReplayTask(group, record, total, want_attention), record))
+        values_NW.backward(results[-1].values_NW)
+    return results, {name: parameter.grad for name, parameter in tower.model.named_parameters()}
+
+
+@dataclass
+class Reference:
+    token_gradients: list[torch.Tensor]
+    tower_gradients: dict[str, torch.Tensor]
+    losses: list[float]
+    attention: list[tuple[torch.Tensor, torch.Tensor, float, int]]
+    log_probs: list[list[torch.Tensor]]
+
+
+def _end_to_end(world: World) -> Reference:
+    """Plain autograd: pixels in, loss out, one full forward per completion."""
+    model = world.reference
+    model.zero_grad(set_to_none=True)
+    processor = world.family.load_tower()
+    tokenizer = world.family.load_tokenizer()
+    groups = world.groups()
+    total = sum(group.num_tokens for group in groups)
+    result = Reference([], {}, [], [], [])
+    for group, images in zip(groups, world.pairs, strict=True):
+        pixels = processor.preprocess(images)
+        text = world.prompt_text
+        for length in pixels.lengths:
+            text = text.replace("<|image_pad|>", "<|expanded|>" * length, 1)
+        prompt = tokenizer.encode(text.replace("<|expanded|>", "<|image_pad|>"), add_special_tokens=False)
+        grids_I3 = torch.tensor(pixels.grids)
+        loss = torch.zeros(())
+        tokens: list[torch.Tensor] = []
+
+        def keep(module: Any, args: Any, output: Any, tokens: list[torch.Tensor] = tokens) -> None:
+            for tensor in (output.pooler_output, *output.deepstack_features):
+                tensor.retain_grad()
+                tokens.append(tensor)
+
+        hook = model.model.visual.register_forward_hook(keep)
+        targets, all_log_probs = [], []
+        for index, completion in enumerate(group.completions.token_ids):
+            ids_1S = torch.tensor([prompt + list(completion)])
+            output = model(
+                input_ids=ids_1S,
+                pixel_values=pixels.pixel_values,
+                image_grid_thw=grids_I3,
+                mm_token_type_ids=(ids_1S == model.config.image_token_id).int(),
+                output_attentions=True,
+            )
+            log_probs_SV = output.logits[0].float().log_softmax(-1)
+            positions = range(len(prompt) - 1, len(prompt) - 1 + len(completion))
+            log_probs_T = torch.stack([log_probs_SV[p, y] for p, y in zip(positions, completion, strict=True)])
+            all_log_probs.append(log_probs_T.detach())
+            loss = loss - float(group.advantages_G[index]) * log_probs_T.sum() / total
+            masks = group.describes_a[index], group.describes_b[index]
+            if group.rewards_G[index] == 1 and masks[0].any() and masks[1].any():
+                attention_SS = output.attentions[KL_LAYER][0].detach().mean(0)
+                targets.append(_targets(attention_SS, ids_1S[0] == model.config.image_token_id, masks, len(prompt)))
+        hook.remove()
+        loss.backward()
+        parts = [
+            sum(tensor.grad for tensor in tokens[level :: len(tokens) // len(LENGTHS)])
+            for level in range(len(tokens) // len(LENGTHS))
+        ]
+        result.token_gradients.append(torch.cat(parts, dim=1))
+        result.losses.append(loss.item())
+        entropy = np.mean([sum((alpha * alpha.log()).sum().item() for alpha in pair) for pair in targets])
+        means = [torch.stack([pair[image] for pair in targets]).mean(0) for image in range(2)]
+        result.attention.append((means[0], means[1], float(entropy), len(targets)))
+        result.log_probs.append(all_log_probs)
+    result.tower_gradients = {name: parameter.grad for name, parameter in model.model.visual.named_parameters()}
+    return result
+
+
+def _targets(
+    attention_SS: torch.Tensor, image_mask_S: torch.Tensor, masks: tuple[np.ndarray, np.ndarray], num_prompt: int
+) -> list[torch.Tensor]:
+    """Eq. 6 by hand: rows of the describing tokens, this image's columns, renormalised, mean over tokens."""
+    columns = image_mask_S.nonzero()[:, 0].tolist()
+    jump = next(i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1)
+    result = []
+    for image_columns, mask_T in zip((columns[:jump], columns[jump:]), masks, strict=True):
+        rows = [attention_SS[num_prompt + t, image_columns] for t in np.flatnonzero(mask_T)]
+        result.append(sum(row / row.sum() for row in rows) / len(rows))
+    return result
+
+
+def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def _checkpoint(folder: Path, **sizes: Any) -> Path:
+    from saga_dist.standin.checkpoint import write_random_checkpoint
+
+    return write_random_checkpoint(folder, seed=3, **sizes)
+
+
+@pytest.fixture(scope="module")
+def deep_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two DeepStack levels and a tower of three layers."""
+    return _world(_checkpoint(tmp_path_factory.mktemp("deep"), tower_depth=3, deepstack=(0, 2), layers=4))
+
+
+@pytest.fixture(scope="module")
+def deep_reference(deep_world: World) -> Reference:
+    return _end_to_end(deep_world)
+
+
+def _assert_equal(
+    results: list[TokenGradients], tower: dict[str, torch.Tensor], reference: Reference, levels: int
+) -> None:
+    for found, expected, loss in zip(results, reference.token_gradients, reference.losses, strict=True):
+        assert found.values_NW.dtype == torch.float32
+        assert found.values_NW.shape == expected.shape
+        for part, expected_part in zip(
+            found.values_NW.chunk(levels + 1, 1), expected.chunk(levels + 1, 1), strict=True
+        ):
+            assert expected_part.norm() > 0
+            assert _relative_error(part, expected_part) <= 1e-5
+        assert found.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
+    assert tower.keys() == reference.tower_gradients.keys()
+    # Biases of keys have no gradient but rounding (softmax ignores a shift): measured against the whole tower there.
+    scale = torch.stack([gradient.norm() for gradient in reference.tower_gradients.values()]).norm().item()
+    for name, expected in reference.tower_gradients.items():
+        assert (tower[name] - expected).norm().item() <= 1e-5 * max(expected.norm().item(), 1e-2 * scale), name
+
+
+def test_replay_and_tower_backward_are_end_to_end_autograd_with_two_deepstack_levels(
+    deep_world: World, deep_reference: Reference
+) -> None:
+    results, tower = _replayed(deep_world)
+    _assert_equal(results, tower, deep_reference, levels=2)
+
+
+def test_replay_and_tower_backward_are_end_to_end_autograd_on_the_stand_in_shape(tiny_checkpoint: Path) -> None:
+    world = _world(tiny_checkpoint)
+    results, tower = _replayed(world)
+    _assert_equal(results, tower, _end_to_end(world), levels=1)
+
+
+def test_text_first_prompts_and_images_of_different_sizes_are_exact_too(tmp_path: Path) -> None:
+    world = _world(_checkpoint(tmp_path / "model", tower_depth=2, deepstack=(0, 1)), text_first=True, sizes=(48, 80))
+    results, tower = _replayed(world, completions_per_chunk=2)
+    reference = _end_to_end(world)
+    _assert_equal(results, tower, reference, levels=2)
+    _assert_attention(results, reference)
+
+
+@pytest.mark.parametrize(("completions", "logits"), [(1, 1024), (2, 7), (5, 1)])
+def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, completions: int, logits: int) -> None:
+    results, tower = _replayed(deep_world, completions_per_chunk=completions, logits_chunk=logits)
+    _assert_equal(results, tower, deep_reference, levels=2)
+    _assert_attention(results, deep_reference)
+
+
+def test_replay_is_deterministic(deep_world: World) -> None:
+    first, _ = _replayed(deep_world, completions_per_chunk=2)
+    second, _ = _replayed(deep_world, completions_per_chunk=2)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.values_NW, other.values_NW)
+        assert one.loss == other.loss
+
+
+def _assert_attention(results: list[TokenGradients], reference: Reference) -> None:
+    for found, (mean_a, mean_b, entropy, count) in zip(results, reference.attention, strict=True):
+        assert found.num_attended == count == 2
+        torch.testing.assert_close(found.attention_a_N, mean_a, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.attention_b_N, mean_b, rtol=1e-5, atol=1e-7)
+        assert found.negative_entropy == pytest.approx(entropy, rel=1e-5)
+
+
+def test_attention_targets_are_those_of_eager_attention(deep_world: World, deep_reference: Reference) -> None:
+    results, _ = _replayed(deep_world)
+    _assert_attention(results, deep_reference)
+    assert results[0].attention_a_N.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_no_attention_is_read_unless_wanted(deep_world: World) -> None:
+    results, _ = _replayed(deep_world, want_attention=False)
+    assert all(result.attention_a_N is None and result.attention_b_N is None for result in results)
+    assert all(result.num_attended == 0 for result in results)
+
+
+def test_the_gap_to_the_engine_is_the_mean_absolute_difference(deep_world: World, deep_reference: Reference) -> None:
+    # The engine log-probabilities of the groups above are zeros, so the gap is the mean magnitude.
+    results, _ = _replayed(deep_world, completions_per_chunk=3)
+    for found, log_probs in zip(results, deep_reference.log_probs, strict=True):
+        assert found.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
+
+
+def test_bfloat16_points_the_same_way(deep_world: World, deep_reference: Reference) -> None:
+    results, _ = _replayed(deep_world, dtype=torch.bfloat16)
+    for found, expected in zip(results, deep_reference.token_gradients, strict=True):
+        for part, expected_part in zip(found.values_NW.chunk(3, 1), expected.chunk(3, 1), strict=True):
+            assert torch.cosine_similarity(part.flatten(), expected_part.flatten(), dim=0) >= 0.999
+
+
+def test_the_backbone_is_untouched(deep_world: World) -> None:
+    worker = _worker(deep_world)
+    before = worker.backbone_digest()
+    tower = deep_world.family.load_tower()
+    group = deep_world.groups()[0]
+    pixels = tower.preprocess(deep_world.pairs[0])
+    record = _record(group, pixels, tower(pixels), tower.layout.num_deepstack)
+    worker.replay(ReplayTask(group, record, 100, True), record)
+    assert worker.backbone_digest() == before
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in worker._backbone.parameters())
+
+
+def test_wrong_tokens_and_a_wrong_layer_are_refused(deep_world: World) -> None:
+    group = deep_world.groups()[0]
+    tower = deep_world.family.load_tower()
+    pixels = tower.preprocess(deep_world.pairs[0])
+    record = _record(group, pixels, tower(pixels), tower.layout.num_deepstack)
+    narrow = replace(record, values_NW=record.values_NW[:, : 2 * tower.layout.width], num_deepstack=1)
+    with pytest.raises(TokenError, match=r"token width 256 with 1 DeepStack levels; expected 384"):
+        _worker(deep_world).replay(ReplayTask(group, narrow, 100, False), narrow)
+    with pytest.raises(ModelError, match=r"objective.kl_layer = 9; expected a layer below 4"):
+        ReplayWorker(
+            deep_world.family.load_backbone(),
+            family=deep_world.family,
+            prompt_text=deep_world.prompt_text,
+            kl_layer=9,
+        )
