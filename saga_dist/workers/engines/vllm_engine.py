@@ -1,0 +1,292 @@
+"""Rollouts through vLLM, with its engine core in this process: the same code on CPU and on GPU.
+
+Three facts about vLLM 0.32 shape this file. After any exception inside the engine the next, valid request can hang
+for ever, so an engine that raised is never used again. Nothing inside vLLM bounds a call in time, so the loop over
+``step`` is ours and looks at the clock. And on CPU a seeded request whose prompt is computed in several chunks crashes
+the engine (random generators cannot be rewound there), so chunking is off and a step has room for a whole prompt.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
+from saga_dist.types import Completions, EncoderTokens, Sampling
+from saga_dist.workers.engines.validation import check_room
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    from saga_dist.models.families.base import Family
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would survive us and need its own supervision
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""Set before vLLM is imported, where the user has not set them."""
+
+MAX_LAST_WORDS = 600
+CPU_BLOCK_SIZE = 32  # the smallest that CPU attention takes: completions of a pair share the prompt's full blocks
+SEED_MASK = (1 << 62) - 1  # vLLM adds the completion's index to the seed, and the sum must stay an int64
+
+
+class VllmEngine:
+    """Samples completions with vLLM; implements ``protocols.Engine``.
+
+    Args:
+        family: of the MLLM, bound to its checkpoint. Its marker ids are never sampled: a completion that holds one
+            cannot be replayed.
+        prompt_text: the whole prompt, with the family's placeholder once per image.
+        dtype: ``float32`` or ``bfloat16``.
+        max_model_len: context length, tokens.
+        max_num_seqs: completions generated at the same time.
+        seed: of the engine; completions have their own (``Sampling.seed``).
+        gpu_memory_utilization: share of the GPU's memory for weights and cache.
+        cpu_kv_cache_bytes: size of the key/value cache without a GPU.
+        tensor_parallel_size: GPUs of one engine.
+
+    Raises:
+        EngineError: vLLM could not be started.
+        ConfigError: the prompt has no image placeholder.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: Family,
+        prompt_text: str,
+        dtype: str = "bfloat16",
+        max_model_len: int = 4096,
+        max_num_seqs: int = 128,
+        seed: int = 0,
+        gpu_memory_utilization: float = 0.5,
+        cpu_kv_cache_bytes: int = 1 << 30,
+        tensor_parallel_size: int = 1,
+    ) -> None:
+        self.broken = ""
+        """Why the engine cannot be used any more; empty while it can."""
+        self._llm: LLMEngine | None = None
+        self._max_model_len = max_model_len
+        self._family = family
+        self._logit_bias = {token_id: float("-inf") for token_id in family.forbidden_token_ids}
+        self._request_numbers = itertools.count()
+        self._tokenizer = family.load_tokenizer()
+        self._prompt_ids: list[int] = self._tokenizer.encode(prompt_text, add_special_tokens=False)
+        num_images = prompt_text.count(family.image_placeholder)
+        if not num_images:
+            raise ConfigError(f"no {family.image_placeholder} in the prompt", where="vLLM", expected="one per image")
+        self._num_text_tokens = len(self._prompt_ids) - num_images
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        arguments: dict[str, Any] = {
+            "model": family.files.name,
+            "revision": family.files.revision,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "seed": seed,
+            "tensor_parallel_size": tensor_parallel_size,
+            # An image limit of 0 would skip the tower and with it DeepStack; profiling would run a tower nobody calls.
+            "limit_mm_per_prompt": {"image": num_images, "video": 0},
+            "enable_mm_embeds": True,
+            "skip_mm_profiling": True,
+            "mm_processor_cache_gb": 0,  # tokens change with every encoder version: it would only fill up
+            "enable_prefix_caching": True,
+            "logprobs_mode": "raw_logprobs",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        try:
+            self._llm = _start(arguments, gpu_memory_utilization, cpu_kv_cache_bytes)
+        except Exception as error:  # decided here: whatever vLLM raised, the caller may try again elsewhere
+            self.close()
+            raise EngineError(f"vLLM did not start: {_last_words(error)}", where=family.files.name) from error
+
+    def generate(
+        self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
+    ) -> list[Completions]:
+        """Returns one ``Completions`` per pair, in order; the same tokens and sampling give the same completions.
+
+        Args:
+            tokens: checked tokens (``validation.validate_tokens``) of each pair.
+            samplings: how to draw each pair's completions.
+            deadline_s: longest time for the whole call, seconds.
+
+        Raises:
+            ConfigError: a prompt with its longest completion does not fit the context. The engine stays usable.
+            DeadlineExceeded: not finished in time. The engine must be replaced.
+            EngineError: vLLM raised, or the engine is already broken. The engine must be replaced.
+        """
+        if self._llm is None or self.broken:
+            raise EngineError(f"the engine cannot be used any more: {self.broken}", where="vLLM")
+        for record, sampling in zip(tokens, samplings, strict=True):
+            check_room(record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len)
+        deadline = time.monotonic() + deadline_s
+        names: list[str] = []
+        self.broken = "a call was interrupted"  # stays so unless the call below ends well
+        try:
+            names += [self._add(record, sampling) for record, sampling in zip(tokens, samplings, strict=True)]
+            outputs = self._drive(names, deadline, deadline_s)
+            results = [
+                self._completions(outputs[name], record, sampling)
+                for name, record, sampling in zip(names, tokens, samplings, strict=True)
+            ]
+        except DeadlineExceeded as error:
+            self.broken = str(error)
+            self._llm.abort_request(names)
+            raise
+        except EngineError as error:
+            self.broken = str(error)
+            raise
+        except Exception as error:  # decided here: any exception out of vLLM ends this engine
+            self.broken = _last_words(error)
+            raise EngineError(self.broken, where="vLLM", fix="the worker starts a new engine") from error
+        self.broken = ""
+        return results
+
+    def close(self) -> None:
+        """Frees the engine's memory and vLLM's process-wide state, so that another engine can start in this process."""
+        self.broken = self.broken or "it was closed"
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.engine_core.shutdown()
+            llm.renderer.shutdown()
+            del llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _add(self, record: EncoderTokens, sampling: Sampling) -> str:
+        """Queues one group as one request, so that its completions share prompt and payload."""
+        assert self._llm is not None
+        name = f"{next(self._request_numbers)}"
+        prompt = {
+            "prompt_token_ids": self._prompt_ids,
+            "multi_modal_data": self._family.vllm_multi_modal_data(record),
+            "multi_modal_uuids": {"image": content_ids(record)},
+        }
+        (rendered,) = self._llm.renderer.render_cmpl([prompt])
+        self._llm.add_request(name, rendered, self._sampling_params(sampling))
+        return name
+
+    def _sampling_params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.num_completions if sampling.temperature > 0 else 1,  # vLLM refuses greedy groups
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed & SEED_MASK,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            logit_bias=self._logit_bias or None,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _drive(self, names: Sequence[str], deadline: float, deadline_s: float) -> dict[str, RequestOutput]:
+        """Steps the engine until every request is finished or time is up."""
+        assert self._llm is not None
+        finished: dict[str, RequestOutput] = {}
+        while len(finished) < len(names):
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(
+                    f"{len(names) - len(finished)} of {len(names)} groups unfinished after {deadline_s:g} s",
+                    where="vLLM",
+                    fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
+                )
+            if not self._llm.has_unfinished_requests():
+                raise EngineError(f"{len(names) - len(finished)} requests vanished without an answer", where="vLLM")
+            finished.update((output.request_id, output) for output in self._llm.step() if output.finished)
+        return finished
+
+    def _completions(self, output: RequestOutput, record: EncoderTokens, sampling: Sampling) -> Completions:
+        drawn = sorted(output.outputs, key=lambda completion: completion.index)
+        if sampling.temperature <= 0:
+            drawn = drawn * sampling.num_completions
+        token_ids = tuple(tuple(completion.token_ids) for completion in drawn)
+        return Completions(
+            pair_id=record.pair_id,
+            token_ids=token_ids,
+            texts=tuple(self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids),
+            log_probs=tuple(_sampled_log_probs(completion) for completion in drawn),
+            finish_reasons=tuple(str(completion.finish_reason) for completion in drawn),
+            sampling=sampling,
+            encoder_version=record.encoder_version,
+        )
+
+
+def content_ids(record: EncoderTokens) -> list[str]:
+    """Returns one name per image from content, grid and encoder version: vLLM's only cache key for it."""
+    names = []
+    for values_NW, grid in zip(record.values_NW.split(record.lengths), record.grids, strict=True):
+        digest = hashlib.blake2b(values_NW.contiguous().view(torch.uint8).cpu().numpy(), digest_size=16)
+        digest.update(repr((tuple(values_NW.shape), str(values_NW.dtype), tuple(grid))).encode())
+        names.append(f"{digest.hexdigest()}-v{record.encoder_version}")
+    return names
+
+
+def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cache_bytes: int) -> LLMEngine:
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    # On an exception vLLM logs the whole batch with its tensors: pages of numbers around a line that we raise anyway.
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
+    if current_platform.is_cpu():
+        arguments |= {
+            "enforce_eager": True,
+            "block_size": CPU_BLOCK_SIZE,
+            "kv_cache_memory_bytes": cpu_kv_cache_bytes,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
+        }
+    else:
+        arguments["gpu_memory_utilization"] = gpu_memory_utilization
+    with _process_state_kept():
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+@contextmanager
+def _process_state_kept() -> Iterator[None]:
+    """vLLM's CPU start-up replaces ``torch.set_num_threads`` and preloads libraries into all later child processes."""
+    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+
+
+def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
+    """[T] float32 of one completion; the sampled token comes first at each position."""
+    flat = completion.logprobs
+    if flat is None or len(flat.start_indices) != len(completion.token_ids):
+        raise EngineError("vLLM returned no log-probability for some token", where="vLLM")
+    log_probs_T = np.array([flat.logprobs[start] for start in flat.start_indices], dtype=np.float32)
+    if not np.isfinite(log_probs_T).all():
+        raise EngineError("log-probabilities are NaN or infinite: the model overflows on these tokens", where="vLLM")
+    return log_probs_T
+
+
+def _last_words(error: BaseException) -> str:
+    """One line of what the engine said, with its kind."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return words if len(words) <= MAX_LAST_WORDS else words[:MAX_LAST_WORDS] + "…"
