@@ -70,7 +70,7 @@ def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:
     start_T, end_T = offsets_T2.unbind(1)
     if span is None:
         return torch.zeros_like(start_T, dtype=torch.bool)
-    return (start_T < end_T) & (start_T < span.end) & (end_T > span.start)
+    return torch.clamp(start_T, min=span.start) < torch.clamp(end_T, max=span.end)
 
 
 def token_offsets(pieces: Sequence[str]) -> torch.Tensor:

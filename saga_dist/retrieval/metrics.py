@@ -64,7 +64,7 @@ def recall_at_k(
         raise DataError(f"ks = {tuple(ks)}", expected="whole numbers >= 1")
     relevant_I = _count_relevant(labels_I, gallery_labels_G)
     matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(ks))
-    hit_I = {k: matches_IK[:, :k].any(1) for k in (1, *ks)}
+    hit_I = {k: np.asarray(matches_IK[:, :k].any(1)) for k in (1, *ks)}
     return Recall({k: float(hit_I[k].mean()) for k in ks}, hit_I[1], int((relevant_I == 0).sum()))
 
 
@@ -75,7 +75,7 @@ def precision_at_r(
     gallery_GE: np.ndarray | None = None,
     gallery_labels_G: np.ndarray | None = None,
 ) -> PrecisionAtR:
-    """Returns MAP@R and R-precision; R is the number of relevant items of each query, arguments as in ``recall_at_k``."""
+    """Returns MAP@R and R-precision, R being the relevant items of each query; arguments as in ``recall_at_k``."""
     relevant_I = _count_relevant(labels_I, gallery_labels_G)
     matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(int(relevant_I.max()), 1))
     ranks_K = np.arange(1, matches_IK.shape[1] + 1)

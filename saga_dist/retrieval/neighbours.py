@@ -102,11 +102,11 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """Returns the labels as int64 [count].
 
     Raises:
-        DataError: wrong shape or not integers (float labels collide above 2^24).
+        DataError: none at all, wrong shape, or not integers (float labels collide above 2^24).
     """
     labels = np.asarray(labels)
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels are {labels.dtype} {labels.shape}", expected=f"{count} integers")
+    if count == 0 or labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels are {labels.dtype} {labels.shape}", expected=f"{max(count, 1)} integers")
     return labels.astype(np.int64)
 
 

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from saga_dist.errors import DataError
+from saga_dist.retrieval.metrics import clustered_interval, nmi, paired_test, precision_at_r, recall_at_k
+from saga_dist.retrieval.neighbours import ranked_matches, unit_rows
+
+
+def _oracle(
+    queries: np.ndarray, query_labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray, own: bool
+) -> tuple[list[list[bool]], list[int]]:
+    """Match flags by rank, and R, in plain fp64 loops: sort by cosine, other classes first among equals."""
+    flags, relevant = [], []
+    for q, query in enumerate(queries):
+        items = []
+        for g, item in enumerate(gallery):
+            if own and g == q:
+                continue
+            cosine = round(math.fsum(float(a) * float(b) for a, b in zip(query, item, strict=True)), 10)
+            items.append((-cosine, bool(query_labels[q] == gallery_labels[g])))
+        flags.append([same for _, same in sorted(items)])
+        relevant.append(sum(flags[-1]))
+    return flags, relevant
+
+
+def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Few or many images with duplicates, exact ties, near ties and classes of one image."""
+    count, width = int(generator.integers(2, 45)), int(generator.integers(1, 6))
+    kind = generator.integers(4)
+    if kind == 0:
+        values = generator.integers(-1, 2, (count, width)).astype(np.float64)  # many duplicates and equal cosines
+        values[~values.any(1), 0] = 1
+    else:
+        values = generator.normal(size=(count, width))
+    if kind == 1:
+        values = values[generator.integers(0, max(1, count // 3), count)]
+    if kind == 2:
+        values = values[:1] + 1e-5 * values  # nearly one point: fp32 scores cannot tell them apart
+    return values, generator.integers(0, generator.integers(1, count + 1), count) * 2**40
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_equals_the_loop_on_random_cases(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for _ in range(10):
+        values, labels = _case(generator)
+        unit = unit_rows(values)
+        flags, relevant = _oracle(unit, labels, unit, labels, own=True)
+        ks = (1, 2, 4, 8, 1000)
+        result = recall_at_k(values, labels, ks=ks)
+        assert result.recall == {k: pytest.approx(np.mean([any(row[:k]) for row in flags])) for k in ks}
+        assert result.correct_at_1_I.tolist() == [row[0] for row in flags]
+        assert result.num_unfindable == relevant.count(0)
+        precisions = [
+            sum(sum(row[: i + 1]) / (i + 1) for i in range(r) if row[i]) / r if r else 0.0
+            for row, r in zip(flags, relevant, strict=True)
+        ]
+        shares = [sum(row[:r]) / r if r else 0.0 for row, r in zip(flags, relevant, strict=True)]
+        assert precision_at_r(values, labels) == pytest.approx((np.mean(precisions), np.mean(shares)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_separate_gallery_equals_the_loop(seed: int) -> None:
+    generator = np.random.default_rng(100 + seed)
+    for _ in range(10):
+        values, labels = _case(generator)
+        split = len(values) // 2
+        queries, gallery = values[:split], values[split:]
+        flags, relevant = _oracle(unit_rows(queries), labels[:split], unit_rows(gallery), labels[split:], own=False)
+        given = {"gallery_GE": gallery, "gallery_labels_G": labels[split:]}
+        result = recall_at_k(queries, labels[:split], ks=(1, 3), **given)
+        assert result.recall == {k: pytest.approx(np.mean([any(row[:k]) for row in flags])) for k in (1, 3)}
+        assert result.num_unfindable == relevant.count(0)
+        expected = np.mean([sum(row[:r]) / r if r else 0.0 for row, r in zip(flags, relevant, strict=True)])
+        assert precision_at_r(queries, labels[:split], **given).r_precision == pytest.approx(expected)
+
+
+def test_the_query_is_left_out_by_index_not_by_rank() -> None:
+    """Two copies of each photograph, filed under different classes: no query has a right nearest neighbour."""
+    values = np.repeat(np.eye(3), 2, axis=0)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    assert recall_at_k(values, labels, ks=(1,)).recall[1] == 0.0
+    ranked = np.argsort(-(values @ values.T), axis=1, kind="stable")
+    dropped_first = labels[ranked[:, 1]] == labels
+    assert dropped_first.mean() > 0  # what dropping the first hit would have claimed
+
+
+def test_a_collapsed_encoder_finds_nothing_and_its_order_does_not_matter() -> None:
+    labels = np.repeat(np.arange(20), 20)
+    collapsed = np.ones((400, 7))
+    assert recall_at_k(collapsed, labels).recall == {1: 0.0, 2: 0.0, 4: 0.0, 8: 0.0}
+    generator = np.random.default_rng(0)
+    values = generator.integers(-1, 2, (400, 4)) + 0.5
+    order = generator.permutation(400)
+    assert recall_at_k(values, labels).recall == recall_at_k(values[order], labels[order]).recall
+
+
+def test_the_usual_path_needs_no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery much larger than the candidates, against a full fp64 matrix product."""
+
+    def refuse(*arguments: object) -> np.ndarray:
+        queries_to_repeat = arguments[4]
+        assert isinstance(queries_to_repeat, np.ndarray)
+        assert len(queries_to_repeat) == 0, "well separated scores must not need the whole gallery"
+        return np.zeros((0, 8), bool)
+
+    monkeypatch.setattr("saga_dist.retrieval.neighbours._against_everything", refuse)
+    generator = np.random.default_rng(2)
+    labels = np.repeat(np.arange(60), 10)
+    values = generator.normal(size=(60, 512))[labels] * 0.35 + generator.normal(size=(600, 512))
+    unit = unit_rows(values).astype(np.float64)
+    scores = unit @ unit.T
+    np.fill_diagonal(scores, -np.inf)
+    ranked = np.argsort(-scores, axis=1)[:, :8]
+    right = labels[ranked] == labels[:, None]
+    result = recall_at_k(values.astype(np.float32), labels)
+    assert result.recall == {k: pytest.approx(right[:, :k].any(1).mean()) for k in (1, 2, 4, 8)}
+    assert 0.2 < result.recall[1] < 0.9
+
+
+def test_length_of_embeddings_does_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    values, labels = generator.normal(size=(50, 4)), generator.integers(0, 6, 50)
+    scaled = values * generator.uniform(1e-3, 1e3, (50, 1))
+    assert recall_at_k(values, labels).recall == recall_at_k(scaled, labels).recall
+
+
+def test_smallest_galleries() -> None:
+    one = recall_at_k(np.ones((1, 2)), np.array([5]))
+    assert (one.recall[8], one.num_unfindable) == (0.0, 1)
+    assert precision_at_r(np.ones((1, 2)), np.array([5])) == (0.0, 0.0)
+    two = recall_at_k(np.eye(2), np.array([5, 5]), ks=(1, 8))
+    assert two.recall == {1: 1.0, 8: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "message"),
+    [
+        (np.zeros((3, 2)), np.arange(3), "3 embeddings are zero or not finite, first at row 0"),
+        (np.array([[1.0, 0.0], [np.nan, 1.0]]), np.arange(2), "first at row 1"),
+        (np.eye(3), np.arange(2), "expected 3 integers"),
+        (np.eye(3), np.arange(3.0), "float64.*expected 3 integers"),
+        (np.eye(3, dtype=int), np.arange(3), "floating matrix"),
+        (np.zeros((0, 2)), np.arange(0), "integers"),
+    ],
+)
+def test_bad_input_is_one_line(values: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        recall_at_k(values, labels)
+    with pytest.raises(DataError):
+        precision_at_r(values, labels)
+
+
+def test_half_a_gallery_and_bad_ks_are_refused() -> None:
+    with pytest.raises(DataError, match="both or neither"):
+        recall_at_k(np.eye(2), np.arange(2), gallery_GE=np.eye(2))
+    with pytest.raises(DataError, match="ks = "):
+        recall_at_k(np.eye(2), np.arange(2), ks=(0, 1))
+    with pytest.raises(DataError, match="one dimension"):
+        ranked_matches(np.eye(2), np.arange(2), np.eye(3), np.arange(3), 1, exclude_self=False)
+
+
+def test_nmi_by_hand_and_by_seed() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 30)
+    corners = np.eye(4)[labels]
+    assert nmi(corners + 0.01 * generator.normal(size=corners.shape), labels) == pytest.approx(1.0)
+    # every cluster holds half of two classes: H(class) = H(cluster) = log 4, mutual information log 2
+    assert nmi(corners, np.tile([0, 1], 60) + 2 * (labels // 2)) == pytest.approx(0.5, abs=1e-6)
+    noise = generator.normal(size=(120, 8))
+    assert nmi(noise, labels, seed=1) == nmi(noise, labels, seed=1)
+    assert nmi(noise, labels) < 0.2
+    assert nmi(corners * generator.uniform(1, 9, (120, 1)), labels) == pytest.approx(1.0)  # directions only
+
+
+def test_nmi_is_silent_with_few_points(capfd: pytest.CaptureFixture[str]) -> None:
+    assert nmi(np.eye(6), np.arange(6)) == pytest.approx(1.0)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_interval_equals_explicit_resampling_of_classes() -> None:
+    """With three classes the bootstrap distribution can be listed: 27 equally likely draws."""
+    labels = np.array([7, 7, 7, 9, 9, 4])
+    correct = np.array([1, 1, 0, 0, 0, 1])
+    members = [correct[labels == label] for label in (4, 7, 9)]
+    draws = sorted(
+        np.concatenate([members[c] for c in drawn]).mean() for drawn in itertools.product(range(3), repeat=3)
+    )
+    low, high = clustered_interval(correct, labels, seed=0, num_resamples=20_000, confidence=0.8)
+    assert (low, high) == pytest.approx((draws[2], draws[24]), abs=1e-12)
+
+
+def test_interval_widens_with_clusters_and_matches_the_binomial_without() -> None:
+    generator = np.random.default_rng(0)
+    independent = generator.random(2000) < 0.8
+    low, high = clustered_interval(independent, np.arange(2000), seed=1)
+    binomial = 1.96 * math.sqrt(0.8 * 0.2 / 2000)
+    assert (high - low) / 2 == pytest.approx(binomial, rel=0.1)
+    clustered = np.repeat(generator.random(100) < 0.8, 20)  # whole classes succeed or fail
+    low, high = clustered_interval(clustered, np.repeat(np.arange(100), 20), seed=1)
+    assert (high - low) / 2 > 3 * binomial
+    assert low < clustered.mean() < high
+    assert clustered_interval(clustered, np.repeat(np.arange(100), 20), seed=1) == (low, high)
+
+
+def test_paired_test_exact_by_hand() -> None:
+    # gains by class: +2, +1, 0, so |sum of +-2 +-1| >= 3 in 4 of 8 sign patterns
+    labels = np.array([0, 0, 1, 2])
+    result = paired_test(np.array([1, 1, 1, 0]), np.array([0, 0, 0, 0]), labels, seed=0)
+    assert result.p_value == 0.5
+    assert result.difference == 0.75
+    assert result.low < 0.75 <= result.high
+    assert paired_test(np.zeros(4), np.zeros(4), labels, seed=0)[:4] == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_test_random_signs_agree_with_all_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(5)
+    labels = np.repeat(np.arange(12), 9)
+    a = generator.random(108) < 0.75
+    b = generator.random(108) < 0.6
+    exact = paired_test(a, b, labels, seed=0)
+    monkeypatch.setattr("saga_dist.retrieval.metrics._EXACT_CLASSES", 0)
+    drawn = paired_test(a, b, labels, seed=0)
+    assert drawn.p_value == pytest.approx(exact.p_value, abs=0.02)
+    assert drawn.difference == exact.difference
+
+
+def test_paired_test_is_calibrated_under_the_null_with_clusters() -> None:
+    generator = np.random.default_rng(6)
+    labels = np.repeat(np.arange(30), 10)
+    rejected = 0
+    for seed in range(200):
+        per_class = generator.random((2, 30, 1))  # both methods depend on the class, neither is better
+        a, b = (generator.random((30, 10)) < rate for rate in per_class)
+        rejected += paired_test(a.ravel(), b.ravel(), labels, seed=seed, num_resamples=500).p_value < 0.05
+    assert rejected <= 22  # expected 10; an unclustered test rejects about half
+
+
+def test_intervals_refuse_what_cannot_be_resampled() -> None:
+    with pytest.raises(DataError, match="1 classes"):
+        clustered_interval(np.ones(3), np.zeros(3, int), seed=0)
+    with pytest.raises(DataError, match="one finite number per query"):
+        clustered_interval(np.array([1.0, np.nan]), np.arange(2), seed=0)
+    with pytest.raises(DataError, match="expected 2 integers"):
+        clustered_interval(np.ones(2), np.arange(3), seed=0)
+    with pytest.raises(DataError, match="the same queries"):
+        paired_test(np.ones(2), np.ones(3), np.arange(2), seed=0)
+    with pytest.raises(DataError, match="0 resamples"):
+        clustered_interval(np.ones(2), np.arange(2), seed=0, num_resamples=0)
