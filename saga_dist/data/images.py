@@ -1,0 +1,133 @@
+"""Reading untrusted image files, and the optional augmentation."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from saga_dist.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded (8000 x 8000); the header is checked first: a small file must not fill the memory."""
+
+# What Pillow's decoders raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+_FIX = "replace or remove the file"
+_WHITE = (255, 255, 255, 255)
+
+
+def read_image(path: str | Path, size: int) -> np.ndarray:
+    """Returns the whole image as RGB, uint8 [size, size, 3], resized with bicubic filtering and no crop.
+
+    The EXIF orientation is applied, transparency is laid on white, 16-bit grey keeps its upper 8 bits, and of an
+    animation the first frame counts.
+
+    Args:
+        path: a JPEG, PNG or WebP file, whatever its name ends in.
+        size: side of the square, pixels.
+
+    Raises:
+        DataError: missing, not a regular file, another format, too many pixels, or damaged.
+
+    Source: SAGA section 4 (224 x 224, the whole image).
+    """
+    path = Path(path)
+    with _open_regular(path) as file:
+        try:
+            return _to_array(_open(path, file), size)
+        except _DAMAGE as error:
+            raise DataError(f"damaged image ({_line(error)})", where=str(path), fix=_FIX) from error
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"cannot read the image ({reason})", where=str(path), fix="check that the file exists"
+        ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError("not a regular file", where=str(path), expected="an image file", fix=_FIX)
+    return os.fdopen(descriptor, "rb")
+
+
+def augment(
+    image_HWC: np.ndarray, generator: np.random.Generator, *, flip: bool, shift: float, color_jitter: float
+) -> np.ndarray:
+    """Returns a changed copy of an image, uint8 [H, W, 3]; a pure function of the generator's key.
+
+    The same numbers are drawn whatever is switched on, so that one setting does not change another's randomness.
+
+    Args:
+        image_HWC: uint8 [H, W, 3].
+        generator: fresh from ``counter_generator``.
+        flip: mirror left and right with probability 1/2.
+        shift: largest shift as a share of each side; the border repeats the edge.
+        color_jitter: each channel is multiplied with 1 +- at most this.
+    """
+    coin, down, right = generator.random(), generator.uniform(-1, 1), generator.uniform(-1, 1)
+    gains_C = 1 + color_jitter * generator.uniform(-1, 1, 3)
+    height, width = image_HWC.shape[:2]
+    rows = np.clip(np.arange(height) - round(down * shift * height), 0, height - 1)
+    columns = np.clip(np.arange(width) - round(right * shift * width), 0, width - 1)
+    if flip and coin < 0.5:
+        columns = columns[::-1]
+    moved = image_HWC[rows][:, columns]
+    if color_jitter == 0:
+        return moved
+    return np.clip(np.rint(moved * gains_C), 0, 255).astype(np.uint8)
+
+
+def _open(path: Path, file: IO[bytes]) -> Image.Image:
+    """Returns the image with only its header read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, "more than Pillow opens") from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError("not an image, or damaged", where=str(path), expected=", ".join(FORMATS), fix=_FIX) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width} x {image.height} pixels")
+    return image
+
+
+def _too_large(path: Path, size: str) -> DataError:
+    return DataError(
+        f"{size}", where=str(path), expected=f"at most {MAX_PIXELS // 1_000_000} megapixels", fix="scale the image down"
+    )
+
+
+def _to_array(image: Image.Image, size: int) -> np.ndarray:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    small = _to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(small)  # a copy: Pillow's own memory would be read-only
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 and gives a white image
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        colors = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colors.size, _WHITE), colors).convert("RGB")
+    return image.convert("RGB")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
