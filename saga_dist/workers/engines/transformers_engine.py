@@ -165,10 +165,10 @@ class TransformersEngine:
     def _sample(self, logits_BV: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Next token of each row and its log-probability under the untempered, untruncated distribution."""
         log_probs_BV = logits_BV.log_softmax(-1)
+        if bool(log_probs_BV.isnan().any()):
+            raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
         allowed_BV = log_probs_BV.index_fill(1, self._forbidden, -torch.inf)
-        settings = [
-            (row.sampling.temperature, row.sampling.top_p, row.uniforms_T[len(row.token_ids)]) for row in rows
-        ]
+        settings = [(row.sampling.temperature, row.sampling.top_p, row.uniforms_T[len(row.token_ids)]) for row in rows]
         settings_B3 = torch.tensor(settings, dtype=torch.float64).to(logits_BV.device)
         temperature_B, top_p_B, uniforms_B = settings_B3.unbind(1)
         ids_B = draw(allowed_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B)
@@ -178,8 +178,6 @@ class TransformersEngine:
         """Adds one token to each row; returns the rows that go on."""
         keep = []
         for index, (row, token_id, log_prob) in enumerate(zip(rows, ids, log_probs, strict=True)):
-            if not np.isfinite(log_prob):
-                raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
             row.token_ids.append(token_id)
             row.log_probs.append(log_prob)
             if token_id in self._end_ids:

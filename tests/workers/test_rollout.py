@@ -1,0 +1,286 @@
+"""The rollout worker with scripted engines: scores by hand, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saga_dist.data.prompts import VOCABULARIES, PromptSpec
+from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenError
+from saga_dist.models.families import resolve_family
+from saga_dist.models.families.base import Family
+from saga_dist.protocols import Engine
+from saga_dist.protocols import RolloutWorker as RolloutWorkerProtocol
+from saga_dist.types import EncoderTokens, ImagePair, RolloutTask, Sampling
+from saga_dist.workers.engines.scripted import Script, ScriptedEngine
+from saga_dist.workers.engines.transformers_engine import TransformersEngine
+from saga_dist.workers.engines.vllm_engine import VllmEngine
+from saga_dist.workers.rollout import RolloutWorker
+
+PROMPT = PromptSpec(VOCABULARIES["standin_birds"])
+SAMPLING = Sampling(num_completions=8, temperature=0.7, top_p=0.95, max_tokens=400, seed=1)
+
+
+@pytest.fixture(scope="module")
+def family(tiny_checkpoint: Path) -> Family:
+    return resolve_family(tiny_checkpoint)
+
+
+def make_tokens(family: Family, pair_id: str = "p0", version: int = 5) -> EncoderTokens:
+    layout = family.layout
+    values_NW = torch.zeros(50, layout.wire_width)
+    return EncoderTokens(pair_id, values_NW, (25, 25), ((1, 10, 10), (1, 10, 10)), layout.num_deepstack, version)
+
+
+def make_task(pair_id: str = "p0", *, same: bool = True, sampling: Sampling = SAMPLING) -> RolloutTask:
+    return RolloutTask(ImagePair(pair_id, 0, 1, 7, 7 if same else 8), None, sampling)
+
+
+def make_worker(
+    family: Family, engines: Callable[[], Engine], *, prompt: PromptSpec = PROMPT, deadline_s: float = 60.0
+) -> RolloutWorker:
+    return RolloutWorker(
+        engines, family=family, prompt=prompt, dtype=torch.float32, advantage_epsilon=1e-4, deadline_s=deadline_s
+    )
+
+
+def scripted(family: Family, script: Script) -> Callable[[], ScriptedEngine]:
+    tokenizer = family.load_tokenizer()
+    return lambda: ScriptedEngine(script, tokenizer, end_token_id=tokenizer.eos_token_id)
+
+
+def answer(verdict: str, first: str = "red bill, blue crown", second: str = "grün, 灰 tail") -> str:
+    return json.dumps(
+        {
+            "bird_1": {"bill": first},
+            "bird_2": {"bill": second},
+            "differences": "bill",
+            "confidence": "high",
+            "reasoning": "so",
+            "same_species": verdict,
+        },
+        ensure_ascii=False,
+    )
+
+
+def five_of_eight(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+    return answer("yes" if completion < 5 else "no")
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_by_hand(family: Family) -> None:
+    worker = make_worker(family, scripted(family, five_of_eight))
+    same, different = worker.rollout(
+        [make_task("p0"), make_task("p1", same=False)], [make_tokens(family, "p0"), make_tokens(family, "p1")]
+    )
+    assert same.verdicts == different.verdicts == (True,) * 5 + (False,) * 3
+    assert same.rewards_G.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert different.rewards_G.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    # Mean .625; sample deviation sqrt((5 * .375^2 + 3 * .625^2) / 7) = .51755.
+    np.testing.assert_allclose(same.advantages_G, [0.7244] * 5 + [-1.2074] * 3, atol=1e-4)
+    np.testing.assert_allclose(different.advantages_G, [-0.7244] * 5 + [1.2074] * 3, atol=1e-4)
+    assert same.contributes
+    assert different.contributes
+    assert same.rewards_G.dtype == same.advantages_G.dtype == np.float32
+    assert same.pair == make_task("p0").pair
+    assert same.completions.encoder_version == 5
+
+
+def test_masks_cover_the_descriptions_and_nothing_else(family: Family) -> None:
+    tokenizer = family.load_tokenizer()
+    (group,) = make_worker(family, scripted(family, five_of_eight)).rollout([make_task()], [make_tokens(family)])
+    for ids, text, mask_a, mask_b in zip(
+        group.completions.token_ids, group.completions.texts, group.describes_a, group.describes_b, strict=True
+    ):
+        assert mask_a.dtype == mask_b.dtype == np.bool_
+        assert mask_a.shape == mask_b.shape == (len(ids),)
+        assert not (mask_a & mask_b).any()
+        chosen_a = tokenizer.decode([i for i, inside in zip(ids, mask_a, strict=True) if inside])
+        chosen_b = tokenizer.decode([i for i, inside in zip(ids, mask_b, strict=True) if inside])
+        # Tokens that straddle a brace count, so a token may bring a neighbour along.
+        assert "red bill, blue crown" in chosen_a
+        assert "grün, 灰 tail" in chosen_b
+        assert "grün" not in chosen_a
+        assert "same_species" not in chosen_a + chosen_b
+        assert len(chosen_a) + len(chosen_b) < len(text)
+
+
+def test_nonsense_is_reward_zero_and_no_trouble(family: Family) -> None:
+    texts = ["", "I think they are the same.", '{"same_species": "maybe"}', answer("yes")[:40], answer("no")]
+    worker = make_worker(family, scripted(family, lambda _, completion, __: texts[completion % 5]))
+    (group,) = worker.rollout([make_task()], [make_tokens(family)])
+    assert group.verdicts == (None, None, None, None, False, None, None, None)
+    assert group.rewards_G.tolist() == [0] * 8
+    assert group.advantages_G.tolist() == [0] * 8
+    assert not group.contributes
+    assert not group.describes_a[0].any()
+    assert group.describes_a[3].any(), "a description that was cut off is still one"
+
+
+def test_the_generic_prompt_describes_nothing(family: Family) -> None:
+    generic = replace(PROMPT, variant="generic")
+    (group,) = make_worker(family, scripted(family, five_of_eight), prompt=generic).rollout(
+        [make_task()], [make_tokens(family)]
+    )
+    assert group.contributes
+    assert not any(mask.any() for mask in (*group.describes_a, *group.describes_b))
+    assert [len(mask) for mask in group.describes_a] == [len(ids) for ids in group.completions.token_ids]
+
+
+def test_a_real_engine_through_the_worker(family: Family) -> None:
+    backbone = family.load_backbone()
+    text = f"{family.image_placeholder} and {family.image_placeholder}: the same?"
+    worker = make_worker(family, lambda: TransformersEngine(backbone, family=family, prompt_text=text))
+    short = replace(SAMPLING, max_tokens=5)
+    groups = worker.rollout([make_task("p0", sampling=short)], [make_tokens(family)])
+    assert groups[0].rewards_G.tolist() == [0] * 8  # random weights say nothing
+    assert groups[0].num_tokens == sum(len(ids) for ids in groups[0].completions.token_ids) > 8
+    assert worker.stats()["tokens"] == groups[0].num_tokens
+
+
+# ---------------------------------------------------------------- trouble
+
+
+def test_refused_tokens_cost_nothing(family: Family) -> None:
+    asked: list[str] = []
+
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        asked.append(pair_id)
+        return answer("yes")
+
+    worker = make_worker(family, scripted(family, script))
+    good = make_tokens(family)
+    narrow = EncoderTokens("p0", good.values_NW[:, : family.layout.width], good.lengths, good.grids, 0, 5)
+    for tokens, said in ((narrow, "width"), (make_tokens(family, "other"), "tokens of pair other")):
+        with pytest.raises(TokenError, match=said):
+            worker.rollout([make_task()], [tokens])
+    with pytest.raises(TokenError, match="width"):
+        worker.rollout([make_task("p1"), make_task()], [make_tokens(family, "p1"), narrow])
+    assert asked == []
+    assert worker.rollout([make_task()], [good])[0].rewards_G.tolist() == [1] * 8
+    assert worker.stats()["refused_calls"] == 3
+    assert worker.stats()["engine_replacements"] == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "said"),
+    [
+        (EngineError("out of memory"), EngineError, "out of memory"),
+        (DeadlineExceeded("too slow"), DeadlineExceeded, "too slow"),
+        (ZeroDivisionError("something odd"), EngineError, "ZeroDivisionError: something odd"),
+    ],
+)
+def test_a_failed_engine_is_replaced_before_the_next_call(
+    family: Family, failure: Exception, raised: type[Exception], said: str
+) -> None:
+    tokenizer = family.load_tokenizer()
+    engines: list[ScriptedEngine] = []
+
+    def fails_at_first(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        if len(engines) == 1 and pair_id == "p1":
+            raise failure
+        return answer("yes")
+
+    def start() -> ScriptedEngine:
+        engines.append(ScriptedEngine(fails_at_first, tokenizer))
+        return engines[-1]
+
+    worker = make_worker(family, start)
+    tasks, tokens = [make_task("p0"), make_task("p1")], [make_tokens(family, "p0"), make_tokens(family, "p1")]
+    assert len(worker.rollout(tasks[:1], tokens[:1])) == 1
+    with pytest.raises(raised, match=said):
+        worker.rollout(tasks, tokens)
+    assert engines[0].broken == "it was closed", "its memory is freed before another starts"
+    assert len(engines) == 1, "nothing starts before it is needed"
+    assert len(worker.rollout(tasks, tokens)) == 2
+    assert len(engines) == 2
+    stats = worker.stats()
+    assert (stats["groups"], stats["engine_failures"], stats["engine_replacements"]) == (3, 1, 1)
+
+
+def test_a_replacement_that_does_not_start_is_tried_again(family: Family) -> None:
+    tokenizer = family.load_tokenizer()
+    starts: list[int] = []
+
+    def start() -> ScriptedEngine:
+        starts.append(len(starts))
+        if len(starts) == 2:
+            raise EngineError("no memory left")
+        return ScriptedEngine(script, tokenizer)
+
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        if len(starts) == 1:
+            raise EngineError("died")
+        return answer("yes")
+
+    worker = make_worker(family, start)
+    for said in ("died", "no memory left"):
+        with pytest.raises(EngineError, match=said):
+            worker.rollout([make_task()], [make_tokens(family)])
+    assert worker.rollout([make_task()], [make_tokens(family)])[0].contributes is False
+    assert len(starts) == 3
+
+
+def test_a_mistake_in_the_configuration_does_not_cost_the_engine(family: Family) -> None:
+    def too_long(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        raise ConfigError("does not fit")
+
+    worker = make_worker(family, scripted(family, too_long))
+    with pytest.raises(ConfigError):
+        worker.rollout([make_task()], [make_tokens(family)])
+    assert worker.stats()["engine_failures"] == 0
+
+
+def test_an_engine_that_cannot_be_closed_does_not_hide_why_it_broke(family: Family) -> None:
+    class Stuck(ScriptedEngine):
+        def close(self) -> None:
+            raise RuntimeError("stuck")
+
+    def dies(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        raise EngineError("the real reason")
+
+    worker = make_worker(family, lambda: Stuck(dies, family.load_tokenizer()))
+    with pytest.raises(EngineError, match="the real reason"):
+        worker.rollout([make_task()], [make_tokens(family)])
+
+
+# ---------------------------------------------------------------- the scripted engine
+
+
+def test_scripted_completions_look_like_sampled_ones(family: Family) -> None:
+    tokenizer = family.load_tokenizer()
+    engine = ScriptedEngine(five_of_eight, tokenizer, end_token_id=tokenizer.eos_token_id, log_prob=-0.5)
+    (group,) = engine.generate([make_tokens(family)], [SAMPLING], deadline_s=10)
+    assert group.texts[0] == answer("yes")
+    assert group.texts[7] == answer("no")
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in group.token_ids)
+    assert group.finish_reasons == ("stop",) * 8
+    assert group.log_probs[0].tolist() == [-0.5] * len(group.token_ids[0])
+    (cut,) = engine.generate([make_tokens(family)], [replace(SAMPLING, max_tokens=9)], deadline_s=10)
+    assert cut.token_ids[0] == group.token_ids[0][:9]
+    assert cut.finish_reasons == ("length",) * 8
+
+
+def test_a_scripted_engine_breaks_like_a_real_one(family: Family) -> None:
+    tokenizer = family.load_tokenizer()
+    engine = ScriptedEngine(five_of_eight, tokenizer)
+    with pytest.raises(DeadlineExceeded):
+        engine.generate([make_tokens(family)], [SAMPLING], deadline_s=-1)
+    with pytest.raises(EngineError, match="cannot be used any more"):
+        engine.generate([make_tokens(family)], [SAMPLING], deadline_s=10)
+
+
+def test_the_contracts_hold(family: Family) -> None:
+    engine = ScriptedEngine(five_of_eight, family.load_tokenizer())
+    assert isinstance(engine, Engine)
+    assert isinstance(make_worker(family, lambda: engine), RolloutWorkerProtocol)
+    assert issubclass(VllmEngine, Engine)
+    assert issubclass(TransformersEngine, Engine)
