@@ -107,7 +107,7 @@ def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_i
         embeddings.shape[1],
         num_clusters,
         niter=num_iterations,
-        seed=seed,
+        seed=seed % 2**31,  # a C int
         # All points, always: the library would subsample large classes and complain about small ones.
         max_points_per_centroid=len(embeddings),
         min_points_per_centroid=1,

@@ -71,6 +71,16 @@ def test_statistics_give_the_loop_over_completions(dtype: torch.dtype) -> None:
     assert negative_entropy.item() <= 0
 
 
+def test_gradient_reaches_the_pooler_only() -> None:
+    target_N = torch.tensor([0.25, 0.75], requires_grad=True)
+    entropy = torch.tensor(-0.5, requires_grad=True)
+    beta_N = torch.tensor([0.5, 0.5], requires_grad=True)
+    (attention_alignment_loss(target_N, entropy, beta_N.log()) + attention_kl(target_N, beta_N)).backward()
+    assert target_N.grad is None
+    assert entropy.grad is None
+    assert beta_N.grad.tolist() == pytest.approx([-1.0, -3.0])
+
+
 def test_alignment_survives_weights_that_underflow() -> None:
     scores_N = torch.tensor([0.0, -200.0], requires_grad=True)
     loss = attention_alignment_loss(torch.tensor([0.5, 0.5]), -math.log(2), torch.log_softmax(scores_N, -1))

@@ -49,6 +49,13 @@ def test_equals_a_loop_ragged_and_padded(dtype: torch.dtype) -> None:
     assert padded_GT.grad is not None
     assert torch.equal(padded_GT.grad != 0, mask_GT)
 
+    weights_GT = torch.where(mask_GT, 1.0, float("nan")).to(dtype)
+    padded_GT.grad = None
+    weighted_loss = grpo_loss(padded_GT, mask_GT, advantages_G, 20, weights_GT)
+    weighted_loss.backward()
+    assert weighted_loss.item() == padded_loss.item()
+    assert torch.equal(padded_GT.grad != 0, mask_GT)
+
 
 def test_parts_of_a_buffer_add_up() -> None:
     rows, advantages_G = _ragged(torch.float64)

@@ -134,6 +134,13 @@ def test_a_special_token_inside_a_character_is_empty() -> None:
     ]
 
 
+def test_a_stray_byte_does_not_stretch_the_next_token() -> None:
+    tokenizer = _byte_level_bpe()
+    stray = tokenizer.encode("🐦").ids[1]
+    ids = [stray, *tokenizer.encode("ab").ids, stray]
+    assert token_offsets_from_decode(tokenizer, ids).tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+
+
 def test_noise_covers_every_character_and_stays_in_order() -> None:
     tokenizer = _byte_level_bpe()
     generator = random.Random(1)
