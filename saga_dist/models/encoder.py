@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from saga_dist.data.images import read_image
 from saga_dist.errors import CheckpointError, DataError
 from saga_dist.models.families import family_class
 from saga_dist.models.families.base import VisionTower
@@ -139,10 +140,10 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
             fix="read it with the version of saga_dist that wrote it",
         )
     try:
-        tower = family_class(config["family"], where=where).rebuild_tower(config["vision_config"], folder)
-        pooler = Pooler(**config["pooler"])
-        encoder = Encoder(tower, pooler, image_size=config["image_size"])
-        tower.to(getattr(torch, config["dtype"]))
+        dtype = getattr(torch, config["dtype"])
+        family = family_class(config["family"], where=where)
+        tower = family.rebuild_tower(config["vision_config"], folder, dtype=dtype)
+        encoder = Encoder(tower, Pooler(**config["pooler"]), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
     fill(encoder, load_file(folder / WEIGHTS_NAME), where=str(folder / WEIGHTS_NAME))
@@ -154,17 +155,14 @@ def _square_rgb(image: ImageLike, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
-        except OSError as error:
-            raise DataError(f"cannot be read ({error})", where=str(image), expected="an image file") from error
-    elif isinstance(image, Image.Image):
-        picture = ImageOps.exif_transpose(image).convert("RGB")
-    else:
-        if image.dtype != np.uint8:
-            raise DataError(f"an array of {image.dtype}", where="images", expected="uint8 [height, width, 3]")
-        picture = Image.fromarray(image).convert("RGB")
+        return read_image(image, size)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise DataError(
+                f"{image.dtype} array of shape {image.shape}", where="images", expected="uint8 [height, width, 3]"
+            )
+        image = Image.fromarray(image)
+    picture = ImageOps.exif_transpose(image).convert("RGB")
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture)

@@ -8,6 +8,7 @@ from saga_dist.errors import ModelError
 from saga_dist.models.families.base import Family
 from saga_dist.models.families.qwen3_vl import Qwen3VLFamily
 from saga_dist.models.model_files import ModelFiles
+from saga_dist.models.supported import SUPPORTED_FAMILIES
 
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Qwen3VLFamily,)}
 
@@ -48,4 +49,4 @@ def family_class(name: str, *, where: str) -> type[Family]:
 
 
 def _supported() -> str:
-    return ", ".join(f"{family.name} ({family.architecture})" for family in FAMILIES.values())
+    return ", ".join(f"{name} ({architecture})" for name, architecture in SUPPORTED_FAMILIES.items())

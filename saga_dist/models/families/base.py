@@ -262,5 +262,5 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def rebuild_tower(cls, description: dict[str, Any], folder: Path) -> VisionTower:
+    def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> VisionTower:
         """Returns a tower from ``VisionTower.describe`` and preprocessing files, its weights not yet set."""

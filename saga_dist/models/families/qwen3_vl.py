@@ -109,9 +109,9 @@ class Qwen3VLFamily(Family):
         return {"image": {"image_embeds": tokens.values_NW.detach().cpu(), "image_grid_thw": grids_I3}}
 
     @classmethod
-    def rebuild_tower(cls, description: dict[str, Any], folder: Path) -> Qwen3VLTower:
+    def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> Qwen3VLTower:
         """Returns a tower from ``Qwen3VLTower.describe`` and preprocessing files, its weights not yet set."""
         from transformers.models.qwen3_vl import Qwen3VLVisionConfig
 
         config = Qwen3VLVisionConfig.from_dict(description)
-        return Qwen3VLTower(config, folder / "preprocessor_config.json", dtype=torch.float32, device="cpu")
+        return Qwen3VLTower(config, folder / "preprocessor_config.json", dtype=dtype, device="cpu")

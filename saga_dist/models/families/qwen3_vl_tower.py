@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionAttention,
     Qwen3VLVisionModel,
+    Qwen3VLVisionPatchEmbed,
     Qwen3VLVisionRotaryEmbedding,
     apply_rotary_pos_emb_vision,
 )
@@ -22,6 +23,15 @@ from saga_dist.models.weights import build_empty
 
 if TYPE_CHECKING:
     from transformers.models.qwen3_vl import Qwen3VLVisionConfig
+
+
+class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
+    """The family's patch embedding as the matrix product it is: kernel and stride of the convolution are one patch."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns embedded patches [patches, width]; pixels are [patches, channels * frames * patch * patch]."""
+        weight = self.proj.weight.flatten(1)
+        return F.linear(hidden_states.reshape(-1, weight.shape[1]).to(weight.dtype), weight, self.proj.bias)
 
 
 class EqualSizeAttention(Qwen3VLVisionAttention):
@@ -46,8 +56,10 @@ class EqualSizeAttention(Qwen3VLVisionAttention):
         heads = (self.num_heads, self.head_dim)
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, *heads)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        batched = [part.reshape(num_images, num_patches, *heads).transpose(1, 2) for part in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*batched, scale=self.scaling)
+        query, key, value = (
+            part.reshape(num_images, num_patches, *heads).transpose(1, 2) for part in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
         return self.proj(attended.transpose(1, 2).reshape(num_images * num_patches, -1))
 
 
@@ -72,6 +84,8 @@ class Qwen3VLTower(VisionTower):
             lambda: Qwen3VLVisionModel._from_config(config, attn_implementation="sdpa", dtype=dtype), device=device
         )
         self.model.rotary_pos_emb = Qwen3VLVisionRotaryEmbedding(config).to(device)
+        # The parts keep their weights and names; only the way they compute changes.
+        self.model.patch_embed.__class__ = LinearPatchEmbed
         for block in self.model.blocks:
             block.attn.__class__ = EqualSizeAttention
         self._processor = _load_processor(preprocessing, self.layout)
