@@ -84,13 +84,14 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
     from saga_dist.data.layouts import ArrayImageSet, Splits, load_folder
 
     if data.layout == "birds":
+        from saga_dist.standin.language import PARTS
         from saga_dist.standin.world import SplitName, split
 
         def images(name: SplitName) -> ArrayImageSet:
             birds = split(name, data.birds)
             return ArrayImageSet(birds.images, birds.labels, birds.class_names, birds.attributes)
 
-        return Splits(images("train"), images("val"), images("test"), probe=images("probe"))
+        return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
 
     return load_folder(
         data.root,

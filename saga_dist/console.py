@@ -60,10 +60,9 @@ def step_line(result: StepResult) -> str:
     ):
         if name in metrics:
             parts.append(f"{label} {metrics[name]:{form}}")
-    seconds = metrics.get("step/wall_s", 0.0)
-    if seconds and "rollout/tokens" in metrics:
-        parts.append(f"{metrics['rollout/tokens'] / seconds:.0f} tok/s")
-    parts.append(f"{seconds:.2f} s/step")
+    if "rollout/tokens_per_s" in metrics:
+        parts.append(f"{metrics['rollout/tokens_per_s']:.0f} tok/s")
+    parts.append(f"{metrics.get('step/wall_s', 0.0):.2f} s/step")
     return "  ".join(parts)
 
 

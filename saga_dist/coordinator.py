@@ -10,7 +10,6 @@ own, nobody waits for the coordinator. Hence no circle, hence no deadlock.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from saga_dist.counters import counter_seed
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.evaluation import validation_recall
 from saga_dist.errors import Interrupted, TrainingError
-from saga_dist.observability import MetricsLog
+from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_all
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.rollout_buffer import RolloutBuffer
@@ -109,20 +108,24 @@ class Coordinator:
 
     def train_step(self) -> StepResult:
         """One optimizer step (SAGA Algorithm 1): encode, roll out until K groups contribute, replay, update."""
-        started = time.monotonic()
+        clock = Stopwatch()
         step = self._runtime.learner.step
         buffer = RolloutBuffer(self._config.rollout.contributing_groups)
         tokens: dict[str, Any] = {}
         for batch in self._micro_batches(step):
-            encoded = self._runtime.learner.encode(batch)
+            with clock.phase("encode"):
+                encoded = self._runtime.learner.encode(batch)
             tokens.update(zip((pair.pair_id for pair in batch.pairs), encoded.handles, strict=True))
-            self._roll_out(batch, tokens, buffer)
+            with clock.phase("rollout"):
+                self._roll_out(batch, tokens, buffer)
             if buffer.full:
                 break
-        gradients = self._replay(buffer, tokens)
-        result = self._runtime.learner.finish_step([gradient.handle for gradient in gradients])
+        with clock.phase("replay"):
+            gradients = self._replay(buffer, tokens)
+        with clock.phase("update"):
+            result = self._runtime.learner.finish_step([gradient.handle for gradient in gradients])
         self._record(step, buffer)
-        return self._summarise(result, buffer, gradients, time.monotonic() - started)
+        return self._summarise(result, buffer, gradients, clock)
 
     def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches a step may use: one without rollouts, else as many as dynamic sampling is allowed."""
@@ -173,19 +176,24 @@ class Coordinator:
             write_recording(self._recordings / f"step_{step:06d}.arrow", buffer.groups)
 
     def _summarise(
-        self, result: StepResult, buffer: RolloutBuffer, gradients: Sequence[GradientHandle], wall_s: float
+        self, result: StepResult, buffer: RolloutBuffer, gradients: Sequence[GradientHandle], clock: Stopwatch
     ) -> StepResult:
         metrics = {**result.metrics, **buffer.metrics(), **self._runtime.rollouts.metrics()}
         if gradients:
             metrics["replay/log_prob_gap_mean"] = sum(gradient.log_prob_gap for gradient in gradients) / len(gradients)
             metrics["replay/tokens"] = float(buffer.num_tokens)
-        metrics["step/wall_s"] = wall_s
+        if buffer.groups:
+            num_tokens = sum(group.num_tokens for group in buffer.groups)
+            metrics["rollout/tokens_per_s"] = num_tokens / clock.seconds["rollout"]
+        metrics |= {f"step/{phase}_s": seconds for phase, seconds in clock.seconds.items()}
+        metrics["step/wall_s"] = sum(clock.seconds.values())
         return StepResult(step=result.step, metrics=metrics)
 
     # ------------------------------------------------------------------ checkpoints and model selection
 
     def _validate_if_due(self, step: int) -> None:
-        if step % self._config.evaluation.every_steps and step != self._config.run.steps:
+        due = step % self._config.evaluation.every_steps == 0 or step == self._config.run.steps
+        if not due or not len(self._runtime.learner.labels("val")):
             return
         recall = validation_recall(self._runtime.learner)
         best = self.selection.consider(step, recall)

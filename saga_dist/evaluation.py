@@ -76,6 +76,7 @@ def evaluate_method(
             resamples=settings.bootstrap_resamples,
         )
         for split in splits
+        if len(learner.labels(split))
     }
     on_test = "test" in splits
     return MethodResult(

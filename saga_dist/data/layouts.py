@@ -103,8 +103,8 @@ class ArrayImageSet:
     def digest(self) -> str:
         """Returns the sha256 over pixels, labels and class names."""
         sha = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        sha.update(np.ascontiguousarray(self.images))
-        sha.update(np.ascontiguousarray(self.labels_I))
+        sha.update(np.ascontiguousarray(self.images).data)
+        sha.update(np.ascontiguousarray(self.labels_I).data)
         return sha.hexdigest()
 
 

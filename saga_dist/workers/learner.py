@@ -95,8 +95,8 @@ class Learner:
         return self._step
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split."""
-        return self._splits.named(split).labels_I
+        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
+        return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
 
     # ------------------------------------------------------------------ one training step
 
@@ -235,7 +235,7 @@ class Learner:
             else:
                 embeddings_IE = self.encoder.pooler(per_image).embeddings_IE
             chunks.append(embeddings_IE.float().cpu().numpy())
-        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, images.attribute_names)
+        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, self._splits.attribute_names)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns the tokens of evaluation pairs, without gradient or augmentation."""

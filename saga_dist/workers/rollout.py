@@ -169,10 +169,16 @@ class RolloutWorker:
             completions=completions,
             verdicts=verdicts,
             rewards_G=rewards_G.numpy(),
-            advantages_G=group_advantages(rewards_G, self._advantage_epsilon).advantages.numpy(),
+            advantages_G=self._advantages(rewards_G),
             describes_a=tuple(mask_a for mask_a, _ in masks),
             describes_b=tuple(mask_b for _, mask_b in masks),
         )
+
+    def _advantages(self, rewards_G: np.ndarray) -> np.ndarray:
+        """Float32 [G]; a single completion, as evaluation asks for, has nothing to be better than."""
+        if len(rewards_G) == 1:
+            return np.zeros(1, dtype=np.float32)
+        return group_advantages(rewards_G, self._advantage_epsilon).advantages.numpy()
 
     def _masks(self, text: str, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Bool [T] for image a and image b; all False where the text describes neither."""

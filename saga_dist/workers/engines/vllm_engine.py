@@ -40,6 +40,7 @@ ENVIRONMENT = {
 
 MAX_LAST_WORDS = 600
 CPU_BLOCK_SIZE = 32  # the smallest that CPU attention takes: completions of a pair share the prompt's full blocks
+CPU_KV_CACHE_LIMIT = 4 << 30
 SEED_MASK = (1 << 62) - 1  # vLLM adds the completion's index to the seed, and the sum must stay an int64
 
 
@@ -55,7 +56,8 @@ class VllmEngine:
         max_num_seqs: completions generated at the same time.
         seed: of the engine; completions have their own (``Sampling.seed``).
         gpu_memory_utilization: share of the GPU's memory for weights and cache.
-        cpu_kv_cache_bytes: size of the key/value cache without a GPU.
+        cpu_kv_cache_bytes: size of the key/value cache without a GPU; None: what ``max_num_seqs`` full contexts need, at
+            most ``CPU_KV_CACHE_LIMIT``.
         tensor_parallel_size: GPUs of one engine.
 
     Raises:
@@ -73,7 +75,7 @@ class VllmEngine:
         max_num_seqs: int = 128,
         seed: int = 0,
         gpu_memory_utilization: float = 0.5,
-        cpu_kv_cache_bytes: int = 1 << 30,
+        cpu_kv_cache_bytes: int | None = None,
         tensor_parallel_size: int = 1,
     ) -> None:
         self.broken = ""
@@ -110,6 +112,7 @@ class VllmEngine:
             "use_tqdm_on_load": False,
         }
         try:
+            cpu_kv_cache_bytes = cpu_kv_cache_bytes or _cache_bytes(family, dtype, max_num_seqs * max_model_len)
             self._llm = _start(arguments, gpu_memory_utilization, cpu_kv_cache_bytes)
         except Exception as error:  # decided here: whatever vLLM raised, the caller may try again elsewhere
             self.close()
@@ -259,6 +262,15 @@ def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cach
         arguments["gpu_memory_utilization"] = gpu_memory_utilization
     with _process_state_kept():
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def _cache_bytes(family: Family, dtype: str, num_tokens: int) -> int:
+    """Keys and values of so many tokens in all layers, within sensible limits."""
+    text = family.config.get("text_config", family.config)
+    heads = text["num_attention_heads"]
+    head_dim = text.get("head_dim") or text["hidden_size"] // heads
+    per_token = 2 * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * head_dim
+    return min(max(num_tokens * per_token * (4 if dtype == "float32" else 2), 64 << 20), CPU_KV_CACHE_LIMIT)
 
 
 @contextmanager

@@ -1,0 +1,247 @@
+"""The learner against end-to-end autograd, its schedule, its refusals and its state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saga_dist.assembly import build_family
+from saga_dist.config import RunConfig, parse_config
+from saga_dist.counters import counter_generator
+from saga_dist.data.layouts import ArrayImageSet, Splits
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import CheckpointError, TrainingError
+from saga_dist.models.encoder import Encoder
+from saga_dist.models.pooler import Pooler
+from saga_dist.objectives.attention import attention_kl
+from saga_dist.objectives.metric_losses import build_metric_loss
+from saga_dist.types import MicroBatch, TokenGradients
+from saga_dist.workers.learner import Learner
+from saga_dist.workers.optimization import build_optimizer, schedule_factor
+
+NUM_CLASSES = 4
+
+
+def make_config(checkpoint: Path, **objective: object) -> RunConfig:
+    return parse_config(
+        {
+            "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2},
+            "model": {"path": str(checkpoint), "dtype": "float32", "embedding_dim": 16, "device": "cpu"},
+            "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1, **objective},
+            "optimizer": {"clip_norm": 1e9, "lr_encoder": 1e-3, "lr_pooler": 1e-2, "proxy_lr_multiplier": 10.0},
+            "rollout": {"pairs_per_batch": 4},
+        },
+        where="test",
+    )
+
+
+def make_splits() -> Splits:
+    def images(seed: int) -> ArrayImageSet:
+        pixels = np.random.default_rng(seed).integers(0, 256, (16, 80, 80, 3), dtype=np.uint8)
+        return ArrayImageSet(pixels, np.arange(16) // 4, [f"class {label}" for label in range(NUM_CLASSES)])
+
+    return Splits(images(0), images(1), images(2))
+
+
+def make_learner(config: RunConfig, *, num_steps: int = 10) -> Learner:
+    tower = build_family(config).load_tower(dtype=torch.float32, device="cpu")
+    pooler = Pooler("attention", width=tower.layout.width, embedding_dim=16, seed=1)
+    return Learner(
+        encoder=Encoder(tower, pooler, image_size=80),
+        metric_loss=build_metric_loss("proxy_anchor", num_classes=NUM_CLASSES, embedding_dim=16, seed=2),
+        splits=make_splits(),
+        data=config.data,
+        objective=config.objective,
+        optimizer=config.optimizer,
+        num_steps=num_steps,
+    )
+
+
+def micro_batch(learner: Learner, index: int = 0) -> MicroBatch:
+    sampler = ClassBalancedSampler(learner.labels("train"), 8, 2, seed=3)
+    return sampler.micro_batch(learner.step, index, 4)
+
+
+def gradients_for(learner: Learner, batch: MicroBatch) -> list[TokenGradients]:
+    """Made-up token gradients and attention targets with the shapes of the real ones."""
+    answers = []
+    for tokens in learner.encode(batch).handles:
+        generator = counter_generator("made-up", tokens.pair_id)
+        targets = [torch.tensor(generator.dirichlet(np.ones(length)), dtype=torch.float32) for length in tokens.lengths]
+        answers.append(
+            TokenGradients(
+                pair_id=tokens.pair_id,
+                values_NW=torch.tensor(generator.normal(size=tuple(tokens.values_NW.shape)), dtype=torch.float32),
+                attention_a_N=targets[0],
+                attention_b_N=targets[1],
+                negative_entropy=sum(float(torch.xlogy(target, target).sum()) for target in targets),
+                num_attended=1 + len(answers),
+                loss=0.25,
+                num_tokens=10,
+                log_prob_gap=0.0,
+                encoder_version=learner.step,
+            )
+        )
+    return answers
+
+
+def finish_and_catch(learner: Learner, gradients: list[TokenGradients]) -> dict[str, torch.Tensor]:
+    """The parameter gradients as the optimizer sees them."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def catch(*_: object) -> None:
+        for part in (learner.encoder, learner.metric_loss):
+            caught.update({name: p.grad.clone() for name, p in part.named_parameters() if p.grad is not None})
+
+    handle = learner.optimizer.register_step_pre_hook(catch)
+    learner.finish_step(gradients)
+    handle.remove()
+    return caught
+
+
+def end_to_end(learner: Learner, batches: list[MicroBatch], gradients: list[TokenGradients]) -> dict[str, torch.Tensor]:
+    """The same gradients from one graph: L_DML + <X, dL/dX> + L_KL, differentiated by autograd in one go."""
+    encoder, objective = learner.encoder, learner._objective
+    found = {gradient.pair_id: gradient for gradient in gradients}
+    num_attended = sum(gradient.num_attended for gradient in gradients)
+    total = torch.zeros(())
+    for batch in batches:
+        images = [learner._splits.train.image(index) for index in batch.image_ids]
+        pixels = encoder.tower.preprocess(images)
+        per_image = dict(zip(batch.image_ids, encoder.tower(pixels).split(list(pixels.lengths)), strict=True))
+        width = encoder.tower.layout.width
+        embeddings = encoder.pooler([values[:, :width] for values in per_image.values()]).embeddings_IE
+        total = total + objective.lambda_dml * learner.metric_loss(embeddings, torch.tensor(batch.labels))
+        for pair in batch.pairs:
+            gradient = found[pair.pair_id]
+            values = torch.cat([per_image[pair.image_a], per_image[pair.image_b]])
+            total = total + objective.lambda_lm * (values * gradient.values_NW).sum()
+            for image, target in ((pair.image_a, gradient.attention_a_N), (pair.image_b, gradient.attention_b_N)):
+                beta = encoder.pooler.log_weights([per_image[image].detach()[:, :width]])[0].exp()
+                weight = objective.lambda_kl * gradient.num_attended / num_attended
+                total = total + weight * attention_kl(target, beta)
+    names, parameters = zip(*[*encoder.named_parameters(), *learner.metric_loss.named_parameters()], strict=True)
+    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_step_gradients_equal_end_to_end_autograd(tiny_checkpoint: Path, num_batches: int) -> None:
+    learner = make_learner(make_config(tiny_checkpoint, lambda_dml=0.7, lambda_lm=0.3, lambda_kl=2.0))
+    batches = [micro_batch(learner, index) for index in range(num_batches)]
+    gradients = [gradient for batch in batches for gradient in gradients_for(learner, batch)]
+    expected = end_to_end(learner, batches, gradients)
+    caught = finish_and_catch(learner, gradients)
+    assert caught.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = (caught[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+        assert error < 1e-5, f"{name}: relative error {error:.2e}"
+
+
+def test_attention_alignment_reaches_the_pooler_only(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint, lambda_dml=0.0, lambda_lm=0.0, lambda_kl=1.0))
+    caught = finish_and_catch(learner, gradients_for(learner, micro_batch(learner)))
+    towers = [value.abs().max().item() for name, value in caught.items() if name.startswith("tower.")]
+    assert max(towers) == 0.0
+    assert caught["pooler.query"].abs().max() > 0
+
+
+def test_abandoned_step_leaves_nothing_behind(tiny_checkpoint: Path) -> None:
+    learners = [make_learner(make_config(tiny_checkpoint)) for _ in range(2)]
+    gradients_for(learners[0], micro_batch(learners[0]))  # encoded, never finished
+    states = []
+    for learner in learners:
+        learner.finish_step(gradients_for(learner, micro_batch(learner)))
+        states.append(learner._state())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_four_steps_equal_two_and_two_after_reloading(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint)
+    straight, first, second = (make_learner(config) for _ in range(3))
+    for _ in range(4):
+        straight.finish_step(gradients_for(straight, micro_batch(straight)))
+    for _ in range(2):
+        first.finish_step(gradients_for(first, micro_batch(first)))
+    first.save(tmp_path)
+    second.load(tmp_path)
+    assert second.step == 2
+    for _ in range(2):
+        second.finish_step(gradients_for(second, micro_batch(second)))
+    assert all(torch.equal(tensor, second._state()[name]) for name, tensor in straight._state().items())
+
+
+def test_load_refuses_another_shape(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint)
+    make_learner(config).save(tmp_path)
+    other = make_learner(config)
+    other.encoder.pooler = Pooler("attention", width=128, embedding_dim=8, seed=1)
+    with pytest.raises(CheckpointError, match=r"tensor pooler\.projection\.(weight|bias) does not fit"):
+        other.load(tmp_path)
+
+
+def test_gradients_of_another_step_are_refused(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    gradients = gradients_for(learner, micro_batch(learner))
+    with pytest.raises(TrainingError, match="encoder version 7"):
+        learner.finish_step([replace(gradients[0], encoder_version=7)])
+    with pytest.raises(TrainingError, match="micro-batch of step 5"):
+        learner.encode(replace(micro_batch(learner), step=5))
+
+
+def test_non_finite_gradients_stop_the_run_before_the_weights_change(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    gradients = gradients_for(learner, micro_batch(learner))
+    before = {name: tensor.clone() for name, tensor in learner._state().items()}
+    gradients[1].values_NW[0, 0] = math.nan
+    with pytest.raises(TrainingError, match=gradients[1].pair_id):
+        learner.finish_step(gradients)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner._state().items())
+
+
+def test_embeddings_are_unit_vectors_and_the_pretrained_ones_are_mean_tokens(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    trained, pretrained = learner.embed("val"), learner.embed("val", pretrained=True)
+    assert trained.values_IE.shape == (16, 16)
+    np.testing.assert_allclose(np.linalg.norm(trained.values_IE, axis=1), 1, rtol=1e-5)
+    with torch.no_grad():
+        tower = learner.encoder.tower
+        values_NW = tower(tower.preprocess([learner._splits.named("val").image(3)]))
+    mean = tower.layout.main(values_NW).mean(0)
+    np.testing.assert_allclose(pretrained.values_IE[3], (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+def test_schedule_by_hand(tiny_checkpoint: Path) -> None:
+    settings = make_config(tiny_checkpoint).optimizer.model_copy(update={"warmup_fraction": 0.2})
+    # 10 steps, 2 of warm-up: 1/2, 1, then half a cosine over the 8 that remain.
+    factors = [schedule_factor(settings, step, 10) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.5)
+    assert factors[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    constant = settings.model_copy(update={"schedule": "constant"})
+    assert [schedule_factor(constant, step, 10) for step in (0, 1, 9)] == [0.5, 1.0, 1.0]
+
+
+def test_optimizer_groups(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    groups = {group["name"]: group for group in learner.optimizer.param_groups}
+    assert groups["encoder"]["lr"] == 1e-3
+    assert groups["pooler"]["lr"] == 1e-2
+    assert groups["proxies"]["lr"] == pytest.approx(0.1)
+    assert groups["proxies"]["weight_decay"] == 0
+    assert groups["proxies"]["params"][0] is next(learner.metric_loss.parameters())
+
+
+def test_optimizer_refuses_frozen_or_shared_tensors(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    parts = {"tower": learner.encoder.tower, "pooler": learner.encoder.pooler, "metric_loss": learner.metric_loss}
+    settings = learner._settings
+    with pytest.raises(TrainingError, match="in two groups"):
+        build_optimizer(settings, **{**parts, "metric_loss": learner.encoder.pooler})
+    next(learner.encoder.tower.parameters()).requires_grad_(False)
+    with pytest.raises(TrainingError, match="encoder is frozen"):
+        build_optimizer(settings, **parts)
