@@ -1,0 +1,172 @@
+"""The Ray runtime: a learner and worker pools as actors, brought up at the same time and closed together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from saga_dist.cluster.actors import Factories, LearnerActor, ReplayActor, RolloutActor, spawn
+from saga_dist.cluster.handles import ObjectHandle
+from saga_dist.cluster.pool import Limits, RayPool
+from saga_dist.cluster.remote import LearnerReplayPool, RemoteLearner
+from saga_dist.cluster.session import Session
+from saga_dist.cluster.supervision import Clocks
+from saga_dist.config import RunConfig
+from saga_dist.protocols import GradientHandle
+from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
+from saga_dist.wire import groups_from_batch
+
+log = logging.getLogger(__name__)
+
+
+class RolloutRole:
+    """How a pool talks to rollout actors."""
+
+    name = "rollout"
+
+    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
+        self._config, self._factories, self.missing = config, factories, missing
+
+    def spawn(self) -> Any:
+        """Returns the handle of a new rollout actor."""
+        section = self._config.rollout
+        return spawn(RolloutActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
+
+    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Starts a lease; the answer is one Arrow batch of scored groups."""
+        return actor.run.remote(list(tasks)), ()
+
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
+        """Returns the groups in a batch."""
+        return groups_from_batch(answer)
+
+    def task_key(self, task: RolloutTask) -> str:
+        """Returns the pair id."""
+        return task.pair.pair_id
+
+    def result_key(self, result: ScoredGroup) -> str:
+        """Returns the pair id."""
+        return result.pair.pair_id
+
+
+class ReplayRole:
+    """How a pool talks to replay actors: small views come back, payloads stay in the object store."""
+
+    name = "replay"
+
+    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
+        self._config, self._factories, self.missing = config, factories, missing
+
+    def spawn(self) -> Any:
+        """Returns the handle of a new replay actor."""
+        section = self._config.replay
+        return spawn(ReplayActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
+
+    def send(self, actor: Any, tasks: Sequence[ReplayTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Starts a lease; the answer is the list of views, and one payload per task."""
+        answer, *payloads = actor.run.options(num_returns=1 + len(tasks)).remote(list(tasks))
+        return answer, payloads
+
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
+        """Returns the views with handles of their payloads."""
+        return [
+            GradientHandle(view.pair_id, ObjectHandle(view.pair_id, ref), view.loss, view.num_tokens, view.log_prob_gap)
+            for view, ref in zip(answer, payloads, strict=True)
+        ]
+
+    def task_key(self, task: ReplayTask) -> str:
+        """Returns the pair id."""
+        return task.group.pair.pair_id
+
+    def result_key(self, result: GradientHandle) -> str:
+        """Returns the pair id."""
+        return result.pair_id
+
+
+class RayRuntime:
+    """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
+
+    Workers come up in the background: the constructor waits for the learner only, so that a first evaluation runs while
+    engines warm up. Without an MLLM in the configuration no worker is started.
+
+    Args:
+        config: the whole configuration.
+        factories: how the plain classes are built; the default builds the real ones.
+
+    Raises:
+        ConfigError: no Ray to run on.
+        UserError: the learner found a mistake in configuration, model or data.
+    """
+
+    learner: RemoteLearner
+
+    def __init__(self, config: RunConfig, factories: Factories | None = None) -> None:
+        self._config, factories = config, factories or Factories()
+        with ExitStack() as closing:
+            session = Session(config)
+            closing.callback(session.close)
+            actor = spawn(
+                LearnerActor,
+                config,
+                factories,
+                num_cpus=config.runtime.learner_num_cpus,
+                num_gpus=config.runtime.learner_num_gpus,
+            )
+            self.learner = RemoteLearner(
+                actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
+            )
+            closing.callback(self.learner.close)
+            started = actor.start.remote()
+            self.rollouts = self._rollout_pool(RolloutRole(config, factories, session.missing))
+            closing.callback(self.rollouts.close)
+            self.replays = self._replay_pool(ReplayRole(config, factories, session.missing))
+            closing.callback(self.replays.close)
+            if config.needs_mllm:
+                self.rollouts.start()
+                if isinstance(self.replays, RayPool):
+                    self.replays.start()
+            self.learner.wait_until_up(started, deadline_s=config.rollout.start_deadline_s, missing=session.missing)
+            self._closing = closing.pop_all()
+
+    def renew_learner(self, config: RunConfig) -> None:
+        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        self.learner.renew(config)
+
+    def backbone_digest(self) -> str:
+        """Returns the sha256 over the frozen backbone that replay differentiates through ('' without an MLLM)."""
+        if not self._config.needs_mllm:
+            return ""
+        if isinstance(self.replays, RayPool):
+            return self.replays.ask("backbone_digest")
+        return self.learner.backbone_digest()
+
+    def close(self) -> None:
+        """Ends every actor, then the private Ray if one was started; closing twice is fine."""
+        self._closing.close()
+
+    def __enter__(self) -> RayRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rollout_pool(self, role: RolloutRole) -> RayPool[RolloutTask, ScoredGroup]:
+        section, heartbeat_s = self._config.rollout, self._config.runtime.heartbeat_s
+        # A lease lasts a little longer than the worker's own deadline, whose error says more.
+        clocks = Clocks(section.start_deadline_s, section.deadline_s + heartbeat_s, heartbeat_s)
+        return RayPool(role, Limits(section.workers, section.groups_per_lease, section.max_attempts, clocks))
+
+    def _replay_pool(self, role: ReplayRole) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
+        section, rollout = self._config.replay, self._config.rollout
+        if not section.workers:
+            return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)
+        clocks = Clocks(rollout.start_deadline_s, section.deadline_s, self._config.runtime.heartbeat_s)
+        # One group per lease: groups differ in length, and replay has no batching to lose.
+        return RayPool(role, Limits(section.workers, 1, rollout.max_attempts, clocks))
