@@ -44,7 +44,7 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     path = Path(path)
     with _open_regular(path) as file:
         try:
-            return _to_array(_open(path, file), size)
+            return square_image(_open(path, file), size)
         except _DAMAGE as error:
             raise DataError(f"damaged image ({_line(error)})", where=str(path), fix=_FIX) from error
 
@@ -112,7 +112,8 @@ def _too_large(path: Path, size: str) -> DataError:
     )
 
 
-def _to_array(image: Image.Image, size: int) -> np.ndarray:
+def square_image(image: Image.Image, size: int) -> np.ndarray:
+    """Returns an opened image as ``read_image`` does: upright RGB, uint8 [size, size, 3]."""
     image.load()
     upright = ImageOps.exif_transpose(image)
     small = _to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from saga_dist.data.images import read_image
+from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, DataError
 from saga_dist.models.families import family_class
 from saga_dist.models.families.base import VisionTower
@@ -146,26 +146,23 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
         encoder = Encoder(tower, Pooler(**config["pooler"]), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
-    fill(encoder, load_file(folder / WEIGHTS_NAME), where=str(folder / WEIGHTS_NAME))
+    fill(encoder, load_file(folder / WEIGHTS_NAME).items(), where=str(folder / WEIGHTS_NAME))
     return encoder.to(device).eval()
 
 
 def _square_rgb(image: ImageLike, size: int) -> np.ndarray:
-    """An upright uint8 RGB square; an image that is one already comes through unchanged."""
-    from PIL import Image, ImageOps
+    """An upright uint8 RGB square, made the same way as in training."""
+    from PIL import Image
 
     if isinstance(image, str | Path):
         return read_image(image, size)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if image.dtype != np.uint8 or (image.ndim != 2 and image.shape[2:] not in ((3,), (4,))):
             raise DataError(
                 f"{image.dtype} array of shape {image.shape}", where="images", expected="uint8 [height, width, 3]"
             )
         image = Image.fromarray(image)
-    picture = ImageOps.exif_transpose(image).convert("RGB")
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return square_image(image, size)
 
 
 def _verify(folder: Path) -> None:

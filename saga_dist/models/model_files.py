@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,8 @@ class ModelFiles:
             raise ModelError(f"holds a {type(content).__name__}", where=str(path), expected="a JSON object")
         return content
 
-    def tensors(self, prefixes: Sequence[str], *, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-        """Returns every tensor whose name starts with one of ``prefixes``, full name to tensor; others are never read.
+    def tensors(self, prefixes: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields name and tensor, one at a time, where the name starts with one of ``prefixes``; others are never read.
 
         Raises:
             ModelError: no safetensors files, or one that is damaged.
@@ -86,18 +86,17 @@ class ModelFiles:
         from safetensors import SafetensorError, safe_open
 
         wanted = tuple(prefixes)
-        tensors: dict[str, torch.Tensor] = {}
         for shard in self._shards(wanted):
             path = self.file(shard)
             try:
-                with safe_open(path, framework="pt", device=str(device)) as reader:
-                    names = [name for name in reader.keys() if name.startswith(wanted)]  # noqa: SIM118 (no mapping)
-                    tensors.update({name: reader.get_tensor(name) for name in names})
+                with safe_open(path, framework="pt") as reader:
+                    for name in reader.keys():  # noqa: SIM118 (not a mapping)
+                        if name.startswith(wanted):
+                            yield name, reader.get_tensor(name)
             except (SafetensorError, OSError) as error:
                 raise ModelError(
                     f"cannot be read ({error})", where=str(path), expected="safetensors", fix="fetch the file again"
                 ) from error
-        return tensors
 
     def _shards(self, prefixes: tuple[str, ...]) -> list[str]:
         if self.find(INDEX_NAME) is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -23,33 +23,34 @@ def build_empty(build: Callable[[], ModuleT], *, device: str | torch.device) -> 
     return module.to_empty(device=device)
 
 
-def strip(tensors: Mapping[str, torch.Tensor], prefixes: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Returns the tensors with the first fitting prefix taken off their names; other names stay."""
-    stripped = {}
-    for name, tensor in tensors.items():
+def renamed(
+    tensors: Iterable[tuple[str, torch.Tensor]], prefixes: Mapping[str, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors with the first fitting prefix of their names replaced; other names stay."""
+    for name, tensor in tensors:
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        stripped[name.removeprefix(prefix)] = tensor
-    return stripped
+        yield prefixes.get(prefix, "") + name.removeprefix(prefix), tensor
 
 
-def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Copies tensors into a module, casting to its types; every weight must be there, and nothing else.
+def fill(module: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], *, where: str) -> None:
+    """Copies tensors into a module one by one, casting to its types; every weight must come, and nothing else.
 
     Raises:
-        ModelError: a weight is missing, unknown, or of another shape.
+        ModelError: a weight is missing, unknown, or of another shape; the module is then half filled.
     """
     own = module.state_dict()
-    missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
-    if missing or unknown:
-        kind, names = ("misses", missing) if missing else ("has an unknown", unknown)
-        raise ModelError(
-            f"{kind} tensor {min(names)} ({len(names)} in all)", where=where, expected="all weights of the family"
-        )
-    for name, tensor in own.items():
-        if tensors[name].shape != tensor.shape:
+    missing = set(own)
+    for name, tensor in tensors:
+        if name not in own:
+            raise ModelError(f"has an unknown tensor {name}", where=where, expected="the weights of its config.json")
+        if tensor.shape != own[name].shape:
             raise ModelError(
-                f"tensor {name} has shape {tuple(tensors[name].shape)}", where=where, expected=f"{tuple(tensor.shape)}"
+                f"tensor {name} has shape {tuple(tensor.shape)}", where=where, expected=f"{tuple(own[name].shape)}"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        with torch.no_grad():
+            own[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ModelError(
+            f"misses tensor {min(missing)} ({len(missing)} in all)", where=where, expected="all weights of the family"
+        )

@@ -178,3 +178,16 @@ def test_neither_ray_nor_vllm_nor_a_language_model_is_needed(saved: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "(1, 32)", done.stderr[-2000:]
+
+
+def test_transparency_is_white_however_the_image_comes(
+    encoder: Encoder, arrays: list[np.ndarray], tmp_path: Path
+) -> None:
+    alpha = np.zeros((80, 80, 1), np.uint8)
+    alpha[:40] = 255
+    clear = Image.fromarray(np.concatenate([arrays[0], alpha], axis=2))
+    clear.save(tmp_path / "clear.png")
+    white = arrays[0].copy()
+    white[40:] = 255
+    embeddings_IE = encoder.encode([clear, tmp_path / "clear.png", np.asarray(clear), white])
+    np.testing.assert_allclose(embeddings_IE, np.repeat(embeddings_IE[3:], 4, axis=0), atol=1e-6)

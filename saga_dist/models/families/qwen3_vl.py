@@ -14,16 +14,16 @@ from saga_dist.models.families.base import Family, TokenLayout
 from saga_dist.models.families.qwen3_vl_backbone import Qwen3VLBackbone
 from saga_dist.models.families.qwen3_vl_tower import Qwen3VLTower, vision_layout
 from saga_dist.models.model_files import ModelFiles
-from saga_dist.models.weights import fill, strip
+from saga_dist.models.weights import fill, renamed
 from saga_dist.types import EncoderTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
 
-TOWER_PREFIXES = ("model.visual.", "visual.")
-"""Where the tower's tensors are; the second as in files written by early versions."""
-LANGUAGE_PREFIXES = ("model.language_model.", "language_model.")
-HEAD_NAME = "lm_head.weight"
+TOWER_PREFIXES = {"model.visual.": "", "visual.": ""}
+"""Where the tower's tensors are in a checkpoint; the second as in files written by early versions."""
+LANGUAGE_PREFIXES = {"model.language_model.": "language_model.", "language_model.": "language_model."}
+HEAD_PREFIXES = {"lm_head.": "head."}
 MARKERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 
 
@@ -74,7 +74,8 @@ class Qwen3VLFamily(Family):
         tower = Qwen3VLTower(
             self._parsed.vision_config, self.files.file("preprocessor_config.json"), dtype=dtype, device=device
         )
-        fill(tower.model, strip(self.files.tensors(TOWER_PREFIXES), TOWER_PREFIXES), where=self.files.name)
+        tensors = self.files.tensors(tuple(TOWER_PREFIXES))
+        fill(tower.model, renamed(tensors, TOWER_PREFIXES), where=self.files.name)
         return tower
 
     def load_backbone(
@@ -82,11 +83,8 @@ class Qwen3VLFamily(Family):
     ) -> Qwen3VLBackbone:
         """Returns the frozen language model; the tower's weights are not read."""
         backbone = Qwen3VLBackbone(self._parsed, self.layout, dtype=dtype, device=device)
-        tensors = strip(self.files.tensors((*LANGUAGE_PREFIXES, HEAD_NAME)), LANGUAGE_PREFIXES)
-        head = tensors.pop(HEAD_NAME, None)
-        fill(backbone.language_model, tensors, where=self.files.name)
-        if backbone.head is not None:
-            fill(backbone.head, {} if head is None else {"weight": head}, where=f"{self.files.name}, lm_head")
+        prefixes = LANGUAGE_PREFIXES if backbone.head is None else LANGUAGE_PREFIXES | HEAD_PREFIXES
+        fill(backbone, renamed(self.files.tensors(tuple(prefixes)), prefixes), where=self.files.name)
         backbone.freeze()
         return backbone
 
