@@ -1,0 +1,250 @@
+"""The coordinator on a tiny real learner, real replay and scripted rollouts: one step, a whole run, stop and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saga_dist.assembly import build_family, build_learner, build_prompt, build_replay_worker, torch_dtype
+from saga_dist.config import RunConfig, parse_config
+from saga_dist.coordinator import Coordinator
+from saga_dist.counters import counter_generator
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import CheckpointError, Interrupted, TrainingError
+from saga_dist.pools import SerialPool
+from saga_dist.protocols import GradientHandle
+from saga_dist.types import EncoderTokens
+from saga_dist.wire import read_recording
+from saga_dist.workers.engines.scripted import ScriptedEngine
+from saga_dist.workers.rollout import RolloutWorker
+
+
+def make_config(model: Path, /, steps: int = 4, **sections: dict[str, Any]) -> RunConfig:
+    tree: dict[str, Any] = {
+        "run": {"steps": steps},
+        "data": {
+            "layout": "birds",
+            "image_size": 80,
+            "batch_size": 8,
+            "images_per_class": 2,
+            "birds": {
+                "train_classes": 4,
+                "train_images_per_class": 3,
+                "val_images_per_class": 2,
+                "test_images_per_class": 2,
+                "probe_images": 0,
+            },
+        },
+        "prompt": {"vocabulary": "standin_birds"},
+        "model": {"path": str(model), "dtype": "float32", "embedding_dim": 16, "device": "cpu"},
+        "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1},
+        "rollout": {
+            "engine": "transformers",
+            "pairs_per_batch": 6,
+            "group_size": 4,
+            "contributing_groups": 3,
+            "max_micro_batches": 3,
+            "max_tokens": 200,
+        },
+        "checkpoint": {"every_steps": 1, "keep": 2},
+        "evaluation": {"every_steps": 2},
+        "runtime": {"kind": "serial"},
+    }
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return parse_config(tree, where="test")
+
+
+def answer(verdict: str) -> str:
+    return (
+        '{"bird_1": {"bill": "red", "crown": "blue"}, "bird_2": {"bill": "gold", "crown": "white"}, '
+        f'"differences": "bill differs", "confidence": "high", "reasoning": "So.", "same_species": "{verdict}"}}'
+    )
+
+
+def half_of_the_pairs_vary(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+    """In pairs with an odd number one completion of four says yes; in the others all say no."""
+    return answer("yes" if int(pair_id[-2:]) % 2 and completion == 0 else "no")
+
+
+class ScriptedRuntime:
+    """The serial runtime with a scripted engine in place of the MLLM's sampling."""
+
+    def __init__(self, config: RunConfig, script: Callable[[str, int, EncoderTokens], str]) -> None:
+        family = build_family(config)
+        tokenizer = family.load_tokenizer()
+        worker = RolloutWorker(
+            lambda: ScriptedEngine(script, tokenizer, end_token_id=tokenizer.eos_token_id),
+            family=family,
+            prompt=build_prompt(config),
+            dtype=torch_dtype(config),
+            advantage_epsilon=1e-4,
+            deadline_s=60.0,
+        )
+        self._replay_worker = build_replay_worker(config)
+        self.learner = build_learner(config)
+        self.rollouts = SerialPool(
+            lambda tasks: worker.rollout(tasks, [task.tokens for task in tasks]), lease=4, max_attempts=1
+        )
+        self.replays = SerialPool(
+            lambda tasks: [GradientHandle.of(self._replay_worker.replay(task, task.tokens)) for task in tasks],
+            lease=1,
+            max_attempts=1,
+        )
+
+    def renew_learner(self, config: RunConfig) -> None:
+        self.learner = build_learner(config)
+
+    def backbone_digest(self) -> str:
+        return self._replay_worker.backbone_digest()
+
+    def close(self) -> None:
+        pass
+
+
+def make_coordinator(
+    config: RunConfig,
+    run_dir: Path,
+    script: Callable[[str, int, EncoderTokens], str] = half_of_the_pairs_vary,
+    **arguments: Any,
+) -> Coordinator:
+    runtime = ScriptedRuntime(config, script)
+    sampler = ClassBalancedSampler(
+        runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
+    )
+    run_dir.mkdir(exist_ok=True)
+    return Coordinator(config, runtime, sampler, run_dir, **arguments)
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_digest(run_dir: Path, step: int) -> str:
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    content = b"".join((folder / name).read_bytes() for name in ("learner.safetensors", "optimizer.safetensors"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_one_step_takes_the_first_contributing_groups_and_their_tokens(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    coordinator = make_coordinator(make_config(tiny_checkpoint), tmp_path)
+    digest = coordinator._runtime.backbone_digest()
+    result = coordinator.train_step()
+    assert result.step == 1
+    groups = read_recording(tmp_path / "rollouts" / "step_000000.arrow")
+    assert [group.pair.pair_id for group in groups] == [f"s000000.m0.p{number:02d}" for number in range(6)]
+    contributing = [group for group in groups if group.contributes]
+    assert [group.pair.pair_id[-1] for group in contributing] == ["1", "3", "5"]
+    assert result.metrics["replay/tokens"] == sum(group.num_tokens for group in contributing)
+    # Half of the pairs are same-class; "no" is right for the others.
+    rewards = np.concatenate([group.rewards_G for group in groups])
+    assert result.metrics["rollout/reward_mean"] == pytest.approx(rewards.mean())
+    assert result.metrics["rollout/contributing_share"] == 0.5
+    assert result.metrics["rollout/json_valid_share"] == 1.0
+    assert result.metrics["loss/kl"] > 0
+    assert result.metrics["gradient/grpo_at_tokens_norm"] > 0
+    assert coordinator._runtime.backbone_digest() == digest
+
+
+def test_further_micro_batches_until_enough_groups_contribute(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, rollout={"contributing_groups": 7})
+    coordinator = make_coordinator(config, tmp_path)
+    metrics = coordinator.train_step().metrics
+    assert metrics["rollout/groups"] == 18
+    assert metrics["rollout/selected"] == 7
+
+
+def test_step_without_a_contributing_group_trains_on_the_metric_loss(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    coordinator = make_coordinator(make_config(tiny_checkpoint), tmp_path, lambda *_: answer("no"))
+    before = coordinator._runtime.learner._state()["tower.model.merger.linear_fc2.weight"].clone()
+    metrics = coordinator.train_step().metrics
+    assert metrics["rollout/groups"] == 18  # every allowed micro-batch was tried
+    assert metrics["rollout/selected"] == 0
+    assert metrics["loss/grpo"] == 0
+    assert not before.equal(coordinator._runtime.learner._state()["tower.model.merger.linear_fc2.weight"])
+
+
+def test_four_steps_equal_two_interrupted_and_two_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint)
+    straight = make_coordinator(config, tmp_path / "straight")
+    selection = straight.run()
+    stopped = make_coordinator(
+        config, tmp_path / "resumed", should_stop=lambda: stopped._runtime.learner.step == 2
+    )
+    with pytest.raises(Interrupted, match="stopped after step 2") as stop:
+        stopped.run()
+    assert stop.value.exit_code == 3
+    resumed = make_coordinator(config, tmp_path / "resumed")
+    assert resumed.run() == selection
+    assert weights_digest(tmp_path / "resumed", 4) == weights_digest(tmp_path / "straight", 4)
+    trained = [
+        [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows(tmp_path / name)]
+        for name in ("straight", "resumed")
+    ]
+    assert trained[0] == trained[1]
+    for step in range(4):
+        recordings = [
+            read_recording(tmp_path / name / "rollouts" / f"step_{step:06d}.arrow") for name in ("straight", "resumed")
+        ]
+        assert [group.completions.token_ids for group in recordings[0]] == [
+            group.completions.token_ids for group in recordings[1]
+        ]
+
+
+def test_rows_after_the_resumed_step_are_rewritten(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=2, checkpoint={"every_steps": 1})
+    make_coordinator(config, tmp_path).run()
+    newest = tmp_path / "checkpoints" / "step_00000002"
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss/d')  # a crash in the middle of a line
+    make_coordinator(config, tmp_path).run()
+    steps = [row["step"] for row in rows(tmp_path) if "loss/dml" in row]
+    assert steps == [1, 2]
+
+
+def test_damaged_checkpoint_stops_the_resume(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    make_coordinator(config, tmp_path).run()
+    file = tmp_path / "checkpoints" / "step_00000001" / "learner.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"learner\.safetensors.*delete the folder step_00000001"):
+        make_coordinator(config, tmp_path).run()
+
+
+def test_checkpoint_of_another_configuration_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    make_coordinator(make_config(tiny_checkpoint, steps=1), tmp_path).run()
+    other = make_config(tiny_checkpoint, steps=1, optimizer={"lr_encoder": 1e-3})
+    with pytest.raises(TrainingError, match="another configuration"):
+        make_coordinator(other, tmp_path).run()
+
+
+def test_selection_prefers_the_earlier_step_and_is_restored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, checkpoint={"keep": 1})
+    coordinator = make_coordinator(config, tmp_path)
+    selection = coordinator.run()
+    best = max(recall for _, recall in selection.history)
+    assert selection.step == min(step for step, recall in selection.history if recall == best)
+    coordinator.restore_selected()
+    assert coordinator._runtime.learner.step == selection.step
+
+
+def test_sampling_seeds_depend_on_run_and_pair_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    seeds: dict[int, list[int]] = {}
+    for seed in (0, 1):
+        config = make_config(tiny_checkpoint, run={"seed": seed, "steps": 1})
+        make_coordinator(config, tmp_path / str(seed)).train_step()
+        groups = read_recording(tmp_path / str(seed) / "rollouts" / "step_000000.arrow")
+        seeds[seed] = [group.completions.sampling.seed for group in groups]
+    assert len({*seeds[0], *seeds[1]}) == 12
+    assert counter_generator("a").random() == counter_generator("a").random()
