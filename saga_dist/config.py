@@ -22,7 +22,7 @@ from saga_dist.errors import ConfigError
 class Section(BaseModel):
     """Base of all sections: frozen, strict, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -192,6 +192,7 @@ class RuntimeSection(Section):
     learner_num_gpus: float = Field(0.0, ge=0)
     learner_num_cpus: float = Field(1.0, ge=0)
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
+    heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
     threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
 
 
@@ -277,6 +278,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"cannot read the file ({error.strerror})", where=str(path), fix="check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError("the file is not UTF-8 text", where=str(path), expected="TOML") from error
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"cannot read the file ({error})", where=repr(str(path)), fix="check the path") from error
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -300,15 +303,17 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or len(path) < 2 or not all(path):
         raise ConfigError(f"override {override!r}", where="command line", expected="section.key=value")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        value = tomllib.loads(f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string: model.path=standin
+        value = {"value": text.strip()}  # a bare word is a string: model.path=standin
+    if len(value) != 1:
+        raise ConfigError(f"override {override!r}", where="command line", expected="one section.key=value")
     node = tree
     for name in path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}", where="command line", expected="a key below a section")
-    node[path[-1]] = value
+    node[path[-1]] = value["value"]
 
 
 def _tuples(value: Any) -> Any:
@@ -322,7 +327,7 @@ def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "configuration"
+    key = ".".join(part if part.isprintable() else repr(part) for part in location) or "configuration"
     message = first["msg"].removeprefix("Value error, ")
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     match first["type"]:

@@ -230,12 +230,16 @@ def die_at_line(number: int, action: Callable[[], Any]) -> bool:
     return code == 9
 
 
-def test_a_crash_at_any_line_of_a_write_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
+def test_a_crash_at_any_line_of_a_write_leaves_a_valid_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a dead process loses nothing; saves half the time
     outcomes: list[int] = []
+    CheckpointStore(tmp_path / "before", keep=1).write(1, write_state)
     for number in range(10_000):
         folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before", folder)
         store = CheckpointStore(folder, keep=1)
-        store.write(1, write_state)
         died = die_at_line(number, lambda store=store: store.write(2, write_state))
         newest = CheckpointStore(folder, keep=1).newest()
         assert newest is not None
