@@ -143,7 +143,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
         dtype = getattr(torch, config["dtype"])
         family = family_class(config["family"], where=where)
         tower = family.rebuild_tower(config["vision_config"], folder, dtype=dtype)
-        encoder = Encoder(tower, Pooler(**config["pooler"]), image_size=config["image_size"])
+        encoder = Encoder(tower, Pooler(**config["pooler"], seed=None), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
     fill(encoder, load_file(folder / WEIGHTS_NAME).items(), where=str(folder / WEIGHTS_NAME))

@@ -52,7 +52,8 @@ class Pooler(nn.Module):
         width: D.
         embedding_dim: E; None for no projection (E = D).
         layer_norm: normalise tokens, without learned scale, before the key.
-        seed: of the initial weights; the global random state is neither used nor changed.
+        seed: of the initial weights; the global random state is neither used nor changed. None leaves the weights unset,
+            for a caller that fills them: orthogonal maps 4096 wide take half a minute.
     """
 
     def __init__(
@@ -63,13 +64,15 @@ class Pooler(nn.Module):
         width: int,
         embedding_dim: int | None,
         layer_norm: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
         self.config = PoolerConfig(kind, key, width, embedding_dim, layer_norm)
-        generator = torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         if kind == "attention":
-            self.query = nn.Parameter(torch.randn(width, generator=generator) / math.sqrt(width))
+            self.query = nn.Parameter(torch.empty(width))
+            if generator is not None:
+                nn.init.normal_(self.query, std=1 / math.sqrt(width), generator=generator)
             depth = 1 if key == "linear" else 2
             maps = [_orthogonal(width, width, bias=key == "mlp", generator=generator) for _ in range(depth)]
             self.key = maps[0] if key == "linear" else nn.Sequential(maps[0], nn.GELU(), maps[1])
@@ -149,9 +152,10 @@ def _without_padding(tokens_IND: torch.Tensor, mask_IN: torch.Tensor | None, val
     return tokens_IND if mask_IN is None else tokens_IND.masked_fill(~mask_IN[..., None], value)
 
 
-def _orthogonal(width: int, out: int, *, bias: bool, generator: torch.Generator) -> nn.Linear:
+def _orthogonal(width: int, out: int, *, bias: bool, generator: torch.Generator | None) -> nn.Linear:
     linear = nn.utils.skip_init(nn.Linear, width, out, bias=bias)
-    nn.init.orthogonal_(linear.weight, generator=generator)
-    if bias:
-        nn.init.zeros_(linear.bias)
+    if generator is not None:
+        nn.init.orthogonal_(linear.weight, generator=generator)
+        if bias:
+            nn.init.zeros_(linear.bias)
     return linear

@@ -210,9 +210,19 @@ def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _checkpoint(folder: Path, **sizes: Any) -> Path:
+    """A random model with layers four times as strong as usual, so that attention and MLPs matter to the result."""
+    from safetensors.torch import load_file, save_file
+
     from saga_dist.standin.checkpoint import write_random_checkpoint
 
-    return write_random_checkpoint(folder, seed=3, **sizes)
+    write_random_checkpoint(folder, seed=3, **sizes)
+    tensors = load_file(folder / "model.safetensors")
+    scaled = {
+        name: 4 * tensor if tensor.ndim == 2 and ("layers." in name or "blocks." in name) else tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
