@@ -52,8 +52,8 @@ class Pooler(nn.Module):
         width: D.
         embedding_dim: E; None for no projection (E = D).
         layer_norm: normalise tokens, without learned scale, before the key.
-        seed: of the initial weights; the global random state is neither used nor changed. None leaves the weights unset,
-            for a caller that fills them: orthogonal maps 4096 wide take half a minute.
+        seed: of the initial weights; the global random state is neither used nor changed. None leaves the weights
+            unset, for a caller that fills them: orthogonal maps 4096 wide take half a minute.
     """
 
     def __init__(
