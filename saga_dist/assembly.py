@@ -1,14 +1,12 @@
 """From a configuration to the parts of a run: the one place that knows every constructor.
 
-Plain functions from a ``RunConfig`` to plain objects; the serial runtime calls them here, Ray actors call them in their own
-process.
+Plain functions from a ``RunConfig`` to plain objects; the serial runtime calls them here, Ray actors where they run.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_dist.config import DataSection, RunConfig
@@ -57,7 +55,7 @@ def build_prompt(config: RunConfig) -> PromptSpec:
     if name in VOCABULARIES:
         vocabulary = VOCABULARIES[name]
     elif name.endswith(".toml"):
-        vocabulary = load_vocabulary(Path(name))
+        vocabulary = load_vocabulary(name)
     else:
         raise ConfigError(
             f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"

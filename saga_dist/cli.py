@@ -1,7 +1,7 @@
 """The command line. Heavy imports happen inside the commands: --help and --dry-run stay fast.
 
-Exit codes: 0 done; 1 a failure of the system; 2 a mistake the user can mend (one line); 3 stopped on request after writing
-a checkpoint (the same command resumes).
+Exit codes: 0 done; 1 a failure of the system; 2 a mistake the user can mend (one line); 3 stopped on request after
+writing a checkpoint (the same command resumes).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def evaluate(
     from rich.console import Console
 
     from saga_dist.console import results_table
-    from saga_dist.evaluation import evaluate_encoder
+    from saga_dist.run import evaluate_encoder
 
     result = evaluate_encoder(run_directory, split)
     Console().print(results_table([result], split=split, title=f"{run_directory} ({split})"))

@@ -68,7 +68,7 @@ class DataSection(Section):
         if self.batch_size % self.images_per_class:
             raise ValueError(
                 f"batch_size = {self.batch_size} is not divisible by images_per_class = {self.images_per_class}; "
-                f"expected whole classes; try batch_size = {self.batch_size // self.images_per_class * self.images_per_class}"
+                f"expected whole classes; try batch_size = {self.batch_size - self.batch_size % self.images_per_class}"
             )
         if self.batch_size // self.images_per_class < 2:
             raise ValueError(
@@ -83,8 +83,8 @@ class DataSection(Section):
             )
         if self.layout == "birds" and self.batch_size // self.images_per_class > self.birds.train_classes:
             raise ValueError(
-                f"a batch of {self.batch_size // self.images_per_class} classes from {self.birds.train_classes} training "
-                "classes; lower batch_size or raise birds.train_classes"
+                f"a batch of {self.batch_size // self.images_per_class} classes from {self.birds.train_classes} "
+                "training classes; lower batch_size or raise birds.train_classes"
             )
         return self
 
@@ -240,8 +240,8 @@ class RunConfig(Section):
             )
         if self.rollout.pairs_per_batch > self.data.batch_size:
             raise ValueError(
-                f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = {self.data.batch_size} "
-                "images; expected at most one pair per image; lower rollout.pairs_per_batch"
+                f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
+                f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
             )
         return self
 

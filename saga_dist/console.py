@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one live line while training, tables at the end. Untrusted text never reaches it raw."""
+"""What a person sees in the terminal: one live line while training, tables at the end."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
 
 
 def insight_table(methods: Iterable[MethodResult], attributes: Iterable[str]) -> Table:
-    """Returns verdict accuracy (same and different apart) and linear-probe accuracy per attribute, one row per method."""
+    """Returns verdict accuracy, same and different apart, and linear-probe accuracy per attribute; a row per method."""
     table = Table(
         title="verdicts on pairs of unseen species, linear probes of the embedding on unseen species",
         title_justify="left",

@@ -1,10 +1,10 @@
 """The coordinator: the spine of a run. ``train_step`` is one optimizer step, read top to bottom.
 
-It moves handles and small records, decides, waits and counts; it never opens encoder tokens. Everything random comes from
-counters, and groups are ordered by submission, never by arrival: serial and Ray runs take the same decisions.
+It moves handles and small records, decides, waits and counts; it never opens encoder tokens. Everything random comes
+from counters, and groups are ordered by submission, never by arrival: serial and Ray runs take the same decisions.
 
-Who waits for whom: the coordinator waits for ``learner`` calls and for ``pool.collect``; both end by a deadline of their
-own, nobody waits for the coordinator. Hence no circle, hence no deadlock.
+Who waits for whom: the coordinator waits for ``learner`` calls and for ``pool.collect``; both end by a deadline of
+their own, nobody waits for the coordinator. Hence no circle, hence no deadlock.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saga_dist.checkpoint import CheckpointStore
+from saga_dist.checkpoint import CheckpointStore, verify
 from saga_dist.config import RunConfig
 from saga_dist.counters import counter_seed
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.evaluation import validation_recall
 from saga_dist.errors import Interrupted, TrainingError
+from saga_dist.evaluation import validation_recall
 from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_all
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.rollout_buffer import RolloutBuffer
-from saga_dist.types import MicroBatch, ReplayTask, RolloutTask, Sampling, ScoredGroup, StepResult
+from saga_dist.types import MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
 from saga_dist.wire import write_recording
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Coordinator:
     def restore_selected(self) -> None:
         """Puts the weights of the selected step back into the learner."""
         if self.selection.step >= 0 and self.selection.step != self._runtime.learner.step:
-            self._runtime.learner.load(self._checkpoints.path(self.selection.step))
+            self._runtime.learner.load(verify(self._checkpoints.path(self.selection.step)).path)
 
     # ------------------------------------------------------------------ one step
 

@@ -1,7 +1,7 @@
 """Random numbers from counters: every random choice is a pure function of its key.
 
-There is no generator state to save: a retried rollout is the same rollout and a resumed run is the same run, because both
-ask for the same key, e.g. ``counter_seed(run_seed, "sampling", step, pair_id)``.
+There is no generator state to save: a retried rollout is the same rollout and a resumed run is the same run, because
+both ask for the same key, e.g. ``counter_seed(run_seed, "sampling", step, pair_id)``.
 """
 
 from __future__ import annotations

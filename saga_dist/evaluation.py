@@ -6,7 +6,6 @@ Model selection looks at validation classes only; test classes are met once, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +91,7 @@ def evaluate_method(
 
 
 def judge_pairs(runtime: Runtime, config: RunConfig) -> VerdictResult:
-    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on pairs of test classes (greedy)."""
+    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on pairs of test classes."""
     settings = config.rollout
     labels_I = runtime.learner.labels("test")
     pairs = evaluation_pairs(labels_I, config.evaluation.verdict_pairs, counter_seed(config.run.seed, "verdict pairs"))
@@ -114,7 +113,7 @@ def judge_pairs(runtime: Runtime, config: RunConfig) -> VerdictResult:
 
 
 def attribute_probes(learner: Learner, *, pretrained: bool = False) -> dict[str, float] | None:
-    """Returns linear-probe accuracy per attribute, fitted on the ``probe`` split, measured on ``test``; None without."""
+    """Returns linear-probe accuracy per attribute, fitted on split ``probe``, measured on ``test``; None without."""
     if not len(learner.labels("probe")):
         return None
     fit, test = (learner.embed(split, pretrained=pretrained) for split in ("probe", "test"))
@@ -128,18 +127,3 @@ def embed_images(encoder: Encoder, images: ImageSet) -> Embeddings:
     """Returns the embeddings of a split by a deployed encoder."""
     values_IE = encoder.encode([images.image(index) for index in range(len(images))])
     return Embeddings(values_IE, images.labels_I, images.attributes_IA)
-
-
-def evaluate_encoder(run_directory: Path, split: str) -> MethodResult:
-    """Returns retrieval results of a run's deployed encoder (``model/``), with no learner and no MLLM."""
-    from saga_dist.assembly import build_splits
-    from saga_dist.models.encoder import load
-    from saga_dist.run import load_run_config
-
-    config = load_run_config(run_directory)
-    images = build_splits(config.data, seed=config.run.seed).named(split)
-    encoder = load(run_directory / "model")
-    result = retrieval_result(
-        embed_images(encoder, images), seed=config.run.seed, resamples=config.evaluation.bootstrap_resamples
-    )
-    return MethodResult(name=str(run_directory.name), splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)

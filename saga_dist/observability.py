@@ -1,4 +1,4 @@
-"""The run's diary: one JSON line per step, names ``stage/quantity_unit``, rewound on resume so that no step is told twice."""
+"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice."""
 
 from __future__ import annotations
 

@@ -22,10 +22,16 @@ def describe(config: RunConfig, directory: Path) -> str:
     """
     rollout, data, objective = config.rollout, config.data, config.objective
     lines = [
-        ("run", f"{directory} ({'resumes' if (directory / 'config.json').exists() else 'new'}), seed {config.run.seed}"),
+        (
+            "run",
+            f"{directory} ({'resumes' if (directory / 'config.json').exists() else 'new'}), seed {config.run.seed}",
+        ),
         ("model", _model_line(config)),
         ("data", _data_line(config)),
-        ("batch", f"{data.batch_size} images = {data.batch_size // data.images_per_class} classes x {data.images_per_class}"),
+        (
+            "batch",
+            f"{data.batch_size} images = {data.batch_size // data.images_per_class} classes x {data.images_per_class}",
+        ),
         (
             "losses",
             f"{objective.lambda_dml:g} x {objective.metric_loss}, {objective.lambda_lm:g} x GRPO, "
@@ -36,9 +42,9 @@ def describe(config: RunConfig, directory: Path) -> str:
         lines.append(
             (
                 "rollouts",
-                f"{rollout.engine}, {rollout.workers} worker(s); {rollout.pairs_per_batch} pairs x {rollout.group_size} "
-                f"completions per micro-batch, until {rollout.contributing_groups} groups contribute or "
-                f"{rollout.max_micro_batches} micro-batches are used",
+                f"{rollout.engine}, {rollout.workers} worker(s); {rollout.pairs_per_batch} pairs x "
+                f"{rollout.group_size} completions per micro-batch, until {rollout.contributing_groups} groups contribute "
+                f"or {rollout.max_micro_batches} micro-batches are used",
             )
         )
     lines.append(
@@ -95,6 +101,7 @@ def _data_line(config: RunConfig) -> str:
     parts = [
         f"{name} {len(images.class_names)} classes, {len(images)} images"
         for name, images in (("train", splits.train), ("validation", splits.val), ("test", splits.test))
+        if images is not None
     ]
     return f"{data.root}: {'; '.join(parts)}"
 

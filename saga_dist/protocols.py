@@ -15,11 +15,21 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from saga_dist.config import RunConfig
-from saga_dist.types import Completions, EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling
-from saga_dist.types import ScoredGroup, StepResult, TokenGradients
+from saga_dist.types import (
+    Completions,
+    EncoderTokens,
+    ImagePair,
+    MicroBatch,
+    ReplayTask,
+    RolloutTask,
+    Sampling,
+    ScoredGroup,
+    StepResult,
+    TokenGradients,
+)
 
 TaskT = TypeVar("TaskT", contravariant=True)
-ResultT = TypeVar("ResultT", covariant=True)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ class Learner(Protocol):
         """Optimizer steps done so far; also the encoder version."""
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split; only the learner needs to reach the images."""
+        """Returns the int64 [I] labels of a split, empty without such a split: only the learner reaches the images."""
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
@@ -165,9 +175,17 @@ class Learner(Protocol):
 class Runtime(Protocol):
     """A learner and two pools, brought up together and closed together."""
 
-    learner: Learner
-    rollouts: WorkerPool[RolloutTask, ScoredGroup]
-    replays: WorkerPool[ReplayTask, GradientHandle]
+    @property
+    def learner(self) -> Learner:
+        """The one that changes."""
+
+    @property
+    def rollouts(self) -> WorkerPool[RolloutTask, ScoredGroup]:
+        """Generates and scores."""
+
+    @property
+    def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
+        """Differentiates."""
 
     def renew_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""

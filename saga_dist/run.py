@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from saga_dist.assembly import build_splits
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, ConfigError
-from saga_dist.evaluation import evaluate_method
+from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.files import write_atomic
+from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
 from saga_dist.types import StepResult
@@ -129,6 +131,18 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
             runtime.close()
     results.save(run_dir / "results.json")
     return results
+
+
+def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
+    """Returns retrieval results of a run's deployed encoder (``model/``): no learner, no MLLM."""
+    config = load_run_config(run_dir)
+    images = build_splits(config.data, seed=config.run.seed).named(split)
+    result = retrieval_result(
+        embed_images(load(run_dir / "model"), images),
+        seed=config.run.seed,
+        resamples=config.evaluation.bootstrap_resamples,
+    )
+    return MethodResult(name=run_dir.name, splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ Each arrow makes a new frozen record; nothing is changed in place. Shape suffixe
     D token width      L DeepStack levels W = (1 + L) * D, the width on the wire
     T completion tokens V vocabulary     H heads    E embedding    C classes    A attributes
 
-A worked example, one pair of the built-in birds (25 tokens an image, D = 128, L = 1, G = 8): ``EncoderTokens.values_NW`` is
-[50, 256]; its eight ``Completions`` have about 45 tokens each; five are right, so the ``ScoredGroup`` carries rewards
+A worked example, one pair of the built-in birds (25 tokens an image, D = 128, L = 1, G = 8): its ``EncoderTokens`` are
+[50, 256]; the eight ``Completions`` have about 45 tokens each; five are right, so the ``ScoredGroup`` has the rewards
 (1,1,1,1,1,0,0,0) and advantages of about +0.72 and -1.21; ``TokenGradients.values_NW`` is again [50, 256].
 """
 
@@ -115,10 +115,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class RolloutTask:
-    """One group to generate and score. ``tokens`` is a handle: the record itself, or a reference into the object store."""
+    """One group to generate and score."""
 
     pair: ImagePair
     tokens: Any
+    """A handle: the ``EncoderTokens`` record itself, or a reference into the object store."""
     sampling: Sampling
 
 

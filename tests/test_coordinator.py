@@ -174,9 +174,7 @@ def test_four_steps_equal_two_interrupted_and_two_resumed(tiny_checkpoint: Path,
     config = make_config(tiny_checkpoint)
     straight = make_coordinator(config, tmp_path / "straight")
     selection = straight.run()
-    stopped = make_coordinator(
-        config, tmp_path / "resumed", should_stop=lambda: stopped._runtime.learner.step == 2
-    )
+    stopped = make_coordinator(config, tmp_path / "resumed", should_stop=lambda: stopped._runtime.learner.step == 2)
     with pytest.raises(Interrupted, match="stopped after step 2") as stop:
         stopped.run()
     assert stop.value.exit_code == 3

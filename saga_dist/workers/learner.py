@@ -6,7 +6,7 @@ One optimizer step is a series of ``encode`` calls and one ``finish_step``:
     (elsewhere)  rollout and replay turn X into dL_GRPO/dX
     finish_step  leaf.grad += dL_GRPO/dX;  L_KL into the pooler;  X.backward(leaf.grad): one backward through the tower
 
-Cutting the graph at the tokens and adding what comes back is the chain rule, so the result is that of end-to-end autograd.
+Cutting the graph at the tokens and adding what comes back is the chain rule: the result is that of end-to-end autograd.
 
 What the paper leaves open and how it is read here: a step's further micro-batches add their metric gradients (a sum, as
 Algorithm 1 is written); see ``optimization.py`` for clipping.
@@ -33,8 +33,8 @@ from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import PixelBatch
 from saga_dist.objectives.attention import attention_alignment_loss
-from saga_dist.protocols import EncodedBatch, Embeddings
-from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.protocols import Embeddings, EncodedBatch
+from saga_dist.types import EncoderTokens, Grid, ImagePair, MicroBatch, StepResult, TokenGradients
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
 
 EVALUATION_BATCH = 64
@@ -241,12 +241,14 @@ class Learner:
         """Returns the tokens of evaluation pairs, without gradient or augmentation."""
         images = self._splits.named(split)
         wanted = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
-        tokens, lengths, grids = [], [], []
+        tokens: list[torch.Tensor] = []
+        lengths: list[int] = []
+        grids: list[Grid] = []
         for pixels in self._evaluation_batches(images, wanted):
             tokens.append(self._run_tower(pixels))
             lengths += pixels.lengths
             grids += pixels.grids
-        return self._publish(torch.cat(tokens), _rows(wanted, lengths), dict(zip(wanted, grids)), pairs)
+        return self._publish(torch.cat(tokens), _rows(wanted, lengths), dict(zip(wanted, grids, strict=True)), pairs)
 
     def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[PixelBatch]:
         self.encoder.eval()
@@ -267,7 +269,7 @@ class Learner:
                     shift=self._data.shift,
                     color_jitter=self._data.color_jitter,
                 )
-                for index, array in zip(image_ids, arrays)
+                for index, array in zip(image_ids, arrays, strict=True)
             ]
         return self.encoder.tower.preprocess(arrays)
 
@@ -282,7 +284,7 @@ class Learner:
         self,
         tokens_NW: torch.Tensor,
         rows: dict[int, slice],
-        grids: dict[int, tuple[int, int, int]],
+        grids: dict[int, Grid],
         pairs: Sequence[ImagePair],
     ) -> list[EncoderTokens]:
         def of_pair(pair: ImagePair) -> EncoderTokens:
@@ -343,4 +345,5 @@ class Learner:
 def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:
     """Image id to its rows of the concatenated tokens."""
     ends = np.cumsum(lengths)
-    return {image: slice(int(end - length), int(end)) for image, length, end in zip(image_ids, lengths, ends)}
+    spans = zip(image_ids, lengths, ends.tolist(), strict=True)
+    return {image: slice(end - length, end) for image, length, end in spans}

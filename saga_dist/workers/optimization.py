@@ -1,8 +1,8 @@
 """How the learner steps: parameter groups, learning-rate schedule, clipping.
 
-Encoder and pooler have rates of their own; proxies learn faster by a factor and do not decay. The global norm of encoder
-and pooler is clipped together, that of the proxies apart (the paper says only "clip 1.0"): proxies see every class of a
-batch at once, and would otherwise decide how far the encoder may move.
+Encoder and pooler have rates of their own; proxies learn faster by a factor and do not decay. The global norm of
+encoder and pooler is clipped together, that of the proxies apart (the paper says only "clip 1.0"): proxies meet every
+class of a batch at once and would otherwise decide how far the encoder may move.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("workers/engines/vllm_engine.py",),
-    "pyarrow": ("wire.py",),
+    "pyarrow": ("wire.py", "cluster/"),
     "faiss": ("retrieval/",),
 }
 
