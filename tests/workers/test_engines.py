@@ -34,22 +34,21 @@ SIDES = (((80, 80), (80, 80)), ((80, 80), (64, 96)), ((48, 80), (80, 80)))
 SAMPLING = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=40, seed=11)
 TOO_LATE_S = 1e-9
 
-EngineMaker = Callable[[Path], Engine]
+EngineMaker = Callable[..., Engine]
 
 
 class OnlyOne:
     """Makes vLLM engines and keeps the last one, closing it before another is made."""
 
-    def __init__(self, order: str = "images_first") -> None:
+    def __init__(self) -> None:
         self._key: tuple[Path, str] | None = None
         self._engine: VllmEngine | None = None
-        self.order = order
 
-    def __call__(self, folder: Path) -> VllmEngine:
-        if self._engine is None or self._engine.broken or self._key != (folder, self.order):
+    def __call__(self, folder: Path, order: str = "images_first") -> VllmEngine:
+        if self._engine is None or self._engine.broken or self._key != (folder, order):
             self.close()
-            self._key = (folder, self.order)
-            self._engine = start_vllm(resolve_family(folder), self.order)
+            self._key = (folder, order)
+            self._engine = start_vllm(resolve_family(folder), order)
         return self._engine
 
     def close(self) -> None:
@@ -92,10 +91,10 @@ def vllm() -> Iterator[OnlyOne]:
 
 @pytest.fixture(params=["vllm", "transformers"])
 def make_engine(request: pytest.FixtureRequest, vllm: OnlyOne) -> EngineMaker:
-    """Makes the engine under test for a checkpoint."""
+    """Makes the engine under test for a checkpoint and an order of text and images."""
     if request.param == "vllm":
         return vllm
-    return lambda folder: start_transformers(resolve_family(folder))
+    return lambda folder, order="images_first": start_transformers(resolve_family(folder), order)
 
 
 @pytest.fixture(scope="module")
@@ -204,16 +203,6 @@ def test_deepstack_reaches_the_log_probs(
     assert abs(full.log_probs[0][0] - without.log_probs[0][0]) > 1e-3
 
 
-def test_text_before_images_works_the_same(
-    tiny_checkpoint: Path, tokens: list[EncoderTokens], images: list[tuple[np.ndarray, np.ndarray]]
-) -> None:
-    engine = start_transformers(resolve_family(tiny_checkpoint), "text_first")
-    for group, pair in zip(generate(engine, tokens), images, strict=True):
-        expected = pixel_path_log_probs(tiny_checkpoint, pair, group, "text_first")
-        for found_T, expected_T in zip(group.log_probs, expected, strict=True):
-            np.testing.assert_allclose(found_T, expected_T, atol=1e-4, rtol=0)
-
-
 def test_texts_are_the_tokens_decoded(
     make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
 ) -> None:
@@ -265,6 +254,21 @@ def test_temperature_zero_takes_the_most_likely_token(
         hidden_TD = backbone.read_completions(past, ids_1T, layout.next_position - 1).hidden_GTD[0]
         logits_TV = backbone.logits(hidden_TD).index_fill(1, torch.tensor(family.forbidden_token_ids), -torch.inf)
     assert tuple(logits_TV.argmax(-1).tolist()) == group.token_ids[0]
+
+
+def test_text_before_images_works_the_same(
+    make_engine: EngineMaker,
+    tiny_checkpoint: Path,
+    tokens: list[EncoderTokens],
+    images: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """The second call meets the shared text in the prefix cache, with other images behind it."""
+    engine = make_engine(tiny_checkpoint, "text_first")
+    groups = [*generate(engine, tokens[:1]), *generate(engine, tokens[1:])]
+    for group, pair in zip(groups, images, strict=True):
+        expected = pixel_path_log_probs(tiny_checkpoint, pair, group, "text_first")
+        for found_T, expected_T in zip(group.log_probs, expected, strict=True):
+            np.testing.assert_allclose(found_T, expected_T, atol=1e-4, rtol=0)
 
 
 def test_markers_are_never_sampled_even_when_wanted(

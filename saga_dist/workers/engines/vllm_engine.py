@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,8 @@ class VllmEngine:
         max_num_seqs: completions generated at the same time.
         seed: of the engine; completions have their own (``Sampling.seed``).
         gpu_memory_utilization: share of the GPU's memory for weights and cache.
-        cpu_kv_cache_bytes: size of the key/value cache without a GPU; None: what ``max_num_seqs`` full contexts need, at
-            most ``CPU_KV_CACHE_LIMIT``.
+        cpu_kv_cache_bytes: size of the key/value cache without a GPU; None: what ``max_num_seqs`` full contexts need,
+            at most ``CPU_KV_CACHE_LIMIT``.
         tensor_parallel_size: GPUs of one engine.
 
     Raises:
@@ -245,8 +246,12 @@ def content_ids(record: EncoderTokens) -> list[str]:
 
 
 def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cache_bytes: int) -> LLMEngine:
-    from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        # By default vLLM compiles its small helpers with inductor: seconds at the first token, and a C++ compiler.
+        type(current_platform).simple_compile_backend = "eager"
+    from vllm import EngineArgs, LLMEngine
 
     # On an exception vLLM logs the whole batch with its tensors: pages of numbers around a line that we raise anyway.
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
@@ -278,7 +283,9 @@ def _process_state_kept() -> Iterator[None]:
     """vLLM's CPU start-up replaces ``torch.set_num_threads`` and preloads libraries into all later child processes."""
     set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, about vLLM's code
+            yield
     finally:
         torch.set_num_threads = set_num_threads
         if preload is None:
