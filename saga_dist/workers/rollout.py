@@ -174,7 +174,7 @@ class RolloutWorker:
             describes_b=tuple(mask_b for _, mask_b in masks),
         )
 
-    def _advantages(self, rewards_G: np.ndarray) -> np.ndarray:
+    def _advantages(self, rewards_G: torch.Tensor) -> np.ndarray:
         """Float32 [G]; a single completion, as evaluation asks for, has nothing to be better than."""
         if len(rewards_G) == 1:
             return np.zeros(1, dtype=np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -396,13 +397,17 @@ def test_an_overflow_in_the_model_is_an_engine_error(tiny_checkpoint: Path, toke
 
 
 def test_vllm_leaves_the_process_as_it_was(vllm: OnlyOne, tiny_checkpoint: Path) -> None:
-    before = torch.get_num_threads()
+    vllm.close()
+    threads, preload = torch.get_num_threads(), os.environ.get("LD_PRELOAD")
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
     vllm(tiny_checkpoint)
-    torch.set_num_threads(before + 1)
-    assert torch.get_num_threads() == before + 1
-    torch.set_num_threads(before)
-    assert "vllm" not in os.environ.get("LD_PRELOAD", "")
-    assert "libgomp" not in os.environ.get("LD_PRELOAD", "")
+    assert os.environ.get("LD_PRELOAD") == preload
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[union-attr]
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------- parts

@@ -125,6 +125,16 @@ def test_nonsense_is_reward_zero_and_no_trouble(family: Family) -> None:
     assert group.describes_a[3].any(), "a description that was cut off is still one"
 
 
+def test_a_single_completion_is_judged_without_advantage(family: Family) -> None:
+    """Evaluation asks once, greedily: a verdict and a reward, nothing to compare with."""
+    once = replace(SAMPLING, num_completions=1, temperature=0.0)
+    (group,) = make_worker(family, scripted(family, five_of_eight)).rollout(
+        [make_task(sampling=once)], [make_tokens(family)]
+    )
+    assert (group.verdicts, group.rewards_G.tolist(), group.advantages_G.tolist()) == ((True,), [1.0], [0.0])
+    assert not group.contributes
+
+
 def test_the_generic_prompt_describes_nothing(family: Family) -> None:
     generic = replace(PROMPT, variant="generic")
     (group,) = make_worker(family, scripted(family, five_of_eight), prompt=generic).rollout(

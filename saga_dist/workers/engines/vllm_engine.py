@@ -14,9 +14,7 @@ import itertools
 import logging
 import os
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +22,7 @@ import torch
 
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
+from saga_dist.workers.engines.process_state import process_state_kept
 from saga_dist.workers.engines.validation import check_room
 
 if TYPE_CHECKING:
@@ -265,7 +264,7 @@ def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cach
         }
     else:
         arguments["gpu_memory_utilization"] = gpu_memory_utilization
-    with _process_state_kept():
+    with process_state_kept():
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
@@ -276,22 +275,6 @@ def _cache_bytes(family: Family, dtype: str, num_tokens: int) -> int:
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     per_token = 2 * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * head_dim
     return min(max(num_tokens * per_token * (4 if dtype == "float32" else 2), 64 << 20), CPU_KV_CACHE_LIMIT)
-
-
-@contextmanager
-def _process_state_kept() -> Iterator[None]:
-    """vLLM's CPU start-up replaces ``torch.set_num_threads`` and preloads libraries into all later child processes."""
-    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch, about vLLM's code
-            yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        if preload is None:
-            os.environ.pop("LD_PRELOAD", None)
-        else:
-            os.environ["LD_PRELOAD"] = preload
 
 
 def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
