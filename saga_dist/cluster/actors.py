@@ -1,8 +1,8 @@
 """Ray actors: thin shells that build a plain worker in a process of its own and move payloads in and out of Arrow.
 
-Two threads per actor: the default one does the work (``start`` included, so that models live where they are used), the
-``control`` one answers ``health`` while the other is busy. The plain class is built by ``start``, not by ``__init__``: an
-error there then comes back as itself, while Ray turns an error in ``__init__`` into text.
+Two threads per actor: the default one does the work (``start`` included: models live where they are used), the
+``control`` one answers ``health`` while the other is busy. The plain class is built by ``start``, not by ``__init__``:
+an error there then comes back as itself, while Ray turns an error in ``__init__`` into text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 
@@ -141,6 +142,10 @@ class LearnerActor(Shell):
     def step(self) -> int:
         """Returns the optimizer steps done so far."""
         return self._learner.step
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the labels of a split."""
+        return self._learner.labels(split)
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch and publishes one payload per pair."""

@@ -26,7 +26,7 @@ RESUME = "the same command resumes from the last checkpoint"
 
 
 class RemoteLearner:
-    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent ends the run, which can be resumed.
+    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent ends the run; it resumes.
 
     Args:
         actor: handle of the actor, its ``start`` already called.
@@ -38,6 +38,7 @@ class RemoteLearner:
         self._actor, self._deadline_s, self._heartbeat_s = actor, deadline_s, heartbeat_s
         self.info: WorkerInfo | None = None
         """Where it runs; None until it is up."""
+        self._labels: dict[str, np.ndarray] = {}
 
     def wait_until_up(self, started: ray.ObjectRef, *, deadline_s: float, missing: Callable[[], str]) -> None:
         """Returns when the actor has built its learner.
@@ -57,6 +58,12 @@ class RemoteLearner:
     def step(self) -> int:
         """Optimizer steps done so far; also the encoder version."""
         return self.call("step")
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the int64 [I] labels of a split, empty without such a split; asked for once per split and learner."""
+        if split not in self._labels:
+            self._labels[split] = np.array(self.call("labels", split))  # own memory, not the object store's
+        return self._labels[split]
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch; returns one handle per pair."""
@@ -95,6 +102,7 @@ class RemoteLearner:
 
     def renew(self, config: RunConfig) -> None:
         """Builds a fresh learner for ``config`` in the same process."""
+        self._labels.clear()
         self.call("renew", config)
 
     def backbone_digest(self) -> str:
