@@ -52,6 +52,7 @@ class Architecture:
     head_dim: int = 32
     intermediate: int = 256
     max_positions: int = 4096
+    language_init_std: float = 0.02
 
     def __post_init__(self) -> None:
         where = "stand-in architecture"
@@ -162,6 +163,7 @@ def model_config(architecture: Architecture) -> Qwen3VLConfig:
         "num_key_value_heads": architecture.kv_heads,
         "head_dim": architecture.head_dim,
         "max_position_embeddings": architecture.max_positions,
+        "initializer_range": architecture.language_init_std,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,

@@ -94,14 +94,14 @@ def examine_pairs(
 def attention_on_bird(
     reader: PairReader, rows: torch.Tensor, masks: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> float:
-    """Returns the share of attention, of that on the image, that lies on the bird while its parts are named."""
+    """Returns the share of attention, of that on the image, that lies on the bird in the rows that describe it."""
     teacher = PairTeacher(reader)
     shares = []
     for positions, columns, images in (
         (teacher.word_positions[0], reader.columns_a, first),
         (teacher.word_positions[1], reader.columns_b, second),
     ):
-        attention = rows[:, positions][:, :, columns]
+        attention = rows[:, positions[0] - 1 : positions[-1] + 3, columns]
         bird = bird_tokens(masks[images], reader.num_tokens)
         shares.append(((attention * bird[:, None]).sum(-1) / attention.sum(-1)).mean())
     return float(torch.stack(shares).mean())

@@ -106,6 +106,9 @@ class PairTeacher:
         positions = [index for index, token in enumerate(ids) if token in words]
         self.word_positions = (positions[: len(PARTS)], positions[len(PARTS) :])
         """Where the colour words of bird 1 and of bird 2 stand in every answer."""
+        first_note = self.word_positions[1][-1] + 2  # a closing brace lies between
+        self.note_positions = list(range(first_note, first_note + len(PARTS)))
+        """Where the notes "same" or "differs" stand, one for each part."""
 
     def lesson(
         self, generator: np.random.Generator, values_IA: np.ndarray, *, corrupted_share: float = 0.3
@@ -136,8 +139,58 @@ class PairTeacher:
             taught[pair, position] = 0
         return PairLesson(first, second, answers, taught)
 
+    def text_lesson(self, generator: np.random.Generator, num_pairs: int) -> PairLesson:
+        """Returns answers about birds that nobody sees: the words are given, only what follows from them is taught.
+
+        A third of the pairs are equal, a third differ in one part, a third in about half of the parts.
+        """
+        texts: list[str] = []
+        for kind in generator.integers(0, 3, num_pairs):
+            a = generator.integers(0, NUM_VALUES, len(PARTS))
+            differs = generator.random(len(PARTS)) < 0.5 if kind == 2 else np.zeros(len(PARTS), dtype=bool)
+            if kind == 1:
+                differs[generator.integers(len(PARTS))] = True
+            texts.append(answer_text(a, (a + differs * generator.integers(1, NUM_VALUES, len(PARTS))) % NUM_VALUES))
+        answers = torch.tensor([[*item.ids, END_OF_TURN] for item in self._reader.tokenizer.encode_batch(texts)])
+        taught = torch.ones(answers.shape)
+        taught[:, [*self.word_positions[0], *self.word_positions[1]]] = 0
+        nobody = np.zeros(0, dtype=np.int64)
+        return PairLesson(nobody, nobody, answers, taught)
+
+    def match_loss(self, rows: torch.Tensor, answers_PT: torch.Tensor) -> torch.Tensor:
+        """Returns how badly each word of bird 2 attends to the equal word of bird 1, or else to bird 1's closing brace.
+
+        Together with ``note_loss`` this shows the language model how to compare. Left to itself it takes many hundred
+        steps to find out that two words are equal, if it ever does.
+
+        Args:
+            rows: [P, 1 + T, columns] head-mean attention of an early layer; the columns end with the answer's.
+            answers_PT: token ids of the same answers.
+        """
+        words_a, words_b = (torch.tensor(positions) for positions in self.word_positions)
+        equal = answers_PT[:, words_a] == answers_PT[:, words_b]
+        targets = torch.where(equal, words_a, words_a[-1] + 1) + self._answer_column(rows)
+        return -(rows[:, words_b + 1].gather(2, targets[..., None]) + 1e-4).log().mean()
+
+    def note_loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns how badly the row that writes a part's note attends to bird 2's word for it.
+
+        Args:
+            rows: [P, 1 + T, columns] head-mean attention of the layer after that of ``match_loss``.
+        """
+        words_b = torch.tensor(self.word_positions[1]).expand(len(rows), -1) + self._answer_column(rows)
+        return -(rows[:, self.note_positions].gather(2, words_b[..., None]) + 1e-4).log().mean()
+
+    @staticmethod
+    def _answer_column(rows: torch.Tensor) -> int:
+        return rows.shape[2] - rows.shape[1] + 1
+
     def grounding_loss(self, rows: torch.Tensor, lesson: PairLesson, part_centres: torch.Tensor) -> torch.Tensor:
-        """Returns the mean of -log(attention on the tokens near the named part), over words and the keys before them.
+        """Returns the mean of -log(attention on the tokens near the named part) over every row that describes a bird.
+
+        Each part has two rows: that of the key, which predicts the colour word, and that of the word. The rows before
+        the first key and after the last word also count as description, by one convention or the other; they are
+        tied to the first and to the last part.
 
         Args:
             rows: [P, 1 + T, prompt + T] head-mean attention of one layer; row t predicts answer token t.
@@ -145,15 +198,17 @@ class PairTeacher:
             part_centres: [I, A, 2] pixels.
         """
         near = near_tokens(part_centres, self._reader.num_tokens, GROUNDING_REACH).float()
+        last = len(PARTS) - 1
+        parts = [0, *(part for part in range(len(PARTS)) for _ in range(2)), last]
         losses = []
         for positions, columns, images in (
             (self.word_positions[0], self._reader.columns_a, lesson.first),
             (self.word_positions[1], self._reader.columns_b, lesson.second),
         ):
-            for offset in (0, 1):  # the row that predicts the word, and the row of the word itself
-                attention = rows[:, [position + offset for position in positions]][:, :, columns]
-                share = (attention * near[images]).sum(-1) / attention.sum(-1).clamp_min(1e-9)
-                losses.append(-(share + 1e-4).log().mean())
+            indices = list(range(positions[0] - 1, positions[last] + 3))
+            attention = rows[:, indices][:, :, columns]
+            share = (attention * near[images][:, parts]).sum(-1) / attention.sum(-1).clamp_min(1e-9)
+            losses.append(-(share + 1e-4).log().mean())
         return torch.stack(losses).mean()
 
 

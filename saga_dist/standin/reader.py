@@ -102,9 +102,20 @@ class PairReader:
         )
         return output.last_hidden_state[:, self.prompt_length - 1 :]
 
+    def hidden_of_text(self, answers_PT: torch.Tensor) -> torch.Tensor:
+        """Returns what ``hidden`` does, of the answers alone: no images and no prompt but its last token."""
+        sequence = torch.cat([self.prompt_ids[-1:].expand(len(answers_PT), -1), answers_PT], dim=1)
+        places = slice(self.prompt_length - 1, self.prompt_length - 1 + sequence.shape[1])
+        return self.model.model.language_model(
+            inputs_embeds=self.model.model.language_model.embed_tokens(sequence),
+            position_ids=self._positions[:, places].unsqueeze(1).expand(-1, len(sequence), -1),
+            use_cache=False,
+        ).last_hidden_state
+
     @contextmanager
     def attention_at(self, layer: int) -> Iterator[list[torch.Tensor]]:
-        """Yields a list that gets, for each forward pass, head-mean attention rows [P, 1 + T, prompt + T] of a layer.
+        """Yields a list that gets, for each forward pass, head-mean attention rows [P, 1 + T, prompt + T] of a layer
+        (columns [1 + T] after ``hidden_of_text``).
 
         Only the answer's rows are computed; the other layers keep their fast attention.
         """
@@ -112,7 +123,8 @@ class PairReader:
         rows: list[torch.Tensor] = []
 
         def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            rows.append(_head_mean(attention, kwargs, self.prompt_length - 1))
+            without_prompt = kwargs["hidden_states"].shape[1] < self.prompt_length
+            rows.append(_head_mean(attention, kwargs, 0 if without_prompt else self.prompt_length - 1))
 
         handle = attention.register_forward_pre_hook(record, with_kwargs=True)
         try:

@@ -1,0 +1,39 @@
+"""The shipped stand-in is what the demonstration needs: valid, mostly right, and it looks at the bird."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saga_dist.config import BirdsSection
+from saga_dist.standin import checkpoint_path
+from saga_dist.standin.birds import PLAIN_STYLE
+from saga_dist.standin.examine import examine_pairs
+from saga_dist.standin.reader import PairReader
+from saga_dist.standin.world import NUISANCE_PRETRAIN, split
+
+
+@pytest.fixture(scope="module")
+def reader() -> PairReader:
+    from transformers import Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_path(), dtype=torch.float32).eval()
+    return PairReader(model, image_size=80)
+
+
+def test_on_birds_that_look_as_in_pre_training(reader: PairReader) -> None:
+    birds = split("val", BirdsSection(val_images_per_class=4), style=PLAIN_STYLE, nuisance=NUISANCE_PRETRAIN)
+    figures = examine_pairs(reader, birds, num_pairs=64, group_size=2)
+    assert figures["valid_greedy"] >= 0.98
+    assert figures["valid_sampled"] >= 0.97
+    assert figures["verdict_accuracy"] >= 0.85
+    assert figures["verdict_follows_words"] >= 0.9
+
+
+def test_on_birds_of_the_downstream_splits(reader: PairReader) -> None:
+    figures = examine_pairs(reader, split("val", BirdsSection(val_images_per_class=4)), num_pairs=64, group_size=8)
+    assert figures["valid_sampled"] >= 0.97
+    assert 0.5 <= figures["verdict_accuracy"] <= 0.9  # room to learn
+    assert 0.2 <= figures["contributing_share"] <= 0.8  # and groups to learn from
+    assert figures["attention_on_bird"] >= 0.8
+    assert figures["verdict_follows_words"] >= 0.85
