@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saga_dist.assembly import build_splits
 from saga_dist.config import RunConfig
 from saga_dist.errors import ModelError
 from saga_dist.models.model_files import ModelFiles
@@ -88,16 +89,7 @@ def _data_line(config: RunConfig) -> str:
     if data.layout == "birds":
         birds = data.birds
         return f"built-in birds, {birds.train_classes} training classes x {birds.train_images_per_class} images"
-    from saga_dist.data.layouts import load_folder
-
-    splits = load_folder(
-        data.root,
-        train_classes=data.train_classes or None,
-        test_classes=data.test_classes or None,
-        val_fraction=data.val_fraction,
-        image_size=data.image_size,
-        seed=config.run.seed,
-    )
+    splits = build_splits(data, seed=config.run.seed)
     parts = [
         f"{name} {len(images.class_names)} classes, {len(images)} images"
         for name, images in (("train", splits.train), ("validation", splits.val), ("test", splits.test))
