@@ -168,7 +168,7 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         from saga_dist.workers.engines.transformers_engine import TransformersEngine
 
         backbone = family.load_backbone(dtype=torch_dtype(config), device=resolve_device(config.model.device))
-        return TransformersEngine(backbone, family=family, prompt_text=text)
+        return TransformersEngine(backbone, family=family, prompt_text=text, max_model_len=config.rollout.max_model_len)
     from saga_dist.workers.engines.vllm_engine import VllmEngine
 
     return VllmEngine(
