@@ -1,4 +1,4 @@
-"""What Ray raises, as errors of our own: one line, the root cause kept, the worker's last words where they are at hand."""
+"""What Ray raises, as errors of our own: one line, the root cause kept, the worker's last words where at hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from saga_dist.errors import (
     DeadlineExceeded,
-    EngineError,
     Interrupted,
     SagaError,
     TrainingError,
@@ -40,10 +39,10 @@ def own_error(error: RayError, *, where: str, info: WorkerInfo | None = None) ->
         error = error.cause
     if isinstance(error, RayTaskError):
         cause = error.cause
-        if isinstance(cause, EngineError | DeadlineExceeded):
-            return type(cause)(str(cause), where=where)
-        if isinstance(cause, SagaError):
+        if isinstance(cause, FATAL):
             return cause
+        if isinstance(cause, SagaError):
+            return type(cause)(str(cause), where=where)
         return WorkerError(f"{type(cause).__name__}: {one_line(str(cause))}", where=where)
     if isinstance(error, GetTimeoutError):
         return DeadlineExceeded("its answer could not be fetched in time", where=where)

@@ -4,8 +4,8 @@
 workers, whose every wait has a deadline, and every failure costs one of a bounded number of attempts: hence ``collect``
 always ends, with a result or with an error.
 
-Who is guilty when a worker dies on a lease of many groups? Each of them is tried again alone: the innocent ones succeed,
-and with the default of three attempts a group that also fails alone on two workers is reported by its pair id.
+Who is guilty when a worker dies on a lease of many groups? Each of them is tried again alone: the innocent succeed, and
+with the default of three attempts a group that also fails alone on two workers is reported by its pair id.
 """
 
 from __future__ import annotations
@@ -275,12 +275,16 @@ class RayPool(Generic[TaskT, ResultT]):
         """Decides what a failure means: the end, a replacement and another attempt, or a group to report."""
         lease = self._leases.pop(worker.name, None)
         keys = lease.keys if lease else ()
+        if isinstance(failure.error, FATAL):
+            self._forget(keys)
+            if failure.while_starting:
+                worker.kill()
+            else:
+                worker.rest()  # it refused its task and is as good as before
+            raise failure.error from failure.cause
         if lease and worker.references():
             self._abandoned[lease.answer] = len(keys)
         worker.kill()
-        if isinstance(failure.error, FATAL):
-            self._forget(keys)
-            raise failure.error from failure.cause
         self._failed_starts[worker.name] = self._failed_starts[worker.name] + 1 if failure.while_starting else 0
         if self._failed_starts[worker.name] >= self._limits.max_attempts:
             self._give_up(worker, failure)

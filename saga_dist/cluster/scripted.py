@@ -1,4 +1,4 @@
-"""Scripted workers: no model, milliseconds per group, faults on demand. For tests, dry runs of a cluster and chaos drills.
+"""Scripted workers: no model, milliseconds per group, faults on demand. For tests, dry runs, chaos drills.
 
 They are plain classes behind ``protocols``, deterministic functions of pairs and encoder version, so that two runtimes
 can be compared number by number. A fault strikes when its pair comes up, as many times as planned; plans and counts are
@@ -65,7 +65,7 @@ class Script:
         return len(list(Path(self.folder).glob(f"{name}.struck.*")))
 
     def strike(self, name: str) -> str:
-        """Lets the fault of ``name`` happen if it is due; returns the kind of one that the caller must act out, or ''."""
+        """Lets the fault of ``name`` happen if it is due; returns its kind if the caller must act it out, else ''."""
         plan = Path(self.folder) / f"{name}.json"
         if not self.folder or not plan.exists():
             return ""
@@ -114,7 +114,8 @@ class ScriptedRollout:
             if kind == "short":
                 continue
             if kind == "garbage":
-                group = replace(group, pair=replace(group.pair, pair_id="somebody else"))
+                stranger, drawn = replace(task.pair, pair_id="stranger"), replace(group.completions, pair_id="stranger")
+                group = replace(group, pair=stranger, completions=drawn)
             groups.append(group)
         return groups
 

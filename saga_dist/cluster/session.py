@@ -1,6 +1,6 @@
 """The connection to Ray: join a cluster, or start a private one on this machine, and end only what was started here.
 
-Inside ``ray job submit`` (or with ``runtime.address`` or RAY_ADDRESS) the run joins; a process that is already connected
+Inside ``ray job submit`` (or with ``runtime.address`` or RAY_ADDRESS) the run joins; a process already connected
 stays so; otherwise a private Ray starts: own temporary folder, no dashboard, own random token, nothing written to the
 home folder.
 """
@@ -118,7 +118,7 @@ class Session:
             raise ConfigError(
                 "Ray does not let us in",
                 where=f"runtime.address = {address!r}",
-                fix="check that it is a Ray head of this version and that RAY_AUTH_TOKEN or ~/.ray/auth_token is its token",
+                fix="check that it is a Ray head of this version and RAY_AUTH_TOKEN or ~/.ray/auth_token is its token",
             ) from error
         self._joined = True
 

@@ -1,4 +1,4 @@
-"""One supervised place for a worker: it starts, works, shows that it lives, fails, is replaced; no wait without deadline.
+"""One supervised place for a worker: it starts, works, shows that it lives, fails, is replaced; no endless wait.
 
     GONE ──spawn──► STARTING ──► IDLE ──begin──► BUSY ──► IDLE
                         └──────── failed ──────────┘ ──► the pool decides: spawn again, or leave it GONE
@@ -100,6 +100,10 @@ class SupervisedWorker:
         self._wait_for(State.BUSY, answer, self._clocks.lease_s)
         self._pulse_at = self._since + self._clocks.heartbeat_s
 
+    def rest(self) -> None:
+        """Notes that it is up and has nothing to do."""
+        self.state, self._answer, self._pulse = State.IDLE, None, None
+
     def kill(self) -> None:
         """Ends the process, hung or not, and leaves the place empty."""
         if self.actor is not None:
@@ -144,7 +148,7 @@ class SupervisedWorker:
         except RayError as error:
             return Failure(own_error(error, where=self.name, info=self.info), error, starting)
         took_s = time.monotonic() - self._since
-        self.state, self._answer, self._pulse = State.IDLE, None, None
+        self.rest()
         if not starting:
             return Answer(value, took_s)
         self.info = value
