@@ -55,15 +55,12 @@ def train(
     from rich.console import Console
 
     from saga_dist import run
-    from saga_dist.console import insight_table, results_table, step_progress
+    from saga_dist.console import print_results, step_progress
 
     console = Console()
     with step_progress(console, "train", resolved.run.steps) as on_step:
         results = run.train(resolved, directory, on_step=on_step)
-    console.print(results_table(results.methods, split="test", title="unseen classes (test)"))
-    if any(method.verdicts or method.probes for method in results.methods):
-        names = list(dict.fromkeys(name for method in results.methods for name in method.probes or {}))
-        console.print(insight_table(results.methods, names))
+    print_results(console, results.methods)
     console.print(f"run directory: {directory}", highlight=False)
 
 

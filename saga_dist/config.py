@@ -207,7 +207,7 @@ class EvaluationSection(Section):
     """Evaluation on unseen classes and model selection on validation classes."""
 
     every_steps: int = Field(100, ge=1, description="validation Recall@1 for model selection")
-    verdict_pairs: int = Field(0, ge=0, description="pairs of unseen classes to judge at the end, half same")
+    verdict_pairs: int = Field(0, ge=0, description="pairs of training and of unseen classes to judge at the end")
     bootstrap_resamples: int = Field(2000, ge=100)
 
 

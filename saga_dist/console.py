@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,8 @@ def step_line(result: StepResult) -> str:
     parts = []
     for label, name, form in (
         ("reward", "rollout/reward_mean", ".2f"),
+        ("right same", "rollout/verdict_accuracy_same", ".0%"),
+        ("different", "rollout/verdict_accuracy_different", ".0%"),
         ("contributing", "rollout/contributing_share", ".0%"),
         ("json", "rollout/json_valid_share", ".0%"),
         ("dml", "loss/dml", ".3f"),
@@ -91,26 +93,41 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
     return table
 
 
-def insight_table(methods: Iterable[MethodResult], attributes: Iterable[str]) -> Table:
-    """Returns verdict accuracy, same and different apart, and linear-probe accuracy per attribute; a row per method."""
-    table = Table(
-        title="verdicts on pairs of unseen species, linear probes of the embedding on unseen species",
-        title_justify="left",
-    )
+def verdict_table(methods: Iterable[MethodResult]) -> Table:
+    """Returns the MLLM's verdict accuracy on pairs of training and of unseen classes, same and different apart."""
+    table = Table(title="the frozen MLLM's verdicts, % right", title_justify="left")
     table.add_column("method")
-    for heading in ("verdict same", "different", "json", *attributes):
+    for heading in ("train same", "train different", "unseen same", "unseen different", "valid JSON"):
         table.add_column(heading, justify="right")
     for method in methods:
-        judged, probes = method.verdicts, method.probes or {}
-        cells = (
-            [
-                f"{100 * value:.0f}"
-                for value in (judged.same_accuracy, judged.different_accuracy, judged.json_valid_share)
-            ]
-            if judged
-            else ["–"] * 3
-        )
-        table.add_row(
-            method.name, *cells, *(f"{100 * probes[name]:.0f}" if name in probes else "–" for name in attributes)
-        )
+        judged = [method.verdicts[split] for split in ("train", "test") if split in method.verdicts]
+        if judged:
+            shares = [share for one in judged for share in (one.same_accuracy, one.different_accuracy)]
+            valid = min(one.json_valid_share for one in judged)
+            table.add_row(method.name, *(f"{100 * share:.0f}" for share in (*shares, valid)))
     return table
+
+
+def probe_table(methods: Iterable[MethodResult]) -> Table:
+    """Returns linear-probe accuracy per attribute of the embedding on unseen classes; a row per method."""
+    table = Table(title="linear probes of the embedding on unseen classes, % right", title_justify="left")
+    table.add_column("method")
+    probed = [method for method in methods if method.probes]
+    attributes = list(dict.fromkeys(name for method in probed for name in method.probes or {}))
+    for heading in (*attributes, "mean"):
+        table.add_column(heading, justify="right")
+    for method in probed:
+        values = [(method.probes or {}).get(name, float("nan")) for name in attributes]
+        table.add_row(method.name, *(f"{100 * value:.0f}" for value in (*values, sum(values) / len(values))))
+    return table
+
+
+def print_results(console: Console, methods: Sequence[MethodResult]) -> None:
+    """Prints every table that has something to show."""
+    console.print(results_table(methods, split="test", title="unseen classes (test)"))
+    for table, shown in (
+        (verdict_table(methods), any(method.verdicts for method in methods)),
+        (probe_table(methods), any(method.probes for method in methods)),
+    ):
+        if shown:
+            console.print(table)

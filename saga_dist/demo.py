@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from saga_dist.config import RunConfig, load_config
-from saga_dist.console import insight_table, results_table, step_progress
+from saga_dist.console import print_results, step_progress
 from saga_dist.evaluation import evaluate_method
 from saga_dist.observability import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
 from saga_dist.run import build_runtime, open_run_directory, stop_on_signal, train_method
-from saga_dist.standin.language import PARTS
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +38,9 @@ def run_demo(run_dir: Path, *, runtime: str, engine: str, ablations: bool, steps
     started = time.monotonic()
     config = load_config(DEMO_CONFIG, [f"runtime.kind={runtime}", f"rollout.engine={engine}", f"run.steps={steps}"])
     open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop, _announced(console, f"starting: {runtime}, {engine}"):
-        running = build_runtime(config)
     with stop_on_signal() as should_stop:
+        running = build_runtime(config)
+        console.print(f"{runtime} runtime with the {engine} engine, up after {time.monotonic() - started:.0f} s")
         try:
             digest = running.backbone_digest()
             table = _Table(config, running, run_dir, console, should_stop)
@@ -55,8 +53,7 @@ def run_demo(run_dir: Path, *, runtime: str, engine: str, ablations: bool, steps
             running.close()
     results.save(run_dir / "results.json")
     console.print()
-    console.print(results_table(methods, split="test", title="unseen species (test)"))
-    console.print(insight_table(methods, PARTS))
+    print_results(console, methods)
     console.print(_learning_line(run_dir), highlight=False)
     console.print(f"frozen MLLM bit-identical after training: {'yes' if results.backbone_unchanged else 'NO'}")
     console.print(WHAT_IT_IS, highlight=False)
@@ -88,7 +85,8 @@ class _Table:
         rate = max(tried, key=lambda rate: tried[rate].splits["val"].recall_at_1)
         config = _varied(self._config, objective=alone, optimizer={"lr_encoder": rate})
         # Trained to the end already: this restores the selected step and evaluates it on test.
-        return self._train("metric loss only", config, self._baseline_dir(rate))
+        result = self._train("metric loss only", config, self._baseline_dir(rate))
+        return result.model_copy(update={"wall_s": tried[rate].wall_s})
 
     def row(self, name: str, *, directory: Path | None = None, **objective: float) -> MethodResult:
         """A row with some objective weights changed."""
@@ -135,11 +133,3 @@ def _learning_line(run_dir: Path) -> str:
         f"{change('rollout/verdict_accuracy_same')}, different {change('rollout/verdict_accuracy_different')}; "
         f"JSON validity never below {lowest:.2f}"
     )
-
-
-@contextmanager
-def _announced(console: Console, text: str) -> Iterator[None]:
-    started = time.monotonic()
-    console.print(text, highlight=False)
-    yield
-    console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)

@@ -64,7 +64,7 @@ def evaluate_method(
     """Returns one row of results for the learner's present weights.
 
     Args:
-        splits: ``val`` and, once the step is selected, ``test``; verdicts and probes belong to ``test``.
+        splits: ``val`` and, once the step is selected, ``test``; only then are verdicts and probes taken.
         pretrained: judge the tower as it came, mean-pooled.
     """
     learner, settings = runtime.learner, config.evaluation
@@ -85,18 +85,20 @@ def evaluate_method(
         wall_s=wall_s,
         optimizer_steps=0 if pretrained else config.run.steps,
         selected_step=max(0, selected_step),
-        verdicts=judge_pairs(runtime, config) if on_test and settings.verdict_pairs else None,
+        verdicts={split: judge_pairs(runtime, config, split) for split in ("train", "test")}
+        if on_test and settings.verdict_pairs
+        else {},
         probes=attribute_probes(learner, pretrained=pretrained) if on_test else None,
     )
 
 
-def judge_pairs(runtime: Runtime, config: RunConfig) -> VerdictResult:
-    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on pairs of test classes."""
+def judge_pairs(runtime: Runtime, config: RunConfig, split: str) -> VerdictResult:
+    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on fixed pairs of a split."""
     settings = config.rollout
-    labels_I = runtime.learner.labels("test")
+    labels_I = runtime.learner.labels(split)
     pairs = evaluation_pairs(labels_I, config.evaluation.verdict_pairs, counter_seed(config.run.seed, "verdict pairs"))
     sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=settings.max_tokens, seed=0)
-    handles = runtime.learner.encode_pairs("test", pairs)
+    handles = runtime.learner.encode_pairs(split, pairs)
     tasks = [RolloutTask(pair, handle, sampling) for pair, handle in zip(pairs, handles, strict=True)]
     groups = run_all(runtime.rollouts, tasks)
     right: dict[bool, list[bool]] = {True: [], False: []}

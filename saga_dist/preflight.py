@@ -44,8 +44,8 @@ def describe(config: RunConfig, directory: Path) -> str:
             (
                 "rollouts",
                 f"{rollout.engine}, {rollout.workers} worker(s); {rollout.pairs_per_batch} pairs x "
-                f"{rollout.group_size} completions per micro-batch, until {rollout.contributing_groups} groups contribute "
-                f"or {rollout.max_micro_batches} micro-batches are used",
+                f"{rollout.group_size} completions per micro-batch, until {rollout.contributing_groups} groups "
+                f"contribute or {rollout.max_micro_batches} micro-batches are used",
             )
         )
     lines.append(

@@ -47,7 +47,7 @@ class SplitResult(_Record):
 
 
 class VerdictResult(_Record):
-    """How the frozen MLLM judges pairs of unseen classes from the encoder's tokens (greedy)."""
+    """How the frozen MLLM judges pairs of one split from the encoder's tokens (greedy)."""
 
     same_accuracy: Share
     different_accuracy: Share
@@ -68,7 +68,8 @@ class MethodResult(_Record):
     optimizer_steps: int = Field(0, ge=0)
     selected_step: int = Field(0, ge=0)
     """The step chosen on validation classes."""
-    verdicts: VerdictResult | None = None
+    verdicts: dict[str, VerdictResult] = Field(default_factory=dict)
+    """The MLLM's verdicts on fixed pairs of a split: ``train`` and ``test``."""
     probes: dict[str, Share] | None = None
     """Linear-probe accuracy per attribute on unseen classes."""
 

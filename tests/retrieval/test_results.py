@@ -35,7 +35,7 @@ def _results() -> Results:
         wall_s=12.5,
         optimizer_steps=80,
         selected_step=60,
-        verdicts=verdicts,
+        verdicts={"test": verdicts},
         probes={"bill": 0.5},
     )
     plain = MethodResult(name="pre-trained", splits={"test": _split()}, seeds=(0,), wall_s=0.0)
