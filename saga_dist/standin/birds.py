@@ -96,7 +96,7 @@ def draw_bird(
     return Bird(
         image=_develop(small, generator, nuisance, style),
         part_centres=(centres / ratio).astype(np.float32),
-        mask=opaque.reshape(IMAGE_SIZE, ratio, IMAGE_SIZE, ratio).any(axis=(1, 3)),
+        mask=np.asarray(opaque.reshape(IMAGE_SIZE, ratio, IMAGE_SIZE, ratio).any(axis=(1, 3))),
         flower_type=kind,
         flower_centres=flowers,
     )
@@ -212,7 +212,7 @@ def _develop(image: Image.Image, generator: np.random.Generator, nuisance: float
     """Blur, light, the style's look and sensor noise."""
     if generator.random() < 0.4 * nuisance:
         image = image.filter(ImageFilter.GaussianBlur(generator.uniform(0.3, 0.8)))
-    pixels = np.asarray(image, dtype=np.float32)
+    pixels: np.ndarray = np.asarray(image, dtype=np.float32)
     pixels = pixels * (1 + generator.uniform(-1, 1, 3) * 0.22 * nuisance)
     pixels = pixels * (1 + generator.uniform(-1, 1) * (0.05 + 0.25 * nuisance))
     if style != PLAIN_STYLE:

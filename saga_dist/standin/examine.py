@@ -65,13 +65,14 @@ def examine_pairs(
         reader.hidden(a, b, torch.tensor([[*line, *[0] * (longest - len(line))] for line in ids]))
     verdicts = np.array([verdict_of(text) for text in greedy], dtype=object)
     right = verdicts == truth
-    described = [described_values(text) for text in greedy]
-    complete = [index for index, values in enumerate(described) if None not in values]
-    follows = [verdicts[index] == (described[index][0] == described[index][1]) for index in complete]
-    words_right = np.mean(
-        [np.equal(described[index][0], birds.attributes[first[index]]).mean() for index in complete]
-        + [np.equal(described[index][1], birds.attributes[second[index]]).mean() for index in complete]
-    )
+    follows: list[bool] = []
+    words_right: list[float] = []
+    for verdict, text, one, two in zip(verdicts, greedy, first, second, strict=True):
+        words_a, words_b = described_values(text)
+        if words_a is not None and words_b is not None:
+            follows.append(verdict == (words_a == words_b))
+            truly = np.concatenate([birds.attributes[one], birds.attributes[two]])
+            words_right.append(float((truly == [*words_a, *words_b]).mean()))
 
     generator = torch.Generator().manual_seed(counter_seed("standin examine"))
     groups = reader.answer(a, b, num_answers=group_size, temperature=0.7, top_p=0.95, generator=generator)
@@ -83,8 +84,9 @@ def examine_pairs(
         "verdict_accuracy": float(right.mean()),
         "same_accuracy": float(right[truth].mean()),
         "different_accuracy": float(right[~truth].mean()),
-        "words_right": float(words_right),
-        "verdict_follows_words": float(np.mean(follows)),
+        # Over the answers that describe both birds; 0 when none does.
+        "words_right": float(np.mean(words_right or [0.0])),
+        "verdict_follows_words": float(np.mean(follows or [False])),
         "sampled_reward": float(rewards.mean()),
         "contributing_share": float((rewards.any(1) & ~rewards.all(1)).mean()),
         "attention_on_bird": attention_on_bird(reader, rows[0], birds.bird_masks, first, second),

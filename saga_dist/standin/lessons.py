@@ -150,7 +150,8 @@ class PairTeacher:
             differs = generator.random(len(PARTS)) < 0.5 if kind == 2 else np.zeros(len(PARTS), dtype=bool)
             if kind == 1:
                 differs[generator.integers(len(PARTS))] = True
-            texts.append(answer_text(a, (a + differs * generator.integers(1, NUM_VALUES, len(PARTS))) % NUM_VALUES))
+            b = (a + differs * generator.integers(1, NUM_VALUES, len(PARTS))) % NUM_VALUES
+            texts.append(answer_text(a.tolist(), b.tolist()))
         answers = torch.tensor([[*item.ids, END_OF_TURN] for item in self._reader.tokenizer.encode_batch(texts)])
         taught = torch.ones(answers.shape)
         taught[:, [*self.word_positions[0], *self.word_positions[1]]] = 0

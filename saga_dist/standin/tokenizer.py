@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from saga_dist.data.prompts import PromptSpec, render_prompt
 from saga_dist.data.vocabularies import STANDIN_BIRDS
@@ -24,6 +24,9 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 """Qwen's names; their ids are their positions here."""
+
+VARIANTS: tuple[Literal["structured", "generic"], ...] = ("structured", "generic")
+ORDERS: tuple[Literal["images_first", "text_first"], ...] = ("images_first", "text_first")
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -51,7 +54,7 @@ def _prompt_pieces() -> list[str]:
     """The stretches between special tokens of each prompt variant; and their lines, for prompts close to these."""
     special = "|".join(re.escape(token) for token in SPECIAL_TOKENS)
     pieces: list[str] = []
-    for variant, order in product(("structured", "generic"), ("images_first", "text_first")):
+    for variant, order in product(VARIANTS, ORDERS):
         spec = PromptSpec(STANDIN_BIRDS, variant, order)
         text = render_prompt(spec, image_a=IMAGE_PLACEHOLDER, image_b=IMAGE_PLACEHOLDER)
         for stretch in filter(None, re.split(special, text)):
