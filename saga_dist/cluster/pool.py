@@ -25,13 +25,14 @@ from saga_dist.cluster.supervision import FETCH_ANSWER_S, Clocks, Failure, State
 from saga_dist.errors import SagaError, WorkerError
 
 TaskT = TypeVar("TaskT")
+RoleTaskT = TypeVar("RoleTaskT", contravariant=True)
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 _SLICE_S = 1.0
 
 
-class Role(Protocol[TaskT, ResultT]):
+class Role(Protocol[RoleTaskT, ResultT]):
     """What the pool needs to know about one kind of worker."""
 
     name: str
@@ -39,13 +40,13 @@ class Role(Protocol[TaskT, ResultT]):
     def spawn(self) -> Any:
         """Returns the handle of a new actor with ``start`` and ``health``."""
 
-    def send(self, actor: Any, tasks: Sequence[TaskT]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+    def send(self, actor: Any, tasks: Sequence[RoleTaskT]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
         """Starts the work on a lease; returns the reference to wait for, and references to payloads."""
 
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ResultT]:
         """Returns the results in an answer."""
 
-    def task_key(self, task: TaskT) -> str:
+    def task_key(self, task: RoleTaskT) -> str:
         """Returns the pair id of a task."""
 
     def result_key(self, result: ResultT) -> str:

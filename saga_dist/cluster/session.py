@@ -194,7 +194,7 @@ def _use_authentication(mode: str, token: str = "") -> None:
     if token and not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = token
     # Ray took its settings from the environment when it was imported; this makes it look again, as its own set-up does.
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -24,7 +24,8 @@ import pytest
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).parent / "ray"
+RAY, SAGA_DIST = (Path(sys.executable).parent / name for name in ("ray", "saga-dist"))
+DEMO = ROOT / "saga_dist" / "standin" / "demo.toml"
 
 
 @dataclass(frozen=True)
@@ -106,33 +107,6 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-TRAINING = """
-import json, os, sys
-import ray
-from saga_dist.cluster.runtime import RayRuntime
-from saga_dist.cluster.scripted import scripted_factories
-from saga_dist.config import parse_config
-from saga_dist.coordinator import run_all
-from saga_dist.types import ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling
-
-config = parse_config({"data": {"layout": "birds", "image_size": 80}}, where="job")
-sampling = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=8, seed=1)
-with RayRuntime(config, scripted_factories()) as runtime:
-    address = ray.get_runtime_context().gcs_address
-    for step in range(3):
-        pairs = tuple(ImagePair(f"s{step}.p{index}", index, index + 1, 0, index % 2) for index in range(4))
-        handles = runtime.learner.encode(MicroBatch(step, 0, tuple(range(5)), (0,) * 5, 0, pairs)).handles
-        groups = run_all(runtime.rollouts, [RolloutTask(*each, sampling) for each in zip(pairs, handles)])
-        tokens = dict(zip((pair.pair_id for pair in pairs), handles))
-        gradients = run_all(
-            runtime.replays, [ReplayTask(group, tokens[group.pair.pair_id], 56, True) for group in groups]
-        )
-        result = runtime.learner.finish_step([gradient.handle for gradient in gradients])
-with open(sys.argv[1], "w") as file:
-    json.dump({"step": result.step, "groups": result.metrics["step/groups"], "address": address}, file)
-"""
-
-
 def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(RAY), "job", "submit", f"--address={head.dashboard}", "--", *entrypoint],
@@ -145,16 +119,33 @@ def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_job_trains_in_the_cluster_it_was_submitted_to(head: Head, tmp_path: Path) -> None:
-    script, output = tmp_path / "training.py", tmp_path / "output.json"
-    script.write_text(TRAINING, "utf-8")
-    done = submit(head, sys.executable, str(script), str(output))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout + done.stderr
-    result = json.loads(output.read_text("utf-8"))
-    assert (result["step"], result["groups"]) == (3, 4.0)
-    assert result["address"].rpartition(":")[2] == head.gcs.rpartition(":")[2], "the head's own, not a private Ray"
+    run = tmp_path / "run"
+    small = [
+        "run.steps=2",
+        "evaluation.every_steps=2",
+        "evaluation.verdict_pairs=0",
+        "data.batch_size=16",
+        "data.birds.val_images_per_class=4",
+        "data.birds.test_images_per_class=4",
+        "data.birds.probe_images=0",
+        "rollout.engine=transformers",
+        "rollout.pairs_per_batch=4",
+    ]
+    done = submit(head, str(SAGA_DIST), "train", str(DEMO), *small, "--run-dir", str(run), "--verbose")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "succeeded" in said
+    assert "Connecting to existing Ray cluster" in said, "not to a private Ray"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows if "loss/grpo" in row] == [1, 2]
+    assert all(row["pool/leases"] >= 1 for row in rows if "loss/grpo" in row)
+    assert [method["name"] for method in json.loads((run / "results.json").read_text("utf-8"))["methods"]] == [
+        "pre-trained",
+        "trained",
+    ]
 
 
+@pytest.mark.slow  # Ray takes 20 seconds to give up
 def test_wrong_token_is_one_line_and_not_a_silent_wait(head: Head) -> None:
     code = (
         "from saga_dist.cluster.session import Session\n"

@@ -19,8 +19,8 @@ from saga_dist.cluster.scripted import Script, ScriptedLearner, ScriptedRollout,
 from saga_dist.cluster.supervision import Clocks, State
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import EngineError, TokenError, WorkerError
+from saga_dist.pools import SerialPool
 from saga_dist.protocols import WorkerPool
-from saga_dist.runtime_serial import SerialPool
 from saga_dist.types import ImagePair, MicroBatch, RolloutTask, Sampling, ScoredGroup
 
 pytestmark = pytest.mark.cluster

@@ -18,8 +18,8 @@ from saga_dist.cluster.runtime import RayRuntime
 from saga_dist.cluster.scripted import Script, ScriptedLearner, ScriptedReplay, ScriptedRollout, scripted_factories
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import DataError, TokenError, TrainingError
+from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle, Runtime
-from saga_dist.runtime_serial import SerialPool
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
 
 pytestmark = pytest.mark.cluster
