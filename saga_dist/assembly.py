@@ -17,7 +17,7 @@ from saga_dist.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     import torch
 
-    from saga_dist.data.layouts import Splits
+    from saga_dist.data.image_sets import Splits
     from saga_dist.models.families.base import Family
     from saga_dist.protocols import Engine
     from saga_dist.workers.learner import Learner
@@ -79,7 +79,8 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
 
     Cached: the learners of one process that share their data (the rows of a table) draw or list the images once.
     """
-    from saga_dist.data.layouts import ArrayImageSet, Splits, load_folder
+    from saga_dist.data.image_sets import ArrayImageSet, Splits
+    from saga_dist.data.layouts import load_splits
 
     if data.layout == "birds":
         from saga_dist.standin.language import PARTS
@@ -91,14 +92,7 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
 
         return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
 
-    return load_folder(
-        data.root,
-        train_classes=data.train_classes or None,
-        test_classes=data.test_classes or None,
-        val_fraction=data.val_fraction,
-        image_size=data.image_size,
-        seed=seed,
-    )
+    return load_splits(data, seed=seed)
 
 
 def build_learner(config: RunConfig) -> Learner:

@@ -48,14 +48,20 @@ class BirdsSection(Section):
 class DataSection(Section):
     """Images, split, batches."""
 
-    layout: Literal["birds", "folder"] = "folder"
+    layout: Literal["birds", "folder", "manifest", "cub", "cars", "aircraft", "inat", "sop", "inshop"] = "folder"
     root: str = Field("", description="folder of the data set")
+    manifest: str = Field(
+        "", description='.csv or .parquet with path, label, split (layout = "manifest"; default: manifest.* in root)'
+    )
     train_classes: str = Field(
         "", description="file with one training class name per line (default: first half, sorted)"
     )
     test_classes: str = Field("", description="file with one test class name per line (default: second half)")
-    val_fraction: float = Field(0.2, ge=0, lt=1, description="share of training classes held out for model selection")
+    val_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share of training classes held out for model selection; 0: none (the paper's)"
+    )
     image_size: int = Field(224, ge=16, description="side of the square, pixels")
+    fast_jpeg: bool = Field(False, description="decode large JPEGs at a reduced scale (deviation: other pixels)")
     batch_size: int = Field(64, ge=4, description="images per micro-batch")
     images_per_class: int = Field(4, ge=2)
     flip: bool = Field(False, description="random horizontal flip (deviation: the paper has no augmentation)")
@@ -75,7 +81,17 @@ class DataSection(Section):
                 f"batch_size = {self.batch_size} holds one class of {self.images_per_class} images; expected at least "
                 "two classes; raise batch_size or lower images_per_class"
             )
-        if self.layout == "folder" and not self.root:
+        if self.layout != "folder" and (self.train_classes or self.test_classes):
+            raise ValueError(
+                f'train_classes or test_classes with layout = "{self.layout}"; expected them with layout = "folder" '
+                "only; remove them"
+            )
+        if self.layout != "manifest" and self.manifest:
+            raise ValueError(
+                f'manifest = "{self.manifest}" with layout = "{self.layout}"; expected it with layout = "manifest"; '
+                "remove it or set data.layout"
+            )
+        if self.layout != "birds" and not self.root:
             raise ValueError('root is empty; expected the folder of the data set; set data.root = "/path/to/images"')
         if self.layout == "birds" and self.image_size != 80:
             raise ValueError(

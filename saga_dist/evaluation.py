@@ -22,7 +22,7 @@ from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import RolloutTask, Sampling
 
 if TYPE_CHECKING:
-    from saga_dist.data.layouts import ImageSet
+    from saga_dist.data.image_sets import ImageSet
     from saga_dist.models.encoder import Encoder
 
 RECALL_AT = (1, 2, 4, 8)

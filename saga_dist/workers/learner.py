@@ -27,8 +27,8 @@ from torch import nn
 from saga_dist.checkpoint import load_optimizer, load_tensors, save_optimizer, save_tensors
 from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.counters import counter_generator
+from saga_dist.data.image_sets import ImageSet, Splits
 from saga_dist.data.images import augment
-from saga_dist.data.layouts import ImageSet, Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import PixelBatch

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "counters", "files"),
     ("types",),
     ("config", "protocols", "wire", "checkpoint"),
+    ("deploy",),
     ("objectives",),
     ("data",),
     ("models",),
@@ -36,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("workers/engines/vllm_engine.py",),
-    "pyarrow": ("wire.py", "cluster/"),
+    "pyarrow": ("wire.py", "cluster/", "data/layouts/manifest.py"),
     "faiss": ("retrieval/",),
 }
 

@@ -13,7 +13,7 @@ import torch
 from saga_dist.assembly import build_family
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.counters import counter_generator
-from saga_dist.data.layouts import ArrayImageSet, Splits
+from saga_dist.data.image_sets import ArrayImageSet, Splits
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder

@@ -1,0 +1,308 @@
+"""Finding a data set's files without trusting its lists: nothing outside the root, no file twice, no silent gap."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from saga_dist.data.image_sets import FolderImageSet
+from saga_dist.data.images import SUFFIXES
+from saga_dist.errors import DataError
+
+
+def find_root(root: str | Path, markers: Sequence[str] = (), *, inside: Sequence[str] = (), layout: str = "") -> Path:
+    """Returns the data set's folder, links resolved: ``root``, or the first folder of ``inside`` in it.
+
+    Args:
+        root: what the user gave; may itself be a link.
+        markers: names that the right folder holds.
+        inside: where else to look, relative to the root.
+        layout: what the folder should look like, for the message.
+
+    Raises:
+        DataError: no such folder, or the markers are in none of them.
+    """
+    if not str(root):
+        raise DataError("no folder given", where="data.root", expected="the folder of the data set")
+    try:
+        resolved = Path(root).resolve(strict=True)
+        os.scandir(resolved).close()
+        for folder in (resolved, *(resolved / name for name in inside)):
+            if all((folder / marker).exists() for marker in markers):
+                return folder.resolve()
+        missing = next(marker for marker in markers if not (resolved / marker).exists())
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"cannot read the data set ({reason})", where=str(root), fix="check data.root") from error
+    raise DataError(f"{missing} is missing", where=str(root), expected=layout, fix="check data.root and data.layout")
+
+
+def read_list_bytes(path: Path) -> bytes:
+    """Returns the content of a list.
+
+    Raises:
+        DataError: missing, unreadable, or no regular file (a FIFO would wait for a writer for ever).
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError("not a regular file", where=str(path), expected="a list", fix="replace it")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read the list ({reason})", where=str(path), fix="check the path") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields number (from 1) and text of every line that is not blank, line ends removed.
+
+    Raises:
+        DataError: unreadable, not UTF-8, a byte order mark, a NUL, or nothing but blank lines.
+    """
+    content = read_list_bytes(path)
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise DataError("the list begins with a byte order mark", where=f"{path}:1", fix="save it as UTF-8 without BOM")
+    empty = True
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError("not UTF-8 text", where=f"{path}:{number}", fix="save the list as UTF-8") from error
+        if "\0" in text:
+            raise DataError("a NUL character", where=f"{path}:{number}", fix="restore the list from the original")
+        if text:
+            empty = False
+            yield number, text
+    if empty:
+        raise DataError("the list is empty", where=str(path), fix="restore it from the original")
+
+
+def parse_id(text: str, where: str, name: str = "id") -> int:
+    """Returns a positive integer of a list.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):
+        raise DataError(f"{name} {text!r}", where=where, expected="a positive integer", fix="correct the line")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One visible name of a folder."""
+
+    name: str
+    status: os.stat_result
+    real: Path
+    """Where it really lies, links resolved."""
+
+
+def visible_entries(folder: Path, root: Path) -> Iterator[Entry]:
+    """Yields the entries of a folder that are not hidden; links are followed inside the root only."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                path = Path(entry.path)
+                real = link_target(path, root) if entry.is_symlink() else path
+                yield Entry(entry.name, entry.stat(), real)
+
+
+def link_target(link: Path, root: Path) -> Path:
+    """Returns what a link really points to.
+
+    Raises:
+        DataError: nothing, or something outside the root.
+    """
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError("a link to nowhere", where=str(link), fix="remove it") from error
+    if not target.is_relative_to(root):
+        raise DataError(f"a link out of the data set (to {target})", where=str(link), fix="copy the file instead")
+    return target
+
+
+class ClassFiles:
+    """The image files of each class.
+
+    Args:
+        root: folder of the data set, links resolved.
+        beside: other files of the same data set, none of which may be among these.
+    """
+
+    def __init__(self, root: Path, *, beside: ClassFiles | None = None) -> None:
+        self.root = root
+        self._files: dict[str, list[tuple[str, int]]] = {}
+        self._real_folders: dict[str, Path] = {}
+        self._seen: dict[Path, str] = {} if beside is None else beside._seen
+        self._missing: list[tuple[str, str]] = [] if beside is None else beside._missing
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order in which they came."""
+        return list(self._files)
+
+    def declare(self, class_name: str, where: str) -> None:
+        """Makes a class known before it has images.
+
+        Raises:
+            DataError: the name cannot be shown, or is empty.
+        """
+        if class_name not in self._files:
+            if not class_name.strip() or not class_name.isprintable():
+                raise DataError(f"class name {class_name!r}", where=where, expected="a printable name")
+            self._files[class_name] = []
+
+    def add(self, class_name: str, listed: str, where: str, *, folder: str = ".") -> None:
+        """Adds a file that a list names. Files that do not exist are remembered for ``refuse_missing``.
+
+        Args:
+            class_name: its class.
+            listed: path below ``folder``, as the list has it.
+            where: file and row, for messages.
+            folder: a folder below the root.
+
+        Raises:
+            DataError: the path leaves the root, is no regular file, or is one that came before.
+        """
+        self.declare(class_name, where)
+        path = PurePosixPath(folder) / _safe_path(listed, where)
+        full = self.root / path
+        try:
+            status = full.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                real = link_target(full, self.root)
+                status = full.stat()
+            else:
+                real = self._real_folder(path.parent.as_posix()) / path.name
+        except (FileNotFoundError, NotADirectoryError):
+            self._missing.append((where, path.as_posix()))
+            return
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise DataError(f"cannot look at {listed!r} ({reason})", where=where, fix="correct the path") from error
+        self.add_found(class_name, path.as_posix(), status, real, where)
+
+    def add_found(self, class_name: str, path: str, status: os.stat_result, real: Path, where: str) -> None:
+        """Adds a file whose status is known; see ``add``."""
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file", where=str(self.root / path), expected="an image", fix="remove it")
+        # One file under two names could be in training and test at once.
+        other = self._seen.get(real)
+        if other is not None:
+            raise DataError(f"{path} is the same file as {other}", where=where, fix="remove one of them")
+        self._seen[real] = path
+        self._files[class_name].append((path, status.st_size))
+
+    def refuse_missing(self) -> None:
+        """Raises a DataError that names the first listed file that does not exist, and how many there are."""
+        if self._missing:
+            where, path = self._missing[0]
+            more = f" (and {len(self._missing) - 1} more)" if len(self._missing) > 1 else ""
+            raise DataError(
+                f"{path} is missing{more}", where=where, expected=f"it below {self.root}", fix="complete the data set"
+            )
+
+    def size(self, class_name: str) -> int:
+        """Returns the number of images of a class."""
+        return len(self._files.get(class_name, ()))
+
+    def images(
+        self,
+        class_names: Sequence[str],
+        *,
+        image_size: int,
+        banner: int = 0,
+        fast_jpeg: bool = False,
+        allow_empty: bool = False,
+    ) -> FolderImageSet:
+        """Returns the images of the given classes, sorted by class and path.
+
+        Args:
+            class_names: [C] classes, in the order of their labels.
+            image_size: side of the square that images are scaled to, pixels.
+            banner: rows at the bottom of every image that are not part of it, pixels.
+            fast_jpeg: decode large JPEG files at a reduced scale.
+            allow_empty: let single classes have no image here (they have some in the other half of a gallery split).
+
+        Raises:
+            DataError: a class has no image.
+        """
+        files: list[tuple[str, int]] = []
+        labels: list[int] = []
+        for label, class_name in enumerate(class_names):
+            listed = sorted(self._files.get(class_name, ()))
+            if not listed and not allow_empty:
+                raise DataError(
+                    f"class {class_name!r} has no images",
+                    where=str(self.root),
+                    expected=", ".join(SUFFIXES),
+                    fix="add images or remove the class",
+                )
+            files += listed
+            labels += [label] * len(listed)
+        return FolderImageSet(
+            root=self.root,
+            files=tuple(path for path, _ in files),
+            sizes_bytes=tuple(size for _, size in files),
+            labels_I=np.array(labels, np.int64),
+            class_names=tuple(class_names),
+            image_size=image_size,
+            banner=banner,
+            fast_jpeg=fast_jpeg,
+        )
+
+    def _real_folder(self, folder: str) -> Path:
+        if folder not in self._real_folders:
+            self._real_folders[folder] = link_target(self.root / folder, self.root)
+        return self._real_folders[folder]
+
+
+def class_folders(root: Path, *, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Path]:
+    """Returns name and real place of the folders in ``root``, sorted by name (code points).
+
+    Args:
+        root: links resolved.
+        keep: turns names down.
+
+    Raises:
+        DataError: a link out of the root, or to nowhere.
+    """
+    found = [entry for entry in visible_entries(root, root) if stat.S_ISDIR(entry.status.st_mode) and keep(entry.name)]
+    return {entry.name: entry.real for entry in sorted(found, key=lambda entry: entry.name)}
+
+
+def scan_classes(root: Path, folders: Mapping[str, Path]) -> ClassFiles:
+    """Returns the images in class folders; hidden files and files without an image suffix are skipped.
+
+    Args:
+        root: links resolved.
+        folders: from ``class_folders``.
+
+    Raises:
+        DataError: a class name that cannot be shown, a link out of the root, a special file, or one file twice.
+    """
+    files = ClassFiles(root)
+    for name, folder in folders.items():
+        files.declare(name, str(root))
+        for entry in sorted(visible_entries(folder, root), key=lambda entry: entry.name):
+            if entry.name.lower().endswith(SUFFIXES):
+                path = f"{name}/{entry.name}"
+                files.add_found(name, path, entry.status, entry.real, str(root / path))
+    return files
+
+
+def _safe_path(listed: str, where: str) -> PurePosixPath:
+    path = PurePosixPath(listed)
+    if not listed or "\0" in listed or path.is_absolute() or ".." in path.parts or not path.name:
+        raise DataError(
+            f"path {listed!r}", where=where, expected="a path below the data set's folder", fix="correct it"
+        )
+    if path.name.startswith("._"):
+        raise DataError(f"{listed!r} is no image but macOS metadata", where=where, fix="remove the row")
+    return path
