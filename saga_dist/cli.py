@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from saga_dist import data_commands
+from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_commands.app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="where the run lives; the same directory resumes")]
@@ -83,19 +86,21 @@ def evaluate(
 
 @app.command()
 def demo(
+    overrides: Overrides = None,
     run_dir: RunDir = None,
     runtime: Annotated[str, typer.Option(help="ray or serial")] = "ray",
     engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
     ablations: Annotated[bool, typer.Option(help="add the rows + GRPO only and + KL only")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="optimizer steps per row")] = 80,
     verbose: Verbose = False,
 ) -> None:
     """Train on the built-in birds, for real: pre-trained, metric loss only, SAGA."""
     _configure_logging(verbose)
     from saga_dist.demo import run_demo
 
-    directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")  # a demo without --run-dir starts afresh
-    run_demo(directory, runtime=runtime, engine=engine, ablations=ablations, steps=steps)
+    # A demo without --run-dir starts afresh.
+    directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
+    run_demo(directory, chosen, ablations=ablations)
 
 
 @app.command()
@@ -111,6 +116,9 @@ def doctor(
     from saga_dist.doctor import examine
 
     raise typer.Exit(examine(config, overrides or [], smoke=smoke))
+
+
+app.command()(manifest)
 
 
 def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:

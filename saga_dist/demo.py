@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,15 +32,22 @@ WHAT_IT_IS = (
 )
 
 
-def run_demo(run_dir: Path, *, runtime: str, engine: str, ablations: bool, steps: int) -> Results:
-    """Trains every row, prints the tables, writes ``results.json``; returns the results."""
+def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = False) -> Results:
+    """Trains every row, prints the tables, writes ``results.json``; returns the results.
+
+    Args:
+        run_dir: the SAGA row's run directory; the other rows live below ``rows/``.
+        overrides: ``section.key=value`` over ``standin/demo.toml``.
+        ablations: add the rows "+ GRPO only" and "+ KL only".
+    """
     console = Console()
     started = time.monotonic()
-    config = load_config(DEMO_CONFIG, [f"runtime.kind={runtime}", f"rollout.engine={engine}", f"run.steps={steps}"])
+    config = load_config(DEMO_CONFIG, overrides)
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
         running = build_runtime(config)
-        console.print(f"{runtime} runtime with the {engine} engine, up after {time.monotonic() - started:.0f} s")
+        parts = f"{config.runtime.kind} runtime, {config.rollout.engine} engine"
+        console.print(f"{parts}: learner up after {time.monotonic() - started:.0f} s", highlight=False)
         try:
             digest = running.backbone_digest()
             table = _Table(config, running, run_dir, console, should_stop)
