@@ -1,0 +1,115 @@
+"""KubeRay's custom resources: RayJob, RayCluster, and the ConfigMap that both mount."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from saga_dist.config import RunConfig
+from saga_dist.deploy.options import RAY_VERSION, DeployOptions
+from saga_dist.deploy.pods import HEAD_OBJECTS_GIB, head_template, worker_template
+from saga_dist.deploy.roles import Group, groups
+from saga_dist.deploy.run_config import CONFIG_FOLDER, RUN_FILE, RUNS_FOLDER, TravellingConfig, pack
+
+Manifest = dict[str, Any]
+
+
+def rayjob(config: RunConfig, options: DeployOptions) -> list[Manifest]:
+    """Returns the ConfigMap and the RayJob of a run: cluster, training and clean-up in one.
+
+    Every retry is a new cluster with the same run directory, so it resumes from the last checkpoint.
+
+    Raises:
+        ConfigError: an impossible request.
+    """
+    travelling = pack(config)
+    spec = {
+        "submissionMode": options.submission_mode,
+        "entrypoint": entrypoint(options),
+        # The head stops the run by this name before its pod ends.
+        "jobId": options.name,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": options.keep_s,
+        "backoffLimit": options.retries,
+        "rayClusterSpec": _cluster_spec(config, options, travelling),
+    }
+    return [_config_map(options, travelling), _resource("RayJob", options, spec)]
+
+
+def raycluster(config: RunConfig, options: DeployOptions) -> list[Manifest]:
+    """Returns the ConfigMap and a RayCluster that waits for ``ray job submit``.
+
+    Raises:
+        ConfigError: an impossible request.
+    """
+    travelling = pack(config)
+    spec = _cluster_spec(config, options, travelling)
+    return [_config_map(options, travelling), _resource("RayCluster", options, spec)]
+
+
+def entrypoint(options: DeployOptions) -> str:
+    """Returns the command of the run; the same one starts and resumes."""
+    return f"saga-dist train {CONFIG_FOLDER}/{RUN_FILE} --run-dir {RUNS_FOLDER}/{options.name}"
+
+
+def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+    planned = groups(config, options)
+    spec: Manifest = {
+        "rayVersion": RAY_VERSION,
+        "authOptions": {"mode": "token"} | ({"secretName": options.auth_secret} if options.auth_secret else {}),
+        "enableInTreeAutoscaling": any(group.elastic for group in planned),
+    }
+    if spec["enableInTreeAutoscaling"]:
+        spec["autoscalerOptions"] = {
+            "version": "v2",
+            "upscalingMode": "Default",
+            "idleTimeoutSeconds": options.idle_s,
+            "env": [{"name": "RAY_AUTH_MODE", "value": "token"}],
+            "resources": {
+                "requests": {"cpu": "500m", "memory": "1Gi"},
+                "limits": {"memory": "1Gi"},
+            },
+        }
+    return spec | {
+        "headGroupSpec": {
+            "rayStartParams": {
+                "num-cpus": "0",  # no actor on the head
+                "num-gpus": "0",
+                "dashboard-host": "0.0.0.0",  # the operator asks it from another pod; it wants the token
+                "object-store-memory": str(HEAD_OBJECTS_GIB * 1024**3),
+            },
+            "template": head_template(options, travelling),
+        },
+        "workerGroupSpecs": [_worker_group(group, options, travelling) for group in planned],
+    }
+
+
+def _worker_group(group: Group, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+    offered = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
+    # KubeRay pastes the values into a shell line, hence the inner quotes.
+    offered["resources"] = "'" + json.dumps(group.roles, separators=(",", ":")) + "'"
+    offered["object-store-memory"] = str(options.object_store * 1024**3)
+    return {
+        "groupName": group.name,
+        "replicas": group.pods,
+        "minReplicas": group.min_pods,
+        "maxReplicas": group.max_pods,
+        "rayStartParams": offered,
+        "template": worker_template(group, options, travelling),
+    }
+
+
+def _config_map(options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+    metadata = _metadata(options) | {"name": f"{options.name}-config"}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(travelling.files)}
+
+
+def _resource(kind: str, options: DeployOptions, spec: Manifest) -> Manifest:
+    return {"apiVersion": "ray.io/v1", "kind": kind, "metadata": _metadata(options), "spec": spec}
+
+
+def _metadata(options: DeployOptions) -> Manifest:
+    metadata: Manifest = {"name": options.name}
+    if options.namespace:
+        metadata["namespace"] = options.namespace
+    return metadata | {"labels": {"app.kubernetes.io/part-of": "saga-dist", "saga-dist/run": options.name}}

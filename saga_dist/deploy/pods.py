@@ -1,0 +1,176 @@
+"""Pod templates of head and workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saga_dist.deploy.options import DeployOptions
+from saga_dist.deploy.roles import Group
+from saga_dist.deploy.run_config import CONFIG_FOLDER, DATA_FOLDER, RUNS_FOLDER, WEIGHTS_FOLDER, TravellingConfig
+
+PRIORITY_LEARNER = "saga-learner"
+PRIORITY_ROLLOUT = "saga-rollout"
+"""Names of the priority classes in deploy/kuberay/priorities.yaml; rollout stands below learner."""
+
+USER_ID = 10001
+"""The user of both images; its group owns what the pods write to the run volume."""
+
+HEAD_OBJECTS_GIB = 1
+"""Ray's object store in the head, which sees references and small records only."""
+
+_HEAD_CPUS = 2
+_HEAD_SHM_GIB = HEAD_OBJECTS_GIB + 1
+_RAYLET_CPUS = 1
+_DRAIN_MARGIN_S = 30
+_KILL_MARGIN_S = 60
+
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+# Only a pod without work may be moved by whoever tidies up nodes.
+_STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
+
+def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
+    """Returns the pod of Ray's head, where the coordinator runs: no actor, no GPU.
+
+    Before it ends it stops the run, which writes a checkpoint with the help of a learner that still lives: worker pods
+    drain for as long as the head waits.
+    """
+    environment = {
+        **_environment(travelling),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(options.grace_s),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    stop = f"timeout {options.grace_s + _DRAIN_MARGIN_S} ray job stop --address http://127.0.0.1:8265 {options.name}"
+    container = {
+        "name": "ray-head",
+        "image": options.image,
+        "env": _as_list(environment),
+        "ports": [
+            {"name": "gcs-server", "containerPort": 6379},
+            {"name": "dashboard", "containerPort": 8265},
+            {"name": "client", "containerPort": 10001},
+        ],
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", f"{stop} || true"]}}},
+        "resources": _resources(_HEAD_CPUS, options.head_memory + _HEAD_SHM_GIB, {}),
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            {"name": "runs", "mountPath": RUNS_FOLDER},
+        ],
+    }
+    volumes = [_shm(_HEAD_SHM_GIB), _config_map(options.name), _claim("runs", options.runs_claim, read_only=False)]
+    return _template("head", container, volumes, PRIORITY_LEARNER, options, {}, gpus=0)
+
+
+def worker_template(group: Group, options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
+    """Returns the pod of one group; after SIGTERM its actors go on until the run has stopped, or the grace is over."""
+    has_learner = "learner" in group.roles
+    environment = {
+        **_environment(travelling),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(options.grace_s + _DRAIN_MARGIN_S),
+    }
+    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    volumes = [_shm(group.shm_gib)]
+    if travelling.needs_weights:
+        mounts.append({"name": "weights", "mountPath": WEIGHTS_FOLDER, "readOnly": True})
+        volumes.append(_claim("weights", options.weights_claim, read_only=True))
+    # Lists and vocabularies are read by whoever builds prompts and splits; they are small and lie in every pod.
+    mounts.append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
+    volumes.append(_config_map(options.name))
+    if has_learner:
+        if travelling.needs_data:
+            mounts.append({"name": "data", "mountPath": DATA_FOLDER, "readOnly": True})
+            volumes.append(_claim("data", options.data_claim, read_only=True))
+        mounts.append({"name": "runs", "mountPath": RUNS_FOLDER})
+        volumes.append(_claim("runs", options.runs_claim, read_only=False))
+    container = {
+        "name": "ray-worker",
+        "image": options.image,
+        "env": _as_list(environment),
+        "resources": _resources(
+            group.cpus + _RAYLET_CPUS,
+            group.memory_gib + group.shm_gib,
+            {options.gpu_key: str(group.gpus)} if group.gpus else {},
+        ),
+        "volumeMounts": mounts,
+    }
+    priority = PRIORITY_LEARNER if has_learner else PRIORITY_ROLLOUT
+    return _template(group.name, container, volumes, priority, options, group.node, gpus=group.gpus)
+
+
+def _template(
+    role: str,
+    container: dict[str, Any],
+    volumes: list[dict[str, Any]],
+    priority: str,
+    options: DeployOptions,
+    node: dict[str, str],
+    *,
+    gpus: int,
+) -> dict[str, Any]:
+    stays = priority == PRIORITY_LEARNER
+    spec: dict[str, Any] = {
+        "priorityClassName": priority,
+        "terminationGracePeriodSeconds": options.grace_s + _KILL_MARGIN_S,
+        "restartPolicy": "Never",  # what autoscaler v2 wants: it makes new pods itself
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",  # a volume of a million images is not walked at every start
+        },
+        "containers": [
+            {
+                **container,
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
+        ],
+        "volumes": volumes,
+    }
+    if node:
+        spec["nodeSelector"] = dict(node)
+    if gpus:
+        spec["tolerations"] = [{"key": options.gpu_key, "operator": "Exists", "effect": "NoSchedule"}]
+    metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/part-of": "saga-dist", "saga-dist/role": role}}
+    if stays:
+        metadata["annotations"] = dict(_STAY)
+    return {"metadata": metadata, "spec": spec}
+
+
+def _environment(travelling: TravellingConfig) -> dict[str, str]:
+    # The token itself comes from KubeRay, out of the Secret.
+    environment = {**_QUIET, "RAY_AUTH_MODE": "token"}
+    if travelling.needs_weights:
+        environment["HF_HUB_OFFLINE"] = "1"  # weights come from the volume and from nowhere else
+    if travelling.hub_cache:
+        environment["HF_HOME"] = WEIGHTS_FOLDER
+    return environment
+
+
+def _as_list(environment: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in sorted(environment.items())]
+
+
+def _resources(cpus: int, memory_gib: int, extended: dict[str, str]) -> dict[str, Any]:
+    # CPUs are requested and not limited: a limit throttles, and nobody gains. Memory is both, or the node decides.
+    memory = {"memory": f"{memory_gib}Gi"}
+    return {"requests": {"cpu": str(cpus), **memory, **extended}, "limits": {**memory, **extended}}
+
+
+def _shm(size_gib: int) -> dict[str, Any]:
+    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size_gib}Gi"}}
+
+
+def _config_map(name: str) -> dict[str, Any]:
+    return {"name": "config", "configMap": {"name": f"{name}-config"}}
+
+
+def _claim(volume: str, claim: str, *, read_only: bool) -> dict[str, Any]:
+    return {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}

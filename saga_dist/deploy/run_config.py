@@ -1,0 +1,152 @@
+"""The configuration as it travels: TOML in a ConfigMap, every path in it one that exists in the pods."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from saga_dist.config import RunConfig, parse_config
+from saga_dist.errors import ConfigError
+
+CONFIG_FOLDER = "/config"
+WEIGHTS_FOLDER = "/weights"
+DATA_FOLDER = "/data"
+RUNS_FOLDER = "/runs"
+RUN_FILE = "run.toml"
+
+_MAX_BYTES = 1_000_000  # etcd refuses more than 1 MiB in one ConfigMap
+
+
+@dataclass(frozen=True, slots=True)
+class TravellingConfig:
+    """What the ConfigMap holds, by file name, and which volumes the run needs beside it."""
+
+    files: dict[str, str]
+    needs_weights: bool
+    needs_data: bool
+    hub_cache: bool
+    """True when the model has a hub name: it is then looked up in the weights volume, offline."""
+
+
+def pack(config: RunConfig) -> TravellingConfig:
+    """Returns the files that the pods mount at ``/config``: the resolved configuration and the lists that it names.
+
+    A relative path of a vocabulary or class list is a file here and travels along; an absolute one lies in the pods.
+    Only what file and overrides say is written down: defaults come from the image, so that the two may differ in age,
+    and ``config.json`` in the run directory says what they were.
+
+    Raises:
+        ConfigError: the run cannot happen on a cluster made for it, or a path means nothing there.
+    """
+    if config.runtime.kind != "ray":
+        raise _refused("runtime.kind", config.runtime.kind, 'expected "ray"; a cluster has nothing to do otherwise')
+    if config.runtime.address:
+        raise _refused(
+            "runtime.address", config.runtime.address, 'leave it ""; the run joins the cluster it is sent to'
+        )
+    files: dict[str, str] = {}
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    tree.get("run", {}).pop("directory", None)  # the entrypoint names it
+    data = tree.get("data", {})
+    needs_data = config.data.layout != "birds"
+    if needs_data:
+        _require_below("data.root", config.data.root, DATA_FOLDER)
+        if data.get("manifest"):
+            _require_below("data.manifest", data["manifest"], DATA_FOLDER)
+        for key in ("train_classes", "test_classes"):
+            if data.get(key):
+                data[key] = _carry(files, f"data.{key}", data[key])
+    if config.prompt.vocabulary.endswith(".toml"):
+        tree["prompt"]["vocabulary"] = _carry(files, "prompt.vocabulary", config.prompt.vocabulary)
+    path = config.model.path
+    is_folder = path.startswith(("/", ".", "~"))
+    if is_folder:
+        _require_below("model.path", path, WEIGHTS_FOLDER)
+    parse_config(tree, where=RUN_FILE)  # what travels is a valid configuration, whatever was replaced
+    files[RUN_FILE] = to_toml(tree)
+    if (size := sum(len(text.encode()) for text in files.values())) > _MAX_BYTES:
+        raise ConfigError(
+            f"configuration and lists have {size} bytes",
+            where="ConfigMap",
+            expected=f"at most {_MAX_BYTES}",
+            fix=f"put the lists into the data volume and name them by their path below {DATA_FOLDER}",
+        )
+    needs_weights = path != "standin"
+    return TravellingConfig(files, needs_weights, needs_data, hub_cache=needs_weights and not is_folder)
+
+
+def to_toml(tree: Mapping[str, Any]) -> str:
+    """Returns TOML that reads back as ``tree`` (strings, booleans, finite numbers, lists of these, nested tables)."""
+    return "\n".join(_table(tree, ())).lstrip("\n") + "\n"
+
+
+def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    values = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
+    if path:
+        yield ""
+        yield f"[{'.'.join(_key(name) for name in path)}]"
+    for key, value in values.items():
+        yield f"{_key(key)} = {_value(value)}"
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _table(value, (*path, key))
+
+
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if bare else _text(name)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return _text(value)
+        case float() if not math.isfinite(value):
+            raise ConfigError(f"{value} has no place in a configuration", where=RUN_FILE)
+        case int() | float():
+            return repr(value)
+        case list() | tuple():
+            return f"[{', '.join(_value(item) for item in value)}]"
+        case _:
+            raise ConfigError(f"a {type(value).__name__} has no place in TOML", where=RUN_FILE)
+
+
+def _text(value: str) -> str:
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{value!r} is not text", where=RUN_FILE, expected="UTF-8")
+    # JSON's escapes are TOML's, except that TOML wants DEL escaped and takes no pairs of surrogates.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _carry(files: dict[str, str], key: str, path: str) -> str:
+    """Returns the path in the pods of a file that is here (added to ``files``) or there (left alone)."""
+    if not path or path.startswith("/"):
+        return path
+    name = key.replace("_", "-") + Path(path).suffix
+    try:
+        files[name] = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(
+            f"{key} = {path!r} cannot be read here ({reason})",
+            where="configuration",
+            fix="a relative path is read here and travels along; an absolute one must exist in the pods",
+        ) from error
+    return f"{CONFIG_FOLDER}/{name}"
+
+
+def _require_below(key: str, path: str, folder: str) -> None:
+    if ".." in PurePosixPath(path).parts or not PurePosixPath(path).is_relative_to(folder):
+        raise _refused(
+            key, path, f"expected a path below {folder}, where the pods see the volume; set {key}={folder}/…"
+        )
+
+
+def _refused(key: str, value: str, why: str) -> ConfigError:
+    return ConfigError(f'{key} = "{value}" on a cluster: {why}', where="configuration")
