@@ -128,7 +128,7 @@ def _carry(files: dict[str, str], key: str, path: str) -> str:
     """Returns the path in the pods of a file that is here (added to ``files``) or there (left alone)."""
     if not path or path.startswith("/"):
         return path
-    name = key.replace("_", "-") + Path(path).suffix
+    name = key + (".toml" if path.endswith(".toml") else ".txt")
     try:
         files[name] = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
