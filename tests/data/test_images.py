@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from saga_dist.counters import counter_generator
+from saga_dist.data import images
 from saga_dist.data.images import MAX_PIXELS, augment, read_image
 from saga_dist.errors import DataError
 
@@ -114,6 +115,53 @@ def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
     path = tmp_path / "really_png.jpg"
     Image.fromarray(gradient()).save(path, format="PNG")
     np.testing.assert_array_equal(read_image(path, 12), gradient())
+
+
+def test_a_banner_is_cut_off_the_upright_image_before_scaling(tmp_path: Path) -> None:
+    pixels = gradient(12, 12)
+    path = saved(tmp_path / "a.png", Image.fromarray(pixels))
+    want = np.asarray(Image.fromarray(pixels[:9]).resize((6, 6), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(read_image(path, 6, banner=3), want)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(tmp_path / "b.png", Image.fromarray(pixels), exif=exif)
+    want = np.asarray(Image.fromarray(np.rot90(pixels, k=-1)[:9]).resize((6, 6), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(read_image(turned, 6, banner=3), want)
+    with pytest.raises(DataError, match="12 x 12 pixels with a banner of 12"):
+        read_image(path, 6, banner=12)
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray(
+        np.stack([rows * 255 / height, columns * 255 / width, np.full(rows.shape, 90)], -1).astype(np.uint8)
+    )
+
+
+@pytest.mark.parametrize(("height", "width", "decoded"), [(640, 800, (160, 200)), (400, 130, (400, 130))])
+def test_fast_decoding_keeps_twice_the_size_and_nearly_the_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, decoded: tuple[int, int]
+) -> None:
+    path = saved(tmp_path / "a.jpg", smooth(height, width), quality=95)
+    sizes = []
+    square = images.square_image
+
+    def spy(image: Image.Image, size: int, *, banner: int) -> np.ndarray:
+        sizes.append((image.height, image.width))
+        return square(image, size, banner=banner)
+
+    monkeypatch.setattr(images, "square_image", spy)
+    fast, exact = (read_image(path, 72, fast_jpeg=fast).astype(int) for fast in (True, False))
+    assert sizes == [decoded, (height, width)]
+    assert np.abs(fast - exact).mean() < 1.5
+
+
+def test_fast_decoding_cuts_the_banner_at_the_decoded_scale(tmp_path: Path) -> None:
+    pixels = np.zeros((640, 640, 3), np.uint8)
+    pixels[-20:] = 255
+    path = saved(tmp_path / "a.jpg", Image.fromarray(pixels), quality=95)
+    assert read_image(path, 64, banner=20, fast_jpeg=True).max() < 20
+    assert read_image(path, 64, fast_jpeg=True).max() > 200
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
-    ("doctor", "preflight", "demo"),
+    ("doctor", "preflight", "demo", "data_commands"),
     ("cli",),
 )
 

@@ -6,18 +6,12 @@ each; the devkit's own test list has no labels, the labelled one is a separate d
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from saga_dist.data.image_sets import Splits
 from saga_dist.data.layouts.division import Published, SplitOptions, halves, make_splits
-from saga_dist.data.layouts.listing import ClassFiles, find_root, read_list_bytes
+from saga_dist.data.layouts.listing import ClassFiles, find_root
+from saga_dist.data.layouts.matlab import read_annotations
 from saga_dist.errors import DataError
 
 PUBLISHED = Published("Cars-196", train_classes=98, test_classes=98, train_images=8054, test_images=8131)
@@ -56,13 +50,11 @@ def load_cars(root: str | Path, options: SplitOptions | None = None) -> Splits:
 _Row = tuple[int, str, str, str]  # class id, image folder, path in it, file and row of the annotation
 
 
-def _form_a(folder: Path) -> tuple[list[_Row], list[str]]:
-    path = folder / FORM_A
-    content = _read_mat(path)
-    return list(_rows(content, path, "relative_im_path", ".")), _class_names(content)
+def _form_a(folder: Path) -> tuple[list[_Row], tuple[str, ...]]:
+    return _read(folder / FORM_A, "relative_im_path", ".")
 
 
-def _form_b(folder: Path) -> tuple[list[_Row], list[str]]:
+def _form_b(folder: Path) -> tuple[list[_Row], tuple[str, ...]]:
     rows: list[_Row] = []
     for image_folder, list_name in FORM_B:
         path = _find(folder, list_name)
@@ -78,58 +70,35 @@ def _form_b(folder: Path) -> tuple[list[_Row], list[str]]:
             raise DataError(
                 f"neither {FORM_A} nor {list_name}", where=str(folder), expected="Cars-196", fix="check data.root"
             )
-        rows += _rows(_read_mat(path), path, "fname", image_folder)
+        rows += _read(path, "fname", image_folder)[0]
     meta = _find(folder, NAMES)
-    return rows, [] if meta is None else _class_names(_read_mat(meta))
+    return rows, () if meta is None else read_annotations(meta, ()).class_names
 
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((folder / place / name for place in LIST_FOLDERS if (folder / place / name).exists()), None)
 
 
-def _read_mat(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    content = read_list_bytes(path)
-    # What SciPy raises on damaged files, and (NotImplementedError) on those of MATLAB 7.3.
-    damage = (
-        MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
-        NotImplementedError, UnicodeError, struct.error, zlib.error,
-    )  # fmt: skip
-    try:
-        found: dict[str, Any] = loadmat(io.BytesIO(content), squeeze_me=True)
-    except damage as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"not a MATLAB 5 file ({reason})", where=str(path), fix="restore it from the original"
-        ) from error
-    return found
-
-
-def _rows(content: dict[str, Any], path: Path, name_field: str, image_folder: str) -> Iterator[_Row]:
-    """Yields the annotations; fields are found by name, since their order differs between the forms."""
-    annotations = content.get("annotations")
-    if not isinstance(annotations, np.ndarray) or not annotations.dtype.names:
+def _read(path: Path, name_field: str, image_folder: str) -> tuple[list[_Row], tuple[str, ...]]:
+    """Returns annotations and class names of a file."""
+    found = read_annotations(path, (name_field, "class"))
+    if not found.fields:
         raise DataError("no struct 'annotations'", where=str(path), fix="restore the file from the original")
     for field in (name_field, "class"):
-        if field not in annotations.dtype.names:
-            found = ", ".join(annotations.dtype.names)
+        if field not in found.fields:
             fix = "use the labelled list from the data set's page" if field == "class" else "check data.root"
-            raise DataError(f"no field {field!r}", where=str(path), expected=f"it beside {found}", fix=fix)
-    if not annotations.size:
-        raise DataError("no annotations", where=str(path), fix="restore the file from the original")
-    for number, row in enumerate(np.atleast_1d(annotations), start=1):
+            raise DataError(
+                f"no field {field!r}", where=str(path), expected=f"it beside {', '.join(found.fields)}", fix=fix
+            )
+    rows: list[_Row] = []
+    pairs = zip(found.columns[name_field], found.columns["class"], strict=True)
+    for number, (name, label) in enumerate(pairs, start=1):
         where = f"{path}:{number}"
-        name, label = row[name_field], row["class"]
         if not isinstance(name, str):
-            raise DataError(f"{name_field} {name!r}", where=where, expected="a file name")
-        if not isinstance(label, int | float | np.number) or label != int(label) or not 1 <= label <= 999:
-            raise DataError(f"class {label!r}", where=where, expected="1 to 196")
-        yield int(label), image_folder, name, where
-
-
-def _class_names(content: dict[str, Any]) -> list[str]:
-    """Returns the class names, spaces and control characters normalised; empty where the file has none."""
-    names = np.atleast_1d(content.get("class_names", ()))
-    return [" ".join(str(name).split()) for name in names]
+            raise DataError(f"{name_field} {name!r}", where=where, expected="a file name", fix="restore the file")
+        if isinstance(label, str) or label is None or label not in range(1, 1000):
+            raise DataError(f"class {label!r}", where=where, expected="1 to 196", fix="restore the file")
+        rows.append((int(label), image_folder, name, where))
+    if not rows:
+        raise DataError("no annotations", where=str(path), fix="restore the file from the original")
+    return rows, found.class_names

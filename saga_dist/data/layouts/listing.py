@@ -32,14 +32,20 @@ def find_root(root: str | Path, markers: Sequence[str] = (), *, inside: Sequence
     try:
         resolved = Path(root).resolve(strict=True)
         os.scandir(resolved).close()
-        for folder in (resolved, *(resolved / name for name in inside)):
-            if all((folder / marker).exists() for marker in markers):
-                return folder.resolve()
-        missing = next(marker for marker in markers if not (resolved / marker).exists())
+        folders = [resolved, *(resolved / name for name in inside)]
+        lacks = [[marker for marker in markers if not (folder / marker).exists()] for folder in folders]
+        best = min(range(len(folders)), key=lambda index: len(lacks[index]))
+        if not lacks[best]:
+            return folders[best].resolve()
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"cannot read the data set ({reason})", where=str(root), fix="check data.root") from error
-    raise DataError(f"{missing} is missing", where=str(root), expected=layout, fix="check data.root and data.layout")
+    raise DataError(
+        f"{lacks[best][0]} is missing",
+        where=str(folders[best]),
+        expected=layout,
+        fix="check data.root and data.layout, or complete the data set",
+    )
 
 
 def read_list_bytes(path: Path) -> bytes:
