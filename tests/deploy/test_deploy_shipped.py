@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from saga_dist.deploy.options import DeployOptions
 from saga_dist.deploy.pods import PRIORITY_LEARNER, PRIORITY_ROLLOUT
 from saga_dist.deploy.render import MADE_WITH
 
@@ -100,3 +102,31 @@ def test_a_typo_in_a_plain_kind_is_caught(mistakes: Callable[[dict[str, Any]], l
     first = next(yaml.safe_load_all((KUBERNETES[0].parent / "priorities.yaml").read_text()))
     assert mistakes(first | {"preemptionPolcy": "Never"})
     assert mistakes({**first, "value": "high"})
+
+
+def readme_commands(start: str) -> list[str]:
+    """Commands in the code blocks of deploy/README.md, continuation lines joined, comments dropped."""
+    blocks = (ROOT / "deploy" / "README.md").read_text().split("```")[1::2]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip().startswith(start)]
+
+
+def test_commands_of_the_readme_work(manifest: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = readme_commands("saga-dist manifest")
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command)[2:]
+        assert words[-2] == "--out"
+        assert manifest(*words[:-2]).startswith(MADE_WITH)
+
+
+def test_files_and_options_that_the_readme_names_exist(manifest: Callable[..., str]) -> None:
+    applied = [command.split()[3] for command in readme_commands("kubectl apply -f")]
+    assert len(applied) >= 5
+    assert [path for path in applied if not (ROOT / path).is_file()] == []
+    text = (ROOT / "deploy" / "README.md").read_text()
+    named = set(re.findall(r"`(--[a-z]+-[a-z-]+)", text)) - {"--shm-size", "--working-dir"}
+    known = {f"--{name.replace('_', '-')}" for name in DeployOptions.model_fields} | {"--run-dir", "--dry-run"}
+    assert named
+    assert named <= known
