@@ -66,6 +66,9 @@ class DataSection(Section):
     images_per_class: int = Field(4, ge=2)
     flip: bool = Field(False, description="random horizontal flip (deviation: the paper has no augmentation)")
     shift: float = Field(0.0, ge=0, le=0.5, description="random shift, share of the side (deviation)")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="random crop of at least this share of the area, scaled back (deviation; 1: none)"
+    )
     color_jitter: float = Field(0.0, ge=0, le=1, description="random gain per channel, +- this share (deviation)")
     birds: BirdsSection = BirdsSection()
 

@@ -76,7 +76,13 @@ def _open_regular(path: Path) -> IO[bytes]:
 
 
 def augment(
-    image_HWC: np.ndarray, generator: np.random.Generator, *, flip: bool, shift: float, color_jitter: float
+    image_HWC: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    flip: bool,
+    shift: float,
+    color_jitter: float,
+    crop: float = 1.0,
 ) -> np.ndarray:
     """Returns a changed copy of an image, uint8 [H, W, 3]; a pure function of the generator's key.
 
@@ -88,10 +94,15 @@ def augment(
         flip: mirror left and right with probability 1/2.
         shift: largest shift as a share of each side; the border repeats the edge.
         color_jitter: each channel is multiplied with 1 +- at most this.
+        crop: smallest share of the area that a random window keeps, 1 for the whole image. The window's sides are
+            between 3 : 4 and 4 : 3 of the image's; it is scaled back to the image's size (bicubic).
     """
     coin, down, right = generator.random(), generator.uniform(-1, 1), generator.uniform(-1, 1)
     gains_C = 1 + color_jitter * generator.uniform(-1, 1, 3)
+    window = generator.random(4)
     height, width = image_HWC.shape[:2]
+    if crop < 1:
+        image_HWC = _window(image_HWC, window, crop)
     rows = np.clip(np.arange(height) - round(down * shift * height), 0, height - 1)
     columns = np.clip(np.arange(width) - round(right * shift * width), 0, width - 1)
     if flip and coin < 0.5:
@@ -100,6 +111,20 @@ def augment(
     if color_jitter == 0:
         return moved
     return np.clip(np.rint(moved * gains_C), 0, 255).astype(np.uint8)
+
+
+def _window(image_HWC: np.ndarray, uniform_4: np.ndarray, crop: float) -> np.ndarray:
+    """Returns a random window scaled to the image's size; ``uniform_4`` decides area, shape, top and left."""
+    height, width = image_HWC.shape[:2]
+    area = 1 - uniform_4[0] * (1 - crop)
+    shape = math.exp((2 * uniform_4[1] - 1) * math.log(4 / 3) / 2)
+    # A side can be as long as the image's and no longer: the other one then keeps the area.
+    across = min(1.0, max(area, math.sqrt(area) * shape))
+    down = area / across
+    top, left = uniform_4[2] * (1 - down) * height, uniform_4[3] * (1 - across) * width
+    box = (left, top, left + across * width, top + down * height)
+    image = Image.fromarray(np.ascontiguousarray(image_HWC))
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def _open(path: Path, file: IO[bytes]) -> Image.Image:

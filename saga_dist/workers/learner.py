@@ -268,6 +268,7 @@ class Learner:
                     flip=self._data.flip,
                     shift=self._data.shift,
                     color_jitter=self._data.color_jitter,
+                    crop=self._data.crop,
                 )
                 for index, array in zip(image_ids, arrays, strict=True)
             ]

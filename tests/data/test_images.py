@@ -302,6 +302,32 @@ def test_jitter_multiplies_each_channel_within_its_range() -> None:
     )
 
 
+def test_a_crop_keeps_area_and_shape_within_bounds_and_stays_inside() -> None:
+    # On a ramp in both directions the four corners of the result say where the window lay.
+    side = 200
+    rows, columns = np.mgrid[0:side, 0:side]
+    ramp = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+    areas, shapes, places = [], [], []
+    for key in range(200):
+        got = augment(ramp, counter_generator(key), flip=False, shift=0, color_jitter=0, crop=0.4).astype(float)
+        assert got.shape == ramp.shape
+        down = (got[150, 0, 0] - got[50, 0, 0]) / 100
+        across = (got[0, 150, 1] - got[0, 50, 1]) / 100
+        areas.append(down * across)
+        shapes.append(down / across)
+        places.append(got[100, 100, 0])
+    assert 0.38 < min(areas) < 0.5
+    assert 0.9 < max(areas) < 1.03
+    assert 0.73 < min(shapes) < 0.85
+    assert 1.18 < max(shapes) < 1.37
+    assert np.ptp(places) > 40
+    for key in range(20):
+        flat = np.full((8, 8, 3), 77, np.uint8)
+        np.testing.assert_array_equal(
+            augment(flat, counter_generator(key), flip=True, shift=0.2, color_jitter=0, crop=0.1), flat
+        )
+
+
 def test_switches_do_not_share_randomness() -> None:
     # With the same key, jitter alone and jitter with flip and shift use the same gains.
     flat = np.full((4, 4, 3), 100, np.uint8)
