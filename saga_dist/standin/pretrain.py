@@ -96,7 +96,7 @@ def pretrain(
     save_checkpoint(model, architecture, out)
     write_manifest(
         out,
-        command=f"python -m saga_dist.standin.pretrain --out DIR --seed {seed}",
+        command=f"python -m saga_dist.standin.pretrain --out DIR --seed {seed} --threads {torch.get_num_threads()}",
         seed=seed,
         stages=[asdict(stage) for stage in stages],
         figures=figures,

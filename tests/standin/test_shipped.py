@@ -31,7 +31,7 @@ def test_on_birds_that_look_as_in_pre_training(reader: PairReader) -> None:
 
 
 def test_on_birds_of_the_downstream_splits(reader: PairReader) -> None:
-    figures = examine_pairs(reader, split("val", BirdsSection(val_images_per_class=4)), num_pairs=64, group_size=8)
+    figures = examine_pairs(reader, split("train", BirdsSection()), num_pairs=160, group_size=8)
     assert figures["valid_sampled"] >= 0.97
     assert 0.5 <= figures["verdict_accuracy"] <= 0.9  # room to learn
     assert 0.2 <= figures["contributing_share"] <= 0.8  # and groups to learn from
