@@ -60,6 +60,9 @@ class DataSection(Section):
     val_fraction: float = Field(
         0.2, ge=0, lt=1, description="share of training classes held out for model selection; 0: none (the paper's)"
     )
+    split_hash: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="refuse other data; `saga-dist data check` prints it"
+    )
     image_size: int = Field(224, ge=16, description="side of the square, pixels")
     fast_jpeg: bool = Field(False, description="decode large JPEGs at a reduced scale (deviation: other pixels)")
     batch_size: int = Field(64, ge=4, description="images per micro-batch")
@@ -94,6 +97,8 @@ class DataSection(Section):
                 f'manifest = "{self.manifest}" with layout = "{self.layout}"; expected it with layout = "manifest"; '
                 "remove it or set data.layout"
             )
+        if self.layout == "birds" and self.split_hash:
+            raise ValueError('split_hash with layout = "birds"; expected it with data on disk only; remove it')
         if self.layout != "birds" and not self.root:
             raise ValueError('root is empty; expected the folder of the data set; set data.root = "/path/to/images"')
         if self.layout == "birds" and self.image_size != 80:

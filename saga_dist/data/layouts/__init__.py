@@ -27,15 +27,27 @@ LAYOUTS = ("folder", "manifest", *BENCHMARKS)
 
 
 def load_splits(data: DataSection, *, seed: int) -> Splits:
-    """Returns the splits of the configured data set on disk.
+    """Returns the splits of the configured data set on disk, after comparing them with ``data.split_hash`` if given.
 
     Args:
         data: layout, root and how to divide.
         seed: of the choice of validation classes.
 
     Raises:
-        DataError: the data set is not what the layout says.
+        DataError: the data set is not what the layout or the split hash says.
     """
+    splits = _load(data, seed)
+    if data.split_hash and splits.split_hash() != data.split_hash:
+        raise DataError(
+            f"split hash {splits.split_hash()}",
+            where=data.root,
+            expected=f"data.split_hash = {data.split_hash}",
+            fix="restore files, val_fraction and seed, or remove data.split_hash",
+        )
+    return splits
+
+
+def _load(data: DataSection, seed: int) -> Splits:
     options = SplitOptions(
         val_fraction=data.val_fraction, image_size=data.image_size, seed=seed, fast_jpeg=data.fast_jpeg
     )

@@ -103,6 +103,20 @@ def test_another_seed_holds_out_other_classes(make_tree: Make, tmp_path: Path) -
     assert {len(part) for part in names} == {4}
 
 
+def test_a_pinned_split_hash_refuses_other_data(make_tree: Make, tmp_path: Path) -> None:
+    tree = make_tree("cub", tmp_path)
+    pin = load("cub", tmp_path).split_hash()
+    assert load("cub", tmp_path, split_hash=pin).split_hash() == pin
+    assert f"expected data.split_hash = {pin}; restore files" in refused(
+        "cub", tmp_path, split_hash=pin, val_fraction=0.4
+    )
+    path = tmp_path / "CUB_200_2011" / next(iter(tree.test))
+    path.write_bytes(path.read_bytes() + b"!")
+    assert "split hash " in refused("cub", tmp_path, split_hash=pin)
+    with pytest.raises(ValueError, match="split_hash"):
+        DataSection(layout="cub", root="/x", split_hash="abc")
+
+
 # ---------------------------------------------------------------------- what is wrong
 
 
@@ -211,6 +225,7 @@ def test_a_layout_that_does_not_exist_is_a_config_error() -> None:
         ({"layout": "birds", "image_size": 80, "test_classes": "a.txt"}, 'expected them with layout = "folder" only'),
         ({"layout": "folder", "manifest": "a.csv"}, 'expected it with layout = "manifest"'),
         ({"layout": "sop", "root": ""}, "root is empty"),
+        ({"layout": "birds", "image_size": 80, "split_hash": "0" * 64}, "expected it with data on disk only"),
     ],
 )
 def test_keys_that_nothing_would_read_are_refused(keys: dict[str, Any], message: str) -> None:
