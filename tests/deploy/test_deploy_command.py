@@ -78,6 +78,13 @@ def test_texts_survive_yaml(text: str) -> None:
     ]
 
 
+def test_people_can_read_it(manifest: Callable[..., str]) -> None:
+    text = manifest(BIRDS)
+    assert '  run.toml: |\n    [run]\n    steps = 40\n\n    [data]\n    layout = "birds"\n' in text
+    same = {"a": 1}
+    assert render([{"x": same, "y": same}]) == "x:\n  a: 1\ny:\n  a: 1\n"  # no anchors, no aliases
+
+
 def test_a_mistake_is_one_line_and_exit_2() -> None:
     command = [sys.executable, "-m", "saga_dist.cli", "manifest", BIRDS, "--rollout-min", "4", "--rollout-max", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)

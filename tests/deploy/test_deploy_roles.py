@@ -21,8 +21,9 @@ PaperRun = Callable[..., RunConfig]
         ([0, 0], 0),
         ([0.3], 1),
         ([0.7, 0.3], 1),
+        ([0.9, 0.1], 1),  # 1 - 0.9 is a little less than 0.1
         ([0.3, 0.7, 0.1], 2),
-        ([0.1] * 10, 1),  # sums to 0.9999999999999999 or more, depending on the order
+        ([0.1] * 10, 1),
         ([0.6, 0.6, 0.6], 3),  # 1.8 in sum, but two never share a card
         ([0.5, 0.4, 0.6, 0.5], 2),  # largest first: 0.6 + 0.4 and 0.5 + 0.5
         ([4, 0.5, 0.5], 5),

@@ -84,6 +84,10 @@ def test_too_much_for_a_config_map(paper_run: PaperRun, tmp_path: Path, monkeypa
     [
         ({"data": {"root": "images"}}, 'data.root = "images" on a cluster: expected a path below /data'),
         ({"data": {"root": "/data/../etc"}}, 'data.root = "/data/../etc" on a cluster: expected a path below /data'),
+        (
+            {"data": {"layout": "manifest", "manifest": "list.csv"}},
+            'data.manifest = "list.csv" on a cluster: expected a path below /data',
+        ),
         ({"model": {"path": "./model"}}, 'model.path = "./model" on a cluster: expected a path below /weights'),
         ({"model": {"path": "/data2/model"}}, "expected a path below /weights, where the pods see the volume"),
         ({"runtime": {"kind": "serial"}}, 'runtime.kind = "serial" on a cluster: expected "ray"'),

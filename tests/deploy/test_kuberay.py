@@ -175,6 +175,16 @@ def test_the_actors_of_the_run_fit(paper_run: PaperRun) -> None:
         assert all(count <= free[role][0] for role, count, _, _ in asks if count)
 
 
+def test_ranges_are_the_options(paper_run: PaperRun) -> None:
+    config = paper_run(rollout={"workers": 3}, replay={"workers": 2})
+    options = make_options(rollout_min=0, rollout_max=7, replay_min=1, replay_max=5)
+    ranges = {
+        group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"])
+        for group in cluster_of(rayjob(config, options))["workerGroupSpecs"]
+    }
+    assert ranges == {"learner": (1, 1, 1), "rollout": (0, 3, 7), "replay": (1, 2, 5)}
+
+
 def test_no_actor_on_the_head(variant: list[Document]) -> None:
     head = cluster_of(variant)["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
