@@ -111,10 +111,7 @@ def make_sop(root: Path, *, seed: int = 0) -> Tree:
     folder = root / "Stanford_Online_Products"
     tree = Tree(root, (folder / "Ebay_train.txt", folder / "Ebay_test.txt"))
     number = 0
-    for side, members_, path, ids in (
-        ("train", tree.train, tree.lists[0], range(1, 7)),
-        ("test", tree.test, tree.lists[1], range(7, 11)),
-    ):
+    for side, path, ids in ((tree.train, tree.lists[0], range(1, 7)), (tree.test, tree.lists[1], range(7, 11))):
         rows = []
         for class_id in ids:
             kind = ("bicycle", "chair")[class_id % 2]
@@ -123,8 +120,7 @@ def make_sop(root: Path, *, seed: int = 0) -> Tree:
                 name = f"{kind}_final/{class_id}_{image}.JPG"
                 picture(folder / name, number)
                 rows.append(f"{number} {class_id} {class_id % 2 + 1} {name}")
-                members_[name] = f"{class_id:05d}"
-        assert side
+                side[name] = f"{class_id:05d}"
         write_shuffled(path, rows, seed, ["image_id class_id super_class_id path"])
     return tree
 
@@ -169,10 +165,9 @@ def make_inat(root: Path, *, seed: int = 0) -> Tree:
             picture(root / "train_mini" / name / f"{image}a{number}.jpg", number + image)
             side = tree.train if number < 3115 else tree.test
             side[f"{name}/{image}a{number}.jpg"] = name
-    for other in ("00001_Animalia_Chordata_Mammalia_Aves_X_Y_z", "05000_Plantae_Tracheophyta_Aves", "Aves"):
-        picture(root / "train_mini" / other / "0.jpg", 1)
     # The fourth piece decides, wherever else the word stands.
-    (root / "train_mini" / "05000_Plantae_Tracheophyta_Aves").rename(root / "train_mini" / "05000_Aves_Plantae_Rosa")
+    for other in ("00001_Animalia_Chordata_Mammalia_Aves_X_Y_z", "05000_Aves_Plantae_Rosa", "Aves"):
+        picture(root / "train_mini" / other / "0.jpg", 1)
     (root / "train_mini" / f"{numbers[0]:05d}_{lineage}_species-{numbers[0]}" / "._0.jpg").write_bytes(b"\0")
     return tree
 
