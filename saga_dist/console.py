@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -68,11 +69,17 @@ def step_line(result: StepResult) -> str:
     return "  ".join(parts)
 
 
+def _table(title: str) -> Table:
+    """An open table that fits 80 columns, its first column the method."""
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    return table
+
+
 def results_table(methods: Iterable[MethodResult], *, split: str, title: str) -> Table:
     """Returns the table of retrieval results on a split, one row per method."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    for heading in ("R@1", "95% interval", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
+    table = _table(title)
+    for heading in ("R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
         table.add_column(heading, justify="right")
     for method in methods:
         result = method.splits[split]
@@ -95,9 +102,8 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
 
 def verdict_table(methods: Iterable[MethodResult]) -> Table:
     """Returns the MLLM's verdict accuracy on pairs of training and of unseen classes, same and different apart."""
-    table = Table(title="the frozen MLLM's verdicts, % right", title_justify="left")
-    table.add_column("method")
-    for heading in ("train same", "train different", "unseen same", "unseen different", "valid JSON"):
+    table = _table("the frozen MLLM's verdicts, % right, on pairs of training and of unseen classes")
+    for heading in ("train: same", "different", "unseen: same", "different", "JSON"):
         table.add_column(heading, justify="right")
     for method in methods:
         judged = [method.verdicts[split] for split in ("train", "test") if split in method.verdicts]
@@ -110,8 +116,7 @@ def verdict_table(methods: Iterable[MethodResult]) -> Table:
 
 def probe_table(methods: Iterable[MethodResult]) -> Table:
     """Returns linear-probe accuracy per attribute of the embedding on unseen classes; a row per method."""
-    table = Table(title="linear probes of the embedding on unseen classes, % right", title_justify="left")
-    table.add_column("method")
+    table = _table("linear probes of the embedding on unseen classes, % right")
     probed = [method for method in methods if method.probes]
     attributes = list(dict.fromkeys(name for method in probed for name in method.probes or {}))
     for heading in (*attributes, "mean"):

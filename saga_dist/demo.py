@@ -127,16 +127,18 @@ def _varied(config: RunConfig, **sections: dict[str, float]) -> RunConfig:
 
 
 def _learning_line(run_dir: Path) -> str:
-    """Reward, verdict accuracy and JSON validity in SAGA training: its first ten steps against its last ten."""
+    """Reward, verdict accuracy and JSON validity in SAGA training: the first fifth of its steps against the last."""
     rows = [row for row in MetricsLog(run_dir / "metrics.jsonl").rows() if "rollout/reward_mean" in row]
 
+    fifth = max(1, len(rows) // 5)
+
     def change(name: str) -> str:
-        first, last = (sum(row[name] for row in part) / len(part) for part in (rows[:10], rows[-10:]))
+        first, last = (sum(row[name] for row in part) / len(part) for part in (rows[:fifth], rows[-fifth:]))
         return f"{first:.2f} -> {last:.2f}"
 
     lowest = min(row["rollout/json_valid_share"] for row in rows)
     return (
-        f"SAGA training, first ten steps -> last ten: reward {change('rollout/reward_mean')}, verdict accuracy same "
-        f"{change('rollout/verdict_accuracy_same')}, different {change('rollout/verdict_accuracy_different')}; "
+        f"SAGA training, first fifth of the steps -> last fifth: reward {change('rollout/reward_mean')}, verdict "
+        f"accuracy same {change('rollout/verdict_accuracy_same')}, different {change('rollout/verdict_accuracy_different')}; "
         f"JSON validity never below {lowest:.2f}"
     )

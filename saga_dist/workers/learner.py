@@ -32,7 +32,7 @@ from saga_dist.data.images import augment
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import PixelBatch
-from saga_dist.objectives.attention import attention_alignment_loss
+from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, Grid, ImagePair, MicroBatch, StepResult, TokenGradients
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
@@ -153,7 +153,7 @@ class Learner:
         return StepResult(step=self._step, metrics=metrics)
 
     def _back_propagate_metric_loss(self, opened: _OpenBatch, lengths: Sequence[int], labels: Sequence[int]) -> None:
-        main_ND = opened.leaf_NW[:, : self.encoder.tower.layout.width]
+        main_ND = self.encoder.tower.layout.main(opened.leaf_NW)
         embeddings_IE = self.encoder.pooler(main_ND.split(list(lengths))).embeddings_IE
         loss = self.metric_loss(embeddings_IE.float(), torch.as_tensor(labels, device=embeddings_IE.device))
         (self._objective.lambda_dml * loss).backward()
@@ -181,27 +181,27 @@ class Learner:
         return math.sqrt(squared)
 
     def _back_propagate_alignment(self, gradients: Sequence[TokenGradients]) -> None:
-        """lambda_kl * L_KL into the pooler only: tokens and targets are constants (SAGA Eq. 7).
-
-        The mean runs over all reward-1 completions of the buffer, so a group weighs as many as it has.
-        """
-        num_attended = sum(gradient.num_attended for gradient in gradients)
-        if not self._objective.lambda_kl or not num_attended:
+        """lambda_kl * L_KL into the pooler only: tokens and targets are constants (SAGA Eq. 7)."""
+        attended = [gradient for gradient in gradients if gradient.num_attended]
+        if not self._objective.lambda_kl or not attended:
             return
-        total = torch.zeros((), device=self.encoder.device)
-        for gradient in gradients:
-            if not gradient.num_attended:
-                continue
-            opened, pair = self._of_this_step(gradient)
-            assert gradient.attention_a_N is not None and gradient.attention_b_N is not None
-            loss = torch.as_tensor(gradient.negative_entropy, device=total.device)
-            for image, target_N in ((pair.image_a, gradient.attention_a_N), (pair.image_b, gradient.attention_b_N)):
-                main_ND = opened.leaf_NW.detach()[opened.rows[image], : self.encoder.tower.layout.width]
-                log_beta_N = self.encoder.pooler.log_weights([main_ND])[0]
-                loss = loss + attention_alignment_loss(target_N.to(total.device), 0.0, log_beta_N)
-            total = total + loss * gradient.num_attended / num_attended
-        (self._objective.lambda_kl * total).backward()
-        self._note("loss/kl", total.item())
+        counts_P = torch.tensor([gradient.num_attended for gradient in attended])
+        losses_P = torch.stack([self._alignment(gradient) for gradient in attended])
+        loss = buffer_alignment_loss(losses_P, counts_P, int(counts_P.sum()))
+        (self._objective.lambda_kl * loss).backward()
+        self._note("loss/kl", loss.item())
+
+    def _alignment(self, gradient: TokenGradients) -> torch.Tensor:
+        """Mean over a group's reward-1 completions of KL(target || beta), both images added."""
+        opened, pair = self._of_this_step(gradient)
+        assert gradient.attention_a_N is not None
+        assert gradient.attention_b_N is not None
+        losses = []
+        for image, target_N in ((pair.image_a, gradient.attention_a_N), (pair.image_b, gradient.attention_b_N)):
+            main_ND = self.encoder.tower.layout.main(opened.leaf_NW.detach()[opened.rows[image]])
+            log_beta_N = self.encoder.pooler.log_weights([main_ND])[0]
+            losses.append(attention_alignment_loss(target_N.to(log_beta_N.device), 0.0, log_beta_N))
+        return torch.stack(losses).sum() + gradient.negative_entropy
 
     def _of_this_step(self, gradient: TokenGradients) -> tuple[_OpenBatch, ImagePair]:
         found = self._batch_of_pair.get(gradient.pair_id)
@@ -227,7 +227,7 @@ class Learner:
         images = self._splits.named(split)
         chunks = []
         for pixels in self._evaluation_batches(images, range(len(images))):
-            main_ND = self._run_tower(pixels)[:, : self.encoder.tower.layout.width]
+            main_ND = self.encoder.tower.layout.main(self._run_tower(pixels))
             per_image = main_ND.split(list(pixels.lengths))
             if pretrained:
                 means_ID = torch.stack([image_ND.float().mean(0) for image_ND in per_image])
