@@ -107,7 +107,10 @@ class Coordinator:
     # ------------------------------------------------------------------ one step
 
     def train_step(self) -> StepResult:
-        """One optimizer step (SAGA Algorithm 1): encode, roll out until K groups contribute, replay, update."""
+        """One optimizer step: encode, roll out until K groups contribute, replay, update.
+
+        Source: SAGA Algorithm 1.
+        """
         clock = Stopwatch()
         step = self._runtime.learner.step
         buffer = RolloutBuffer(self._config.rollout.contributing_groups)

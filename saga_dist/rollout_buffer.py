@@ -19,7 +19,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 class RolloutBuffer:
-    """Collects groups until enough of them carry a gradient (dynamic sampling, SAGA Algorithm 1 B).
+    """Collects groups until enough of them carry a gradient (dynamic sampling).
 
     Args:
         capacity: K, contributing groups that a step trains on.
@@ -59,7 +59,7 @@ class RolloutBuffer:
 
     @property
     def num_tokens(self) -> int:
-        """|T|: generated tokens of the selected groups, the denominator of SAGA Eq. 5."""
+        """|T|: generated tokens of the selected groups, the denominator of L_GRPO."""
         return sum(group.num_tokens for group in self.selected())
 
     def metrics(self) -> dict[str, float]:

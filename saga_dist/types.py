@@ -163,7 +163,7 @@ class ScoredGroup:
 
     @property
     def num_tokens(self) -> int:
-        """All generated tokens of the group: its share of |T| in SAGA Eq. 5."""
+        """All generated tokens of the group: its share of |T|, by which L_GRPO is divided."""
         return sum(len(ids) for ids in self.completions.token_ids)
 
 

@@ -35,7 +35,7 @@ class PromptSpec:
     Args:
         vocabulary: the words.
         variant: ``structured`` (role, attributes, descriptions) or ``generic`` (neither role nor attributes).
-        order: ``images_first`` (SAGA Eq. 1) or ``text_first`` (SAGA Fig. 2), which lets the text be cached.
+        order: ``images_first`` (the paper's formula) or ``text_first`` (its Fig. 2), which lets the text be cached.
 
     Raises:
         ConfigError: unknown variant or order.
@@ -88,7 +88,7 @@ def render_prompt(spec: PromptSpec, *, image_a: str, image_b: str, chat: ChatFor
         image_b: the same for the second image.
         chat: the family's turn markers.
 
-    Source: SAGA Eq. 1 and the prompt of its Appendix; the wording is ours.
+    Source: SAGA Eq. 1, with the prompt of its Appendix in words of ours.
     """
     item = spec.vocabulary.item
     label_a, label_b = (f"{item.capitalize()} {number}: " for number in (1, 2))

@@ -1,7 +1,7 @@
 """The pooler c_phi: encoder tokens of an image to one l2-normalised embedding.
 
-Source: SAGA, Appendix B. Declared deviations, both off by default: a two-layer key (``key="mlp"``) and layer-normed
-tokens before the key (``layer_norm=True``). The embedding is always pooled from the tokens as they are.
+Declared deviations from the paper, both off by default: a two-layer key (``key="mlp"``) and layer-normed tokens before
+the key (``layer_norm=True``). The embedding is always pooled from the tokens as they are.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Pooler(nn.Module):
             tokens: one [N_i, D] tensor per image, or all padded as [I, N, D].
             mask_IN: with padded tokens, bool [I, N], True where there is a token; None: everywhere.
 
-        Source: SAGA, Appendix B: beta = softmax(q W_k X^T / sqrt(D)), z = normalize(Linear(beta X)).
+        Source: SAGA Appendix B, beta = softmax(q W_k X^T / sqrt(D)), z = normalize(Linear(beta X)).
         """
         tokens_IND, mask_IN = _pad(tokens, mask_IN)
         log_weights_IN = None
@@ -111,7 +111,7 @@ class Pooler(nn.Module):
     def log_weights(
         self, tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns log beta [I, N] of detached tokens: the gradient reaches the pooler only (SAGA Eq. 7).
+        """Returns log beta [I, N] of detached tokens: the gradient reaches the pooler only.
 
         Raises:
             TypeError: the pooler is not the attention pooler.

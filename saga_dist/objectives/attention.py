@@ -34,8 +34,6 @@ def renormalised_attention(attention_THN: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: wrong rank, no column, or negative or non-finite entries.
-
-    Source: SAGA Eq. 6.
     """
     if attention_THN.ndim not in (2, 3) or not attention_THN.is_floating_point() or attention_THN.shape[-1] == 0:
         raise ValueError(
@@ -88,8 +86,6 @@ def attention_kl(target_N: torch.Tensor, beta_N: torch.Tensor) -> torch.Tensor:
     Args:
         target_N: [..., N] probabilities.
         beta_N: same shape, positive: the pooler's softmax weights.
-
-    Source: SAGA Eq. 7 (one image, one completion).
     """
     _check_same_shape(target_N, beta_N)
     target_N = target_N.detach()

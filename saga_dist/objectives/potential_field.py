@@ -49,6 +49,8 @@ def potential_field_energy(
 
     Raises:
         ValueError: shapes, labels or parameters do not fit.
+
+    Source: Potential Field, arXiv 2405.18560.
     """
     if embeddings_IE.ndim != 2 or proxies_CME.ndim != 3 or embeddings_IE.shape[1] != proxies_CME.shape[2]:
         shapes = f"embeddings {tuple(embeddings_IE.shape)}, proxies {tuple(proxies_CME.shape)}"

@@ -1,4 +1,4 @@
-"""Which generated tokens describe image a, and which describe image b: the sets A_a and A_b of SAGA Eq. 6."""
+"""Which generated tokens describe image a, and which image b: the sets A_a and A_b."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ One optimizer step is a series of ``encode`` calls and one ``finish_step``:
 Cutting the graph at the tokens and adding what comes back is the chain rule: the result is that of end-to-end autograd.
 
 What the paper leaves open and how it is read here: a step's further micro-batches add their metric gradients (a sum, as
-Algorithm 1 is written); see ``optimization.py`` for clipping.
+the paper writes the step); see ``optimization.py`` for clipping.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Learner:
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch, back-propagates lambda_dml * L_DML to the tokens, and publishes each pair's tokens.
 
-        Returns one ``EncoderTokens`` per pair, in the order of the batch's pairs (SAGA Algorithm 1, phase A).
+        Returns one ``EncoderTokens`` per pair, in the order of the batch's pairs (phase A of the step).
         """
         if batch.step != self._step:
             raise TrainingError(f"micro-batch of step {batch.step}", where="learner", expected=f"step {self._step}")
@@ -122,7 +122,7 @@ class Learner:
         return EncodedBatch(handles=tuple(handles), metrics={})
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one optimizer step from the token gradients of the step's groups (SAGA Algorithm 1, phase C).
+        """Takes one optimizer step from the token gradients of its groups (phase C).
 
         Args:
             handles: token gradients of the contributing groups; empty when only the metric loss trains.
@@ -181,7 +181,7 @@ class Learner:
         return math.sqrt(squared)
 
     def _back_propagate_alignment(self, gradients: Sequence[TokenGradients]) -> None:
-        """lambda_kl * L_KL into the pooler only: tokens and targets are constants (SAGA Eq. 7)."""
+        """lambda_kl * L_KL into the pooler only: tokens and targets are constants."""
         attended = [gradient for gradient in gradients if gradient.num_attended]
         if not self._objective.lambda_kl or not attended:
             return

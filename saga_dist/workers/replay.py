@@ -82,8 +82,6 @@ class ReplayWorker:
 
         Raises:
             TokenError: the tokens do not fit the model.
-
-        Source: SAGA Eq. 5 (loss) and Eq. 6 (targets).
         """
         backbone, layout = self._backbone, self._backbone.layout
         validate_tokens(
@@ -225,7 +223,7 @@ class _Results:
 
 
 def _has_targets(group: ScoredGroup, index: int) -> bool:
-    """True for a reward-1 completion that describes both images (SAGA Eq. 6)."""
+    """True for a reward-1 completion that describes both images: no other has attention targets."""
     return bool(group.rewards_G[index] == 1 and group.describes_a[index].any() and group.describes_b[index].any())
 
 

@@ -80,6 +80,8 @@ class RolloutWorker:
             TokenError: tokens do not fit the model or belong to another pair; nothing was generated.
             EngineError: the engine failed, or a new one did not start; the call may be repeated.
             DeadlineExceeded: not finished in time; the call may be repeated.
+
+        Source: SAGA Eq. 2 (G completions of a pair, sampled without gradient).
         """
         self._check(tasks, tokens)
         engine = self._ready_engine()
@@ -160,7 +162,7 @@ class RolloutWorker:
             log.warning("the failed engine could not be closed", exc_info=True)
 
     def _score(self, pair: ImagePair, completions: Completions) -> ScoredGroup:
-        """Verdicts, rewards, advantages (SAGA Eq. 3 and 4) and the tokens that describe each image."""
+        """Verdicts, rewards, advantages and the tokens that describe each image."""
         verdicts = tuple(parse_verdict(text, self._prompt.verdict_key) for text in completions.texts)
         rewards_G = torch.tensor([verdict_reward(verdict, pair.same) for verdict in verdicts], dtype=torch.float32)
         masks = [self._masks(text, ids) for text, ids in zip(completions.texts, completions.token_ids, strict=True)]
