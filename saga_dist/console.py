@@ -79,7 +79,7 @@ def _table(title: str) -> Table:
 def results_table(methods: Iterable[MethodResult], *, split: str, title: str) -> Table:
     """Returns the table of retrieval results on a split, one row per method."""
     table = _table(title)
-    for heading in ("R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
+    for heading in ("R@1", "95 %", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
         table.add_column(heading, justify="right")
     for method in methods:
         result = method.splits[split]
@@ -91,7 +91,7 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
         table.add_row(
             method.name,
             recalls[0],
-            f"{100 * low:.1f} – {100 * high:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
             *recalls[1:],
             f"{result.nmi:.3f}",
             f"{method.optimizer_steps}",

@@ -136,9 +136,10 @@ def _learning_line(run_dir: Path) -> str:
         first, last = (sum(row[name] for row in part) / len(part) for part in (rows[:fifth], rows[-fifth:]))
         return f"{first:.2f} -> {last:.2f}"
 
+    same, different = (change(f"rollout/verdict_accuracy_{kind}") for kind in ("same", "different"))
     lowest = min(row["rollout/json_valid_share"] for row in rows)
     return (
-        f"SAGA training, first fifth of the steps -> last fifth: reward {change('rollout/reward_mean')}, verdict "
-        f"accuracy same {change('rollout/verdict_accuracy_same')}, different {change('rollout/verdict_accuracy_different')}; "
+        "SAGA training, first fifth of the steps -> last fifth: "
+        f"reward {change('rollout/reward_mean')}, verdict accuracy same {same}, different {different}; "
         f"JSON validity never below {lowest:.2f}"
     )

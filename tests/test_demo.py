@@ -40,8 +40,8 @@ def test_every_row_is_measured_at_equal_steps(demo: tuple[Path, Results]) -> Non
 def test_only_rows_with_rollouts_have_recordings_and_rewards(demo: tuple[Path, Results]) -> None:
     run_dir, _ = demo
     groups = read_recording(run_dir / "rollouts" / "step_000001.arrow")
-    assert len(groups) == 16
-    assert sum(group.pair.same for group in groups) == 8
+    assert len(groups) == 48
+    assert sum(group.pair.same for group in groups) == 24
     baselines = sorted(path.name for path in (run_dir / "rows").iterdir() if path.name.startswith("metric_loss"))
     assert len(baselines) == 3
     for name in baselines:
