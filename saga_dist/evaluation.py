@@ -34,9 +34,24 @@ def validation_recall(learner: Learner) -> float:
     return float(recall_at_k(embeddings.values_IE, embeddings.labels_I, ks=(1,)).recall[1])
 
 
-def retrieval_result(embeddings: Embeddings, *, seed: int, resamples: int) -> SplitResult:
-    """Returns Recall@{1,2,4,8}, NMI and a class-clustered 95 % interval of Recall@1."""
-    found = recall_at_k(embeddings.values_IE, embeddings.labels_I, ks=RECALL_AT)
+def retrieval_result(
+    embeddings: Embeddings, gallery: Embeddings | None = None, *, seed: int, resamples: int
+) -> SplitResult:
+    """Returns Recall@{1,2,4,8}, NMI and a class-clustered 95 % interval of Recall@1.
+
+    Args:
+        embeddings: the queries; NMI clusters these alone.
+        gallery: what they search; None means each other, every query left out of its own ranking.
+        seed: of k-means and of the bootstrap.
+        resamples: of the bootstrap.
+    """
+    found = recall_at_k(
+        embeddings.values_IE,
+        embeddings.labels_I,
+        ks=RECALL_AT,
+        gallery_GE=None if gallery is None else gallery.values_IE,
+        gallery_labels_G=None if gallery is None else gallery.labels_I,
+    )
     low, high = clustered_interval(found.correct_at_1_I, embeddings.labels_I, seed=seed, num_resamples=resamples)
     return SplitResult(
         recall_at_1=found.recall[1],
@@ -71,6 +86,7 @@ def evaluate_method(
     results = {
         split: retrieval_result(
             learner.embed(split, pretrained=pretrained),
+            _gallery(learner, split, pretrained=pretrained),
             seed=config.run.seed,
             resamples=settings.bootstrap_resamples,
         )
@@ -84,12 +100,19 @@ def evaluate_method(
         seeds=(config.run.seed,),
         wall_s=wall_s,
         optimizer_steps=0 if pretrained else config.run.steps,
-        selected_step=max(0, selected_step),
+        selected_step=selected_step,
         verdicts={split: judge_pairs(runtime, config, split) for split in ("train", "test")}
         if on_test and settings.verdict_pairs
         else {},
         probes=attribute_probes(learner, pretrained=pretrained) if on_test else None,
     )
+
+
+def _gallery(learner: Learner, split: str, *, pretrained: bool) -> Embeddings | None:
+    """What the queries of ``test`` search, where the data has a gallery of its own (In-Shop)."""
+    if split != "test" or not len(learner.labels("gallery")):
+        return None
+    return learner.embed("gallery", pretrained=pretrained)
 
 
 def judge_pairs(runtime: Runtime, config: RunConfig, split: str) -> VerdictResult:

@@ -92,7 +92,12 @@ def _data_line(config: RunConfig) -> str:
     splits = build_splits(data, seed=config.run.seed)
     parts = [
         f"{name} {len(images.class_names)} classes, {len(images)} images"
-        for name, images in (("train", splits.train), ("validation", splits.val), ("test", splits.test))
+        for name, images in (
+            ("train", splits.train),
+            ("validation", splits.val),
+            ("test", splits.test),
+            ("gallery", splits.gallery),
+        )
         if images is not None
     ]
     return f"{data.root}: {'; '.join(parts)}"

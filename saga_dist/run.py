@@ -92,6 +92,8 @@ def train_method(
 ) -> MethodResult:
     """Trains with an open runtime, selects the step on validation classes, evaluates it, writes ``model/``.
 
+    Without validation classes (``data.val_fraction = 0``, the paper's protocol) the last step is the selected one.
+
     Args:
         name: of the row in ``results.json``.
         evaluate_test: False while tuning: then only validation classes are looked at.
@@ -104,7 +106,7 @@ def train_method(
         runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
     )
     coordinator = Coordinator(config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop)
-    selection = coordinator.run()
+    coordinator.run()
     coordinator.restore_selected()
     runtime.learner.save_encoder(run_dir / "model")
     return evaluate_method(
@@ -112,7 +114,7 @@ def train_method(
         runtime,
         config,
         splits=("val", "test") if evaluate_test else ("val",),
-        selected_step=selection.step,
+        selected_step=runtime.learner.step,
         wall_s=time.monotonic() - started,
     )
 
@@ -136,9 +138,11 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
 def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
     """Returns retrieval results of a run's deployed encoder (``model/``): no learner, no MLLM."""
     config = load_run_config(run_dir)
-    images = build_splits(config.data, seed=config.run.seed).named(split)
+    splits = build_splits(config.data, seed=config.run.seed)
+    images, encoder = splits.named(split), load(run_dir / "model")
     result = retrieval_result(
-        embed_images(load(run_dir / "model"), images),
+        embed_images(encoder, images),
+        embed_images(encoder, splits.gallery) if splits.gallery is not None and split == "test" else None,
         seed=config.run.seed,
         resamples=config.evaluation.bootstrap_resamples,
     )
