@@ -17,16 +17,9 @@ import torch
 
 import saga_dist.checkpoint
 import saga_dist.files
-from saga_dist.checkpoint import (
-    MANIFEST,
-    CheckpointStore,
-    load_optimizer,
-    load_tensors,
-    save_optimizer,
-    save_tensors,
-    verify,
-)
+from saga_dist.checkpoint import MANIFEST, CheckpointStore, verify
 from saga_dist.errors import CheckpointError
+from saga_dist.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
 
 EXTRA = {"config_digest": "abc", "selection": {"step": 3, "recall_at_1": 0.1 + 0.2, "history": [(1, 0.5)]}}
 

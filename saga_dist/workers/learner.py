@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,32 +24,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from saga_dist.checkpoint import load_optimizer, load_tensors, save_optimizer, save_tensors
 from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
-from saga_dist.counters import counter_generator
-from saga_dist.data.image_sets import ImageSet, Splits
-from saga_dist.data.images import augment
+from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
-from saga_dist.models.families.base import PixelBatch
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
-from saga_dist.types import EncoderTokens, Grid, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
+from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.workers.encoding import SplitEncoder, TokenBatch
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
-
-EVALUATION_BATCH = 64
 
 
 @dataclass(slots=True)
 class _OpenBatch:
     """A micro-batch whose tower graph waits for its token gradients."""
 
-    tokens_NW: torch.Tensor
+    tokens: TokenBatch
     """Tower output, graph attached."""
     leaf_NW: torch.Tensor
-    """The same values, detached; ``leaf_NW.grad`` collects dL/dX of all losses."""
-    rows: dict[int, slice]
-    """Image id to its rows."""
+    """The same values, detached, float32; ``leaf_NW.grad`` collects dL/dX of all losses."""
 
 
 class Learner:
@@ -78,9 +72,8 @@ class Learner:
     ) -> None:
         self.encoder = encoder
         self.metric_loss = metric_loss.to(encoder.device)
-        self._splits, self._data, self._objective, self._settings = splits, data, objective, optimizer
-        self._num_steps = num_steps
-        self._autocast_dtype = autocast_dtype
+        self._images = SplitEncoder(encoder, splits, data, autocast_dtype=autocast_dtype)
+        self._objective, self._settings, self._num_steps = objective, optimizer, num_steps
         self._step = 0
         self._open: list[_OpenBatch] = []
         self._batch_of_pair: dict[str, tuple[_OpenBatch, ImagePair]] = {}
@@ -94,10 +87,6 @@ class Learner:
         """Optimizer steps done so far; also the encoder version."""
         return self._step
 
-    def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
-        return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
-
     # ------------------------------------------------------------------ one training step
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
@@ -110,15 +99,13 @@ class Learner:
         if batch.index == 0:  # a step that was given up half-way must leave nothing in this one
             self._forget_open_batches()
             self.optimizer.zero_grad(set_to_none=True)
-        self.encoder.train()
-        pixels = self._pixels(self._splits.train, batch.image_ids, augmentation_seed=batch.augmentation_seed)
-        tokens_NW = self._run_tower(pixels)
-        opened = _OpenBatch(tokens_NW, tokens_NW.detach().requires_grad_(), _rows(batch.image_ids, pixels.lengths))
-        self._back_propagate_metric_loss(opened, pixels.lengths, batch.labels)
+        tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        # float32 whatever the tower's dtype: gradients of several losses and pairs add up here.
+        opened = _OpenBatch(tokens, tokens.values_NW.detach().float().requires_grad_())
+        self._back_propagate_metric_loss(opened, batch.labels)
         self._open.append(opened)
         self._batch_of_pair.update({pair.pair_id: (opened, pair) for pair in batch.pairs})
-        grids = dict(zip(batch.image_ids, pixels.grids, strict=True))
-        handles = self._publish(opened.leaf_NW.detach(), opened.rows, grids, batch.pairs)
+        handles = (tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
         return EncodedBatch(handles=tuple(handles), metrics={})
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
@@ -133,7 +120,8 @@ class Learner:
         grpo_norm = self._inject(handles)
         self._back_propagate_alignment(handles)
         for opened in self._open:
-            opened.tokens_NW.backward(opened.leaf_NW.grad)
+            assert opened.leaf_NW.grad is not None
+            opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
         self._forget_open_batches()
         norm = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
@@ -152,9 +140,8 @@ class Learner:
         }
         return StepResult(step=self._step, metrics=metrics)
 
-    def _back_propagate_metric_loss(self, opened: _OpenBatch, lengths: Sequence[int], labels: Sequence[int]) -> None:
-        main_ND = self.encoder.tower.layout.main(opened.leaf_NW)
-        embeddings_IE = self.encoder.pooler(main_ND.split(list(lengths))).embeddings_IE
+    def _back_propagate_metric_loss(self, opened: _OpenBatch, labels: Sequence[int]) -> None:
+        embeddings_IE = self.encoder.pooler(opened.tokens.main(opened.leaf_NW)).embeddings_IE
         loss = self.metric_loss(embeddings_IE.float(), torch.as_tensor(labels, device=embeddings_IE.device))
         (self._objective.lambda_dml * loss).backward()
         if opened.leaf_NW.grad is None:  # max pooling of a constant, lambda_dml = 0: nothing reached the tokens
@@ -172,7 +159,7 @@ class Learner:
                     "token gradient is not finite", where=f"pair {gradient.pair_id}", fix="see rollouts/"
                 )
             values_NW = self._objective.lambda_lm * gradient.values_NW.to(opened.leaf_NW.device)
-            rows_a, rows_b = opened.rows[pair.image_a], opened.rows[pair.image_b]
+            rows_a, rows_b = opened.tokens.rows[pair.image_a], opened.tokens.rows[pair.image_b]
             num_a = rows_a.stop - rows_a.start
             assert opened.leaf_NW.grad is not None
             opened.leaf_NW.grad[rows_a] += values_NW[:num_a]
@@ -198,7 +185,7 @@ class Learner:
         assert gradient.attention_b_N is not None
         losses = []
         for image, target_N in ((pair.image_a, gradient.attention_a_N), (pair.image_b, gradient.attention_b_N)):
-            main_ND = self.encoder.tower.layout.main(opened.leaf_NW.detach()[opened.rows[image]])
+            main_ND = opened.tokens.layout.main(opened.leaf_NW.detach()[opened.tokens.rows[image]])
             log_beta_N = self.encoder.pooler.log_weights([main_ND])[0]
             losses.append(attention_alignment_loss(target_N.to(log_beta_N.device), 0.0, log_beta_N))
         return torch.stack(losses).sum() + gradient.negative_entropy
@@ -220,86 +207,19 @@ class Learner:
         self._open.clear()
         self._batch_of_pair.clear()
 
-    # ------------------------------------------------------------------ forward passes
+    # ------------------------------------------------------------------ evaluation
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
+        return self._images.labels(split)
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
-        images = self._splits.named(split)
-        chunks = []
-        for pixels in self._evaluation_batches(images, range(len(images))):
-            main_ND = self.encoder.tower.layout.main(self._run_tower(pixels))
-            per_image = main_ND.split(list(pixels.lengths))
-            if pretrained:
-                means_ID = torch.stack([image_ND.float().mean(0) for image_ND in per_image])
-                embeddings_IE = nn.functional.normalize(means_ID, dim=-1)
-            else:
-                embeddings_IE = self.encoder.pooler(per_image).embeddings_IE
-            chunks.append(embeddings_IE.float().cpu().numpy())
-        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, self._splits.attribute_names)
+        return self._images.embed(split, pretrained=pretrained)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns the tokens of evaluation pairs, without gradient or augmentation."""
-        images = self._splits.named(split)
-        wanted = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
-        tokens: list[torch.Tensor] = []
-        lengths: list[int] = []
-        grids: list[Grid] = []
-        for pixels in self._evaluation_batches(images, wanted):
-            tokens.append(self._run_tower(pixels))
-            lengths += pixels.lengths
-            grids += pixels.grids
-        return self._publish(torch.cat(tokens), _rows(wanted, lengths), dict(zip(wanted, grids, strict=True)), pairs)
-
-    def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[PixelBatch]:
-        self.encoder.eval()
-        with torch.no_grad():
-            for start in range(0, len(image_ids), EVALUATION_BATCH):
-                yield self._pixels(images, image_ids[start : start + EVALUATION_BATCH])
-
-    def _pixels(
-        self, images: ImageSet, image_ids: Sequence[int], *, augmentation_seed: int | None = None
-    ) -> PixelBatch:
-        arrays = [images.image(index) for index in image_ids]
-        if augmentation_seed is not None:
-            arrays = [
-                augment(
-                    array,
-                    counter_generator(augmentation_seed, index),
-                    flip=self._data.flip,
-                    shift=self._data.shift,
-                    color_jitter=self._data.color_jitter,
-                    crop=self._data.crop,
-                )
-                for index, array in zip(image_ids, arrays, strict=True)
-            ]
-        return self.encoder.tower.preprocess(arrays)
-
-    def _run_tower(self, pixels: PixelBatch) -> torch.Tensor:
-        with torch.autocast(
-            self.encoder.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
-        ):
-            tokens_NW = self.encoder.tower(pixels)
-        return tokens_NW if self._autocast_dtype is None else tokens_NW.to(self._autocast_dtype)
-
-    def _publish(
-        self,
-        tokens_NW: torch.Tensor,
-        rows: dict[int, slice],
-        grids: dict[int, Grid],
-        pairs: Sequence[ImagePair],
-    ) -> list[EncoderTokens]:
-        def of_pair(pair: ImagePair) -> EncoderTokens:
-            images = (pair.image_a, pair.image_b)
-            return EncoderTokens(
-                pair_id=pair.pair_id,
-                values_NW=torch.cat([tokens_NW[rows[image]] for image in images]),
-                lengths=tuple(rows[image].stop - rows[image].start for image in images),
-                grids=tuple(grids[image] for image in images),
-                num_deepstack=self.encoder.tower.layout.num_deepstack,
-                encoder_version=self._step,
-            )
-
-        return [of_pair(pair) for pair in pairs]
+        return self._images.encode_pairs(split, pairs, encoder_version=self._step)
 
     # ------------------------------------------------------------------ state
 
@@ -341,10 +261,3 @@ class Learner:
         return {
             f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
         }
-
-
-def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:
-    """Image id to its rows of the concatenated tokens."""
-    ends = np.cumsum(lengths)
-    spans = zip(image_ids, lengths, ends.tolist(), strict=True)
-    return {image: slice(end - length, end) for image, length, end in spans}

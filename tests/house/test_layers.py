@@ -16,7 +16,7 @@ PACKAGE = ROOT / "saga_dist"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "counters", "files"),
     ("types",),
-    ("config", "protocols", "wire", "checkpoint"),
+    ("config", "protocols", "wire", "checkpoint", "state_files"),
     ("deploy",),
     ("objectives",),
     ("data",),
@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
-    ("doctor", "preflight", "demo", "data_commands"),
+    ("doctor", "preflight", "demo", "data_commands", "bench"),
     ("cli",),
 )
 

@@ -111,7 +111,7 @@ def end_to_end(learner: Learner, batches: list[MicroBatch], gradients: list[Toke
     num_attended = sum(gradient.num_attended for gradient in gradients)
     total = torch.zeros(())
     for batch in batches:
-        images = [learner._splits.train.image(index) for index in batch.image_ids]
+        images = [learner._images._splits.train.image(index) for index in batch.image_ids]
         pixels = encoder.tower.preprocess(images)
         per_image = dict(zip(batch.image_ids, encoder.tower(pixels).split(list(pixels.lengths)), strict=True))
         width = encoder.tower.layout.width
@@ -210,7 +210,7 @@ def test_embeddings_are_unit_vectors_and_the_pretrained_ones_are_mean_tokens(tin
     np.testing.assert_allclose(np.linalg.norm(trained.values_IE, axis=1), 1, rtol=1e-5)
     with torch.no_grad():
         tower = learner.encoder.tower
-        values_NW = tower(tower.preprocess([learner._splits.named("val").image(3)]))
+        values_NW = tower(tower.preprocess([learner._images._splits.named("val").image(3)]))
     mean = tower.layout.main(values_NW).mean(0)
     np.testing.assert_allclose(pretrained.values_IE[3], (mean / mean.norm()).numpy(), atol=1e-5)
 

@@ -1,0 +1,143 @@
+"""From image ids to encoder tokens: reading, augmentation, the tower, and the payload of a pair.
+
+The learner's forward passes, apart from what it does with them. Pixels never leave the learner's process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from saga_dist.config import DataSection
+from saga_dist.counters import counter_generator
+from saga_dist.data.image_sets import ImageSet, Splits
+from saga_dist.data.images import augment
+from saga_dist.models.encoder import Encoder
+from saga_dist.models.families.base import TokenLayout
+from saga_dist.protocols import Embeddings
+from saga_dist.types import EncoderTokens, Grid, ImagePair
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Encoder tokens of several images, one below the other."""
+
+    values_NW: torch.Tensor
+    """[sum of N, (1 + L) * D]; in training with the tower's graph attached."""
+    rows: dict[int, slice]
+    """Image id to its rows."""
+    grids: dict[int, Grid]
+    layout: TokenLayout
+
+    def main(self, values_NW: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Returns the main tokens [N_i, D] of each image, in order; of ``values_NW`` where given."""
+        main_ND = self.layout.main(self.values_NW if values_NW is None else values_NW)
+        return [main_ND[rows] for rows in self.rows.values()]
+
+    def of_pair(self, pair: ImagePair, *, encoder_version: int) -> EncoderTokens:
+        """Returns the payload of a pair: image a's tokens, then image b's, detached."""
+        images = (pair.image_a, pair.image_b)
+        return EncoderTokens(
+            pair_id=pair.pair_id,
+            values_NW=torch.cat([self.values_NW.detach()[self.rows[image]] for image in images]),
+            lengths=tuple(self.rows[image].stop - self.rows[image].start for image in images),
+            grids=tuple(self.grids[image] for image in images),
+            num_deepstack=self.layout.num_deepstack,
+            encoder_version=encoder_version,
+        )
+
+
+class SplitEncoder:
+    """Encodes images of a run's splits.
+
+    Args:
+        encoder: tower and pooler.
+        splits: the images.
+        data: for the augmentation.
+        autocast_dtype: bfloat16 to run the tower under autocast (its weights stay float32), or None.
+    """
+
+    def __init__(
+        self, encoder: Encoder, splits: Splits, data: DataSection, *, autocast_dtype: torch.dtype | None
+    ) -> None:
+        self._encoder, self._splits, self._data, self._autocast_dtype = encoder, splits, data, autocast_dtype
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
+        return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
+
+    def train_batch(self, image_ids: Sequence[int], *, augmentation_seed: int) -> TokenBatch:
+        """Returns the tokens of augmented training images, the graph attached."""
+        self._encoder.train()
+        arrays = [
+            augment(
+                self._splits.train.image(index),
+                counter_generator(augmentation_seed, index),
+                flip=self._data.flip,
+                shift=self._data.shift,
+                color_jitter=self._data.color_jitter,
+                crop=self._data.crop,
+            )
+            for index in image_ids
+        ]
+        return self._run(image_ids, arrays)
+
+    def encode_pairs(self, split: str, pairs: Sequence[ImagePair], *, encoder_version: int) -> list[EncoderTokens]:
+        """Returns the payloads of evaluation pairs, without gradient or augmentation."""
+        wanted = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
+        batches = list(self._evaluation_batches(self._splits.named(split), wanted))
+        lengths = [rows.stop - rows.start for batch in batches for rows in batch.rows.values()]
+        joined = replace(
+            batches[0],
+            values_NW=torch.cat([batch.values_NW for batch in batches]),
+            rows=_rows(wanted, lengths),
+            grids={image: grid for batch in batches for image, grid in batch.grids.items()},
+        )
+        return [joined.of_pair(pair, encoder_version=encoder_version) for pair in pairs]
+
+    def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
+        """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
+        images = self._splits.named(split)
+        chunks = []
+        for batch in self._evaluation_batches(images, range(len(images))):
+            per_image = batch.main()
+            if pretrained:
+                means_ID = torch.stack([image_ND.float().mean(0) for image_ND in per_image])
+                embeddings_IE = nn.functional.normalize(means_ID, dim=-1)
+            else:
+                with torch.no_grad():
+                    embeddings_IE = self._encoder.pooler(per_image).embeddings_IE
+            chunks.append(embeddings_IE.float().cpu().numpy())
+        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, self._splits.attribute_names)
+
+    def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[TokenBatch]:
+        self._encoder.eval()
+        for start in range(0, len(image_ids), EVALUATION_BATCH):
+            chunk = image_ids[start : start + EVALUATION_BATCH]
+            with torch.no_grad():
+                batch = self._run(chunk, [images.image(index) for index in chunk])
+            yield batch
+
+    def _run(self, image_ids: Sequence[int], arrays: Sequence[np.ndarray]) -> TokenBatch:
+        tower = self._encoder.tower
+        pixels = tower.preprocess(arrays)
+        with torch.autocast(
+            self._encoder.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
+        ):
+            values_NW = tower(pixels)
+        if self._autocast_dtype is not None:
+            values_NW = values_NW.to(self._autocast_dtype)
+        grids = dict(zip(image_ids, pixels.grids, strict=True))
+        return TokenBatch(values_NW, _rows(image_ids, pixels.lengths), grids, tower.layout)
+
+
+def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:
+    """Image id to its rows of the concatenated tokens."""
+    ends = np.cumsum(lengths).tolist()
+    return {image: slice(end - length, end) for image, length, end in zip(image_ids, lengths, ends, strict=True)}
