@@ -213,6 +213,9 @@ class RuntimeSection(Section):
     address: str = Field("", description='Ray address; "" joins the job\'s cluster or starts a local one')
     local_cpus: int = Field(2, ge=1, description="CPUs of a local Ray")
     object_store_mb: int = Field(512, ge=80, description="object store of a local Ray, MiB")
+    pin_roles: bool = Field(
+        False, description="every actor also asks for 1 of the custom resource named after its role (Ray)"
+    )
     learner_num_gpus: float = Field(0.0, ge=0)
     learner_num_cpus: float = Field(1.0, ge=0)
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")

@@ -47,6 +47,7 @@ def ray_cluster() -> Iterator[dict[str, str]]:
         address="local",
         num_cpus=4,
         num_gpus=0,
+        resources={"learner": 2, "rollout": 4, "replay": 4},  # what pods of a role offer, for runtime.pin_roles
         object_store_memory=200 * 1024**2,
         include_dashboard=False,
         log_to_driver=False,

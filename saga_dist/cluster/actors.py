@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,8 @@ class Factories:
 class Shell:
     """What all actors share: a place in the world, a log, a pulse."""
 
+    role: ClassVar[str]
+
     def __init__(self, config: RunConfig, factories: Factories, folder: str) -> None:
         self._config, self._factories = config, factories
         self._born = time.monotonic()
@@ -92,6 +94,8 @@ class Shell:
 class RolloutActor(Shell):
     """A rollout worker: tokens in by reference, one Arrow batch of scored groups out."""
 
+    role = "rollout"
+
     def _build(self) -> None:
         self._worker = self._factories.rollout(self._config)
 
@@ -103,6 +107,8 @@ class RolloutActor(Shell):
 
 class ReplayActor(Shell):
     """A replay worker: tokens in by reference, token gradients out by reference."""
+
+    role = "replay"
 
     def _build(self) -> None:
         self._worker = self._factories.replay(self._config)
@@ -125,6 +131,7 @@ class ReplayActor(Shell):
 class LearnerActor(Shell):
     """The learner; with ``replay.workers = 0`` also the replay worker, whose gradients then never leave the process."""
 
+    role = "learner"
     _learner: Learner
     _replay_worker: ReplayWorker | None = None
 
@@ -210,5 +217,10 @@ def spawn(shell: type[Shell], config: RunConfig, factories: Factories, *, num_cp
     if config.runtime.threads:  # read when torch is loaded, hence before the process starts
         environment |= {name: str(config.runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     actor_class = ray.remote(concurrency_groups={"control": 1}, max_restarts=0, max_task_retries=0)(shell)
-    options = actor_class.options(num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": environment})
+    options = actor_class.options(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        resources={shell.role: 1} if config.runtime.pin_roles else None,
+        runtime_env={"env_vars": environment},
+    )
     return options.remote(config, factories, str(Path.cwd()))

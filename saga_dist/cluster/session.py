@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Need:
     count: int
     cpus: float
     gpus: float
+    pinned: bool = False
+    """True when it also asks for the custom resource of its role."""
 
 
 def needs(config: RunConfig) -> list[Need]:
@@ -51,7 +53,7 @@ def needs(config: RunConfig) -> list[Need]:
     if config.needs_mllm:
         asked.append(Need("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
         asked.append(Need("replay", replay.workers, replay.num_cpus, replay.num_gpus))
-    return [need for need in asked if need.count]
+    return [replace(need, pinned=runtime.pin_roles) for need in asked if need.count]
 
 
 def lacking(asked: Sequence[Need], resources: dict[str, float]) -> str:
@@ -63,6 +65,10 @@ def lacking(asked: Sequence[Need], resources: dict[str, float]) -> str:
         if total > there + 1e-6:
             detail = " + ".join(f"{need.count} {need.role} x {amount:g}" for need, amount in parts)
             short.append(f"{total:g} {name}s needed ({detail}), {there:g} there")
+    for need in asked:
+        there = resources.get(need.role, 0.0)
+        if need.pinned and need.count > there:
+            short.append(f"{need.count} of the resource {need.role!r} needed, {there:g} there")
     return "; ".join(short)
 
 
@@ -124,7 +130,8 @@ class Session:
 
     def _start(self, section: RuntimeSection) -> None:
         if missing := lacking(
-            [need for need in self._needs if need.cpus], {"CPU": float(section.local_cpus), "GPU": 1e9}
+            [replace(need, pinned=False) for need in self._needs if need.cpus],
+            {"CPU": float(section.local_cpus), "GPU": 1e9},
         ):
             raise ConfigError(
                 missing,
@@ -140,6 +147,7 @@ class Session:
                 ray.init(
                     address="local",
                     num_cpus=section.local_cpus,
+                    resources={need.role: need.count for need in self._needs if need.pinned},
                     object_store_memory=section.object_store_mb * 1024**2,
                     include_dashboard=False,
                     namespace=NAMESPACE,

@@ -51,6 +51,7 @@ def pack(config: RunConfig) -> TravellingConfig:
     files: dict[str, str] = {}
     tree = config.model_dump(mode="json", exclude_unset=True)
     tree.get("run", {}).pop("directory", None)  # the entrypoint names it
+    tree.setdefault("runtime", {})["pin_roles"] = True  # pods of a role offer its resource, and mount what it needs
     data = tree.get("data", {})
     needs_data = config.data.layout != "birds"
     if needs_data:

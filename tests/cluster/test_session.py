@@ -42,6 +42,13 @@ def test_lacking_says_what_is_needed_and_what_is_there() -> None:
     assert lacking(asked, {"CPU": 6.0, "GPU": 4.0}) == "7 CPUs needed (1 learner x 1 + 3 rollout x 2), 6 there"
 
 
+def test_pinned_roles_need_the_resource_of_their_pods() -> None:
+    pinned = needs(config(runtime={"pin_roles": True}, rollout={"workers": 2}))
+    offered = {"CPU": 9.0, "GPU": 0.0, "learner": 1.0}
+    assert lacking(pinned, {**offered, "rollout": 2.0}) == ""
+    assert lacking(pinned, {**offered, "rollout": 1.0}) == "2 of the resource 'rollout' needed, 1 there"
+
+
 @pytest.fixture
 def unconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
