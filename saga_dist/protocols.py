@@ -146,6 +146,9 @@ class Learner(Protocol):
     def labels(self, split: str) -> np.ndarray:
         """Returns the int64 [I] labels of a split, empty without such a split: only the learner reaches the images."""
 
+    def split_hash(self) -> str:
+        """Returns the sha256 of which images, classes and labels the splits hold; a resume must not change it."""
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
 
@@ -153,7 +156,7 @@ class Learner(Protocol):
         """Injects token gradients, adds the attention alignment, clips, and takes one optimizer step."""
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
-        """Returns the embeddings of a split (``train``, ``val``, ``test``, ``probe``).
+        """Returns the embeddings of a split (``train``, ``val``, ``test``, ``gallery``, ``probe``).
 
         With ``pretrained`` the pooler is left out: normalised mean of the main tokens, the zero-shot row of a table.
         """

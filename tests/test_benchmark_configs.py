@@ -61,6 +61,7 @@ TINY: dict[str, Any] = {
     "runtime.kind": "serial",
     "runtime.threads": 1,
 }
+METRIC_LOSS_ALONE = {"objective.lambda_lm": 0.0, "objective.lambda_kl": 0.0}
 ROOM_FOR_AN_ANSWER = {"rollout.max_tokens": 512}  # its letters are single tokens of the tiny model
 
 
@@ -225,6 +226,17 @@ def test_two_steps_with_answers_in_the_words_of_the_prompt(
     assert results.backbone_unchanged is True
 
 
+def test_a_finished_run_without_validation_classes_says_the_same_again(
+    make_data: Callable[[str, Path], Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data, run_dir = make_data("cub", tmp_path / "data"), tmp_path / "run"
+    config = tiny("cub", tiny_checkpoint, data, **METRIC_LOSS_ALONE)
+    first, again = (train(config, run_dir).method("trained") for _ in range(2))
+    assert again.splits == first.splits  # a fresh learner, brought to the last step
+    assert again.selected_step == first.selected_step == 2
+    assert len(rows(run_dir)) == 2
+
+
 def answer(prompt: PromptSpec, verdict: str) -> str:
     attribute = prompt.vocabulary.attribute_keys[0]
     values = {
@@ -263,11 +275,8 @@ def test_in_shop_results_are_those_of_queries_against_the_gallery(
     listed.write_text("\n".join([str(len(kept)), header, *kept]) + "\n")
     assert int(count) - len(kept) == 2
 
-    config, run_dir = (
-        tiny("inshop", tiny_checkpoint, data, **{"objective.lambda_lm": 0.0, "objective.lambda_kl": 0.0}),
-        (tmp_path / "run"),
-    )
-    results = train(config, run_dir)
+    config = tiny("inshop", tiny_checkpoint, data, **METRIC_LOSS_ALONE)
+    results = train(config, tmp_path / "run")
     learner = assembly.build_learner(config)
     queries, gallery = (learner.embed(split, pretrained=True) for split in ("test", "gallery"))
     similarity_QG = queries.values_IE.astype(np.float64) @ gallery.values_IE.astype(np.float64).T
