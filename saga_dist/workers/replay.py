@@ -6,8 +6,9 @@ The language model is frozen, so dL/d(tokens) is all the encoder needs from it. 
     (constant)  │                                         └► attention rows of one layer (no gradient)
                 └◄── one backward through the prompt, from what the leaves collected
 
-So the prompt runs once for all G completions, activations exist for ``completions_per_chunk`` of them, and logits for
-``logits_chunk`` positions. What stands before the first image is a constant of the run and is read once.
+So the prompt runs once for all G completions, activations exist for at most ``completions_per_chunk`` of them (of
+similar length, so that little is padding), and logits for ``logits_chunk`` positions. What stands before the first
+image is a constant of the run and is read once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from saga_dist.objectives.attention import attention_statistics, attention_targe
 from saga_dist.objectives.grpo import grpo_loss
 from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
 from saga_dist.workers.engines.validation import validate_tokens
+
+MAX_PADDING = 64
+"""Columns that a completion is padded by at most; about what one more pass over the weights costs in tokens."""
 
 
 class ReplayWorker:
@@ -100,9 +104,8 @@ class ReplayWorker:
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
 
         results = _Results()
-        order = range(len(task.group.completions.token_ids))
-        for first in range(0, len(order), self._completions_per_chunk):
-            chunk = order[first : first + self._completions_per_chunk]
+        lengths = [len(ids) for ids in task.group.completions.token_ids]
+        for chunk in _chunks(lengths, self._completions_per_chunk):
             self._replay_chunk(task, chunk, leaves, prompt, results)
         _back_propagate(prefix, leaves)
         return results.collect(task.group, values_NW, tokens)
@@ -220,6 +223,16 @@ class _Results:
             log_prob_gap=self.gap / max(1, group.num_tokens),
             encoder_version=tokens.encoder_version,
         )
+
+
+def _chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
+    """Completions of similar length together, at most ``largest``: padding costs what tokens cost."""
+    chunks: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
+        if not chunks or len(chunks[-1]) == largest or lengths[chunks[-1][0]] - lengths[index] > MAX_PADDING:
+            chunks.append([])
+        chunks[-1].append(index)
+    return [sorted(chunk) for chunk in chunks]
 
 
 def _has_targets(group: ScoredGroup, index: int) -> bool:

@@ -17,6 +17,7 @@ from saga_dist.errors import ModelError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
 from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup, TokenGradients
+from saga_dist.workers import replay
 from saga_dist.workers.replay import ReplayWorker
 
 LENGTHS = (5, 11, 8, 1, 9)
@@ -279,6 +280,17 @@ def test_text_first_prompts_and_images_of_different_sizes_are_exact_too(tmp_path
 @pytest.mark.parametrize(("completions", "logits"), [(1, 1024), (2, 7), (5, 1)])
 def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, completions: int, logits: int) -> None:
     results, tower = _replayed(deep_world, completions_per_chunk=completions, logits_chunk=logits)
+    _assert_equal(results, tower, deep_reference, levels=2)
+    _assert_attention(results, deep_reference)
+
+
+def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
+    deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MAX_PADDING", 2)
+    assert replay._chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
+    assert replay._chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
+    results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
     _assert_attention(results, deep_reference)
 
