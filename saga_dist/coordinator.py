@@ -19,7 +19,7 @@ from saga_dist.checkpoint import CheckpointStore, verify
 from saga_dist.config import RunConfig
 from saga_dist.counters import counter_seed
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import Interrupted, TrainingError
+from saga_dist.errors import CheckpointError, Interrupted
 from saga_dist.evaluation import validation_recall
 from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_all
@@ -219,7 +219,11 @@ class Coordinator:
         self._checkpoints.write(
             step,
             self._runtime.learner.save,
-            extra={"config_digest": self._config.digest(), "selection": selection},
+            extra={
+                "config_digest": self._config.digest(),
+                "split_hash": self._runtime.learner.split_hash(),
+                "selection": selection,
+            },
             best=self.selection.step,
         )
 
@@ -229,7 +233,15 @@ class Coordinator:
             self._metrics.truncate(after_step=0)
             return
         if newest.extra["config_digest"] != self._config.digest():
-            raise TrainingError("the checkpoint belongs to another configuration", where=str(newest.path))
+            raise CheckpointError(
+                "it belongs to another configuration", where=str(newest.path), fix="choose a new --run-dir"
+            )
+        if newest.extra["split_hash"] != self._runtime.learner.split_hash():
+            raise CheckpointError(
+                "the data set has changed since this checkpoint",
+                where=str(newest.path),
+                fix="restore the images and class lists, or choose a new --run-dir",
+            )
         self._runtime.learner.load(newest.path)
         saved = newest.extra["selection"]
         self.selection = Selection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])

@@ -16,7 +16,7 @@ from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.counters import counter_generator
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted, TrainingError
+from saga_dist.errors import CheckpointError, Interrupted
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle
 from saga_dist.types import EncoderTokens
@@ -223,8 +223,17 @@ def test_damaged_checkpoint_stops_the_resume(tiny_checkpoint: Path, tmp_path: Pa
 def test_checkpoint_of_another_configuration_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     make_coordinator(make_config(tiny_checkpoint, steps=1), tmp_path).run()
     other = make_config(tiny_checkpoint, steps=1, optimizer={"lr_encoder": 1e-3})
-    with pytest.raises(TrainingError, match="another configuration"):
+    with pytest.raises(CheckpointError, match="another configuration"):
         make_coordinator(other, tmp_path).run()
+
+
+def test_changed_data_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    make_coordinator(config, tmp_path).run()
+    changed = make_coordinator(config, tmp_path)
+    changed._runtime.learner.split_hash = lambda: "of other images"
+    with pytest.raises(CheckpointError, match="data set has changed"):
+        changed.run()
 
 
 def test_selection_prefers_the_earlier_step_and_is_restored(tiny_checkpoint: Path, tmp_path: Path) -> None:

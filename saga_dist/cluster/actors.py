@@ -154,6 +154,10 @@ class LearnerActor(Shell):
         """Returns the labels of a split."""
         return self._learner.labels(split)
 
+    def split_hash(self) -> str:
+        """Returns the sha256 of the splits."""
+        return self._learner.split_hash()
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch and publishes one payload per pair."""
         encoded = self._learner.encode(batch)

@@ -65,6 +65,10 @@ class RemoteLearner:
             self._labels[split] = np.array(self.call("labels", split))  # own memory, not the object store's
         return self._labels[split]
 
+    def split_hash(self) -> str:
+        """Returns the sha256 of which images, classes and labels the splits hold."""
+        return self.call("split_hash")
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch; returns one handle per pair."""
         return self.call("encode", batch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,6 +72,11 @@ class SplitEncoder:
     def labels(self, split: str) -> np.ndarray:
         """Returns the int64 [I] labels of a split, empty where this data has no such split."""
         return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
+
+    @cached_property
+    def split_hash(self) -> str:
+        """Sha256 of which images, classes and labels the splits hold."""
+        return self._splits.split_hash()
 
     def train_batch(self, image_ids: Sequence[int], *, augmentation_seed: int) -> TokenBatch:
         """Returns the tokens of augmented training images, the graph attached."""

@@ -213,6 +213,10 @@ class Learner:
         """Returns the int64 [I] labels of a split, empty where this data has no such split."""
         return self._images.labels(split)
 
+    def split_hash(self) -> str:
+        """Returns the sha256 of which images, classes and labels the splits hold."""
+        return self._images.split_hash
+
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
         return self._images.embed(split, pretrained=pretrained)
