@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,16 +37,16 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
 
         yield print_line
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[line]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=num_steps, line="")
-        yield lambda result: progress.update(task, completed=result.step, line=step_line(result))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress, numbers = Progress(*columns, console=console), Text()
+    task = progress.add_task(title, total=num_steps)
+
+    def show(result: StepResult) -> None:
+        progress.update(task, completed=result.step)
+        numbers.plain = step_line(result)  # below the bar, where it may wrap
+
+    with Live(Group(progress, numbers), console=console):
+        yield show
 
 
 def step_line(result: StepResult) -> str:
