@@ -18,6 +18,7 @@ import typer
 from saga_dist import data_commands
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
+from saga_dist.export.commands import register
 
 app = typer.Typer(
     name="saga-dist",
@@ -119,6 +120,7 @@ def doctor(
 
 
 app.command()(manifest)
+register(app)
 
 
 def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:

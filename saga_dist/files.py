@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from saga_dist.errors import ConfigError
 
 
 def fsync_path(path: Path) -> None:
@@ -31,4 +36,36 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside ``path`` to be filled; afterwards it is ``path``, and after an error nothing is left.
+
+    Args:
+        path: does not exist yet, or is an empty folder.
+
+    Raises:
+        ConfigError: there is something at ``path``, or the folder above it cannot be used.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if not taken:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+            temporary.mkdir()
+    except OSError as error:
+        raise ConfigError(f"cannot be used ({error.strerror})", where=str(path), fix="choose another --out") from error
+    if taken:
+        raise ConfigError(
+            "there is something already", where=str(path), expected="a new folder", fix="choose another --out"
+        )
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            fsync_path(file)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)

@@ -1,0 +1,287 @@
+"""A folder of images to an embedding file: resumable, bounded memory, bad images set aside and named.
+
+While it runs, finished rows lie in ``OUT.parts/``. The same command goes on from there after a crash, and on a finished
+file it embeds only what is new or changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from saga_dist.data.images import SUFFIXES, read_image
+from saga_dist.errors import DataError
+from saga_dist.files import write_atomic
+from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.tables import EmbeddingTable, Source, check_suffix, read_embeddings, write_embeddings
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 64
+BATCHES_PER_PART = 16
+_BATCHES_AHEAD = 2
+"""Batches that are decoded while one is encoded."""
+
+
+class ImageEncoder(Protocol):
+    """What turns images into embeddings (``saga_dist.load``)."""
+
+    image_size: int
+
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns embeddings [I, E] float32, l2-normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image below a folder, as it was when the folder was listed."""
+
+    id: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What ``embed_folder`` did."""
+
+    num_images: int
+    """Rows of the file."""
+    num_new: int
+    """Of these, embedded now; the others were there already."""
+    bad: tuple[str, ...]
+    """One line for each image that could not be used."""
+    bad_list: Path
+    """Where these lines are, when there are any."""
+
+
+def embed_folder(
+    encoder: ImageEncoder,
+    identity: ModelIdentity,
+    root: Path,
+    out: Path,
+    *,
+    max_bad_share: float = 0.05,
+    jobs: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Embedded:
+    """Writes the embeddings of all images below a folder; the same call resumes.
+
+    Args:
+        encoder: makes the embeddings.
+        identity: of that encoder.
+        root: folder, searched at every depth; hidden files and links to folders are skipped.
+        out: file to write, .arrow or .parquet.
+        max_bad_share: images that may be unusable, as a share of all, in [0, 1]. They are listed in ``OUT.bad.jsonl``.
+        jobs: threads that decode; 0: one per core.
+        on_progress: called with images done and images in all.
+
+    Raises:
+        DataError: nothing to embed, too many unusable images, or ``out`` cannot be written.
+        ModelError: ``out`` exists and was made with another model.
+    """
+    check_suffix(out)
+    if not 0 <= max_bad_share <= 1:
+        raise DataError(f"share of bad images {max_bad_share}", expected="a number from 0 to 1")
+    files, bad = list_images(root)
+    total = len(files) + len(bad)
+    if not files:
+        raise DataError(f"no images ({total} bad names)", where=str(root), expected=", ".join(SUFFIXES))
+    parts = _Parts(out, Source(identity, str(root.resolve())))
+    known = parts.known({file.id: file for file in files})
+    missing = [file for file in files if file.id not in known]
+    done = len(known)
+    _refuse_too_many(out, root, bad, total, max_bad_share)
+    on_progress(done, total)
+    new = 0
+    for chunk in _decoded(root, missing, encoder.image_size, jobs or os.cpu_count() or 1):
+        good = [(file, image) for file, image in chunk if isinstance(image, np.ndarray)]
+        bad += [(file.id, str(image)) for file, image in chunk if isinstance(image, DataError)]
+        if len(bad) > max_bad_share * total:
+            parts.flush()  # what was done stays done
+        _refuse_too_many(out, root, bad, total, max_bad_share)
+        if good:
+            parts.add([file for file, _ in good], encoder.encode([image for _, image in good]))
+        new += len(good)
+        on_progress(done + new + len(bad), total)
+    _list_bad(out, bad)
+    parts.finish([file.id for file in files])
+    return Embedded(done + new, new, tuple(reason for _, reason in bad), _bad_list(out))
+
+
+def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """Returns the images below a folder, sorted by path, and (path, reason) of those that cannot be named or found.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot be read ({error.strerror})", where=str(error.filename), expected="a folder of images"
+        ) from error
+
+    files, bad = [], []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+                continue
+            path = Path(folder, name)
+            identifier = path.relative_to(root).as_posix()
+            try:
+                identifier.encode()
+                status = path.stat()
+                files.append(ImageFile(identifier, status.st_size, status.st_mtime_ns))
+            except UnicodeEncodeError:
+                bad.append((ascii(identifier), f"{identifier!a}: the name is not UTF-8"))
+            except OSError as error:
+                bad.append((identifier, f"{identifier}: {error.strerror}"))
+    return sorted(files, key=lambda file: file.id), sorted(bad)
+
+
+def _decoded(
+    root: Path, files: Sequence[ImageFile], size: int, jobs: int
+) -> Iterator[list[tuple[ImageFile, np.ndarray | DataError]]]:
+    """Yields the files in batches with their images, decoded ahead of time by threads."""
+
+    def read(file: ImageFile) -> np.ndarray | DataError:
+        try:
+            return read_image(root / file.id, size)
+        except DataError as error:
+            return error
+
+    waiting: deque[list[tuple[ImageFile, Future[np.ndarray | DataError]]]] = deque()
+    with ThreadPoolExecutor(jobs, thread_name_prefix="decode") as pool:
+        try:
+            for start in range(0, len(files), BATCH_SIZE):
+                waiting.append([(file, pool.submit(read, file)) for file in files[start : start + BATCH_SIZE]])
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield [(file, image.result()) for file, image in waiting.popleft()]
+            while waiting:
+                yield [(file, image.result()) for file, image in waiting.popleft()]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Parts:
+    """Finished rows on the disk: those of an older ``out`` and of ``OUT.parts/``."""
+
+    def __init__(self, out: Path, source: Source) -> None:
+        self._out, self._source = out, source
+        self._folder = out.with_name(out.name + ".parts")
+        self._tables: list[EmbeddingTable] = []
+        self._open: list[tuple[Sequence[ImageFile], np.ndarray]] = []
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._numbers = {int(path.stem): path for path in self._folder.glob("*.arrow") if path.stem.isdigit()}
+        except OSError as error:
+            raise DataError(f"cannot be used ({error.strerror})", where=str(out), fix="choose another --out") from error
+
+    def known(self, files: dict[str, ImageFile]) -> set[str]:
+        """Returns the ids that need not be embedded again: same path, size and time, same model, same folder."""
+        older = [self._out] if self._out.exists() else []
+        known: set[str] = set()
+        for path in [*older, *(path for _, path in sorted(self._numbers.items()))]:
+            table = read_embeddings(path)
+            table.source.model.refuse_other(self._source.model, where=str(path))
+            if table.source.root != self._source.root:
+                raise DataError(
+                    f"holds the images of {table.source.root}",
+                    where=str(path),
+                    expected=self._source.root,
+                    fix="choose another --out",
+                )
+            kept = [
+                row
+                for row, state in enumerate(zip(table.ids, table.sizes_bytes_I, table.mtimes_ns_I, strict=True))
+                if state[0] in files and files[state[0]] == ImageFile(*state) and state[0] not in known
+            ]
+            known.update(table.ids[row] for row in kept)
+            self._tables.append(_rows(table, kept))
+        return known
+
+    def add(self, files: Sequence[ImageFile], values_IE: np.ndarray) -> None:
+        """Takes a batch; every few batches they go to the disk."""
+        if not np.isfinite(values_IE).all():
+            raise DataError("an embedding is not finite", where=files[0].id, fix="check the model")
+        self._open.append((files, values_IE))
+        if len(self._open) == BATCHES_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is not on the disk yet."""
+        if not self._open:
+            return
+        files = [file for batch, _ in self._open for file in batch]
+        table = _table(self._source, files, np.concatenate([values_IE for _, values_IE in self._open]))
+        number = max(self._numbers, default=-1) + 1
+        self._folder.mkdir(exist_ok=True)
+        self._numbers[number] = self._folder / f"{number:06d}.arrow"
+        write_embeddings(self._numbers[number], table)
+        self._tables.append(table)
+        self._open = []
+
+    def finish(self, order: Iterable[str]) -> None:
+        """Writes ``out``, its rows in the given order of ids, and removes the parts."""
+        self.flush()
+        place = {identifier: (table, row) for table in self._tables for row, identifier in enumerate(table.ids)}
+        chosen = [place[identifier] for identifier in order if identifier in place]
+        if not chosen:
+            raise DataError("no image could be used", where=self._source.root)
+        files = [ImageFile(t.ids[row], int(t.sizes_bytes_I[row]), int(t.mtimes_ns_I[row])) for t, row in chosen]
+        write_embeddings(self._out, _table(self._source, files, np.stack([t.values_IE[row] for t, row in chosen])))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _table(source: Source, files: Sequence[ImageFile], values_IE: np.ndarray) -> EmbeddingTable:
+    return EmbeddingTable(
+        source,
+        tuple(file.id for file in files),
+        np.array([file.size_bytes for file in files], np.int64),
+        np.array([file.mtime_ns for file in files], np.int64),
+        np.ascontiguousarray(values_IE, np.float32),
+    )
+
+
+def _rows(table: EmbeddingTable, rows: Sequence[int]) -> EmbeddingTable:
+    return EmbeddingTable(
+        table.source,
+        tuple(table.ids[row] for row in rows),
+        table.sizes_bytes_I[rows],
+        table.mtimes_ns_I[rows],
+        table.values_IE[rows],
+    )
+
+
+def _bad_list(out: Path) -> Path:
+    return out.with_name(out.name + ".bad.jsonl")
+
+
+def _list_bad(out: Path, bad: Sequence[tuple[str, str]]) -> None:
+    lines = "".join(json.dumps({"id": identifier, "reason": reason}) + "\n" for identifier, reason in bad)
+    if lines:
+        write_atomic(_bad_list(out), lines.encode())
+    else:
+        _bad_list(out).unlink(missing_ok=True)
+
+
+def _refuse_too_many(out: Path, root: Path, bad: Sequence[tuple[str, str]], total: int, max_share: float) -> None:
+    if len(bad) > max_share * total:
+        _list_bad(out, bad)
+        raise DataError(
+            f"{len(bad)} of {total} images cannot be used, first: {bad[0][1]}",
+            where=str(root),
+            expected=f"at most {max_share:.0%} of them",
+            fix=f"see {_bad_list(out)}; mend or remove them, or raise --max-bad",
+        )

@@ -1,0 +1,106 @@
+"""Which encoder made an embedding: embeddings of two encoders must never meet in one index.
+
+Read from the JSON files of a saved encoder, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from saga_dist.errors import CheckpointError, ModelError
+
+MODEL_FOLDER = "model"
+"""Where a run directory has its encoder."""
+_CONTENT = ("model.safetensors", "preprocessor_config.json")
+_UNIMPORTANT = ("versions",)
+"""Keys of an encoder's config.json that do not change an embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """An encoder, as embeddings and indexes name it."""
+
+    sha256: str
+    """Over weights, preprocessing and configuration; the versions of the packages that wrote them do not count."""
+    family: str
+    image_size: int
+    """Side of the square every image is brought to, pixels."""
+    preprocessing: dict[str, Any]
+    """The family's own preprocessing settings."""
+    folder: str
+    """Where the encoder was, absolute; where it is now does not matter."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values, from which ``from_json`` makes it again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object, *, where: str) -> ModelIdentity:
+        """Returns the identity in JSON values of the file ``where``.
+
+        Raises:
+            CheckpointError: they are no identity.
+        """
+        try:
+            identity = cls(**values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise CheckpointError(f"does not say which model ({error})", where=where, fix="make it again") from error
+        if not isinstance(identity.sha256, str) or not isinstance(identity.folder, str):
+            raise CheckpointError("does not say which model", where=where, fix="make it again")
+        return identity
+
+    def refuse_other(self, other: ModelIdentity, *, where: str) -> None:
+        """Raises a ModelError when ``other`` is another encoder; ``where`` names what this one made."""
+        if other.sha256 != self.sha256:
+            raise ModelError(
+                f"made with model {self.sha256[:12]}, not with {other.sha256[:12]} ({other.folder})",
+                where=where,
+                expected="the same encoder",
+                fix="give that model, or embed and index the images again with this one",
+            )
+
+
+def model_folder(path: Path) -> Path:
+    """Returns the folder of the saved encoder: ``path`` itself or, in a run directory, its ``model/``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in (path / MODEL_FOLDER, path):
+        if (folder / "manifest.json").is_file() and (folder / _CONTENT[0]).is_file():
+            return folder
+    raise CheckpointError(
+        "holds no saved encoder",
+        where=str(path),
+        expected="a run directory with model/, or an encoder's own folder",
+        fix="check the path, or wait for the run to finish",
+    )
+
+
+def read_identity(folder: Path) -> ModelIdentity:
+    """Returns the identity of a saved encoder, from what its manifest says; loading it checks the manifest.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        preprocessing = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        digests = json.loads((folder / "manifest.json").read_text("utf-8"))["sha256"]
+        config = {key: value for key, value in config.items() if key not in _UNIMPORTANT}
+        parts = [json.dumps(config, sort_keys=True), *(digests[name] for name in _CONTENT)]
+        return ModelIdentity(
+            sha256=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
+            family=config["family"],
+            image_size=config["image_size"],
+            preprocessing=preprocessing,
+            folder=str(folder.resolve()),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot be read ({error})", where=str(folder), expected="a saved encoder", fix="copy the folder again"
+        ) from error

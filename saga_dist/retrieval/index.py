@@ -1,0 +1,233 @@
+"""A faiss index of embeddings: exact, HNSW or IVF, with the recall of the latter two measured against exact.
+
+manifest.json   model, preprocessing, metric, kind, recall, sha256 of the other two; written last
+index.faiss     what faiss reads
+ids.arrow       row number to path
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from saga_dist.errors import CheckpointError, DataError
+from saga_dist.files import new_folder, write_atomic
+from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.neighbours import unit_rows
+from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
+
+Kind = Literal["flat", "hnsw", "ivf"]
+KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
+FORMAT_VERSION = 1
+MANIFEST_NAME, INDEX_NAME, IDS_NAME = "manifest.json", "index.faiss", "ids.arrow"
+RECALL_AT = 10
+_RECALL_QUERIES = 1000
+_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 80, 128
+_IVF_POINTS_PER_LIST = 39
+"""What faiss wants at least to train one list."""
+_TIE = 1e-6
+"""float32 cosines closer than this are equal: which of two duplicates is found says nothing about recall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What ``build_index`` made."""
+
+    num_images: int
+    width: int
+    """E."""
+    build_s: float
+    num_bytes: int
+    """Of index.faiss."""
+    recall: float
+    """Recall@10 against exact search; 1 for the exact index."""
+    num_queries: int
+    """Behind that figure; 0 for the exact index, which is not measured against itself."""
+    search_us: float
+    """Microseconds a query, in one batch; 0 for the exact index."""
+    exact_us: float
+    """The same for exact search."""
+
+
+def build_index(table: EmbeddingTable, out: Path, *, kind: Kind = "flat", seed: int = 0) -> Built:
+    """Writes an index of the embeddings into a new folder.
+
+    Args:
+        table: embeddings and ids.
+        out: does not exist yet, or is empty.
+        kind: ``flat`` compares with everything; ``hnsw`` walks a graph; ``ivf`` looks into the nearest of many lists.
+        seed: of the queries that recall is measured with.
+
+    Raises:
+        DataError: there is nothing to index, or the kind is unknown.
+        ConfigError: ``out`` is in use.
+    """
+    if kind not in KINDS:
+        raise DataError(f"kind {kind!r}", expected=", ".join(KINDS))
+    if not table.ids:
+        raise DataError("no embeddings to index", where=table.source.root)
+    import faiss
+
+    vectors_IE = unit_rows(table.values_IE)
+    with new_folder(out) as folder:
+        started = time.monotonic()
+        index, parameters = _make(faiss, vectors_IE, kind)
+        build_s = time.monotonic() - started
+        faiss.write_index(index, str(folder / INDEX_NAME))
+        write_ids(folder / IDS_NAME, table.ids)
+        recall, num_queries, search_us, exact_us = _recall(faiss, index, vectors_IE, kind, seed)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "parameters": parameters,
+            "metric": METRIC,
+            "num_images": len(table.ids),
+            "embedding_dim": vectors_IE.shape[1],
+            f"recall_at_{RECALL_AT}": recall,
+            "model": table.source.model.to_json(),
+            "root": table.source.root,
+            "sha256": {name: _digest(folder / name) for name in (INDEX_NAME, IDS_NAME)},
+            "faiss": importlib.metadata.version("faiss-cpu"),
+        }
+        write_atomic(folder / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
+        num_bytes = (folder / INDEX_NAME).stat().st_size
+    return Built(len(table.ids), vectors_IE.shape[1], build_s, num_bytes, recall, num_queries, search_us, exact_us)
+
+
+class Index:
+    """An opened index: which images are nearest to an embedding."""
+
+    def __init__(self, index: Any, ids: Any, manifest: dict[str, Any], *, model: ModelIdentity, root: Path) -> None:
+        self._index, self._ids = index, ids
+        self.manifest = manifest
+        self.model = model
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def search(self, queries_QE: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+        """Returns (id, cosine) of the k nearest images of each query, best first; fewer when there are fewer.
+
+        Args:
+            queries_QE: [Q, E] floating, of the index's own model.
+            k: at least 1.
+
+        Raises:
+            DataError: k or the queries do not fit.
+        """
+        queries = unit_rows(queries_QE)
+        if k < 1 or queries.shape[1] != self._index.d:
+            raise DataError(
+                f"k = {k}, queries {queries.shape}", where="search", expected=f"k >= 1, {self._index.d} wide"
+            )
+        scores_QK, rows_QK = self._index.search(queries, min(k, len(self)))
+        return [
+            [(self._ids[int(row)].as_py(), float(score)) for score, row in zip(scores, rows, strict=True) if row >= 0]
+            for scores, rows in zip(scores_QK, rows_QK, strict=True)
+        ]
+
+
+def open_index(folder: Path) -> Index:
+    """Returns the index in a folder, its files checked against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing or altered, or the format is of another version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version, digests = manifest["format_version"], manifest["sha256"]
+        digests = {name: digests[name] for name in (INDEX_NAME, IDS_NAME)}
+        root, metric = Path(manifest["root"]), manifest["metric"]
+        count, width = int(manifest["num_images"]), int(manifest["embedding_dim"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else repr(error)
+        raise CheckpointError(
+            f"cannot be read ({reason})", where=str(path), expected="a folder that `saga-dist index` wrote"
+        ) from error
+    if version != FORMAT_VERSION or metric != METRIC:
+        raise CheckpointError(
+            f"format version {version!r}, metric {metric!r}",
+            where=str(path),
+            expected=f"{FORMAT_VERSION}, {METRIC}",
+            fix="build the index again with this version",
+        )
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or _digest(file) != digest:
+            raise CheckpointError(
+                "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="build the index again"
+            )
+    import faiss
+
+    index, ids = faiss.read_index(str(folder / INDEX_NAME)), read_ids(folder / IDS_NAME)
+    if not index.ntotal == len(ids) == count or index.d != width:
+        raise CheckpointError(
+            f"{index.ntotal} vectors, {len(ids)} ids, width {index.d}",
+            where=str(folder),
+            expected=f"{count}, {count}, {width} as in {MANIFEST_NAME}",
+            fix="build the index again",
+        )
+    return Index(index, ids, manifest, model=ModelIdentity.from_json(manifest.get("model"), where=str(path)), root=root)
+
+
+def _make(faiss: Any, vectors_IE: np.ndarray, kind: Kind) -> tuple[Any, dict[str, int]]:
+    """An index that holds the vectors, and what it was made with. Unit vectors: the inner product is the cosine."""
+    count, width = vectors_IE.shape
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
+        parameters = {"links": _HNSW_LINKS, "ef_construction": _HNSW_BUILD, "ef_search": _HNSW_SEARCH}
+    elif kind == "ivf":
+        lists = max(1, min(round(4 * math.sqrt(count)), count // _IVF_POINTS_PER_LIST))
+        quantizer = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1
+        # Looking into a sixteenth of the lists is the trade between recall and time; few lists are all looked into.
+        index.nprobe = min(lists, max(8, lists // 16))
+        index.train(vectors_IE)
+        parameters = {"lists": lists, "probed_lists": index.nprobe}
+    else:
+        index, parameters = faiss.IndexFlatIP(width), {}
+    index.add(vectors_IE)
+    return index, parameters
+
+
+def _recall(faiss: Any, index: Any, vectors_IE: np.ndarray, kind: Kind, seed: int) -> tuple[float, int, float, float]:
+    """Recall@10 of the index's neighbours of some of its images (each left out of its own), and times a query."""
+    neighbours = min(RECALL_AT, len(vectors_IE) - 1)
+    if kind == "flat" or neighbours == 0:
+        return 1.0, 0, 0.0, 0.0
+    rows = np.random.default_rng(seed).permutation(len(vectors_IE))[:_RECALL_QUERIES]
+    queries_QE = vectors_IE[rows]
+    started = time.monotonic()
+    exact_QK, exact_rows_QK = faiss.knn(queries_QE, vectors_IE, neighbours + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    middle = time.monotonic()
+    found_QK, found_rows_QK = index.search(queries_QE, neighbours + 1)
+    ended = time.monotonic()
+    # The worst score that still belongs to the exact neighbours; anything as good counts.
+    border_Q = _without(exact_QK, exact_rows_QK, rows).min(1)
+    others_QK = _without(found_QK, found_rows_QK, rows)
+    share = float((others_QK >= border_Q[:, None] - _TIE).mean())
+    return share, len(rows), (ended - middle) / len(rows) * 1e6, (middle - started) / len(rows) * 1e6
+
+
+def _without(scores_QK: np.ndarray, rows_QK: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
+    """Scores [Q, K - 1], best first, without the query itself; the last one goes where it was not found."""
+    own_QK = rows_QK == own_Q[:, None]
+    own_QK[~own_QK.any(1), -1] = True
+    return scores_QK[~own_QK].reshape(len(scores_QK), -1)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

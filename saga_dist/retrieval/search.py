@@ -1,0 +1,89 @@
+"""Searching an index with an image, and a picture of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from saga_dist.data.images import read_image
+from saga_dist.errors import DataError
+from saga_dist.retrieval.embed import ImageEncoder
+from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.index import Index
+
+_TILE, _GAP, _TEXT = 160, 12, 34
+_COLUMNS = 6
+_PAPER, _INK, _FRAME, _LOST = (250, 250, 250), (30, 30, 34), (40, 90, 200), (210, 210, 214)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One image that was found."""
+
+    id: str
+    """Path below the index's folder of images."""
+    path: Path
+    score: float
+    """Cosine, in [-1, 1]."""
+
+
+def search_image(index: Index, encoder: ImageEncoder, identity: ModelIdentity, image: Path, k: int) -> list[Match]:
+    """Returns the k images of an index that are nearest to an image, best first.
+
+    Args:
+        index: where to search.
+        encoder: the encoder that the index was made with.
+        identity: of that encoder.
+        image: a JPEG, PNG or WebP file.
+        k: at least 1.
+
+    Raises:
+        ModelError: the index was made with another model.
+        DataError: the image cannot be read, or k < 1.
+    """
+    index.model.refuse_other(identity, where=f"the index of {index.root}")
+    pixels = read_image(image, encoder.image_size)
+    (found,) = index.search(encoder.encode([pixels]), k)
+    return [Match(identifier, index.root / identifier, score) for identifier, score in found]
+
+
+def contact_sheet(query: Path, matches: Sequence[Match]) -> Image.Image:
+    """Returns the query (framed) and its matches as one picture, with rank, score and name under each."""
+    tiles = [_tile(query, "query", query.name, framed=True)]
+    tiles += [_tile(match.path, f"{rank}   {match.score:.4f}", match.id) for rank, match in enumerate(matches, start=1)]
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    width, height = _TILE + _GAP, _TILE + _TEXT + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (_GAP + place % columns * width, _GAP + place // columns * height))
+    return sheet
+
+
+def _tile(path: Path, title: str, name: str, *, framed: bool = False) -> Image.Image:
+    tile = Image.new("RGB", (_TILE, _TILE + _TEXT), _PAPER)
+    draw = ImageDraw.Draw(tile)
+    try:
+        tile.paste(Image.fromarray(read_image(path, _TILE)), (0, 0))
+    except DataError:
+        # The index outlives its images; the names still say what was found.
+        draw.rectangle((0, 0, _TILE - 1, _TILE - 1), fill=_LOST)
+        draw.text((10, _TILE // 2), "cannot be read", fill=_INK, font=ImageFont.load_default(12))
+    if framed:
+        draw.rectangle((0, 0, _TILE - 1, _TILE - 1), outline=_FRAME, width=4)
+    font = ImageFont.load_default(12)
+    draw.text((2, _TILE + 2), title, fill=_FRAME if framed else _INK, font=font)
+    draw.text((2, _TILE + 17), _shortened(name, font), fill=_INK, font=font)
+    return tile
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The name in one line that fits a tile: the end of a path says most."""
+    shown = "".join(character if character.isprintable() else "?" for character in name)[-200:]
+    full = len(shown) == len(name)
+    while shown and font.getlength(shown if full else f"…{shown}") > _TILE - 4:
+        shown, full = shown[1:], False
+    return shown if full else f"…{shown}"

@@ -1,0 +1,194 @@
+"""Embedding files and id tables, Arrow or Parquet.
+
+An embedding file has one row an image: ``id`` (path below the folder), ``size_bytes``, ``mtime_ns`` and ``values``
+(float32 [E], l2-normalised). What made it stands in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saga_dist.errors import DataError
+from saga_dist.files import fsync_path
+from saga_dist.retrieval.identity import ModelIdentity
+
+FORMAT_VERSION = 1
+METRIC = "cosine"
+SUFFIXES = (".arrow", ".parquet")
+_KEY = b"saga_dist.embeddings"
+_ROWS_PER_BATCH = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What made the embeddings of a file."""
+
+    model: ModelIdentity
+    root: str
+    """Folder below which the ids are, absolute."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingTable:
+    """Embeddings of images, and the state of each file when it was read."""
+
+    source: Source
+    ids: tuple[str, ...]
+    """Paths below the root, with forward slashes."""
+    sizes_bytes_I: np.ndarray
+    """int64 [I]."""
+    mtimes_ns_I: np.ndarray
+    """int64 [I], modification time since the epoch."""
+    values_IE: np.ndarray
+    """float32 [I, E], l2-normalised."""
+
+    def __post_init__(self) -> None:
+        count = len(self.ids)
+        if self.values_IE.dtype != np.float32 or self.values_IE.ndim != 2 or len(self.values_IE) != count:
+            raise DataError(
+                f"embeddings are {self.values_IE.dtype} {self.values_IE.shape}", expected=f"float32 [{count}, E]"
+            )
+        if self.sizes_bytes_I.shape != (count,) or self.mtimes_ns_I.shape != (count,):
+            raise DataError("sizes and times of other images", expected=f"{count} of each")
+
+
+def check_suffix(path: Path) -> None:
+    """Raises a DataError unless the file's name says which of the formats it is to be."""
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"unknown suffix {path.suffix!r}", where=str(path), expected=" or ".join(SUFFIXES))
+
+
+def write_embeddings(path: Path, table: EmbeddingTable) -> None:
+    """Writes an embedding file in one piece: a reader sees the old one or the new one.
+
+    Raises:
+        DataError: the suffix is unknown, or the file cannot be written.
+    """
+    check_suffix(path)
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "metric": METRIC,
+        "model": table.source.model.to_json(),
+        "root": table.source.root,
+    }
+    schema = _schema(table.values_IE.shape[1]).with_metadata({_KEY: json.dumps(metadata).encode()})
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        _write(temporary, schema, table, parquet=path.suffix == ".parquet")
+        fsync_path(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot be written ({error.strerror or error})", where=str(path), fix="check --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_embeddings(path: Path) -> EmbeddingTable:
+    """Returns the content of an embedding file.
+
+    Raises:
+        DataError: it cannot be read, is none, or is of another version.
+    """
+    check_suffix(path)
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        else:
+            with pa.memory_map(os.fspath(path)) as file:
+                table = pa.ipc.open_file(file).read_all()
+        metadata = json.loads((table.schema.metadata or {})[_KEY])
+        version = metadata["format_version"]
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot be read ({_line(error)})", where=str(path), expected="a file that `saga-dist embed` wrote"
+        ) from error
+    if version != FORMAT_VERSION or metadata.get("metric") != METRIC:
+        raise DataError(
+            f"format version {version!r}, metric {metadata.get('metric')!r}",
+            where=str(path),
+            expected=f"{FORMAT_VERSION}, {METRIC}",
+            fix="embed the images again",
+        )
+    return EmbeddingTable(
+        source=Source(ModelIdentity.from_json(metadata.get("model"), where=str(path)), str(metadata.get("root"))),
+        ids=tuple(table["id"].to_pylist()),
+        sizes_bytes_I=table["size_bytes"].to_numpy(),
+        mtimes_ns_I=table["mtime_ns"].to_numpy(),
+        values_IE=_matrix(table["values"]),
+    )
+
+
+def write_ids(path: Path, ids: Sequence[str]) -> None:
+    """Writes an id table: row i of the index is ids[i]."""
+    table = pa.table({"id": pa.array(ids, pa.string())})
+    with pa.OSFile(os.fspath(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_ids(path: Path) -> pa.ChunkedArray:
+    """Returns an id table; rows are read from the disk when they are asked for, ``table[i].as_py()``.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()["id"]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"cannot be read ({_line(error)})", where=str(path), fix="build the index again") from error
+
+
+def _schema(width: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("size_bytes", pa.int64(), nullable=False),
+            pa.field("mtime_ns", pa.int64(), nullable=False),
+            pa.field("values", pa.list_(pa.float32(), width), nullable=False),
+        ]
+    )
+
+
+def _write(path: Path, schema: pa.Schema, table: EmbeddingTable, *, parquet: bool) -> None:
+    with pa.OSFile(os.fspath(path), "wb") as file:
+        writer: Any = pq.ParquetWriter(file, schema) if parquet else pa.ipc.new_file(file, schema)
+        with writer:
+            for batch in _batches(schema, table):
+                writer.write_batch(batch)
+
+
+def _batches(schema: pa.Schema, table: EmbeddingTable) -> Iterator[pa.RecordBatch]:
+    width = table.values_IE.shape[1]
+    for start in range(0, len(table.ids), _ROWS_PER_BATCH):
+        part = slice(start, start + _ROWS_PER_BATCH)
+        flat = pa.array(np.ascontiguousarray(table.values_IE[part]).reshape(-1))
+        columns = [
+            pa.array(table.ids[part], pa.string()),
+            pa.array(table.sizes_bytes_I[part]),
+            pa.array(table.mtimes_ns_I[part]),
+            pa.FixedSizeListArray.from_arrays(flat, width),
+        ]
+        yield pa.record_batch(columns, schema=schema)
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    width = column.type.list_size
+    matrix = np.empty((len(column), width), np.float32)
+    start = 0
+    for chunk in column.chunks:
+        matrix[start : start + len(chunk)] = chunk.flatten().to_numpy().reshape(-1, width)
+        start += len(chunk)
+    return matrix
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
