@@ -1,0 +1,146 @@
+"""Scored groups as batches of one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from saga_dist.errors import WireError
+from saga_dist.types import Completions, ImagePair, Sampling, ScoredGroup
+from saga_dist.wire.columns import check_schema, field, nested, nested_once, record_schema, to_batch
+
+GROUPS_SCHEMA = record_schema(
+    "ScoredGroup",
+    [
+        field("pair_id", pa.string()),
+        field("image_a", pa.int64()),
+        field("image_b", pa.int64()),
+        field("label_a", pa.int64()),
+        field("label_b", pa.int64()),
+        field("num_completions", pa.int64()),
+        field("temperature", pa.float64()),
+        field("top_p", pa.float64()),
+        field("max_tokens", pa.int64()),
+        field("sampling_seed", pa.uint64()),
+        field("encoder_version", pa.int64()),
+        field("token_ids", pa.list_(pa.list_(pa.int32()))),
+        field("texts", pa.list_(pa.binary())),
+        field("log_probs", pa.list_(pa.list_(pa.float32()))),
+        field("finish_reasons", pa.list_(pa.string())),
+        field("verdicts", pa.list_(pa.bool_())),
+        field("rewards", pa.list_(pa.float32())),
+        field("advantages", pa.list_(pa.float32())),
+        field("describes_a", pa.list_(pa.list_(pa.bool_()))),
+        field("describes_b", pa.list_(pa.list_(pa.bool_()))),
+    ],
+)
+
+
+def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
+    """Returns one row per scored group, its pair, completions and sampling included.
+
+    Raises:
+        WireError: a value does not fit its column (a token id beyond 32 bits, a pair id with a lone surrogate).
+    """
+    completions = [group.completions for group in groups]
+    samplings = [one.sampling for one in completions]
+    for group in groups:
+        _check_group(group)
+    return to_batch(
+        GROUPS_SCHEMA,
+        {
+            "pair_id": [group.pair.pair_id for group in groups],
+            "image_a": [group.pair.image_a for group in groups],
+            "image_b": [group.pair.image_b for group in groups],
+            "label_a": [group.pair.label_a for group in groups],
+            "label_b": [group.pair.label_b for group in groups],
+            "num_completions": [sampling.num_completions for sampling in samplings],
+            "temperature": [sampling.temperature for sampling in samplings],
+            "top_p": [sampling.top_p for sampling in samplings],
+            "max_tokens": [sampling.max_tokens for sampling in samplings],
+            "sampling_seed": [sampling.seed for sampling in samplings],
+            "encoder_version": [one.encoder_version for one in completions],
+            "token_ids": [one.token_ids for one in completions],
+            "texts": [[text.encode("utf-8", "surrogatepass") for text in one.texts] for one in completions],
+            "log_probs": nested([one.log_probs for one in completions], np.float32),
+            "finish_reasons": [one.finish_reasons for one in completions],
+            "verdicts": [group.verdicts for group in groups],
+            "rewards": nested_once([group.rewards_G for group in groups], np.float32),
+            "advantages": nested_once([group.advantages_G for group in groups], np.float32),
+            "describes_a": nested([group.describes_a for group in groups], np.bool_),
+            "describes_b": nested([group.describes_b for group in groups], np.bool_),
+        },
+    )
+
+
+def groups_from_batch(batch: pa.RecordBatch) -> list[ScoredGroup]:
+    """Returns the scored groups of a batch; float arrays look into the batch's own memory and are read-only.
+
+    Raises:
+        WireError: not a batch of this version's ScoredGroup.
+    """
+    check_schema(batch, GROUPS_SCHEMA)
+    return [_group_of_row(batch, row) for row in range(batch.num_rows)]
+
+
+def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
+    def plain(name: str) -> Any:
+        return batch.column(name)[row].as_py()
+
+    def arrays(name: str, zero_copy: bool) -> tuple[np.ndarray, ...]:
+        inner = batch.column(name)[row].values
+        return tuple(inner[index].values.to_numpy(zero_copy_only=zero_copy) for index in range(len(inner)))
+
+    completions = Completions(
+        pair_id=plain("pair_id"),
+        token_ids=tuple(tuple(ids) for ids in plain("token_ids")),
+        texts=tuple(text.decode("utf-8", "surrogatepass") for text in plain("texts")),
+        log_probs=arrays("log_probs", zero_copy=True),
+        finish_reasons=tuple(plain("finish_reasons")),
+        sampling=Sampling(
+            num_completions=plain("num_completions"),
+            temperature=plain("temperature"),
+            top_p=plain("top_p"),
+            max_tokens=plain("max_tokens"),
+            seed=plain("sampling_seed"),
+        ),
+        encoder_version=plain("encoder_version"),
+    )
+    return ScoredGroup(
+        pair=ImagePair(
+            pair_id=completions.pair_id,
+            image_a=plain("image_a"),
+            image_b=plain("image_b"),
+            label_a=plain("label_a"),
+            label_b=plain("label_b"),
+        ),
+        completions=completions,
+        verdicts=tuple(plain("verdicts")),
+        rewards_G=batch.column("rewards")[row].values.to_numpy(zero_copy_only=True),
+        advantages_G=batch.column("advantages")[row].values.to_numpy(zero_copy_only=True),
+        describes_a=arrays("describes_a", zero_copy=False),  # booleans are bit-packed in Arrow
+        describes_b=arrays("describes_b", zero_copy=False),
+    )
+
+
+def _check_group(group: ScoredGroup) -> None:
+    """Lists of one group must agree, or reading would pair a text with another completion's tokens."""
+    completions, where = group.completions, f"pair {group.pair.pair_id}"
+    if completions.pair_id != group.pair.pair_id:
+        raise WireError(f"completions of pair {completions.pair_id!r}", where=where, expected="the same pair id")
+    counts = {
+        "token_ids": len(completions.token_ids),
+        "texts": len(completions.texts),
+        "log_probs": len(completions.log_probs),
+        "finish_reasons": len(completions.finish_reasons),
+        "verdicts": len(group.verdicts),
+        "rewards": len(group.rewards_G),
+        "advantages": len(group.advantages_G),
+        "describes_a": len(group.describes_a),
+        "describes_b": len(group.describes_b),
+    }
+    if len(set(counts.values())) != 1:
+        raise WireError(f"lists of unequal length ({counts})", where=where, expected="one entry per completion")

@@ -1,0 +1,47 @@
+"""Recordings: scored groups in Arrow IPC files, whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from saga_dist.errors import WireError
+from saga_dist.files import write_atomic
+from saga_dist.types import ScoredGroup
+from saga_dist.wire.columns import one_line
+from saga_dist.wire.groups import groups_from_batch, groups_to_batch
+
+
+def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
+    """Writes scored groups as an Arrow IPC file; the file appears whole or not at all.
+
+    Raises:
+        WireError: a value does not fit its column.
+        OSError: the file cannot be written.
+    """
+    batch = groups_to_batch(groups)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    write_atomic(Path(path), memoryview(sink.getvalue()))
+
+
+def read_recording(path: str | Path) -> list[ScoredGroup]:
+    """Returns the scored groups of a recording.
+
+    Raises:
+        WireError: the file is missing, damaged, or of another record or version.
+    """
+    try:
+        # Read whole rather than mapped: a mapped file that is truncated later kills the process.
+        reader = pa.ipc.open_file(pa.py_buffer(Path(path).read_bytes()))
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)
+        return [group for batch in batches for group in groups_from_batch(batch)]
+    except OSError as error:
+        raise WireError(f"cannot read the recording ({one_line(error)})", where=str(path)) from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise WireError(f"not a recording, or a damaged one ({one_line(error)})", where=str(path)) from error
