@@ -63,7 +63,7 @@ def step_line(result: StepResult) -> str:
         ("grpo", "loss/grpo", "+.3f"),
         ("kl", "loss/kl", ".3f"),
     ):
-        if name in metrics:
+        if name in metrics and (name != "loss/grpo" or "rollout/reward_mean" in metrics):
             parts.append(f"{label} {metrics[name]:{form}}")
     if "rollout/tokens_per_s" in metrics:
         parts.append(f"{metrics['rollout/tokens_per_s']:.0f} tok/s")
