@@ -1,4 +1,4 @@
-"""The commands that use a trained encoder: embed, index, search. Heavy imports happen inside them."""
+"""The commands that use a trained encoder: export, embed, index, search. Heavy imports happen inside them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,31 @@ if TYPE_CHECKING:
 
     from saga_dist.retrieval.index import Kind
 
+FORMATS = ("hf", "sentence-transformers", "onnx")
 MODEL_HELP = "run directory, or the folder of an encoder"
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for name, command in (("embed", embed), ("index", index), ("search", search)):
+    for name, command in (("export", export), ("embed", embed), ("index", index), ("search", search)):
         app.command(name)(command)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help=MODEL_HELP, metavar="RUN")],
+    out: Annotated[Path, typer.Option("--out", help="new folder")],
+    form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "hf",
+) -> None:
+    """Write the encoder (tower and pooler, no MLLM) in a form that other software reads, with a model card."""
+    if form not in FORMATS:
+        raise DataError(f"unknown format {form!r}", where="--format", expected=", ".join(FORMATS))
+    _quiet()
+    from saga_dist.export.folder import export_encoder
+
+    done = export_encoder(run, out, form=form)
+    _say(f"{out}: {form}, model {done.identity.sha256[:12]}")
+    _say(f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here")
+    _say(f"checked: cosine {done.min_cosine:.6f} or more against the run's own encoder on {done.num_checked} images")
 
 
 def embed(

@@ -1,0 +1,159 @@
+"""The model card: README.md of an exported encoder, from what the run itself wrote down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saga_dist.config import RunConfig, parse_config
+from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.results import MethodResult, Results
+
+OWN_ROWS = ("trained", "SAGA")
+"""What ``train`` and ``demo`` call the encoder of the run directory itself."""
+
+USAGE = {
+    "hf": """import saga_dist
+
+encoder = saga_dist.load("this/folder")
+embeddings = encoder.encode(["a.jpg", "b.jpg"])  # float32 [n, {width}], l2-normalised""",
+    "sentence-transformers": """from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this/folder")  # before version 6
+embeddings = model.encode([Image.open("a.jpg"), Image.open("b.jpg")])  # float32 [n, {width}], l2-normalised
+
+# Version 6 wants to be told that the installed package saga_dist may be imported. This is true of every version:
+from saga_dist.export.st_module import SagaEncoder
+
+model = SentenceTransformer(modules=[SagaEncoder.load("this/folder")])""",
+    "onnx": """from saga_dist.export.onnx_encoder import OnnxEncoder  # onnxruntime, numpy and Pillow; no torch
+
+encoder = OnnxEncoder("this/folder")
+embeddings = encoder.encode(["a.jpg", "b.jpg"])  # float32 [n, {width}], l2-normalised
+
+# or by hand: whole images, upright, RGB, resized (bicubic, no crop) to {size} x {size}; all else is in the graph
+import onnxruntime
+
+session = onnxruntime.InferenceSession("this/folder/model.onnx")
+(embeddings,) = session.run(None, {{"images": images}})  # uint8 [n, {size}, {size}, 3]""",
+}
+
+
+def model_card(
+    run: Path, *, form: str, identity: ModelIdentity, config: dict[str, Any], num_params: int, num_bytes: int
+) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        run: run directory, or an encoder's own folder, which knows nothing of its training.
+        form: the format it goes with.
+        identity: of the encoder.
+        config: the encoder's config.json.
+        num_params: parameters of tower and pooler.
+        num_bytes: size of the weights.
+
+    Raises:
+        ConfigError, DataError: the run's config.json or results.json is damaged.
+    """
+    width = config["pooler"]["embedding_dim"] or config["pooler"]["width"]
+    settings, results = _training(run)
+    pooler = config["pooler"]
+    parts = [
+        f"---\nlibrary_name: {'sentence-transformers' if form == 'sentence-transformers' else 'saga_dist'}\n"
+        "pipeline_tag: image-feature-extraction\ntags: [image-retrieval, fine-grained, saga]\n---",
+        "# Image-retrieval encoder\n\nA vision tower and a pooler that turn an image into one l2-normalised embedding; "
+        "cosine says how alike two images are. Trained with a frozen multimodal LLM as its critic (SAGA, "
+        "arXiv 2606.15134), which is not needed any more.",
+        f"```python\n{USAGE[form].format(width=width, size=identity.image_size)}\n```",
+        _table(
+            ("", "value"),
+            [
+                ("model", f"`{identity.sha256}`"),
+                ("tower", f"{identity.family}, {config['dtype']}"),
+                ("pooler", f"{pooler['kind']}, key {pooler['key']}" + (", layer norm" if pooler["layer_norm"] else "")),
+                ("embedding", f"{width} numbers, cosine"),
+                ("image", f"whole image, {identity.image_size} x {identity.image_size}, bicubic"),
+                ("size", f"{num_params:,} parameters, {num_bytes / 1e6:.1f} MB"),
+            ],
+        ),
+        "At inference it is tower and pooler alone: the size and the cost of the same encoder trained with a metric "
+        "loss only.",
+    ]
+    if settings is not None:
+        parts.append(f"## Training\n\n{_settings(settings)}")
+    if results is not None:
+        parts.append(f"## Results\n\n{_results(results)}")
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(config.get("versions", {}).items()))
+    parts.append(f"## Versions\n\nWritten with {_plain(versions)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(run: Path) -> tuple[RunConfig | None, Results | None]:
+    """What the run was told and what it reached; None where the folder is no run directory or has no results yet."""
+    if not (run / "model").is_dir():
+        return None, None
+    where = run / "config.json"
+    try:
+        settings = parse_config(json.loads(where.read_text("utf-8")), where=str(where))
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", where=str(where)) from error
+    except ValueError as error:
+        raise ConfigError("not valid JSON", where=str(where)) from error
+    results = run / "results.json"
+    return settings, Results.load(results) if results.exists() else None
+
+
+def _settings(config: RunConfig) -> str:
+    data, objective, rollout = config.data, config.objective, config.rollout
+    rows = [
+        ("data", f"{data.layout}, seed {config.run.seed}"),
+        ("steps", f"{config.run.steps}, batch {data.batch_size} with {data.images_per_class} images a class"),
+        ("started from", Path(config.model.path).name),
+        ("metric loss", f"{objective.metric_loss}, weight {objective.lambda_dml:g}"),
+        ("GRPO", f"weight {objective.lambda_lm:g}, {rollout.group_size} completions a pair"),
+        ("attention distillation", f"weight {objective.lambda_kl:g}"),
+        ("learning rates", f"encoder {config.optimizer.lr_encoder:g}, pooler {config.optimizer.lr_pooler:g}"),
+    ]
+    return _table(("setting", "value"), rows)
+
+
+def _results(results: Results) -> str:
+    heads = ("method", "split", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI", "queries", "classes")
+    rows = [_result(method, split) for method in results.methods for split in method.splits]
+    own = [method for method in results.methods if method.name in OWN_ROWS]
+    text = "Retrieval on classes it never trained on (`val` chose the step), in %."
+    if own:
+        text += f" This encoder is the row {own[-1].name}, step {own[-1].selected_step} of {own[-1].optimizer_steps}."
+    return f"{text}\n\n{_table(heads, rows)}"
+
+
+def _result(method: MethodResult, split: str) -> tuple[str, ...]:
+    found = method.splits[split]
+    low, high = found.confidence_interval
+    recalls = [found.recall_at_1, found.recall_at_2, found.recall_at_4, found.recall_at_8]
+    percent = [f"{100 * value:.1f}" for value in recalls]
+    return (
+        method.name,
+        split,
+        percent[0],
+        f"{100 * low:.1f} – {100 * high:.1f}",
+        *percent[1:],
+        f"{found.nmi:.3f}",
+        f"{found.num_queries:,}",
+        f"{found.num_classes:,}",
+    )
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [heads, ("--",) * len(heads), *(tuple(_plain(cell) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a table cell or begin markup: names are the user's."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return shown.replace("|", "/").replace("<", "&lt;").replace("[", "(").replace("]", ")")
