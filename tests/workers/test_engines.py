@@ -20,11 +20,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saga_dist.config import BirdsSection
 from saga_dist.data.prompts import VOCABULARIES, PromptSpec, render_prompt
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.protocols import Engine
+from saga_dist.standin import checkpoint_path
+from saga_dist.standin.world import split
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, Sampling
 from saga_dist.workers.engines.transformers_engine import TransformersEngine, draw, end_token_ids
 from saga_dist.workers.engines.vllm_engine import VllmEngine, content_ids
@@ -187,6 +190,19 @@ def test_log_probs_equal_the_pixel_path(
             assert not ends & set(ids[:-1])
     assert len({len(ids) for group in groups for ids in group.token_ids}) > 3, "the completions should be ragged"
     assert [group.encoder_version for group in groups] == [3, 3, 3]
+
+
+def test_log_probs_of_the_stand_in_equal_the_pixel_path(make_engine: EngineMaker) -> None:
+    """The shipped weights on birds they were made for: near-certain tokens, where errors would show most."""
+    folder = checkpoint_path()
+    small = BirdsSection(val_images_per_class=2)
+    birds = split("val", small).images[:4]
+    pairs = [(birds[0], birds[1]), (birds[1], birds[3])]
+    groups = generate(make_engine(folder), encode(resolve_family(folder), pairs))
+    for group, pair in zip(groups, pairs, strict=True):
+        assert all(json.loads(text)["same_species"] in ("yes", "no") for text in group.texts)
+        for found_T, expected_T in zip(group.log_probs, pixel_path_log_probs(folder, pair, group), strict=True):
+            np.testing.assert_allclose(found_T, expected_T, atol=1e-4, rtol=0)
 
 
 def test_deepstack_reaches_the_log_probs(
