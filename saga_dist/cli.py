@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from saga_dist import data_commands
+from saga_dist.bench.commands import bench
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
 from saga_dist.export.commands import register
@@ -121,6 +122,7 @@ def doctor(
 
 app.command()(manifest)
 register(app)
+app.command()(bench)
 
 
 def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:

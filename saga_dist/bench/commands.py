@@ -1,0 +1,113 @@
+"""The command ``saga-dist bench``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saga_dist.bench.common import Report, Size
+
+
+class Bench(StrEnum):
+    """What can be measured."""
+
+    ALL = "all"
+    REPLAY = "replay"
+    ROLLOUT = "rollout"
+    TRANSPORT = "transport"
+    EVALUATION = "evaluation"
+    IMAGES = "images"
+    START = "start"
+    STEP = "step"
+
+
+def bench(
+    name: Annotated[Bench, typer.Argument(help="what to measure", metavar="[NAME]")] = Bench.ALL,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    quick: Annotated[
+        bool | None,
+        typer.Option("--quick/--full", help="less work, or what the bars are stated for"),
+    ] = None,
+) -> None:
+    """Measure ours against an honest alternative, in turns in one run: replay, rollout, transport, evaluation, images,
+    start, step; or all."""
+    # Read once, when torch and vLLM are imported: one thread makes processor time comparable.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+
+    from rich.console import Console
+
+    from saga_dist.bench.common import Size, machine
+
+    size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
+    console = Console()
+    reports = []
+    for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
+        report = measure(chosen, size)
+        print_report(console, report)
+        reports.append(report.as_json())
+        if json_file is not None:  # after each: a bench that fails later loses nothing
+            _write(json_file, {"size": size.value, "machine": machine(), "benches": reports})
+
+
+def measure(name: Bench, size: Size) -> Report:
+    """Returns the report of one bench."""
+    from importlib import import_module
+
+    report: Report = import_module(f"saga_dist.bench.{name.value}").run(size)
+    return report
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Prints a bench as a table of at most 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"\n{report.bench}: ours against {report.alternative}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("case")
+    for heading in ("ours", "other", "unit", "ratio", "bar", "met", "equal"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(
+            row.case,
+            _number(row.ours),
+            _number(row.other),
+            row.unit,
+            _number(row.ratio),
+            _number(row.bar),
+            "" if row.met is None else ("yes" if row.met else "NO"),
+            "yes" if row.equal else "NO",
+        )
+    console.print(table)
+    for note in report.notes:
+        console.print(note, highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    from saga_dist.errors import ConfigError
+    from saga_dist.files import write_atomic
+
+    try:
+        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --json"
+        ) from error

@@ -1,0 +1,146 @@
+"""Retrieval figures: ours against pytorch-metric-learning's AccuracyCalculator and against a plain torch top-k.
+
+Made-up embeddings: a cloud per class, the classes close enough that about half of the nearest neighbours are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saga_dist.bench.common import Report, Row, Size, in_own_process, in_turns, less_is_better, one_thread, peak_memory
+from saga_dist.retrieval.metrics import nmi, precision_at_r, recall_at_k
+
+RECALL_AT = (1, 2, 4, 8)
+TOLERANCE = 1e-6
+MEMORY_BAR_MB = 1000.0
+TORCH_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Sizes of the embeddings."""
+
+    num_images: int
+    width: int
+    num_classes: int
+
+
+def run(size: Size) -> Report:
+    """Returns seconds and memory for all figures."""
+    work = {
+        Size.TINY: Work(60, 8, 6),
+        Size.QUICK: Work(5000, 1024, 200),
+        Size.FULL: Work(37150, 4096, 1486),
+    }[size]
+    embeddings, labels = _made_up(work)
+    sides = _Sides(embeddings, labels)
+    repeats = 3 if size is Size.QUICK else 1
+    with one_thread():
+        small = _Sides(*_made_up(Work(60, 8, 6)))
+        for warm_up in (small.ours, small.accuracy_calculator, small.torch_top_k):  # loads the libraries
+            warm_up()
+        rows = [
+            _row("all, AccuracyCalculator", sides.ours, sides.accuracy_calculator, repeats, work.num_images),
+            _row("R@K, MAP@R, torch", sides.ours_without_nmi, sides.torch_top_k, repeats, work.num_images),
+        ]
+    peaks = [in_own_process(_peak, name, work) / 2**20 for name in ("ours", "accuracy_calculator")]
+    met = None if size is Size.TINY else peaks[0] < MEMORY_BAR_MB
+    ratio = peaks[1] / max(peaks[0], 1e-9)
+    rows.append(Row("memory", peaks[0], peaks[1], "MB", ratio, None, met, equal=rows[0].equal))
+    return Report(
+        bench="evaluation",
+        alternative="AccuracyCalculator and torch",
+        rows=tuple(rows),
+        notes=(
+            f"{work.num_images:,} x {work.width} embeddings, {work.num_classes:,} classes; processor seconds",
+            f"memory: peak above the embeddings, to stay below {MEMORY_BAR_MB:.0f} MB",
+        ),
+    )
+
+
+class _Sides:
+    """The same figures in three ways; each returns those it knows."""
+
+    def __init__(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
+        self._embeddings, self._labels = embeddings, labels
+
+    def ours(self) -> dict[str, float]:
+        """Recall@K, MAP@R and NMI."""
+        return self.ours_without_nmi() | {"nmi": nmi(self._embeddings, self._labels)}
+
+    def ours_without_nmi(self) -> dict[str, float]:
+        """Recall@K and MAP@R."""
+        found = recall_at_k(self._embeddings, self._labels, ks=RECALL_AT)
+        figures = {f"recall_at_{k}": value for k, value in found.recall.items()}
+        return figures | {"map_at_r": precision_at_r(self._embeddings, self._labels).map_at_r}
+
+    def accuracy_calculator(self) -> dict[str, float]:
+        """Recall@1, MAP@R and NMI of pytorch-metric-learning; it has no Recall@K for other K."""
+        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+        names = {"precision_at_1": "recall_at_1", "mean_average_precision_at_r": "map_at_r", "NMI": "nmi"}
+        calculator = AccuracyCalculator(include=tuple(names), k="max_bin_count", device=torch.device("cpu"))
+        found = calculator.get_accuracy(torch.from_numpy(self._embeddings), torch.from_numpy(self._labels))
+        return {ours: float(found[theirs]) for theirs, ours in names.items()}
+
+    def torch_top_k(self) -> dict[str, float]:
+        """Recall@K and MAP@R by blocks of a matrix product."""
+        values_IE = torch.nn.functional.normalize(torch.from_numpy(self._embeddings), dim=1)
+        labels_I = torch.from_numpy(self._labels)
+        relevant_I = labels_I.bincount()[labels_I] - 1
+        num_ranks = max(int(relevant_I.max()), *RECALL_AT)
+        hits = dict.fromkeys(RECALL_AT, 0.0)
+        total = 0.0
+        ranks_K = torch.arange(1, num_ranks + 1)
+        for start in range(0, len(values_IE), TORCH_BLOCK):
+            rows = torch.arange(start, min(start + TORCH_BLOCK, len(values_IE)))
+            scores_RI = values_IE[rows] @ values_IE.T
+            scores_RI[torch.arange(len(rows)), rows] = -torch.inf
+            matches_RK = labels_I[scores_RI.topk(num_ranks).indices] == labels_I[rows, None]
+            for k in RECALL_AT:
+                hits[k] += matches_RK[:, :k].any(1).sum().item()
+            inside_RK = (matches_RK & (ranks_K <= relevant_I[rows, None])).double()
+            total += (((inside_RK.cumsum(1) / ranks_K) * inside_RK).sum(1) / relevant_I[rows]).sum().item()
+        figures = {f"recall_at_{k}": count / len(values_IE) for k, count in hits.items()}
+        return figures | {"map_at_r": total / len(values_IE)}
+
+
+def _row(
+    case: str,
+    ours: Callable[[], dict[str, float]],
+    other: Callable[[], dict[str, float]],
+    repeats: int,
+    num_images: int,
+) -> Row:
+    timing_ours, timing_other = in_turns(ours, other, repeats, warm_up=False)
+    found, expected = timing_ours.results[-1], timing_other.results[-1]
+    differences = {name: abs(found[name] - value) for name, value in expected.items()}
+    nmi_gap = 2 / num_images**0.5  # k-means starts from other random points on both sides
+    equal = all(gap <= (nmi_gap if name == "nmi" else TOLERANCE) for name, gap in differences.items())
+    detail = {**found, **{f"difference_{name}": gap for name, gap in differences.items()}}
+    return less_is_better(case, timing_ours.cpu, timing_other.cpu, "s", equal=equal, bar=1.0, detail=detail)
+
+
+def _made_up(work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [I, E] of length 1, as an encoder gives them (AccuracyCalculator ranks by distance), and int64 [I]."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(work.num_images) % work.num_classes
+    centres = rng.standard_normal((work.num_classes, work.width), dtype=np.float32)
+    embeddings = rng.standard_normal((work.num_images, work.width), dtype=np.float32)
+    embeddings += 2.2 * work.width**-0.25 * centres[labels]
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings, labels
+
+
+def _peak(side: str, work: Work) -> int:
+    """Peak memory of one side above the embeddings, bytes; runs in a process of its own."""
+    embeddings, labels = _made_up(work)
+    small = _Sides(*_made_up(Work(60, 8, 6)))
+    sides = _Sides(embeddings, labels)
+    with one_thread():
+        getattr(small, side)()  # libraries are loaded before anything is measured
+        return peak_memory(getattr(sides, side))

@@ -1,0 +1,251 @@
+"""Replay against full sequences: prompt and completion forward and backward, once per completion.
+
+The alternative is what GRPO trainers do, without anything that would slow it down here: the same frozen decoder, the
+same attention kernel, no cache, no padding, logits at the completion alone, no gradient for weights. The floor is in
+tokens: G * (prompt + completion) against prompt + G * completion.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from saga_dist.bench.common import (
+    Report,
+    Row,
+    Size,
+    in_own_process,
+    in_turns,
+    less_is_better,
+    one_thread,
+    peak_memory,
+    random_model,
+)
+from saga_dist.models.families import resolve_family
+from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup
+from saga_dist.workers.replay import ReplayWorker
+
+if TYPE_CHECKING:
+    from saga_dist.models.families.base import Family
+    from saga_dist.models.families.qwen3_vl_backbone import Qwen3VLBackbone
+
+TIME_SHARE = 0.92
+"""Of the ratio of token counts, to be reached in time."""
+TOLERANCE_FP32 = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One group: a model, a prompt, G completions."""
+
+    layers: int
+    width: int
+    side: int
+    """Tokens per side of each of the two square images."""
+    num_prompt: int
+    """Tokens of the whole prompt, images included."""
+    lengths: tuple[int, ...]
+    """[G] completion lengths."""
+
+    @property
+    def token_ratio(self) -> float:
+        """What sharing the prompt saves when only tokens count."""
+        total = sum(self.lengths)
+        return (len(self.lengths) * self.num_prompt + total) / (self.num_prompt + total)
+
+
+def run(size: Size) -> Report:
+    """Returns time per group and peak memory for several lengths of completions."""
+    rows: list[Row] = []
+    for name, work in _cases(size).items():
+        with tempfile.TemporaryDirectory() as folder:
+            _write_model(Path(folder), work)
+            with one_thread():
+                rows.append(_time(name, work, Path(folder), repeats=1 if size is Size.TINY else 3))
+            ours, batch, single = in_own_process(_peaks, work, folder)
+        detail = {"one_by_one_mb": single}
+        rows.append(less_is_better(f"{name}: memory", ours, batch, "MB", equal=rows[-1].equal, bar=2.0, detail=detail))
+    return Report(
+        bench="replay",
+        alternative="full sequences, one per completion",
+        rows=tuple(rows),
+        notes=(
+            "time: processor seconds per group, one thread; the bar is 0.92 of the token-count ratio",
+            "memory: peak above the loaded model, all completions of the group in one batch on the other side",
+        ),
+    )
+
+
+def _cases(size: Size) -> dict[str, Work]:
+    if size is Size.TINY:
+        return {"T = 6": Work(2, 32, 2, 40, (6,) * 3), "ragged": Work(2, 32, 2, 40, (3, 9, 6))}
+
+    def work(*lengths: int) -> Work:
+        return Work(layers=6, width=384, side=16, num_prompt=600, lengths=lengths)
+
+    ragged = tuple(int(length) for length in np.linspace(100, 700, 8))
+    shuffled = tuple(ragged[index] for index in (3, 0, 6, 2, 7, 1, 5, 4))
+    cases = {"T = 350": work(*(350,) * 8), "ragged 100-700": work(*shuffled)}
+    if size is Size.QUICK:
+        return cases
+    others = {"T = 100": work(*(100,) * 8), "T = 700": work(*(700,) * 8), "T = 350, G = 2": work(350, 350)}
+    return cases | others
+
+
+def _write_model(folder: Path, work: Work) -> None:
+    heads = max(2, work.width // 64)
+    random_model(
+        folder,
+        layers=work.layers,
+        width=work.width,
+        heads=heads,
+        kv_heads=heads // 2,
+        head_dim=min(64, work.width // 2),
+        intermediate=3 * work.width,
+    )
+
+
+class _Sides:
+    """Both sides on one backbone, one prompt and one group."""
+
+    def __init__(self, work: Work, folder: Path) -> None:
+        family = resolve_family(folder)
+        self._work, self._family = work, family
+        self._backbone: Qwen3VLBackbone = family.load_backbone()  # type: ignore[assignment]
+        text = _prompt_of(work, family)
+        self._prompt_ids = family.load_tokenizer().encode(text, add_special_tokens=False)
+        self._worker = ReplayWorker(self._backbone, family=family, prompt_text=text, kl_layer=work.layers - 1)
+        self._tokens = _tokens_of(work, family)
+        self._task = _task_of(work, vocabulary=family.config["text_config"]["vocab_size"], tokens=self._tokens)
+
+    def ours(self) -> torch.Tensor:
+        """dL/d(tokens) by replay."""
+        return self._worker.replay(self._task, self._tokens).values_NW
+
+    def single(self) -> torch.Tensor:
+        """dL/d(tokens) by one full sequence after the other, gradients adding up: no padding, least memory."""
+        return self._full_sequences([[index] for index in range(len(self._work.lengths))])
+
+    def batch(self) -> torch.Tensor:
+        """dL/d(tokens) by all full sequences in one batch: a trainer's micro-batch of one group."""
+        return self._full_sequences([list(range(len(self._work.lengths)))])
+
+    def _full_sequences(self, batches: Sequence[Sequence[int]]) -> torch.Tensor:
+        backbone, model = self._backbone, self._backbone.language_model
+        prompt = backbone.lay_out(self._prompt_ids, self._tokens.grids)
+        num_prompt = len(prompt.token_ids_S)
+        values_NW = self._tokens.values_NW.clone().requires_grad_()
+        group = self._task.group
+        for rows in batches:
+            sequences = [torch.tensor(group.completions.token_ids[row]) for row in rows]
+            targets_BT = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+            mask_BT = torch.arange(targets_BT.shape[1]) < torch.tensor([len(ids) for ids in sequences])[:, None]
+            ids_BS = torch.cat([prompt.token_ids_S.expand(len(rows), -1), targets_BT], dim=1)
+            after_T = prompt.next_position + torch.arange(targets_BT.shape[1])
+            positions_RS = torch.cat([prompt.position_ids_RS, after_T.expand(3, -1)], dim=1)
+            images_S = torch.zeros(ids_BS.shape[1], dtype=torch.bool)
+            images_S[prompt.image_positions()] = True
+            main_ND = backbone.layout.main(values_NW).repeat(len(rows), 1)
+            levels = [level.repeat(len(rows), 1) for level in backbone.layout.levels(values_NW)]
+            images_BS = images_S.expand(len(rows), -1)
+            inputs_BSD = model.embed_tokens(ids_BS).masked_scatter(images_BS[..., None], main_ND)
+            hidden_BSD = model(
+                inputs_embeds=inputs_BSD,
+                position_ids=positions_RS[:, None].expand(-1, len(rows), -1),
+                use_cache=False,
+                visual_pos_masks=images_BS,
+                deepstack_visual_embeds=levels,
+            ).last_hidden_state
+            logits_RV = backbone.logits(hidden_BSD[:, num_prompt - 1 : -1][mask_BT])
+            log_probs_R = -F.cross_entropy(logits_RV, targets_BT[mask_BT], reduction="none")
+            advantages_B = torch.from_numpy(group.advantages_G[list(rows)])
+            weights_R = advantages_B[:, None].expand_as(mask_BT)[mask_BT]
+            (-(weights_R * log_probs_R).sum() / self._task.num_tokens_total).backward()
+        assert values_NW.grad is not None
+        return values_NW.grad
+
+
+def _time(name: str, work: Work, folder: Path, *, repeats: int) -> Row:
+    sides = _Sides(work, folder)
+    ours, other = in_turns(sides.ours, sides.single, repeats)
+    found, expected = ours.results[-1], other.results[-1]
+    error = ((found - expected).norm() / expected.norm()).item()
+    detail = {
+        "token_ratio": work.token_ratio,
+        "relative_error": error,
+        "ours_wall_s": ours.wall,
+        "other_wall_s": other.wall,
+    }
+    return less_is_better(
+        f"{name}: time",
+        ours.cpu,
+        other.cpu,
+        "s",
+        equal=error <= TOLERANCE_FP32,
+        bar=TIME_SHARE * work.token_ratio,
+        detail=detail,
+    )
+
+
+def _peaks(work: Work, folder: str) -> tuple[float, ...]:
+    """Peak memory of ours, the batch and one by one above the loaded model, MB; runs in a process of its own."""
+    torch.set_num_threads(1)
+    small = _Sides(replace(work, lengths=work.lengths[:1]), Path(folder))
+    small.ours()  # what is loaded at first use is not counted
+    small.single()
+    sides = _Sides(work, Path(folder))
+    return tuple(peak_memory(run) / 2**20 for run in (sides.ours, sides.batch, sides.single))
+
+
+def _prompt_of(work: Work, family: Family) -> str:
+    """A prompt with two images and as much text as it takes."""
+    image, chat, tokenizer = family.image_placeholder, family.chat_format, family.load_tokenizer()
+    before, after = f"{chat.before_user}{image}{image}", chat.after_user
+    short = work.num_prompt - 2 * work.side**2 - len(tokenizer.encode(before + after, add_special_tokens=False)) + 2
+    # Letters without a word around them are a token each.
+    return before + "".join("qx"[index % 2] for index in range(short)) + after
+
+
+def _tokens_of(work: Work, family: Family) -> EncoderTokens:
+    generator = torch.Generator().manual_seed(1)
+    patches = work.side * family.layout.merge_size
+    return EncoderTokens(
+        pair_id="bench",
+        values_NW=torch.randn(2 * work.side**2, family.layout.wire_width, generator=generator),
+        lengths=(work.side**2,) * 2,
+        grids=((1, patches, patches),) * 2,
+        num_deepstack=family.layout.num_deepstack,
+        encoder_version=0,
+    )
+
+
+def _task_of(work: Work, *, vocabulary: int, tokens: EncoderTokens) -> ReplayTask:
+    rng = np.random.default_rng(0)
+    num_completions = len(work.lengths)
+    rewards_G = (np.arange(num_completions) % 2).astype(np.float32)
+    nothing = tuple(np.zeros(length, bool) for length in work.lengths)
+    group = ScoredGroup(
+        pair=ImagePair("bench", 0, 1, 0, 0),
+        completions=Completions(
+            pair_id="bench",
+            token_ids=tuple(tuple(rng.integers(8, vocabulary, length).tolist()) for length in work.lengths),
+            texts=("",) * num_completions,
+            log_probs=tuple(np.zeros(length, np.float32) for length in work.lengths),
+            finish_reasons=("stop",) * num_completions,
+            sampling=Sampling(num_completions, 1.0, 1.0, max(work.lengths), 0),
+            encoder_version=0,
+        ),
+        verdicts=tuple(bool(reward) for reward in rewards_G),
+        rewards_G=rewards_G,
+        advantages_G=(rewards_G - rewards_G.mean()) / 0.5,
+        describes_a=nothing,
+        describes_b=nothing,
+    )
+    return ReplayTask(group, tokens, sum(work.lengths), want_attention=False)

@@ -1,0 +1,166 @@
+"""Rollouts against Hugging Face ``generate`` on whole batches: images in, G completions per pair out.
+
+Both start from the same pixels, with the same prompt, temperature and top-p. The alternative gets the whole batch at
+once and need not return log-probabilities, which ours does. Greedy completions of both must be the same tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saga_dist.bench.common import Report, Row, Size, Timing, in_turns, more_is_better, one_thread, random_model
+from saga_dist.bench.scene import Scene, open_scene
+from saga_dist.types import EncoderTokens, Sampling
+
+if TYPE_CHECKING:
+    from saga_dist.protocols import Engine
+
+SPEED_BAR = 4.0
+DEADLINE_S = 600.0
+MAX_MODEL_LEN = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much is generated."""
+
+    num_pairs: int
+    num_completions: int
+    max_tokens: int
+    repeats: int
+
+
+def run(size: Size) -> Report:
+    """Returns generated tokens per processor second for both engines."""
+    work = {
+        Size.TINY: Work(num_pairs=2, num_completions=2, max_tokens=6, repeats=1),
+        Size.QUICK: Work(num_pairs=24, num_completions=8, max_tokens=80, repeats=3),
+        Size.FULL: Work(num_pairs=48, num_completions=8, max_tokens=80, repeats=5),
+    }[size]
+    rows = _rows("stand-in", open_scene(None, work.num_pairs), work, engines=_engines(size))
+    if size is Size.FULL:
+        with tempfile.TemporaryDirectory() as folder:
+            _write_50_million(Path(folder))
+            less = replace(work, num_pairs=16, repeats=3)
+            rows += _rows("50 M", open_scene(Path(folder), less.num_pairs), less, engines=_engines(size))
+    return Report(
+        bench="rollout",
+        alternative="Hugging Face generate, batched",
+        rows=tuple(rows),
+        notes=(
+            f"{work.num_pairs} pairs x {work.num_completions} completions of at most {work.max_tokens} tokens; from "
+            "pixels; generated tokens per processor second",
+            "equal: greedy completions are the same tokens",
+        ),
+    )
+
+
+def _engines(size: Size) -> tuple[str, ...]:
+    return ("transformers",) if size is Size.TINY else ("vllm", "transformers")
+
+
+def _rows(model: str, scene: Scene, work: Work, *, engines: tuple[str, ...]) -> list[Row]:
+    rows = []
+    reference = scene.reference()
+    for name in engines:
+        with _running(name, scene) as engine, one_thread():
+            sides = _Sides(scene, engine, reference, work)
+            ours, other = in_turns(sides.ours, sides.generate, work.repeats)
+            same = sides.greedy_agreement()
+        rows.append(
+            more_is_better(
+                f"{model}: {name}",
+                _rate(ours),
+                _rate(other),
+                "tok/s",
+                equal=same == 1,
+                bar=SPEED_BAR,
+                detail={
+                    "greedy_same_share": same,
+                    "ours_wall_s": ours.wall,
+                    "other_wall_s": other.wall,
+                    "ours_tokens": ours.results[-1],
+                    "other_tokens": other.results[-1],
+                },
+            )
+        )
+    return rows
+
+
+class _Sides:
+    """Both sides on the same pairs."""
+
+    def __init__(self, scene: Scene, engine: Engine, reference: Any, work: Work) -> None:
+        self._scene, self._engine, self._reference, self._work = scene, engine, reference, work
+        self._versions = itertools.count()
+
+    def ours(self) -> int:
+        """Generated tokens of our engine, the tower's forward included."""
+        sampling = Sampling(self._work.num_completions, 0.7, 0.95, self._work.max_tokens, seed=1)
+        groups = self._engine.generate(self._fresh_tokens(), [sampling] * self._work.num_pairs, deadline_s=DEADLINE_S)
+        return sum(len(ids) for group in groups for ids in group.token_ids)
+
+    def generate(self) -> int:
+        """Generated tokens of Hugging Face ``generate`` on one batch."""
+        ids_BT = self._scene.generate(
+            self._reference,
+            range(self._work.num_pairs),
+            max_tokens=self._work.max_tokens,
+            num_completions=self._work.num_completions,
+        )
+        return sum(map(len, ids_BT))
+
+    def greedy_agreement(self) -> float:
+        """Share of pairs whose greedy completions are the same tokens on both sides."""
+        greedy = Sampling(1, 0.0, 1.0, self._work.max_tokens, seed=0)
+        groups = self._engine.generate(self._fresh_tokens(), [greedy] * self._work.num_pairs, deadline_s=DEADLINE_S)
+        expected = self._scene.generate(
+            self._reference, range(self._work.num_pairs), max_tokens=self._work.max_tokens, num_completions=0
+        )
+        return statistics.mean(group.token_ids[0] == ids for group, ids in zip(groups, expected, strict=True))
+
+    def _fresh_tokens(self) -> list[EncoderTokens]:
+        # A new version every time, as in training: nothing of an earlier run may be found in a cache.
+        version = next(self._versions)
+        return [replace(record, encoder_version=version) for record in self._scene.encode()]
+
+
+@contextmanager
+def _running(name: str, scene: Scene) -> Iterator[Engine]:
+    engine: Engine
+    if name == "vllm":
+        from saga_dist.workers.engines.vllm_engine import VllmEngine
+
+        engine = VllmEngine(
+            family=scene.family, prompt_text=scene.prompt_text, dtype="float32", max_model_len=MAX_MODEL_LEN
+        )
+    else:
+        from saga_dist.workers.engines.transformers_engine import TransformersEngine
+
+        engine = TransformersEngine(
+            scene.family.load_backbone(),
+            family=scene.family,
+            prompt_text=scene.prompt_text,
+            max_model_len=MAX_MODEL_LEN,
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _rate(timing: Timing[int]) -> float:
+    return statistics.median(tokens / cpu for tokens, cpu in zip(timing.results, timing.cpu_s, strict=True))
+
+
+def _write_50_million(folder: Path) -> None:
+    random_model(
+        folder, layers=12, width=512, heads=8, kv_heads=4, head_dim=64, intermediate=2048, language_init_std=0.05
+    )

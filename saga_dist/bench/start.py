@@ -1,0 +1,85 @@
+"""How long one waits: for help, for a checked configuration, for the first optimizer step.
+
+There is nothing to compare with; the bars are seconds. Each time is that of a whole new process, wall clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from saga_dist.bench.common import Report, Row, Size
+from saga_dist.demo import DEMO_CONFIG
+from saga_dist.errors import TrainingError
+
+HELP_BAR_S, DRY_RUN_BAR_S = 0.5, 3.0
+DEADLINE_S = 300.0
+_LESS_EVALUATION = ("evaluation.verdict_pairs=0", "evaluation.bootstrap_resamples=100", "data.birds.probe_images=0")
+
+
+def run(size: Size) -> Report:
+    """Returns seconds from the command to its answer."""
+    repeats = {Size.TINY: 1, Size.QUICK: 3, Size.FULL: 9}[size]
+    rows = [
+        _row("--help", [_until_exit("--help") for _ in range(repeats)], HELP_BAR_S),
+        _row("--dry-run", [_until_exit("train", str(DEMO_CONFIG), "--dry-run") for _ in range(repeats)], DRY_RUN_BAR_S),
+    ]
+    serial = ("runtime.kind=serial", "rollout.engine=transformers")
+    runtimes: dict[str, tuple[str, ...]] = {"serial, transformers": serial, "Ray, vLLM": ()}
+    if size is Size.TINY:
+        runtimes = {"serial, transformers": (*serial, *_LESS_EVALUATION)}
+    rows += [
+        _row(f"first step: {name}", [_until_first_step(settings) for _ in range(1 if size is not Size.FULL else 3)])
+        for name, settings in runtimes.items()
+    ]
+    return Report(
+        bench="start",
+        alternative="nothing (bars are seconds)",
+        rows=tuple(rows),
+        notes=("wall clock of a new process; first step: of the demo's configuration, its first evaluation included",),
+    )
+
+
+def _row(case: str, seconds: list[float], bar: float | None = None) -> Row:
+    median = statistics.median(seconds)
+    met = None if bar is None else median < bar
+    return Row(case, median, None, "s", None, bar, met, equal=True, detail={"runs": len(seconds), "best": min(seconds)})
+
+
+def _until_exit(*arguments: str) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise TrainingError(f"saga-dist {arguments[0]} ended with code {done.returncode}", where="bench start")
+    return seconds
+
+
+def _until_first_step(settings: tuple[str, ...]) -> float:
+    """Starts a training, waits for its first row of metrics, and asks it to stop."""
+    with tempfile.TemporaryDirectory() as folder:
+        metrics, log = Path(folder) / "run" / "metrics.jsonl", Path(folder) / "log"
+        arguments = ("train", str(DEMO_CONFIG), *settings, "--run-dir", str(metrics.parent))
+        started = time.perf_counter()
+        with log.open("wb") as output, subprocess.Popen(_command(*arguments), stdout=output, stderr=output) as process:
+            try:
+                while not (metrics.is_file() and metrics.stat().st_size):
+                    late = time.perf_counter() - started > DEADLINE_S
+                    if late or process.poll() is not None:
+                        what = f"no step within {DEADLINE_S:g} s" if late else f"exit code {process.returncode}"
+                        words = " ".join(log.read_text("utf-8", "replace").split())[-300:]
+                        raise TrainingError(f"training did not start ({what}): {words}", where="bench start")
+                    time.sleep(0.02)
+                seconds = time.perf_counter() - started
+            finally:
+                process.terminate()  # it writes a checkpoint and ends
+                process.wait(DEADLINE_S)
+    return seconds
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "saga_dist.cli", *arguments]

@@ -1,0 +1,203 @@
+"""One optimizer step of the demo against the paper's serial algorithm, written plainly.
+
+The plain algorithm has no cut at the tokens: for every pair Hugging Face ``generate`` from pixels; then, for every
+completion of a contributing group, a forward and backward of the whole model from pixels; the tower collects the
+gradients. Both train on the same groups (those our engine sampled), so the tower's gradients must agree. L_KL is off
+on both sides: plain code would need attention without a fused kernel for it, and be slower still.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from saga_dist.assembly import build_splits
+from saga_dist.bench.common import Report, Size, Timing, less_is_better, one_thread
+from saga_dist.bench.scene import Scene, open_scene
+from saga_dist.config import RunConfig, load_config
+from saga_dist.coordinator import Coordinator
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.demo import DEMO_CONFIG
+from saga_dist.protocols import EncodedBatch
+from saga_dist.runtime_serial import SerialRuntime
+from saga_dist.types import MicroBatch, ScoredGroup
+from saga_dist.wire import read_recording
+
+if TYPE_CHECKING:
+    from saga_dist.workers.learner import Learner
+
+SPEED_BAR = 4.0
+TOLERANCE = 1e-4
+_ALIKE = (
+    "runtime.kind=serial",
+    "objective.lambda_kl=0",
+    "evaluation.verdict_pairs=0",
+    "data.flip=false",
+    "data.shift=0",
+    "data.color_jitter=0",
+    "optimizer.clip_norm=1e9",  # gradients are compared as they are
+)
+
+
+def run(size: Size) -> Report:
+    """Returns processor seconds per optimizer step."""
+    less = ("data.batch_size=8", "rollout.pairs_per_batch=4", "rollout.group_size=3", "rollout.engine=transformers")
+    config = load_config(DEMO_CONFIG, [*_ALIKE, *(less if size is Size.TINY else ())])
+    repeats = {Size.TINY: 1, Size.QUICK: 1, Size.FULL: 3}[size]
+    ours: Timing[_Done] = Timing()
+    plain: Timing[_Done] = Timing()
+    errors = []
+    with tempfile.TemporaryDirectory() as folder, one_thread(), _Ours(config, Path(folder)) as side:
+        side.step()  # warm-up: both need one, the plain side gets it from its first generate
+        for _ in range(repeats):
+            other = _Plain(config, side.learner)
+            ours.run(side.step)
+            done = ours.results[-1]
+            other.generate(done.batch, num_pairs=1)
+            plain.run(partial(other.step, done))
+            errors.append(_relative_error(done.gradients, plain.results[-1].gradients))
+    groups = ours.results[-1].groups
+    detail = {
+        "relative_error": max(errors),
+        "ours_wall_s": ours.wall,
+        "other_wall_s": plain.wall,
+        "groups": len(groups),
+        "contributing": sum(group.contributes for group in groups),
+    }
+    row = less_is_better(
+        "one step", ours.cpu, plain.cpu, "s", equal=max(errors) <= TOLERANCE, bar=SPEED_BAR, detail=detail
+    )
+    return Report(
+        bench="step",
+        alternative="the serial algorithm, plainly written",
+        rows=(row,),
+        notes=(
+            f"{config.rollout.pairs_per_batch} pairs x {config.rollout.group_size} completions, {config.rollout.engine}"
+            " engine, everything in one process; processor seconds",
+            "equal: the same gradient in the tower from the same groups",
+        ),
+    )
+
+
+@dataclass(slots=True)
+class _Done:
+    """What a step did."""
+
+    batch: MicroBatch
+    groups: list[ScoredGroup]
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Of the tower's parameters, as the optimizer met them."""
+
+
+class _Ours:
+    """The demo's step in the serial runtime."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._runtime = SerialRuntime(config)
+        self.learner: Learner = self._runtime.learner  # type: ignore[assignment]
+        self._folder = folder
+        sampler = ClassBalancedSampler(
+            self.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
+        )
+        self._coordinator = Coordinator(config, self._runtime, sampler, folder)
+        self._batches: list[MicroBatch] = []
+        encode = self.learner.encode
+
+        def noted(batch: MicroBatch) -> EncodedBatch:
+            self._batches.append(batch)
+            return encode(batch)
+
+        self.learner.encode = noted  # type: ignore[method-assign]
+        self._gradients: dict[str, torch.Tensor] = {}
+        self.learner.optimizer.register_step_pre_hook(self._keep_gradients)
+
+    def step(self) -> _Done:
+        """One optimizer step."""
+        number = self.learner.step
+        self._coordinator.train_step()
+        groups = read_recording(self._folder / "rollouts" / f"step_{number:06d}.arrow")
+        return _Done(self._batches[-1], list(groups), self._gradients)
+
+    def _keep_gradients(self, *_: Any) -> None:
+        named = self.learner.encoder.tower.model.named_parameters()  # type: ignore[union-attr]
+        self._gradients = {name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None}
+
+    def __enter__(self) -> _Ours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runtime.close()
+
+
+class _Plain:
+    """The same step in plain code, from a copy of the learner's present weights."""
+
+    def __init__(self, config: RunConfig, learner: Learner) -> None:
+        self._config = config
+        self._scene: Scene = open_scene(None, 2)
+        self._model = self._scene.reference()
+        self._model.requires_grad_(False)
+        self._model.model.visual.load_state_dict(learner.encoder.tower.model.state_dict())  # type: ignore[union-attr]
+        self._model.model.visual.requires_grad_(True)
+        self._pooler, self._metric_loss = copy.deepcopy(learner.encoder.pooler), copy.deepcopy(learner.metric_loss)
+        self._images = build_splits(config.data, seed=config.run.seed).train
+        self._optimizer = torch.optim.AdamW(
+            [*self._model.model.visual.parameters(), *self._pooler.parameters(), *self._metric_loss.parameters()],
+            lr=config.optimizer.lr_encoder,
+        )
+
+    def step(self, done: _Done) -> _Done:
+        """One optimizer step on the groups of ``done``."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._metric_step(done.batch)
+        self.generate(done.batch, num_pairs=len(done.batch.pairs))
+        chosen = [group for group in done.groups if group.contributes][: self._config.rollout.contributing_groups]
+        num_tokens = sum(group.num_tokens for group in chosen)
+        for group in chosen:
+            self._replay(group, num_tokens)
+        named = self._model.model.visual.named_parameters()
+        gradients = {name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None}
+        self._optimizer.step()
+        return _Done(done.batch, done.groups, gradients)
+
+    def generate(self, batch: MicroBatch, *, num_pairs: int) -> None:
+        """Samples a group for every pair, one pair after the other."""
+        settings = self._config.rollout
+        for pair in batch.pairs[:num_pairs]:
+            scene = self._of((pair.image_a, pair.image_b))
+            scene.generate(self._model, [0], max_tokens=settings.max_tokens, num_completions=settings.group_size)
+
+    def _metric_step(self, batch: MicroBatch) -> None:
+        pixels = self._scene.tower.preprocess([self._images.image(index) for index in batch.image_ids])
+        output = self._model.model.visual(pixels.pixel_values, grid_thw=torch.tensor(pixels.grids))
+        embeddings_IE = self._pooler(output.pooler_output.split(list(pixels.lengths))).embeddings_IE
+        loss = self._metric_loss(embeddings_IE, torch.tensor(batch.labels))
+        (self._config.objective.lambda_dml * loss).backward()
+
+    def _replay(self, group: ScoredGroup, num_tokens_total: int) -> None:
+        scene = self._of((group.pair.image_a, group.pair.image_b))
+        num_prompt = len(scene.prompt_ids())
+        for advantage, ids in zip(group.advantages_G.tolist(), group.completions.token_ids, strict=True):
+            inputs = scene.model_inputs([0], [ids])
+            logits_TV = self._model(**inputs).logits[0, num_prompt - 1 : -1]
+            log_prob = -F.cross_entropy(logits_TV.float(), torch.tensor(ids), reduction="sum")
+            (-self._config.objective.lambda_lm * advantage * log_prob / num_tokens_total).backward()
+
+    def _of(self, images: Sequence[int]) -> Scene:
+        pixels = self._scene.tower.preprocess([self._images.image(index) for index in images])
+        return replace(self._scene, pixels=(pixels,))
+
+
+def _relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Of the whole tower's gradient."""
+    assert found.keys() == expected.keys()
+    difference = sum((found[name] - expected[name]).square().sum().item() for name in found)
+    return (difference / sum(tensor.square().sum().item() for tensor in expected.values())) ** 0.5

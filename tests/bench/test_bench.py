@@ -1,0 +1,108 @@
+"""Every bench in its smallest size: both sides run, agree, and leave figures that can be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from saga_dist.bench import commands
+from saga_dist.bench.commands import Bench, measure, print_report
+from saga_dist.bench.common import Report, Row, Size, in_turns, less_is_better, more_is_better, peak_memory
+from saga_dist.cli import app
+
+CASES = {
+    Bench.REPLAY: ["T = 6: time", "T = 6: memory", "ragged: time", "ragged: memory"],
+    Bench.ROLLOUT: ["stand-in: transformers"],
+    Bench.EVALUATION: ["all, AccuracyCalculator", "R@K, MAP@R, torch", "memory"],
+    Bench.IMAGES: ["the same pixels", "fast_jpeg"],
+    Bench.STEP: ["one step"],
+}
+
+
+def assert_readable(report: Report) -> None:
+    """Figures survive JSON, are finite and positive, and the table keeps to 80 columns."""
+    content = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert content["equal"] is True, content["rows"]
+    for row in content["rows"]:
+        assert row["equal"] is True
+        assert row["ours"] >= 0 and math.isfinite(row["ours"])
+        assert (row["ratio"] is None) == (row["other"] is None)
+        assert row["ratio"] is None or row["ratio"] > 0
+    shown = io.StringIO()
+    print_report(Console(file=shown, width=80), report)
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(any(row.case.split(",")[0][:12] in line for line in lines) for row in report.rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_sides_run_and_agree(name: Bench) -> None:
+    report = measure(name, Size.TINY)
+    assert_readable(report)
+    assert [row.case for row in report.rows] == CASES[name]
+    assert all(row.other is not None for row in report.rows)
+
+
+@pytest.mark.cluster
+def test_tokens_arrive_equal_and_without_a_copy(ray_cluster: dict[str, str]) -> None:
+    report = measure(Bench.TRANSPORT, Size.TINY)
+    assert_readable(report)
+    assert report.rows[0].detail["shared_buffers"] == report.rows[0].detail["pairs"] == 2
+
+
+def test_start_waits_for_help_dry_run_and_a_first_step() -> None:
+    report = measure(Bench.START, Size.TINY)
+    assert_readable(report)
+    assert [row.case for row in report.rows] == ["--help", "--dry-run", "first step: serial, transformers"]
+    assert all(row.other is None for row in report.rows)
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measured(name: Bench, size: Size) -> Report:
+        asked.append((name, size))
+        return Report(name.value, "something else", (less_is_better("case", 2.0, 5.0, "s", equal=True, bar=3.0),))
+
+    monkeypatch.setattr(commands, "measure", measured)
+    file = tmp_path / "figures.json"
+    done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "2.5" in done.output and "NO" in done.output
+    content = json.loads(file.read_text())
+    assert content["size"] == "full"
+    assert content["machine"]["cores"] >= 1
+    assert content["benches"][0]["rows"][0] | {"ratio": 2.5, "met": False} == content["benches"][0]["rows"][0]
+    assert CliRunner().invoke(app, ["bench"]).exit_code == 0
+    assert asked[0] == (Bench.REPLAY, Size.FULL)
+    assert asked[1:] == [(name, Size.QUICK) for name in Bench if name is not Bench.ALL]
+
+
+def test_ratios_say_how_many_times_better_ours_is() -> None:
+    assert less_is_better("time", 2.0, 8.0, "s", equal=True, bar=4.0).met is True
+    assert less_is_better("time", 2.0, 7.9, "s", equal=True, bar=4.0).met is False
+    assert more_is_better("rate", 9.0, 3.0, "1/s", equal=True).ratio == 3.0
+    assert more_is_better("rate", 9.0, 3.0, "1/s", equal=True).met is None
+    wrong = Row("case", 1.0, 1.0, "s", 1.0, None, None, equal=False)
+    assert not Report("bench", "other", (wrong, less_is_better("time", 1, 1, "s", equal=True))).equal
+
+
+def test_sides_take_turns_after_a_warm_up() -> None:
+    order: list[str] = []
+    ours, other = in_turns(lambda: order.append("a"), lambda: order.append("b"), 3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert len(ours.cpu_s) == len(other.wall_s) == 3
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    def take_64_mb() -> int:
+        return sum(bytearray(b"x" * (64 << 20))[:: 1 << 20])
+
+    assert 60 << 20 < peak_memory(take_64_mb) < 200 << 20
+    assert peak_memory(lambda: None) < 20 << 20
