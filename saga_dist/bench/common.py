@@ -171,18 +171,15 @@ def in_turns(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps torch and faiss on one thread meanwhile."""
-    import faiss
+    """Keeps torch on one thread meanwhile; other libraries follow OMP_NUM_THREADS, which the command sets."""
     import torch
 
-    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        faiss.omp_set_num_threads(before[1])
+        torch.set_num_threads(before)
 
 
 def peak_memory(work: Callable[[], object]) -> int:
