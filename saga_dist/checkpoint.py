@@ -26,7 +26,7 @@ from typing import Any
 
 from saga_dist import __version__
 from saga_dist.errors import CheckpointError
-from saga_dist.files import fsync_path, write_atomic
+from saga_dist.files import file_sha256, fsync_path, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,10 @@ class CheckpointStore:
             files = {}
             for path in _files(temporary):
                 fsync_path(path)
-                files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                files[path.relative_to(temporary).as_posix()] = {
+                    "bytes": path.stat().st_size,
+                    "sha256": file_sha256(path),
+                }
             (temporary / MANIFEST).write_bytes(_manifest(step, files, extra))
             fsync_path(temporary / MANIFEST)
             for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
@@ -193,7 +196,7 @@ def verify(path: Path) -> CheckpointInfo:
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise _damaged(path, file, f"{size} bytes instead of {entry['bytes']}")
-        if _sha256(file) != entry["sha256"]:
+        if file_sha256(file) != entry["sha256"]:
             raise _damaged(path, file, "its content does not match its sha256")
     return CheckpointInfo(path, manifest["step"], manifest["extra"], manifest["versions"])
 
@@ -261,11 +264,6 @@ def _files(folder: Path) -> Iterator[Path]:
             raise CheckpointError("not a plain file", where=str(path), expected="files and folders only")
         if path.is_file():
             yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

@@ -7,7 +7,6 @@ onnx                    one graph with the preprocessing in it; see onnx_encoder
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -21,7 +20,7 @@ import torch
 from saga_dist.errors import ModelError
 from saga_dist.export import onnx_encoder
 from saga_dist.export.card import model_card
-from saga_dist.files import new_folder
+from saga_dist.files import file_sha256, new_folder
 from saga_dist.models.encoder import CONTENT, WEIGHTS_NAME, Encoder, load
 from saga_dist.models.encoder import MANIFEST_NAME as ENCODER_MANIFEST
 from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
@@ -145,7 +144,7 @@ def _write_onnx(encoder: Encoder, source: Path, folder: Path) -> Encode:
     onnx.checker.check_model(folder / onnx_encoder.GRAPH_NAME)
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(source / name, folder / name)
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in onnx_encoder.CONTENT}
+    digests = {name: file_sha256(folder / name) for name in onnx_encoder.CONTENT}
     (folder / onnx_encoder.MANIFEST_NAME).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", "utf-8")
     return onnx_encoder.OnnxEncoder(folder).encode
 

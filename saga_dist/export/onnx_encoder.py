@@ -7,7 +7,6 @@ manifest.json   sha256 of the first three
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.files import file_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +95,7 @@ def _verify(folder: Path) -> None:
         ) from error
     for name, digest in digests.items():
         file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if not file.is_file() or file_sha256(file) != digest:
             raise CheckpointError(
                 "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="copy the folder again"
             )

@@ -10,7 +10,6 @@ A saved encoder is a folder:
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from torch import nn
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, DataError
+from saga_dist.files import file_sha256
 from saga_dist.models.families import family_class
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.pooler import Pooler
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
         self.tower.save_preprocessing(folder)
-        manifest = {"sha256": {name: _digest(folder / name) for name in CONTENT}}
+        manifest = {"sha256": {name: file_sha256(folder / name) for name in CONTENT}}
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
@@ -175,7 +175,7 @@ def _verify(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise CheckpointError("is missing", where=str(file), fix="copy the whole folder again")
-        if (found := _digest(file)) != digest:
+        if (found := file_sha256(file)) != digest:
             raise CheckpointError(
                 f"was altered (sha256 {found[:12]})", where=str(file), expected=digest[:12], fix="copy the folder again"
             )
@@ -191,11 +191,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"holds a {type(content).__name__}", where=str(path), expected="a JSON object")
     return content
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str:

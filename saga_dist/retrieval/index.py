@@ -7,7 +7,6 @@ ids.arrow       row number to path
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from saga_dist.errors import CheckpointError, DataError
-from saga_dist.files import new_folder, write_atomic
+from saga_dist.files import file_sha256, new_folder, write_atomic
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.neighbours import unit_rows
 from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
@@ -96,7 +95,7 @@ def build_index(table: EmbeddingTable, out: Path, *, kind: Kind = "flat", seed: 
             f"recall_at_{RECALL_AT}": recall,
             "model": table.source.model.to_json(),
             "root": table.source.root,
-            "sha256": {name: _digest(folder / name) for name in (INDEX_NAME, IDS_NAME)},
+            "sha256": {name: file_sha256(folder / name) for name in (INDEX_NAME, IDS_NAME)},
             "faiss": importlib.metadata.version("faiss-cpu"),
         }
         write_atomic(folder / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -165,7 +164,7 @@ def open_index(folder: Path) -> Index:
         )
     for name, digest in digests.items():
         file = folder / name
-        if not file.is_file() or _digest(file) != digest:
+        if not file.is_file() or file_sha256(file) != digest:
             raise CheckpointError(
                 "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="build the index again"
             )
@@ -229,8 +228,3 @@ def _without(scores_QK: np.ndarray, rows_QK: np.ndarray, own_Q: np.ndarray) -> n
     own_QK = rows_QK == own_Q[:, None]
     own_QK[~own_QK.any(1), -1] = True
     return scores_QK[~own_QK].reshape(len(scores_QK), -1)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saga_dist.errors import CheckpointError, ModelError
+from saga_dist.files import file_sha256
 from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     for name, digest in recorded.items():
         file = folder / name
         try:
-            found = file_digest(file)
+            found = file_sha256(file)
         except OSError as error:
             raise CheckpointError(f"cannot be read ({error.strerror})", where=str(file), fix=fix) from error
         if found != digest:
@@ -107,15 +107,10 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, **facts: Any) -> Path:
     """Returns the path of a new manifest: the sha256 of every file in ``folder``, and ``facts``."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST_NAME)
-    manifest = {**facts, "sha256": {file.name: file_digest(file) for file in files}}
+    manifest = {**facts, "sha256": {file.name: file_sha256(file) for file in files}}
     path = folder / MANIFEST_NAME
     path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return path
-
-
-def file_digest(path: Path) -> str:
-    """Returns the sha256 of a file, as hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_random_checkpoint(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
