@@ -74,6 +74,10 @@ class TrainingError(SagaError):
     """Training cannot go on (no contributing group, non-finite gradient, too many worker failures)."""
 
 
+class LearnerLost(TrainingError):
+    """The learner's process is gone, and with it what only it held; a new one goes on from the last checkpoint."""
+
+
 class Interrupted(SagaError):
     """The run was asked to stop (SIGTERM, SIGINT) and has written its checkpoint."""
 
