@@ -5,12 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from saga_dist.errors import ConfigError
+
+_crash_at = os.environ.get("SAGA_DIST_CRASH_AT", "")
+"""``EVENT:NAME``, where to die: e.g. ``renamed:step_00000100``, ``written:results.json``. For drills only."""
+
+
+def crash_point(event: str, path: Path) -> None:
+    """Kills this process at once, as a power cut would, when ``SAGA_DIST_CRASH_AT`` asks for it here.
+
+    An operator's drill: run with the variable set, then the same command without it, and compare the results.
+    """
+    if _crash_at and _crash_at == f"{event}:{path.name}":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fsync_path(path: Path) -> None:
@@ -40,7 +53,9 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("written", path)
         temporary.replace(path)
+        crash_point("renamed", path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
@@ -76,3 +91,41 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to be filled that then takes the place of ``path``, whole; after an error ``path`` is as before.
+
+    A reader sees the old folder or the new one, or none for the moment between two renames.
+
+    Raises:
+        OSError: the folder above is missing or not writable, or the disk is full.
+    """
+    temporary, old = (path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inner in (*temporary.rglob("*"), temporary):
+            fsync_path(inner)
+        crash_point("filled", path)
+        if path.exists():
+            path.rename(old)
+            crash_point("doomed", path)
+        temporary.rename(path)
+        crash_point("renamed", path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    fsync_path(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what interrupted writes left in a folder. Only for the process that writes there."""
+    for leftover in folder.glob(".*.tmp-????????"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
