@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -13,16 +14,18 @@ from pathlib import Path
 
 from saga_dist.errors import ConfigError
 
-_crash_at = os.environ.get("SAGA_DIST_CRASH_AT", "")
-"""``EVENT:NAME``, where to die: e.g. ``renamed:step_00000100``, ``written:results.json``. For drills only."""
+_crash_at, _, _crash_time = os.environ.get("SAGA_DIST_CRASH_AT", "").partition("@")
+_crash_visits = itertools.count(1)
 
 
 def crash_point(event: str, path: Path) -> None:
-    """Kills this process at once, as a power cut would, when ``SAGA_DIST_CRASH_AT`` asks for it here.
+    """Ends this process with SIGKILL when ``SAGA_DIST_CRASH_AT`` names this event of this file; else does nothing.
 
-    An operator's drill: run with the variable set, then the same command without it, and compare the results.
+    ``SAGA_DIST_CRASH_AT=renamed:step_00000100``, or ``synced:learner.json@2`` for the second time that it happens. An
+    operator's drill: run a command with the variable set and the same command without it; the end result must be that
+    of a run that was left alone.
     """
-    if _crash_at and _crash_at == f"{event}:{path.name}":
+    if _crash_at and _crash_at == f"{event}:{path.name}" and next(_crash_visits) == int(_crash_time or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
