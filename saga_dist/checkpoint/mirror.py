@@ -63,8 +63,12 @@ class CheckpointMirror:
         infos = self._patiently("look for manifests", lambda: self._fs.get_file_info(list(folders.values())))
         return sorted(step for step, info in zip(folders, infos, strict=True) if info.is_file)
 
-    def upload(self, folder: Path) -> None:
+    def upload(self, folder: Path, *, afresh: bool = False) -> None:
         """Copies a valid local checkpoint; nothing is done when the same one is there.
+
+        Args:
+            folder: of the checkpoint.
+            afresh: copy it although the same manifest is there: its files are known to be damaged.
 
         Raises:
             CheckpointError: the filesystem refuses or does not answer; the copy is not complete and not committed.
@@ -74,7 +78,7 @@ class CheckpointMirror:
         assert step is not None, folder
         manifest, mark = (folder / MANIFEST).read_bytes(), self._path(step, MANIFEST)
         there = self._read(mark)
-        if there == manifest:
+        if there == manifest and not afresh:
             return
         if there is not None:  # another one: no longer a checkpoint from here on
             self._patiently("delete", lambda: self._fs.delete_file(mark))

@@ -51,6 +51,7 @@ class CheckpointStore:
             raise CheckpointError(f"keep = {keep}", where="checkpoint.keep", expected="at least 1")
         self._folder, self._keep, self._mirror, self._cleaned = Path(folder), keep, mirror, False
         self._trouble: dict[str, float] = {}
+        self._damaged_copies: set[int] = set()
 
     # ------------------------------------------------------------------ what is there
 
@@ -138,6 +139,7 @@ class CheckpointStore:
                     verify(temporary, name=folder_name(step))
                 except DamagedCheckpoint as error:
                     log.warning("the copy of step %d is passed over: %s", step, error)
+                    self._damaged_copies.add(step)
                     continue
                 else:
                     for damaged, problem in problems.items():
@@ -231,7 +233,8 @@ class CheckpointStore:
         try:
             for wanted in sorted({step, step if best is None else best}):
                 if self.has(wanted):
-                    self._mirror.upload(self.path(wanted))
+                    self._mirror.upload(self.path(wanted), afresh=wanted in self._damaged_copies)
+                    self._damaged_copies.discard(wanted)
             self._mirror.retain(step, best=best)
         except (CheckpointError, OSError) as error:
             name = "checkpoint/mirror_failed"
