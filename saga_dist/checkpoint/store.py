@@ -86,13 +86,15 @@ class CheckpointStore:
     def newest(self) -> CheckpointInfo | None:
         """Returns the newest valid checkpoint, or None when there is none at all.
 
-        Damaged ones that are newer are set aside with a warning. When this disk has no valid one, the newest valid
-        copy of the mirror is brought here.
+        For the process that writes, at its start. Damaged ones that are newer are set aside with a warning. When this
+        disk has no valid one, the newest valid copy of the mirror is brought here.
 
         Raises:
             CheckpointError: there are checkpoints, but none is valid, or the newest is of another format; or the mirror
                 does not answer and this disk has none.
         """
+        with self._explained(self._folder, "remove what a crash left"):
+            self._clean_once()
         problems: dict[int, DamagedCheckpoint] = {}
         for step in reversed(self.steps()):
             try:
@@ -190,9 +192,7 @@ class CheckpointStore:
         final = self.path(step)
         with self._explained(final, "write the checkpoint"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not self._cleaned:
-                self.clean()
-                self._cleaned = True
+            self._clean_once()
             if final.is_dir() and self._is_valid(step):
                 log.info("%s is there already", final)
             else:
@@ -249,6 +249,11 @@ class CheckpointStore:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
+
+    def _clean_once(self) -> None:
+        if not self._cleaned:
+            self.clean()
+            self._cleaned = True
 
     def _write_new(self, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:
         final = self.path(step)
