@@ -251,5 +251,5 @@ class Coordinator:
         saved = newest.extra["selection"]
         self.selection = Selection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
-        self._checkpoints.copy_to_mirror(newest.step, best=self.selection.step)  # a crash may have come before it
+        self._checkpoints.settle(newest.step, best=self.selection.step)  # a crash may have come before it
         log.info("resumed from %s", newest.path)

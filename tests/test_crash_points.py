@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,9 @@ def test_a_new_cluster_goes_on_from_the_mirror(driver: Driver, quiet: Path, tmp_
 
 
 @pytest.mark.slow
-def test_every_crash_point(driver: Driver, quiet: Path, tmp_path: Path) -> None:
+def test_every_crash_point(
+    driver: Driver, quiet: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Each point that a run passes, in the middle of its visits; and those that only the same command again passes."""
     visits = Counter((quiet / "points").read_text().split("\n"))
     points = [f"{point}@{(count + 1) // 2}" for point, count in visits.items()]
@@ -255,7 +257,7 @@ def test_every_crash_point(driver: Driver, quiet: Path, tmp_path: Path) -> None:
         different = differences(again, quiet) if codes == (KILLED, 0) else ["not compared"]
         if different:
             wrong[point] = codes, different
-    print(f"{len(points) + len(only_again)} crash points")
+    record_property("crash_points", len(points) + len(only_again))
     assert wrong == {}
 
 

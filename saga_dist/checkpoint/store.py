@@ -197,11 +197,7 @@ class CheckpointStore:
                 log.info("%s is there already", final)
             else:
                 self._write_new(step, write_files, extra or {})
-            write_atomic(self._folder / "latest", f"{folder_name(self.steps()[-1])}\n".encode())
-            if best is not None and best >= 0 and self.has(best):
-                write_atomic(self._folder / "best", f"{folder_name(best)}\n".encode())
-            self._remove_old(best)
-        self.copy_to_mirror(step, best=best)
+        self.settle(step, best=best)
         return final
 
     def try_write(
@@ -226,16 +222,30 @@ class CheckpointStore:
             log.warning("%s; training goes on, the next save that is due tries again", error)
         return self.has(step)
 
-    def copy_to_mirror(self, step: int, *, best: int | None) -> None:
-        """Brings a step's checkpoint and the best one to the mirror; trouble is warned of and counted, no more."""
-        if self._mirror is None:
-            return
+    def settle(self, step: int, *, best: int | None) -> None:
+        """Does what follows a commit, or what a crash kept from following it: points ``latest`` and ``best``, removes
+        what is no longer kept, and copies the step and the best one to the mirror.
+
+        Trouble with the mirror is warned of and counted, no more.
+
+        Raises:
+            CheckpointError: the disk is full or not writable.
+        """
+        with self._explained(self.path(step), "tidy up after the checkpoint"):
+            write_atomic(self._folder / "latest", f"{folder_name(self.steps()[-1])}\n".encode())
+            if best is not None and best >= 0 and self.has(best):
+                write_atomic(self._folder / "best", f"{folder_name(best)}\n".encode())
+            self._remove_old(best)
+        if self._mirror is not None:
+            self._copy(self._mirror, step, best)
+
+    def _copy(self, mirror: CheckpointMirror, step: int, best: int | None) -> None:
         try:
             for wanted in sorted({step, step if best is None else best}):
                 if self.has(wanted):
-                    self._mirror.upload(self.path(wanted), afresh=wanted in self._damaged_copies)
+                    mirror.upload(self.path(wanted), afresh=wanted in self._damaged_copies)
                     self._damaged_copies.discard(wanted)
-            self._mirror.retain(step, best=best)
+            mirror.retain(step, best=best)
         except (CheckpointError, OSError) as error:
             name = "checkpoint/mirror_failed"
             self._trouble[name] = self._trouble.get(name, 0.0) + 1
