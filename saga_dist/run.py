@@ -83,7 +83,7 @@ def load_run_config(path: Path) -> RunConfig:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
     except ValueError as error:
         raise CheckpointError(
-            "not valid JSON", where=str(saved), fix="`train` with its configuration mends it"
+            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
         ) from error
     return parse_config(tree, where=str(saved))
 

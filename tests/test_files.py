@@ -38,12 +38,17 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pyt
             raise OSError(28, "No space left on device")
         return real(self, to)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"), replaced_folder(target) as folder:
+    def replace() -> None:
+        with replaced_folder(target) as folder:
+            (folder / "file").write_text("new")
+            if failing == "fill":
+                raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
         if failing == "rename":
             patch.setattr(Path, "rename", rename)
-        (folder / "file").write_text("new")
-        if failing == "fill":
-            raise OSError(28, "No space left on device")
+        with pytest.raises(OSError, match="No space"):
+            replace()
     assert tree(tmp_path) == {"model/file": "old"}
 
 
