@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -123,19 +123,6 @@ def verify(path: Path, *, name: str = "") -> CheckpointInfo:
         if problem:
             raise damaged(str(file), problem)
     return CheckpointInfo(path, manifest["step"], manifest["extra"], manifest["versions"])
-
-
-def plain_files(folder: Path) -> Iterator[Path]:
-    """Yields the files below a folder in order.
-
-    Raises:
-        CheckpointError: there is a link or something else that is neither file nor folder.
-    """
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise CheckpointError("not a plain file", where=str(path), expected="files and folders only")
-        if path.is_file():
-            yield path
 
 
 def damaged(where: str, problem: str) -> DamagedCheckpoint:

@@ -1,10 +1,9 @@
 """The checkpoints of one run: whole or absent at every moment, the newest valid one found again by itself.
 
-Writing: all files into ``step_N.tmp-<id>/``, fsync each, the manifest, fsync the folders, rename, fsync the parent.
-Whatever moment a crash takes, the folders with a plain ``step_N`` name are whole. The small files ``latest`` and
-``best`` are for people and tools; the newest checkpoint is the folder with the highest step.
+Folders with a plain ``step_N`` name are whole. The small files ``latest`` and ``best`` are for people and tools; the
+newest checkpoint is the folder with the highest step.
 
-Reading: a damaged folder is renamed to ``step_N.damaged-<id>``, never deleted, and the one before it is taken; with a
+A damaged folder is renamed to ``step_N.damaged-<id>``, never deleted, and the one before it is taken; with a
 mirror, its newest valid copy when this disk has none. Only when there are checkpoints and none is valid, it is an
 error: starting afresh is then for a person to decide.
 """
@@ -19,18 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saga_dist.checkpoint.manifest import (
-    MANIFEST,
-    CheckpointInfo,
-    folder_name,
-    plain_files,
-    seal,
-    step_of,
-    verify,
-)
+from saga_dist.checkpoint.manifest import CheckpointInfo, folder_name, step_of, verify
 from saga_dist.checkpoint.mirror import CheckpointMirror
+from saga_dist.checkpoint.writing import temporary_beside, write_folder
 from saga_dist.errors import CheckpointError, DamagedCheckpoint
-from saga_dist.files import crash_point, file_sha256, fsync_path, write_atomic
+from saga_dist.files import crash_point, fsync_path, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +126,7 @@ class CheckpointStore:
         if self._mirror is None:
             return None
         for step in steps:
-            temporary = self._temporary(self.path(step))
+            temporary = temporary_beside(self.path(step))
             with self._explained(self.path(step), "bring the checkpoint from the mirror"):
                 try:
                     self._mirror.download(step, temporary)
@@ -196,7 +188,7 @@ class CheckpointStore:
             if final.is_dir() and self._is_valid(step):
                 log.info("%s is there already", final)
             else:
-                self._write_new(step, write_files, extra or {})
+                write_folder(final, step, write_files, extra or {})
         self.settle(step, best=best)
         return final
 
@@ -265,38 +257,10 @@ class CheckpointStore:
             self.clean()
             self._cleaned = True
 
-    def _write_new(self, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:
-        final = self.path(step)
-        temporary = self._temporary(final)
-        try:
-            temporary.mkdir()
-            crash_point("begun", final)
-            write_files(temporary)
-            files = {}
-            for path in plain_files(temporary):
-                fsync_path(path)
-                files[path.relative_to(temporary).as_posix()] = {
-                    "bytes": path.stat().st_size,
-                    "sha256": file_sha256(path),
-                }
-                crash_point("synced", path)
-            (temporary / MANIFEST).write_bytes(seal(step, files, extra))
-            crash_point("written", temporary / MANIFEST)
-            fsync_path(temporary / MANIFEST)
-            for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
-                fsync_path(folder)
-            crash_point("synced", final)
-            temporary.rename(final)
-            crash_point("renamed", final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # there only when something above failed
-        fsync_path(self._folder)
-        crash_point("committed", final)
-
     def _remove_old(self, best: int | None) -> None:
         for step in self.steps()[: -self._keep]:
             if step != best and self.path(step) != self.best():
-                doomed = self._temporary(self.path(step))
+                doomed = temporary_beside(self.path(step))
                 self.path(step).rename(doomed)  # half a removed folder must not look like a checkpoint
                 crash_point("doomed", self.path(step))
                 shutil.rmtree(doomed)
@@ -322,7 +286,3 @@ class CheckpointStore:
                 where=str(path),
                 fix="free space or check permissions; the same command resumes from the checkpoint before",
             ) from error
-
-    @staticmethod
-    def _temporary(final: Path) -> Path:
-        return final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")

@@ -20,6 +20,7 @@ import torch
 
 import saga_dist.checkpoint.manifest
 import saga_dist.checkpoint.store
+import saga_dist.checkpoint.writing
 import saga_dist.files
 from saga_dist.checkpoint import MANIFEST, CheckpointStore, verify
 from saga_dist.errors import CheckpointError, DamagedCheckpoint
@@ -345,7 +346,8 @@ def die_at_line(number: int, action: Callable[[], Any]) -> bool:
     """Runs ``action`` in a forked process that vanishes at its n-th line of our code; False when it got to the end."""
     child = os.fork()
     if child == 0:
-        files, count = {saga_dist.checkpoint.store.__file__, saga_dist.files.__file__}, 0
+        modules, count = (saga_dist.checkpoint.store, saga_dist.checkpoint.writing, saga_dist.files), 0
+        files = {module.__file__ for module in modules}
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal count
