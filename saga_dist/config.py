@@ -258,7 +258,13 @@ class CheckpointSection(Section):
     """Saving and resuming."""
 
     every_steps: int = Field(100, ge=1)
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, description="newest checkpoints to keep; the best one stays in any case")
+    mirror: str = Field(
+        "",
+        pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",
+        description='copy them to this URI too (s3://, gs://, hdfs://, file://); "" for none. A run without a local '
+        "checkpoint resumes from there",
+    )
 
 
 class EvaluationSection(Section):

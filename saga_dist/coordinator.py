@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saga_dist.checkpoint import CheckpointStore, verify
+from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.engine_check import check_engine
@@ -93,7 +93,9 @@ class Coordinator:
     ) -> None:
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
-        self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        keep = config.checkpoint.keep
+        mirror = open_mirror(config.checkpoint.mirror, run=config.digest()[:16], keep=keep)
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl")
         self._ledger = Ledger(run_dir / "ledger.jsonl")
         self._on_step, self._should_stop = on_step, should_stop
@@ -106,11 +108,12 @@ class Coordinator:
     # ------------------------------------------------------------------ the run
 
     def run(self) -> Selection:
-        """Trains to the configured number of steps, resuming from the newest checkpoint, and returns the selection.
+        """Trains to the configured number of steps, from the newest valid checkpoint on, and returns the selection.
 
         Raises:
             Interrupted: asked to stop; a checkpoint of the last finished step was written.
-            CheckpointError: the newest checkpoint is damaged or belongs to another configuration.
+            CheckpointError: no checkpoint is valid, or the newest belongs to another configuration; or the last save
+                failed (one before it only costs a warning while an older checkpoint is there).
             TrainingError: engine and replay do not agree, or the learner was lost too often.
         """
         lost: LearnerLost | None = None
@@ -158,7 +161,7 @@ class Coordinator:
     def restore_selected(self) -> None:
         """Puts the weights of the selected step back into the learner."""
         if self.selection.step >= 0 and self.selection.step != self._runtime.learner.step:
-            self._runtime.learner.load(verify(self._checkpoints.path(self.selection.step)).path)
+            self._runtime.learner.load(self._checkpoints.verified(self.selection.step).path)
 
     # ------------------------------------------------------------------ one step
 
@@ -258,34 +261,37 @@ class Coordinator:
         if not due or not len(self._runtime.learner.labels("val")):
             return
         recall = validation_recall(self._runtime.learner)
+        before = self.selection.step, self.selection.recall_at_1
         best = self.selection.consider(step, recall)
         self._metrics.write(StepResult(step=step, metrics={"validation/recall_at_1": recall}))
-        if best:
-            self._save(step)
+        if best and not self._save(step, required=step == self._config.run.steps):
+            self.selection.step, self.selection.recall_at_1 = before  # weights that were not kept cannot be selected
 
     def _save_if_due(self, step: int) -> None:
         if step % self._config.checkpoint.every_steps == 0 or step == self._config.run.steps:
-            self._save(step)
+            self._save(step, required=step == self._config.run.steps)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, required: bool = True) -> bool:
+        """Saves the step; False when that failed and is not ``required``. Trouble gets a row in the metrics."""
         if self._checkpoints.has(step):
-            return
+            return True
         selection = {
             "step": self.selection.step,
             "recall_at_1": self.selection.recall_at_1,
             "history": self.selection.history,
         }
-        self._checkpoints.write(
-            step,
-            self._runtime.learner.save,
-            extra={
-                "config_digest": self._config.digest(),
-                "split_hash": self._runtime.learner.split_hash(),
-                "selection": selection,
-            },
-            best=self.selection.step,
-        )
-        self._num_losses = 0
+        extra = {
+            "config_digest": self._config.digest(),
+            "split_hash": self._runtime.learner.split_hash(),
+            "selection": selection,
+        }
+        write = self._checkpoints.write if required else self._checkpoints.try_write
+        saved = bool(write(step, self._runtime.learner.save, extra, best=self.selection.step))
+        if trouble := self._checkpoints.metrics():
+            self._metrics.write(StepResult(step=step, metrics=trouble))
+        if saved:
+            self._num_losses = 0
+        return saved
 
     def _resume(self) -> None:
         newest = self._checkpoints.newest()
@@ -309,4 +315,5 @@ class Coordinator:
         self.selection = Selection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
         self._ledger.truncate(after_step=newest.step)
+        self._checkpoints.settle(newest.step, best=self.selection.step)  # a crash may have come before it
         log.info("resumed from %s", newest.path)

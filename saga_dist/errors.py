@@ -54,6 +54,10 @@ class CheckpointError(UserError):
     """A checkpoint or shipped weight file is missing, damaged or from an unknown format."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is not what was written: missing, cut off or altered."""
+
+
 class WireError(SagaError):
     """An Arrow batch does not have the schema this version reads."""
 

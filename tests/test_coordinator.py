@@ -191,7 +191,10 @@ def test_four_steps_equal_two_interrupted_and_two_resumed(tiny_checkpoint: Path,
     assert resumed.run() == selection
     assert weights_digest(tmp_path / "resumed", 4) == weights_digest(tmp_path / "straight", 4)
     trained = [
-        [{name: value for name, value in row.items() if not name.endswith(("_s", "idle_share"))} for row in rows(tmp_path / name)]
+        [
+            {name: value for name, value in row.items() if not name.endswith(("_s", "idle_share"))}
+            for row in rows(tmp_path / name)
+        ]
         for name in ("straight", "resumed")
     ]
     assert trained[0] == trained[1]
@@ -218,15 +221,78 @@ def test_rows_after_the_resumed_step_are_rewritten(tiny_checkpoint: Path, tmp_pa
     assert steps == [1, 2]
 
 
-def test_damaged_checkpoint_stops_the_resume(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = make_config(tiny_checkpoint, steps=1)
-    make_coordinator(config, tmp_path).run()
-    file = tmp_path / "checkpoints" / "step_00000001" / "learner.safetensors"
+def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"learner\.safetensors.*delete the folder step_00000001"):
+
+
+def test_a_damaged_newest_checkpoint_costs_its_own_steps_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, checkpoint={"every_steps": 1, "keep": 3})
+    selection = make_coordinator(config, tmp_path).run()
+    digest, told = weights_digest(tmp_path, 4), len(rows(tmp_path))
+    damage(tmp_path / "checkpoints" / "step_00000004" / "learner.safetensors")
+    damage(tmp_path / "checkpoints" / "step_00000003" / "manifest.json")
+    trained: list[int] = []
+    assert make_coordinator(config, tmp_path, on_step=lambda result: trained.append(result.step)).run() == selection
+    assert trained == [3, 4]
+    assert weights_digest(tmp_path, 4) == digest
+    assert len(rows(tmp_path)) == told  # rows of the lost steps were dropped and told again
+    assert len(list((tmp_path / "checkpoints").glob("step_*.damaged-*"))) == 2
+
+
+def test_without_a_valid_checkpoint_nothing_starts_afresh(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    make_coordinator(config, tmp_path).run()
+    damage(tmp_path / "checkpoints" / "step_00000001" / "learner.safetensors")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is valid; .*learner\.safetensors: damaged.*; restore"):
         make_coordinator(config, tmp_path).run()
+
+
+def failing_saves(coordinator: Coordinator, steps: set[int]) -> None:
+    learner = coordinator._runtime.learner
+    plain = learner.save
+
+    def save(folder: Path) -> None:
+        if learner.step in steps:
+            raise OSError(28, "No space left on device")
+        plain(folder)
+
+    learner.save = save
+
+
+def test_a_save_that_fails_ends_no_run_that_has_an_older_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=5)
+    straight = make_coordinator(config, tmp_path / "straight")
+    straight.run()
+    coordinator = make_coordinator(config, tmp_path / "full")
+    failing_saves(coordinator, {2, 3})
+    selection = coordinator.run()
+    assert weights_digest(tmp_path / "full", 5) == weights_digest(tmp_path / "straight", 5)
+    failures = [
+        (row["step"], row["checkpoint/failed"]) for row in rows(tmp_path / "full") if "checkpoint/failed" in row
+    ]
+    assert failures[-1] == (3, 1.0)
+    assert {step for step, _ in failures} == {2, 3}
+    assert selection.history == straight.selection.history
+    assert selection.step not in {2, 3}, "weights that were not kept cannot be selected"
+    coordinator.restore_selected()
+
+
+def test_the_last_save_and_the_first_must_not_fail(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=3, checkpoint={"every_steps": 1, "keep": 2})
+    for place, steps, kept in (("first", {1}, []), ("last", {3}, [1, 2])):
+        coordinator = make_coordinator(config, tmp_path / place)
+        failing_saves(coordinator, steps)
+        with pytest.raises(CheckpointError, match="cannot write the checkpoint .No space left on device.; free space"):
+            coordinator.run()
+        assert coordinator._checkpoints.steps() == kept
+    stopped = make_coordinator(config, tmp_path / "stopped", should_stop=lambda: stopped._runtime.learner.step == 2)
+    failing_saves(stopped, {2})
+    with pytest.raises(CheckpointError, match="step_00000002: cannot write the checkpoint"):
+        stopped.run()
+    make_coordinator(config, tmp_path / "stopped").run()  # the same command, with room again
+    assert make_coordinator(config, tmp_path / "stopped")._checkpoints.newest().step == 3
 
 
 def test_checkpoint_of_another_configuration_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("workers/engines/vllm_engine.py",),
-    "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
+    "pyarrow": ("wire/", "cluster/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
 }
 
