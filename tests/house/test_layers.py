@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
+    ("report",),
     ("doctor", "preflight", "demo", "data_commands", "bench"),
     ("cli",),
 )
@@ -39,6 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "vllm": ("workers/engines/vllm_engine.py",),
     "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
+    "jinja2": ("report/page.py",),
 }
 
 PRINTERS = ("cli.py",)
