@@ -238,6 +238,15 @@ class EvaluationSection(Section):
     bootstrap_resamples: int = Field(2000, ge=100)
 
 
+class LoggingSection(Section):
+    """Where metrics go besides metrics.jsonl. Has no part in the result of a run: a resume may change it."""
+
+    tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
+    wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
+    mlflow: str = Field("", description='MLflow tracking URI, a server or file:///folder (extra "mlflow"); "": off')
+    prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
+
+
 class RunConfig(Section):
     """Root of the configuration."""
 
@@ -252,6 +261,7 @@ class RunConfig(Section):
     runtime: RuntimeSection = RuntimeSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -270,6 +280,11 @@ class RunConfig(Section):
                 f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
                 f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
             )
+        if self.logging.prometheus and self.runtime.kind != "ray":
+            raise ValueError(
+                f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
+                "set logging.prometheus = false"
+            )
         return self
 
     @property
@@ -279,13 +294,15 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        frozen = self.model_dump(mode="json", exclude={"runtime": True, "checkpoint": True, "run": {"directory"}})
+        frozen = self.model_dump(
+            mode="json", exclude={"runtime": True, "checkpoint": True, "logging": True, "run": {"directory"}}
+        )
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
         mine, theirs = (_flatten(config.model_dump(mode="json")) for config in (self, other))
-        free = ("runtime.", "checkpoint.", "run.directory")
+        free = ("runtime.", "checkpoint.", "logging.", "run.directory")
         return [
             f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
             for key in sorted(mine | theirs)

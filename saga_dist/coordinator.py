@@ -25,6 +25,7 @@ from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_all
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.rollout_buffer import RolloutBuffer
+from saga_dist.sinks import MetricSink
 from saga_dist.types import MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
 from saga_dist.wire import write_recording
 
@@ -59,6 +60,7 @@ class Coordinator:
         run_dir: where metrics, recordings and checkpoints go.
         on_step: called after every optimizer step with its result.
         should_stop: asked between steps; True writes a checkpoint and raises ``Interrupted``.
+        sinks: told the metrics besides ``metrics.jsonl``; the caller closes them.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class Coordinator:
         *,
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
+        sinks: Sequence[MetricSink] = (),
     ) -> None:
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep)
-        self._metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._on_step, self._should_stop = on_step, should_stop
         self.selection = Selection()
 

@@ -1,15 +1,19 @@
-"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice."""
+"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice.
+
+The one place that metrics are written: ``MetricsLog.write`` tells the file first, then every sink (TensorBoard, …).
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from saga_dist.errors import CheckpointError
 from saga_dist.files import write_atomic
+from saga_dist.sinks import MetricSink
 from saga_dist.types import StepResult
 
 
@@ -30,19 +34,28 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """Appends step results to ``metrics.jsonl``; each row is flushed when it is written."""
+    """Appends step results to ``metrics.jsonl``; each row is flushed when it is written.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file.
+        sinks: told the same; opened by ``truncate``, which every attempt at a run begins with.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[MetricSink] = ()) -> None:
+        self._path, self._sinks = path, sinks
 
     def write(self, result: StepResult) -> None:
         """Appends one row ``{"step": ..., "stage/quantity": ...}``."""
         row = {"step": result.step, **result.metrics}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for sink in self._sinks:
+            sink.write(result)
 
     def truncate(self, *, after_step: int) -> None:
-        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short; opens the sinks there."""
+        for sink in self._sinks:
+            sink.open(after_step=after_step)
         if not self._path.exists():
             return
         kept = [row for row in self.rows(allow_cut_tail=True) if row["step"] <= after_step]

@@ -53,7 +53,7 @@ class Panel:
     metrics: Mapping[str, str]
     """Metric name to its label."""
     percent: bool = False
-    """Shares in [0, 1], shown in percent from 0 to 100."""
+    """Shares in [0, 1], shown in percent from 0 up."""
 
 
 PANELS: tuple[Panel, ...] = (
@@ -143,24 +143,25 @@ def line_chart(title: str, lines: Sequence[Series], *, percent: bool = False) ->
     Args:
         title: untrusted.
         lines: what to draw.
-        percent: values are shares; the axis goes from 0 to 100 %.
+        percent: values are shares; the axis begins at 0 %.
     """
     drawn = [Series(line.label, thin_out(_finite(line.points))) for line in lines]
     points = [point for line in drawn for point in line.points]
     if not points:
         return Chart(title, Markup('<p class="note">no finite value</p>'), [], averaged=False)
     x_ticks = nice_ticks(min(x for x, _ in points), max(x for x, _ in points), 5, whole=True)
-    y_ticks = (
-        [0.0, 0.25, 0.5, 0.75, 1.0]
-        if percent and all(0 <= y <= 1 for _, y in points)
-        else nice_ticks(min(y for _, y in points), max(y for _, y in points), 5)
-    )
-    to_x = _scale(min(x_ticks[0], points[0][0]), x_ticks[-1], _LEFT, WIDTH - _RIGHT)
+    lowest, highest = min(y for _, y in points), max(y for _, y in points)
+    if percent and lowest >= 0:
+        y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if 0.5 < highest <= 1 else nice_ticks(0.0, max(highest, 0.01), 5)
+    else:
+        y_ticks = nice_ticks(lowest, highest, 5)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    to_x = _scale(min(x_ticks[0], first), max(x_ticks[-1], last), _LEFT, WIDTH - _RIGHT)
     to_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(shown_name(title))}">']
     for tick in y_ticks:
         y = to_y(tick)
-        label = f"{100 * tick:.0f} %" if percent else number(tick)
+        label = f"{number(100 * tick)} %" if percent else number(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
     for tick in x_ticks:

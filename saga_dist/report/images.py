@@ -13,6 +13,7 @@ THUMBNAIL = 224
 _QUALITY = 85
 _HEAT = ((255, 214, 92), (235, 68, 32))
 """Colours of weak and of strong attention."""
+_OPAQUE = 185
 
 
 def picture(image_HWC: np.ndarray, size: int = THUMBNAIL) -> str:
@@ -32,7 +33,8 @@ def picture(image_HWC: np.ndarray, size: int = THUMBNAIL) -> str:
 def heat(weights_RC: np.ndarray) -> str:
     """Returns attention weights as a small transparent PNG data URI, to be stretched over the picture.
 
-    Opacity grows with the weight, relative to the largest one; what gets no attention stays clear.
+    Opacity grows with the weight, relative to the largest one, a little faster than in proportion, so that a flat map
+    does not hide the picture; what gets no attention stays clear.
 
     Args:
         weights_RC: non-negative [rows, columns].
@@ -47,7 +49,7 @@ def heat_rgba(weights_RC: np.ndarray) -> np.ndarray:
     share_RC = weights / largest if largest > 0 else np.zeros_like(weights)
     weak, strong = (np.array(colour, np.float64) for colour in _HEAT)
     colours_RC3 = weak + share_RC[..., None] * (strong - weak)
-    return np.concatenate([colours_RC3, 205 * share_RC[..., None]], axis=-1).round().astype(np.uint8)
+    return np.concatenate([colours_RC3, _OPAQUE * share_RC[..., None] ** 1.5], axis=-1).round().astype(np.uint8)
 
 
 def _png(rgba: np.ndarray) -> bytes:

@@ -183,7 +183,7 @@ def _row(
         ]
         for group in groups
     ]
-    apart = [
+    stated = [
         (float(value), float(not truth))
         for group, truth in zip(groups, same, strict=True)
         for one in group
@@ -192,13 +192,13 @@ def _row(
     flat = [item for group in judged for item in group]
     return AttributeRow(
         attribute=attribute,
-        stated=len(apart) / total if total else 0.0,
+        stated=len(stated) / total if total else 0.0,
         disagreement=_mean(measured),
         early=_mean([value for _, value in by_step[:third]]) if len(by_step) > 1 else None,
         late=_mean([value for _, value in by_step[-third:]]) if len(by_step) > 1 else None,
-        differs=_mean([value for value, _ in apart]),
+        differs=_mean([value for value, _ in stated]),
         verdict_link=correlation([item[0] for item in flat], [item[1] for item in flat]),
-        truth_link=correlation([value for value, _ in apart], [truth for _, truth in apart]),
+        truth_link=correlation([value for value, _ in stated], [truth for _, truth in stated]),
         decides=within_correlation(([x for x, _, _ in group], [y for _, y, _ in group]) for group in judged),
         right_link=within_correlation(([x for x, _, _ in group], [z for _, _, z in group]) for group in judged),
     )

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("workers",),
     ("retrieval",),
-    ("pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
+    ("pools", "rollout_buffer", "sinks", "observability", "evaluation", "coordinator"),
     ("export",),
     ("standin",),
     ("assembly",),
@@ -41,6 +41,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
     "jinja2": ("report/page.py",),
+    "tensorboard": ("sinks.py",),
+    "wandb": ("sinks.py",),
+    "mlflow": ("sinks.py",),
 }
 
 PRINTERS = ("cli.py",)

@@ -184,7 +184,7 @@
     return node(
       "article", `text ${kind}`,
       node("div", "said", node("span", kind, `${mark} ${said}`), node("span", "note", `#${index}`)),
-      node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${one.mean_log_prob}`),
+      node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${signed(one.mean_log_prob)}`),
       body,
     );
   }
