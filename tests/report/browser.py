@@ -17,6 +17,9 @@ from websockets.sync.client import ClientConnection, connect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 START_S, ANSWER_S, QUIET_S = 60.0, 60.0, 0.5
 
+_BAD = ("error", "warning", "assert")
+_AT_ONCE = "{block: 'center', behavior: 'instant'}"
+
 
 class Browser:
     """One tab."""
@@ -73,9 +76,10 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Clicks where the element is, as a mouse does."""
+        self.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({_AT_ONCE})")
         place = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center',"
-            " behavior: 'instant'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
@@ -98,11 +102,8 @@ class Browser:
             json.dumps(event["params"])[:400]
             for event in self.events
             if event["method"] == "Runtime.exceptionThrown"
-            or (
-                event["method"] == "Runtime.consoleAPICalled"
-                and event["params"]["type"] in ("error", "warning", "assert")
-            )
-            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in ("error", "warning"))
+            or (event["method"] == "Runtime.consoleAPICalled" and event["params"]["type"] in _BAD)
+            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in _BAD)
         ]
 
     def requests(self) -> list[str]:
