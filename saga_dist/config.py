@@ -243,7 +243,7 @@ class LoggingSection(Section):
 
     tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
     wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
-    mlflow: str = Field("", description='MLflow tracking URI, a server or file:///folder (extra "mlflow"); "": off')
+    mlflow: str = Field("", description='MLflow tracking URI, e.g. of a server (extra "mlflow"); "": off')
     prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
 
 

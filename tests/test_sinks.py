@@ -153,6 +153,7 @@ def test_wandb_offline_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason='the extra "mlflow" is not installed')
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "mlruns").as_uri()
     for after in (0, 1):
         sink = MlflowSink(uri, tmp_path, make_config())
