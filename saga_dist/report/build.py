@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saga_dist.assembly import build_family, build_prompt, build_splits
+from saga_dist.assembly import build_family, build_prompt, build_splits, set_threads
 from saga_dist.data.image_sets import Splits
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.errors import ConfigError, UserError
@@ -112,6 +112,7 @@ def report_page(path: Path, settings: Settings) -> Page:
         WireError: a recording is damaged.
     """
     run = open_run(path)
+    set_threads(run.config)
     parts = _Parts(run, settings.device)
     recorded = read_groups(run)
     chosen = select_groups(recorded.groups, settings.groups)
@@ -143,6 +144,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
         WireError: a recording is damaged.
     """
     run = open_run(path)
+    set_threads(run.config)
     parts = _Parts(run, settings.device)
     recorded = read_groups(run, step=step)
     chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
@@ -158,13 +160,13 @@ _NO_RECORDING = "No recorded rollouts: the run trained without them, or with rol
 def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[Described]:
     """Returns what each completion of a group says."""
     group = recorded.group
+    # Completions of a group are often equal, and reading them is most of the work.
+    values = {
+        text: (attribute_values(text, spec.key_a), attribute_values(text, spec.key_b))
+        for text in set(group.completions.texts)
+    }
     return [
-        Described(
-            attribute_values(text, spec.key_a),
-            attribute_values(text, spec.key_b),
-            verdict,
-            right=verdict == group.pair.same,
-        )
+        Described(*values[text], verdict, right=verdict == group.pair.same)
         for text, verdict in zip(group.completions.texts, group.verdicts, strict=True)
     ]
 

@@ -25,6 +25,7 @@ from saga_dist.types import ScoredGroup
 
 _PAIR_ID = re.compile(r"s(\d+)\.m(\d+)\.p\d+")
 _DECIMALS = 3
+_GROUPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +106,18 @@ def viewer_data(
         maps: attention of the pooler over images, [] without one.
         overlays: pair id to further overlays (see ``teacher.pair_overlays``).
     """
+    images = _images([recorded.group for recorded in groups], pictures, maps)
     return {
         "groups": [
             {
                 **group_data(recorded, tokenizer, pictures),
-                "images": _images(recorded.group, pictures, maps),
+                "images": pair,
                 "overlays": [
                     {"name": overlay.name, "heat": list(overlay.heats)}
                     for overlay in overlays.get(recorded.group.pair.pair_id, [])
                 ],
             }
-            for recorded in groups
+            for recorded, pair in zip(groups, images, strict=True)
         ]
     }
 
@@ -176,13 +178,19 @@ def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> di
 
 
 def _images(
-    group: ScoredGroup, pictures: PairImages | None, maps: Callable[[list[np.ndarray]], list[np.ndarray]]
-) -> list[dict[str, str]]:
+    groups: Sequence[ScoredGroup], pictures: PairImages | None, maps: Callable[[list[np.ndarray]], list[np.ndarray]]
+) -> list[list[dict[str, str]]]:
+    """The two pictures of each group; images of a few groups at a time go through the tower and are then forgotten."""
     if pictures is None:
-        return []
-    images = pictures.images(group)
-    heats = [heat(weights_RC) for weights_RC in maps(images)] or ["", ""]
-    return [{"picture": picture(image), "heat": overlay} for image, overlay in zip(images, heats, strict=True)]
+        return [[] for _ in groups]
+    shown_images: list[dict[str, str]] = []
+    for start in range(0, len(groups), _GROUPS_AT_ONCE):
+        images = [image for group in groups[start : start + _GROUPS_AT_ONCE] for image in pictures.images(group)]
+        heats = [heat(weights_RC) for weights_RC in maps(images)] or [""] * len(images)
+        shown_images += [
+            {"picture": picture(image), "heat": overlay} for image, overlay in zip(images, heats, strict=True)
+        ]
+    return [shown_images[start : start + 2] for start in range(0, len(shown_images), 2)]
 
 
 def _class_name(pictures: PairImages | None, label: int) -> str:
