@@ -155,12 +155,12 @@ def quiet(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def metric_rows(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows]
+    return [{name: value for name, value in row.items() if not name.endswith(("_s", "idle_share"))} for row in rows]
 
 
 def without_time(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {name: without_time(value) for name, value in tree.items() if not name.endswith("_s")}
+        return {name: without_time(value) for name, value in tree.items() if not name.endswith(("_s", "idle_share"))}
     return [without_time(value) for value in tree] if isinstance(tree, list) else tree
 
 
