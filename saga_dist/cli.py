@@ -20,6 +20,7 @@ from saga_dist.bench.commands import bench
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
 from saga_dist.export.commands import register
+from saga_dist.sweep.commands import sweep
 
 app = typer.Typer(
     name="saga-dist",
@@ -120,6 +121,7 @@ def doctor(
     raise typer.Exit(examine(config, overrides or [], smoke=smoke))
 
 
+app.command()(sweep)
 app.command()(manifest)
 register(app)
 app.command()(bench)

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime_serial", "cluster"),
     ("run", "console"),
     ("doctor", "preflight", "demo", "data_commands", "bench"),
+    ("sweep",),
     ("cli",),
 )
 
