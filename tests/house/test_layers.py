@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
-    ("doctor", "preflight", "demo", "data_commands", "bench"),
+    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
     ("sweep",),
     ("cli",),
 )
@@ -40,6 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "vllm": ("workers/engines/vllm_engine.py",),
     "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
+    "timm": ("comparison/timm_encoder.py",),
 }
 
 PRINTERS = ("cli.py",)
