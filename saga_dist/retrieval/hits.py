@@ -71,7 +71,7 @@ def load_hits(path: Path, method: str, split: str) -> QueryHits:
         DataError: the file cannot be read, or does not have them.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return QueryHits(content[f"{split}/labels"], content[f"{split}/first_hit/{method}"])
     except KeyError as error:
         raise DataError(f"has no method {method!r} on split {split!r}", where=str(path), expected=_EXPECTED) from error

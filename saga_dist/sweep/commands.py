@@ -77,11 +77,12 @@ def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
     base = next(cell for cell in cells if cell.variant.name == table.baseline)
     console.print(describe(base.config, base.directory), highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{len(cells)} cells, and what sets each apart from {base.name}:", highlight=False)
+    width = max(len(cell.name) for cell in cells) + 2
     for cell in cells:
         changed = [line.replace(": ", " = ", 1) for line in cell.config.differences(base.config)]
         values = [line.rpartition(" != ")[0] for line in changed if not line.startswith("run.seed")]
         what = "evaluation only" if cell.variant.pretrained else f"{cell.config.run.steps} steps"
-        line = f"{cell.name:<28}{cell.progress():<14}{what:<17}{', '.join(values)}"
+        line = f"{cell.name:<{width}}{cell.progress():<22}{what:<17}{', '.join(values)}"
         console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -95,9 +96,10 @@ def _show(
 
     summary = summarise(table, cells, failures)
     if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
-        console.width = max(console.width, 200)
+        console.width = max(console.width, 120)
     console.print()
-    console.print(terminal(summary))
+    for part in terminal(summary):
+        console.print(part)
     console.print(HOW_TO_READ, highlight=False)
     for name, reason in summary.missing.items():
         console.print(escape(f"without results: {name}: {reason}"), highlight=False, soft_wrap=True)
