@@ -19,7 +19,12 @@ from PIL.Image import Image
 from saga_dist.config import Section
 from saga_dist.errors import ConfigError
 
-KINDS = ("timm", "hf", "run")
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "timm": {"pretrained": ("true", "false")},
+    "hf": {"pool": ("pooled", "cls", "mean")},
+    "run": {},
+}
+"""Kinds of encoders, and the options each takes."""
 
 
 class EncoderCard(Section):
@@ -67,10 +72,10 @@ def parse_spec(text: str) -> EncoderSpec:
     """
     kind, colon, rest = text.partition(":")
     name, _, query = rest.partition("?")
-    if not colon or kind not in KINDS or not name:
+    if not colon or kind not in OPTIONS or not name:
         raise ConfigError(f"--encoder {text!r}", expected="timm:NAME, hf:PATH or run:DIR")
     options = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    allowed = {"timm": {"pretrained": ("true", "false")}, "hf": {"pool": ("pooled", "cls", "mean")}, "run": {}}[kind]
+    allowed = OPTIONS[kind]
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"--encoder {text!r}: unknown option {key!r}", expected=", ".join(allowed) or "none")
