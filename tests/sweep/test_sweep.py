@@ -38,7 +38,7 @@ images_per_class = 2
 train_classes = 4
 train_images_per_class = 3
 val_images_per_class = 2
-test_images_per_class = 3
+test_images_per_class = 2
 probe_images = 0
 [prompt]
 vocabulary = "standin_birds"
@@ -51,10 +51,10 @@ metric_loss = "multi_similarity"
 kl_layer = 1
 [rollout]
 engine = "transformers"
-pairs_per_batch = 4
+pairs_per_batch = 2
 group_size = 2
 max_micro_batches = 1
-max_tokens = 8
+max_tokens = 4
 [runtime]
 kind = "serial"
 threads = 1
@@ -232,7 +232,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
 def test_cells_of_other_queries_are_not_compared(table_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cells = plan(load_table(table_file), table_file, out, overrides=["run.steps=1"], seeds=(0,))
-    for cell, count in zip(cells, (3, 2), strict=True):
+    for cell, count in zip(cells, (2, 3), strict=True):
         config = load_config(
             tmp_path / "base.toml",
             [
