@@ -1,6 +1,6 @@
 """A run: its directory, and training from a configuration to results.
 
-config.json  metrics.jsonl  tensorboard/  rollouts/  checkpoints/step_*/  model/  results.json
+config.json  metrics.jsonl  tensorboard/  rollouts/  checkpoints/step_*/  model/  hits.npz  results.json
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
-from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.retrieval.hits import HITS_NAME, QueryHits, save_hits
+from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.sinks import MetricSink, build_sinks, require_loggers
 from saga_dist.types import StepResult
 
@@ -123,6 +124,7 @@ def train_method(
     on_step: Callable[[StepResult], None] = lambda result: None,
     should_stop: Callable[[], bool] = lambda: False,
     evaluate_test: bool = True,
+    on_hits: Callable[[str, QueryHits], None] = lambda split, hits: None,
 ) -> MethodResult:
     """Trains with an open runtime, selects the step on validation classes, evaluates it, writes ``model/``.
 
@@ -131,6 +133,7 @@ def train_method(
     Args:
         name: of the row in ``results.json``.
         evaluate_test: False while tuning: then only validation classes are looked at.
+        on_hits: given, for each split, what each query found.
 
     Raises:
         Interrupted: ``should_stop`` said so; a checkpoint was written.
@@ -153,6 +156,7 @@ def train_method(
         splits=("val", "test") if evaluate_test else ("val",),
         selected_step=runtime.learner.step,
         wall_s=time.monotonic() - started,
+        on_hits=on_hits,
     )
 
 
@@ -176,13 +180,47 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)
         try:
-            before = runtime.backbone_digest()
-            pretrained = evaluate_method("pre-trained", runtime, config, splits=("val", "test"), pretrained=True)
-            trained = train_method("trained", config, runtime, run_dir, on_step=on_step, should_stop=should_stop)
-            results = Results(methods=[pretrained, trained], backbone_unchanged=runtime.backbone_digest() == before)
+            return train_on(runtime, config, run_dir, on_step=on_step, should_stop=should_stop)
         finally:
             runtime.close()
-    results.save(run_dir / "results.json")
+
+
+def train_on(
+    runtime: Runtime,
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    only_pretrained: bool = False,
+) -> Results:
+    """Trains with an open runtime whose learner is fresh, writes ``hits.npz`` and, last, ``results.json``.
+
+    Args:
+        run_dir: opened for ``config``.
+        only_pretrained: evaluate the tower as it came, mean-pooled, and train nothing.
+
+    Raises:
+        Interrupted: ``should_stop`` said so; a checkpoint was written.
+    """
+    hits: dict[tuple[str, str], QueryHits] = {}
+
+    def keep(method: str) -> Callable[[str, QueryHits], None]:
+        return lambda split, found: hits.update({(method, split): found})
+
+    before = runtime.backbone_digest()
+    methods = [
+        evaluate_method(PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED))
+    ]
+    if not only_pretrained:
+        methods.append(
+            train_method(
+                TRAINED, config, runtime, run_dir, on_step=on_step, should_stop=should_stop, on_hits=keep(TRAINED)
+            )
+        )
+    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == before)
+    save_hits(run_dir / HITS_NAME, hits)
+    results.save(run_dir / RESULTS_NAME)
     return results
 
 

@@ -32,7 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime_serial", "cluster"),
     ("run", "console"),
     ("report",),
-    ("doctor", "preflight", "demo", "data_commands", "bench"),
+    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
+    ("sweep",),
     ("cli",),
 )
 
@@ -46,6 +47,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorboard": ("sinks.py",),
     "wandb": ("sinks.py",),
     "mlflow": ("sinks.py",),
+    "timm": ("comparison/timm_encoder.py",),
 }
 
 PRINTERS = ("cli.py",)
