@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
     from saga_dist.models.families.base import Family
     from saga_dist.protocols import Engine
+    from saga_dist.workers.data_parallel import Ranks
     from saga_dist.workers.learner import Learner
     from saga_dist.workers.replay import ReplayWorker
     from saga_dist.workers.rollout import RolloutWorker
@@ -95,13 +96,14 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
     return load_splits(data, seed=seed)
 
 
-def build_learner(config: RunConfig) -> Learner:
-    """Returns the learner with a fresh pooler, metric loss and optimizer."""
+def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
+    """Returns the learner with a fresh pooler, metric loss and optimizer; one of several ``ranks``, or alone."""
     import torch
 
     from saga_dist.models.encoder import Encoder
     from saga_dist.models.pooler import Pooler
     from saga_dist.objectives.metric_losses import build_metric_loss
+    from saga_dist.workers.data_parallel import ALONE
     from saga_dist.workers.learner import Learner
 
     set_threads(config)
@@ -136,6 +138,7 @@ def build_learner(config: RunConfig) -> Learner:
         optimizer=config.optimizer,
         num_steps=config.run.steps,
         autocast_dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
+        ranks=ranks or ALONE,
     )
 
 

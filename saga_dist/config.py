@@ -169,6 +169,9 @@ class RolloutSection(Section):
     start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
     max_attempts: int = Field(3, ge=1, description="tries per group before the run stops")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs of one node that vLLM spreads its weights over; num_gpus tells Ray the same"
+    )
     num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
     record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
@@ -178,6 +181,21 @@ class RolloutSection(Section):
         if self.pairs_per_batch % 2:
             raise ValueError(
                 f"pairs_per_batch = {self.pairs_per_batch} is odd; expected an even number: half same, half different"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tensor_parallel_fits(self) -> RolloutSection:
+        size = self.tensor_parallel_size
+        if size > 1 and self.engine != "vllm":
+            raise ValueError(
+                f'tensor_parallel_size = {size} with engine = "{self.engine}": only vLLM spreads its weights; '
+                'set rollout.tensor_parallel_size = 1 or rollout.engine = "vllm"'
+            )
+        if size > 1 and self.num_gpus not in (0, size):  # 0: vLLM for CPUs
+            raise ValueError(
+                f"tensor_parallel_size = {size} with num_gpus = {self.num_gpus:g}: expected one whole GPU for each "
+                f"part; set rollout.num_gpus = {size}"
             )
         return self
 
@@ -216,11 +234,28 @@ class RuntimeSection(Section):
     pin_roles: bool = Field(
         False, description="every actor also asks for 1 of the custom resource named after its role (Ray)"
     )
-    learner_num_gpus: float = Field(0.0, ge=0)
-    learner_num_cpus: float = Field(1.0, ge=0)
+    learner_processes: int = Field(
+        1, ge=1, description="processes of the learner, each with a share of every batch's images (Ray)"
+    )
+    learner_num_gpus: float = Field(0.0, ge=0, description="GPUs per learner process (Ray)")
+    learner_num_cpus: float = Field(1.0, ge=0, description="CPUs per learner process (Ray)")
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
     heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
     threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
+
+    @model_validator(mode="after")
+    def _learner_processes_fit(self) -> RuntimeSection:
+        if self.learner_processes > 1 and self.kind == "serial":
+            raise ValueError(
+                f'learner_processes = {self.learner_processes} with kind = "serial": one process is all there is; '
+                'set runtime.learner_processes = 1 or runtime.kind = "ray"'
+            )
+        if self.learner_processes > 1 and 0 < self.learner_num_gpus < 1:
+            raise ValueError(
+                f"learner_processes = {self.learner_processes} with learner_num_gpus = {self.learner_num_gpus:g}: "
+                "expected a GPU of its own for each process (NCCL shares none); set runtime.learner_num_gpus = 1"
+            )
+        return self
 
 
 class CheckpointSection(Section):
@@ -269,6 +304,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
                 f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
+            )
+        processes = self.runtime.learner_processes
+        if processes > self.data.batch_size:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} for data.batch_size = {self.data.batch_size} images; "
+                "expected at least one image for each; lower runtime.learner_processes"
+            )
+        if processes > 1 and self.needs_mllm and not self.replay.workers:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} with replay.workers = 0: token gradients must reach every "
+                "process; expected replay workers of their own; set replay.workers = 1 or more"
             )
         return self
 
