@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
-from saga_dist.cluster.actors import Factories, LearnerActor, ReplayActor, RolloutActor, spawn
+from saga_dist.cluster.actors import Factories, ReplayActor, RolloutActor, spawn
 from saga_dist.cluster.handles import ObjectHandle
+from saga_dist.cluster.learner_group import spawn_learner
 from saga_dist.cluster.pool import Limits, RayPool
 from saga_dist.cluster.remote import LearnerReplayPool, RemoteLearner
 from saga_dist.cluster.session import Session
@@ -110,13 +111,7 @@ class RayRuntime:
         with ExitStack() as closing:
             session = Session(config)
             closing.callback(session.close)
-            actor = spawn(
-                LearnerActor,
-                config,
-                factories,
-                num_cpus=config.runtime.learner_num_cpus,
-                num_gpus=config.runtime.learner_num_gpus,
-            )
+            actor = spawn_learner(config, factories)
             self.learner = RemoteLearner(
                 actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
             )
