@@ -207,8 +207,10 @@ class ReplaySection(Section):
     completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
     logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
     deadline_s: float = Field(600.0, gt=0)
-    num_gpus: float = Field(0.0, ge=0)
-    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(
+        0.0, ge=0, description="GPUs per replay worker (Ray); from 2 on, the backbone's layers are spread over them"
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs per replay worker (Ray)")
 
 
 class OptimizerSection(Section):
