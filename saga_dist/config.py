@@ -18,6 +18,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from saga_dist.errors import ConfigError
 
+FREE_KEYS = (
+    "runtime.",
+    "checkpoint.",
+    "run.directory",
+    "rollout.ahead_budget_mb",
+    "rollout.deadline_s",
+    "rollout.gpu_memory_utilization",
+    "rollout.groups_per_lease",
+    "rollout.max_attempts",
+    "rollout.max_log_prob_gap",
+    "rollout.num_cpus",
+    "rollout.num_gpus",
+    "rollout.record",
+    "rollout.start_deadline_s",
+    "rollout.workers",
+    "replay.deadline_s",
+    "replay.num_cpus",
+    "replay.num_gpus",
+    "replay.workers",
+)
+"""Where and how patiently a run is computed, not what: a resume may change these."""
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, strict, no unknown keys."""
@@ -168,6 +190,14 @@ class RolloutSection(Section):
     deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
     start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
     max_attempts: int = Field(3, ge=1, description="tries per group before the run stops")
+    max_staleness: int = Field(
+        0, ge=0, description="encoder versions a rollout may be behind when it trains; 0: none (the paper's)"
+    )
+    importance_truncation: float = Field(2.0, ge=1, description="largest importance weight of a stale token")
+    ahead_budget_mb: int = Field(4096, ge=1, description="encoder tokens that may wait for later steps, MiB")
+    max_log_prob_gap: float = Field(
+        0.05, gt=0, description="refuse to train when engine and replay differ by more per token, nats"
+    )
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     tensor_parallel_size: int = Field(
         1, ge=1, description="GPUs of one node that vLLM spreads its weights over; num_gpus tells Ray the same"
@@ -243,6 +273,7 @@ class RuntimeSection(Section):
     learner_num_cpus: float = Field(1.0, ge=0, description="CPUs per learner process (Ray)")
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
     heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
+    max_learner_restarts: int = Field(3, ge=0, description="new learners without a new checkpoint in between (Ray)")
     threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
 
     @model_validator(mode="after")
@@ -264,7 +295,13 @@ class CheckpointSection(Section):
     """Saving and resuming."""
 
     every_steps: int = Field(100, ge=1)
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, description="newest checkpoints to keep; the best one stays in any case")
+    mirror: str = Field(
+        "",
+        pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",
+        description='copy them to this URI too (s3://, gs://, hdfs://, file://); "" for none. A run without a local '
+        "checkpoint resumes from there",
+    )
 
 
 class EvaluationSection(Section):
@@ -327,18 +364,20 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        frozen = self.model_dump(mode="json", exclude={"runtime": True, "checkpoint": True, "run": {"directory"}})
-        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
-        mine, theirs = (_flatten(config.model_dump(mode="json")) for config in (self, other))
-        free = ("runtime.", "checkpoint.", "run.directory")
+        mine, theirs = self._deciding(), other._deciding()
         return [
             f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
             for key in sorted(mine | theirs)
-            if mine.get(key) != theirs.get(key) and not key.startswith(free)
+            if mine.get(key) != theirs.get(key)
         ]
+
+    def _deciding(self) -> dict[str, Any]:
+        flat = _flatten(self.model_dump(mode="json"))
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

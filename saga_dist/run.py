@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
-from saga_dist.files import write_atomic
+from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
@@ -38,6 +39,14 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
     saved = path / "config.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "rollouts"):
+            remove_leftovers(folder)
+        if saved.exists() and not _is_json(saved):
+            # Written in one piece, so this is a disk's work. Nothing is lost: checkpoints know their configuration.
+            aside = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
+            log.warning("%s is not valid JSON; set aside as %s and written again", saved, aside.name)
+            saved.replace(aside)
+            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
         if not saved.exists():
             if any(path.iterdir()):
                 raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
@@ -57,6 +66,14 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
     return path
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 def load_run_config(path: Path) -> RunConfig:
     """Returns the resolved configuration of a run directory."""
     saved = path / "config.json"
@@ -65,7 +82,9 @@ def load_run_config(path: Path) -> RunConfig:
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
     except ValueError as error:
-        raise CheckpointError("not valid JSON", where=str(saved), fix="choose a new --run-dir") from error
+        raise CheckpointError(
+            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
+        ) from error
     return parse_config(tree, where=str(saved))
 
 
@@ -108,7 +127,7 @@ def train_method(
     coordinator = Coordinator(config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop)
     coordinator.run()
     coordinator.restore_selected()
-    runtime.learner.save_encoder(run_dir / "model")
+    _save_model(runtime, run_dir / "model")
     return evaluate_method(
         name,
         runtime,
@@ -117,6 +136,19 @@ def train_method(
         selected_step=runtime.learner.step,
         wall_s=time.monotonic() - started,
     )
+
+
+def _save_model(runtime: Runtime, path: Path) -> None:
+    """Writes the deployable encoder, whole or not at all."""
+    try:
+        with replaced_folder(path) as folder:
+            runtime.learner.save_encoder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the encoder ({error.strerror or error})",
+            where=str(path),
+            fix="free space or check permissions; the same command goes on from the last checkpoint",
+        ) from error
 
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:

@@ -22,7 +22,7 @@ from saga_dist.cluster.actors import Factories, LearnerActor, Shell, spawn
 from saga_dist.cluster.failures import WorkerInfo, own_error
 from saga_dist.cluster.remote import RESUME
 from saga_dist.config import RunConfig
-from saga_dist.errors import SagaError, TrainingError
+from saga_dist.errors import LearnerLost, SagaError
 from saga_dist.protocols import Embeddings, EncodedBatch, Learner
 from saga_dist.types import MicroBatch
 from saga_dist.workers.data_parallel import ALONE, PeerLost, Ranks, join, join_store, open_store
@@ -72,6 +72,13 @@ class RankActor(LearnerActor):
         self._learner.encode(batch)
         return None
 
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch | None:  # type: ignore[override]
+        """Encodes a later step's micro-batch; rank 0 publishes one payload per pair."""
+        if self._ranks.rank == 0:
+            return super().encode_ahead(batch)
+        self._learner.encode_ahead(batch)
+        return None
+
     def embed(self, split: str, pretrained: bool) -> Embeddings | None:  # type: ignore[override]
         """Embeds a share of a split; rank 0 returns all of it."""
         embeddings = super().embed(split, pretrained)
@@ -103,7 +110,7 @@ class LearnerGroupActor(Shell):
     _infos: tuple[WorkerInfo | None, ...] = ()
 
     encode, finish_step, embed = _of_all("encode"), _of_all("finish_step"), _of_all("embed")
-    renew, load = _of_all("renew"), _of_all("load")
+    encode_ahead, renew, load = _of_all("encode_ahead"), _of_all("renew"), _of_all("load")
     step, labels, split_hash = _of_first("step"), _of_first("labels"), _of_first("split_hash")
     encode_pairs, backbone_digest = _of_first("encode_pairs"), _of_first("backbone_digest")
     save, save_encoder = _of_first("save"), _of_first("save_encoder")
@@ -131,7 +138,7 @@ class LearnerGroupActor(Shell):
     def ask(self, ranks: Sequence[Any], method: str, arguments: Sequence[Any]) -> Any:
         """Returns rank 0's answer when all the asked ranks have answered."""
         if not self.ranks:
-            raise TrainingError("its processes have ended after an error", where="learner", fix=RESUME)
+            raise LearnerLost("its processes have ended after an error", where="learner", fix=RESUME)
         return self._collect([getattr(actor, method).remote(*arguments) for actor in ranks])[0]
 
     def _collect(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
@@ -150,7 +157,7 @@ class LearnerGroupActor(Shell):
             ray.get(ref)
         except RayActorError as error:
             info = self._infos[rank] if rank < len(self._infos) else None
-            return TrainingError(str(own_error(error, where=f"learner, rank {rank}", info=info)), fix=RESUME)
+            return LearnerLost(str(own_error(error, where=f"learner, rank {rank}", info=info)), fix=RESUME)
         except RayError as error:
             return own_error(error, where=f"learner, rank {rank}")
         return None

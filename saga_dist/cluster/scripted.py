@@ -26,6 +26,7 @@ from saga_dist.counters import counter_generator
 from saga_dist.errors import EngineError, TokenError
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import (
+    Agreement,
     Completions,
     EncoderTokens,
     ImagePair,
@@ -130,7 +131,7 @@ class ScriptedReplay:
     def __init__(self, config: RunConfig, script: Script) -> None:
         self._script = script
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
+    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
         """Returns 0.01 * tokens, divided by the denominator."""
         self._script.strike(f"replay-{tokens.pair_id}")
         attention_N = torch.full((TOKENS_PER_IMAGE,), 1.0 / TOKENS_PER_IMAGE)
@@ -143,7 +144,7 @@ class ScriptedReplay:
             num_attended=1,
             loss=float(tokens.values_NW.sum()) / task.num_tokens_total,
             num_tokens=task.group.num_tokens,
-            log_prob_gap=0.0,
+            agreement=Agreement(log_prob_gap=0.0, mismatch_kl=0.0),
             encoder_version=tokens.encoder_version,
         )
 
@@ -176,11 +177,16 @@ class ScriptedLearner:
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Returns tokens that depend on images, weights and nothing else; every rank makes its share of the pairs."""
         self._script.strike(f"encode-{batch.step}")
+        return self.encode_ahead(batch)
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Returns the same tokens: nothing is kept for a backward."""
         records = [self._tokens(pair) for pair in batch.pairs]
         own = records[self._ranks.share(len(records))]
         values_NW = self._ranks.gather_rows(torch.cat([record.values_NW for record in own]))
         shared = zip(records, values_NW.split(2 * TOKENS_PER_IMAGE), strict=True)
-        return EncodedBatch(tuple(replace(record, values_NW=values) for record, values in shared), {})
+        published = tuple(replace(record, values_NW=values) for record, values in shared)
+        return EncodedBatch(published, num_bytes=sum(record.values_NW.nbytes for record in published))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns tokens of evaluation pairs."""

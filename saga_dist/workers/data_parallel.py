@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from saga_dist.errors import TrainingError
+from saga_dist.errors import LearnerLost
 
 BUCKET_ELEMENTS = 1 << 24
 """Gradients that travel in one piece, float32: 64 MiB."""
 
 
-class PeerLost(TrainingError):
+class PeerLost(LearnerLost):
     """Another rank did not take part in a collective; why, that rank itself knows best."""
 
 

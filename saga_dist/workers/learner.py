@@ -57,8 +57,8 @@ class Learner:
         data, objective, optimizer: their sections of the configuration.
         num_steps: optimizer steps of the whole run, for the schedule.
         autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32), or None.
-        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``finish_step`` and ``embed`` are
-            then calls of all of them.
+        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``encode_ahead``,
+            ``finish_step`` and ``embed`` are then calls of all of them.
     """
 
     def __init__(
@@ -111,8 +111,16 @@ class Learner:
         self._back_propagate_metric_loss(opened, batch.labels)
         self._open.append(opened)
         self._batch_of_pair.update({pair.pair_id: (opened, pair) for pair in batch.pairs})
-        handles = (tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
-        return EncodedBatch(handles=tuple(handles), metrics={})
+        return self._publish(tokens, batch)
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Publishes the tokens of every pair of a later step's batch, as today's encoder sees them.
+
+        No graph is kept and the open step is left alone: when its own step comes, the batch is encoded anew.
+        """
+        with torch.no_grad():
+            tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        return self._publish(tokens, batch)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
         """Takes one optimizer step from the token gradients of its groups (phase C).
@@ -147,6 +155,10 @@ class Learner:
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(step=self._step, metrics=metrics)
+
+    def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
+        records = tuple(tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
+        return EncodedBatch(records, num_bytes=sum(record.values_NW.nbytes for record in records))
 
     def _back_propagate_metric_loss(self, opened: _OpenBatch, labels: Sequence[int]) -> None:
         embeddings_IE = self.encoder.pooler(opened.tokens.main(opened.leaf_NW)).embeddings_IE

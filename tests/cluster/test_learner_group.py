@@ -18,7 +18,7 @@ from saga_dist.cluster.scripted import Script, ScriptedLearner, scripted_factori
 from saga_dist.config import RunConfig, load_config, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import TokenError, TrainingError
+from saga_dist.errors import LearnerLost, TokenError, WorkerError
 from saga_dist.types import ImagePair, MicroBatch
 
 pytestmark = pytest.mark.cluster
@@ -115,10 +115,10 @@ def test_two_ranks_answer_as_one_learner(make: Callable[..., RayRuntime], tmp_pa
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("kill", TrainingError, r"learner, rank [01]: its process died .*; the same command resumes"),
-        ("stop", TrainingError, r"learner: no sign of life for 10 s during encode; the same command resumes"),
+        ("kill", LearnerLost, r"learner, rank [01]: its process died .*; the same command resumes"),
+        ("stop", LearnerLost, r"learner: no sign of life for 10 s during encode; the same command resumes"),
         ("user_error", TokenError, r"^pair encode-0: width 7; expected width 6$"),
-        ("bug", Exception, r"learner, rank [01]: ZeroDivisionError: scripted bug"),
+        ("bug", WorkerError, r"learner, rank [01]: ZeroDivisionError: scripted bug"),
     ],
 )
 def test_the_loss_of_one_rank_is_one_error_and_the_end_of_all(

@@ -23,7 +23,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("workers",),
     ("retrieval",),
-    ("pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
+    ("pools", "rollout_buffer", "observability", "evaluation", "ledger", "step_metrics", "engine_check"),
+    ("rollout_stream",),
+    ("coordinator",),
     ("export",),
     ("standin",),
     ("assembly",),
@@ -37,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("workers/engines/vllm_engine.py",),
-    "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
+    "pyarrow": ("wire/", "cluster/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
 }
 

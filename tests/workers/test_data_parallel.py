@@ -29,7 +29,7 @@ from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
-from saga_dist.types import EncoderTokens, TokenGradients
+from saga_dist.types import Agreement, EncoderTokens, TokenGradients
 from saga_dist.workers.data_parallel import ALONE, PeerLost, Ranks, join, join_store, leave, open_store
 from saga_dist.workers.learner import Learner
 
@@ -174,7 +174,16 @@ def made_up(tokens: EncoderTokens) -> TokenGradients:
     )
     values_NW = torch.tensor(generator.normal(size=tuple(tokens.values_NW.shape)), dtype=torch.float32)
     return TokenGradients(
-        tokens.pair_id, 0.01 * values_NW, target_a, target_b, -2.0, 1, 0.25, 10, 0.0, tokens.encoder_version
+        pair_id=tokens.pair_id,
+        values_NW=0.01 * values_NW,
+        attention_a_N=target_a,
+        attention_b_N=target_b,
+        negative_entropy=-2.0,
+        num_attended=1,
+        loss=0.25,
+        num_tokens=10,
+        agreement=Agreement(0.0, 0.0),
+        encoder_version=tokens.encoder_version,
     )
 
 
