@@ -19,7 +19,8 @@ from saga_dist import data_commands
 from saga_dist.bench.commands import bench
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
-from saga_dist.export.commands import register
+from saga_dist.export.commands import register as register_encoder_commands
+from saga_dist.report.commands import register as register_report_commands
 
 app = typer.Typer(
     name="saga-dist",
@@ -121,7 +122,8 @@ def doctor(
 
 
 app.command()(manifest)
-register(app)
+register_encoder_commands(app)
+register_report_commands(app)
 app.command()(bench)
 
 

@@ -21,6 +21,7 @@ from saga_dist.errors import ConfigError
 FREE_KEYS = (
     "runtime.",
     "checkpoint.",
+    "logging.",
     "run.directory",
     "rollout.ahead_budget_mb",
     "rollout.deadline_s",
@@ -32,6 +33,7 @@ FREE_KEYS = (
     "rollout.num_gpus",
     "rollout.record",
     "rollout.start_deadline_s",
+    "rollout.tensor_parallel_size",
     "rollout.workers",
     "replay.deadline_s",
     "replay.num_cpus",
@@ -312,6 +314,15 @@ class EvaluationSection(Section):
     bootstrap_resamples: int = Field(2000, ge=100)
 
 
+class LoggingSection(Section):
+    """Where metrics go besides metrics.jsonl. Has no part in the result of a run: a resume may change it."""
+
+    tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
+    wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
+    mlflow: str = Field("", description='MLflow tracking URI, e.g. of a server (extra "mlflow"); "": off')
+    prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
+
+
 class RunConfig(Section):
     """Root of the configuration."""
 
@@ -326,6 +337,7 @@ class RunConfig(Section):
     runtime: RuntimeSection = RuntimeSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -344,6 +356,15 @@ class RunConfig(Section):
                 f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
                 f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
             )
+        if self.logging.prometheus and self.runtime.kind != "ray":
+            raise ValueError(
+                f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
+                "set logging.prometheus = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learner_processes_have_work(self) -> RunConfig:
         processes = self.runtime.learner_processes
         if processes > self.data.batch_size:
             raise ValueError(

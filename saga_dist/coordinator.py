@@ -10,7 +10,7 @@ their own, nobody waits for the coordinator. Hence no circle, hence no deadlock.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from saga_dist.pools import run_or_set_aside
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.rollout_buffer import RolloutBuffer
 from saga_dist.rollout_stream import RolloutSource, RolloutStream
+from saga_dist.sinks import MetricSink
 from saga_dist.step_metrics import step_metrics
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
@@ -77,6 +78,7 @@ class Coordinator:
         on_step: called after every optimizer step with its result.
         should_stop: asked between steps and whenever rollouts come in; True writes a checkpoint of the last finished
             step and raises ``Interrupted``.
+        sinks: told the metrics besides ``metrics.jsonl``; the caller closes them.
         source: where groups come from; default: the runtime's rollout workers.
     """
 
@@ -89,6 +91,7 @@ class Coordinator:
         *,
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
+        sinks: Sequence[MetricSink] = (),
         source: RolloutSource | None = None,
     ) -> None:
         self._config, self._runtime, self._sampler = config, runtime, sampler
@@ -96,7 +99,7 @@ class Coordinator:
         keep = config.checkpoint.keep
         mirror = open_mirror(config.checkpoint.mirror, run=config.digest()[:16], keep=keep)
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
-        self._metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = Ledger(run_dir / "ledger.jsonl")
         self._on_step, self._should_stop = on_step, should_stop
         self._source = source or RolloutStream(config, runtime, sampler, pause=self._stop_if_asked)

@@ -1,16 +1,20 @@
-"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice."""
+"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice.
+
+The one place that metrics are written: ``MetricsLog.write`` tells the file first, then every sink (TensorBoard, …).
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from saga_dist.errors import CheckpointError
 from saga_dist.files import write_atomic
+from saga_dist.sinks import MetricSink
 from saga_dist.types import StepResult
 
 
@@ -71,8 +75,25 @@ class JsonLines:
 
 
 class MetricsLog(JsonLines):
-    """Step results in ``metrics.jsonl``."""
+    """Step results in ``metrics.jsonl``, and wherever else someone wants to see them.
+
+    Args:
+        path: of the file.
+        sinks: told the same; opened by ``truncate``, which every attempt at a run begins with.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[MetricSink] = ()) -> None:
+        super().__init__(path)
+        self._sinks = sinks
 
     def write(self, result: StepResult) -> None:
-        """Appends one row ``{"step": ..., "stage/quantity": ...}``."""
+        """Appends one row ``{"step": ..., "stage/quantity": ...}`` and tells the sinks."""
         self.append({"step": result.step, **result.metrics})
+        for sink in self._sinks:
+            sink.write(result)
+
+    def truncate(self, *, after_step: int) -> None:
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short; opens the sinks there."""
+        for sink in self._sinks:
+            sink.open(after_step=after_step)
+        super().truncate(after_step=after_step)

@@ -1,6 +1,6 @@
 """A run: its directory, and training from a configuration to results.
 
-config.json  metrics.jsonl  rollouts/  checkpoints/step_*/  model/  results.json
+config.json  metrics.jsonl  tensorboard/  rollouts/  checkpoints/step_*/  model/  results.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.sinks import MetricSink, build_sinks, require_loggers
 from saga_dist.types import StepResult
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,20 @@ def build_runtime(config: RunConfig) -> Runtime:
     return RayRuntime(config)
 
 
+@contextmanager
+def metric_sinks(config: RunConfig, run_dir: Path) -> Iterator[list[MetricSink]]:
+    """Yields the sinks of section ``[logging]`` and closes them; the only place that chooses."""
+    sinks = build_sinks(config, run_dir)
+    if config.logging.prometheus:
+        from saga_dist.cluster.gauges import RayGauges
+
+        sinks.append(RayGauges(run_dir.name))
+    with ExitStack() as closing:
+        for sink in sinks:
+            closing.callback(sink.close)
+        yield sinks
+
+
 def train_method(
     name: str,
     config: RunConfig,
@@ -124,8 +139,11 @@ def train_method(
     sampler = ClassBalancedSampler(
         runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
     )
-    coordinator = Coordinator(config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop)
-    coordinator.run()
+    with metric_sinks(config, run_dir) as sinks:
+        coordinator = Coordinator(
+            config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop, sinks=sinks
+        )
+        coordinator.run()
     coordinator.restore_selected()
     _save_model(runtime, run_dir / "model")
     return evaluate_method(
@@ -153,6 +171,7 @@ def _save_model(runtime: Runtime, path: Path) -> None:
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
     """Trains one configuration from start or resume to ``results.json`` and returns the results."""
+    require_loggers(config.logging)
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)

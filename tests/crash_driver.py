@@ -114,12 +114,12 @@ def tear_rows() -> None:
     plain, rows = MetricsLog.write, itertools.count(1)
 
     def write(self: MetricsLog, result: StepResult) -> None:
-        size = self._path.stat().st_size if self._path.exists() else 0
+        size = self.path.stat().st_size if self.path.exists() else 0
         plain(self, result)
         at, row = saga_dist.files._crash_at, next(rows)
         if isinstance(at, str) and at == "torn:metrics.jsonl" and row == int(saga_dist.files._crash_time or 1):
-            os.truncate(self._path, (size + self._path.stat().st_size) // 2)
-        saga_dist.files.crash_point("torn", self._path)
+            os.truncate(self.path, (size + self.path.stat().st_size) // 2)
+        saga_dist.files.crash_point("torn", self.path)
 
     MetricsLog.write = write  # type: ignore[method-assign]
 

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("workers",),
     ("retrieval",),
-    ("pools", "rollout_buffer", "observability", "evaluation", "ledger", "step_metrics", "engine_check"),
+    ("pools", "rollout_buffer", "sinks", "observability", "evaluation", "ledger", "step_metrics", "engine_check"),
     ("rollout_stream",),
     ("coordinator",),
     ("export",),
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
+    ("report",),
     ("doctor", "preflight", "demo", "data_commands", "bench"),
     ("cli",),
 )
@@ -41,6 +42,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "vllm": ("workers/engines/vllm_engine.py",),
     "pyarrow": ("wire/", "cluster/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
+    "jinja2": ("report/page.py",),
+    "tensorboard": ("sinks.py",),
+    "wandb": ("sinks.py",),
+    "mlflow": ("sinks.py",),
 }
 
 PRINTERS = ("cli.py",)
