@@ -229,6 +229,11 @@ class RolloutSection(Section):
                 f"tensor_parallel_size = {size} with num_gpus = {self.num_gpus:g}: expected one whole GPU for each "
                 f"part; set rollout.num_gpus = {size}"
             )
+        if size == 1 and self.num_gpus > 1:
+            raise ValueError(
+                f"num_gpus = {self.num_gpus:g} with tensor_parallel_size = 1: all but one would idle; set "
+                "rollout.tensor_parallel_size to the same number, or rollout.num_gpus = 1"
+            )
         return self
 
 

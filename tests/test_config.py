@@ -171,6 +171,10 @@ def test_the_data_section_is_required() -> None:
             {"rollout": {"tensor_parallel_size": 2, "num_gpus": 1.0}},
             "rollout: tensor_parallel_size = 2 with num_gpus = 1: expected one whole GPU for each part; set",
         ),
+        (
+            {"rollout": {"num_gpus": 2.0}},
+            "rollout: num_gpus = 2 with tensor_parallel_size = 1: all but one would idle; set",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
