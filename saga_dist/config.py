@@ -33,6 +33,7 @@ FREE_KEYS = (
     "rollout.num_gpus",
     "rollout.record",
     "rollout.start_deadline_s",
+    "rollout.tensor_parallel_size",
     "rollout.workers",
     "replay.deadline_s",
     "replay.num_cpus",
@@ -200,6 +201,9 @@ class RolloutSection(Section):
         0.05, gt=0, description="refuse to train when engine and replay differ by more per token, nats"
     )
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs of one node that vLLM spreads its weights over; num_gpus tells Ray the same"
+    )
     num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
     record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
@@ -212,6 +216,26 @@ class RolloutSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tensor_parallel_fits(self) -> RolloutSection:
+        size = self.tensor_parallel_size
+        if size > 1 and self.engine != "vllm":
+            raise ValueError(
+                f'tensor_parallel_size = {size} with engine = "{self.engine}": only vLLM spreads its weights; '
+                'set rollout.tensor_parallel_size = 1 or rollout.engine = "vllm"'
+            )
+        if size > 1 and self.num_gpus not in (0, size):  # 0: vLLM for CPUs
+            raise ValueError(
+                f"tensor_parallel_size = {size} with num_gpus = {self.num_gpus:g}: expected one whole GPU for each "
+                f"part; set rollout.num_gpus = {size}"
+            )
+        if size == 1 and self.num_gpus > 1:
+            raise ValueError(
+                f"num_gpus = {self.num_gpus:g} with tensor_parallel_size = 1: all but one would idle; set "
+                "rollout.tensor_parallel_size to the same number, or rollout.num_gpus = 1"
+            )
+        return self
+
 
 class ReplaySection(Section):
     """Differentiation through the frozen language model."""
@@ -220,8 +244,10 @@ class ReplaySection(Section):
     completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
     logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
     deadline_s: float = Field(600.0, gt=0)
-    num_gpus: float = Field(0.0, ge=0)
-    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(
+        0.0, ge=0, description="GPUs per replay worker (Ray); from 2 on, the backbone's layers are spread over them"
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs per replay worker (Ray)")
 
 
 class OptimizerSection(Section):
@@ -247,12 +273,29 @@ class RuntimeSection(Section):
     pin_roles: bool = Field(
         False, description="every actor also asks for 1 of the custom resource named after its role (Ray)"
     )
-    learner_num_gpus: float = Field(0.0, ge=0)
-    learner_num_cpus: float = Field(1.0, ge=0)
+    learner_processes: int = Field(
+        1, ge=1, description="processes of the learner, each with a share of every batch's images (Ray)"
+    )
+    learner_num_gpus: float = Field(0.0, ge=0, description="GPUs per learner process (Ray)")
+    learner_num_cpus: float = Field(1.0, ge=0, description="CPUs per learner process (Ray)")
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
     heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
     max_learner_restarts: int = Field(3, ge=0, description="new learners without a new checkpoint in between (Ray)")
     threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
+
+    @model_validator(mode="after")
+    def _learner_processes_fit(self) -> RuntimeSection:
+        if self.learner_processes > 1 and self.kind == "serial":
+            raise ValueError(
+                f'learner_processes = {self.learner_processes} with kind = "serial": one process is all there is; '
+                'set runtime.learner_processes = 1 or runtime.kind = "ray"'
+            )
+        if self.learner_processes > 1 and 0 < self.learner_num_gpus < 1:
+            raise ValueError(
+                f"learner_processes = {self.learner_processes} with learner_num_gpus = {self.learner_num_gpus:g}: "
+                "expected a GPU of its own for each process (NCCL shares none); set runtime.learner_num_gpus = 1"
+            )
+        return self
 
 
 class CheckpointSection(Section):
@@ -322,6 +365,21 @@ class RunConfig(Section):
             raise ValueError(
                 f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
                 "set logging.prometheus = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learner_processes_have_work(self) -> RunConfig:
+        processes = self.runtime.learner_processes
+        if processes > self.data.batch_size:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} for data.batch_size = {self.data.batch_size} images; "
+                "expected at least one image for each; lower runtime.learner_processes"
+            )
+        if processes > 1 and self.needs_mllm and not self.replay.workers:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} with replay.workers = 0: token gradients must reach every "
+                "process; expected replay workers of their own; set replay.workers = 1 or more"
             )
         return self
 

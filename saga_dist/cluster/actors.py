@@ -53,7 +53,8 @@ _FORWARDED = (
 class Factories:
     """How each role's plain class is built from the configuration; picklable, called in the actor's process."""
 
-    learner: Callable[[RunConfig], Learner] = build_learner
+    learner: Callable[..., Learner] = build_learner
+    """Of the configuration; of several processes also ``ranks``, this one's view of them."""
     rollout: Callable[[RunConfig], RolloutWorker] = build_rollout_worker
     replay: Callable[[RunConfig], ReplayWorker] = build_replay_worker
 
@@ -137,14 +138,14 @@ class LearnerActor(Shell):
 
     def _build(self) -> None:
         self._gradients: dict[str, TokenGradients] = {}
-        self._learner = self._factories.learner(self._config)
+        self._learner = self._make_learner(self._config)
         if self._config.needs_mllm and self._config.replay.workers == 0:
             self._replay_worker = self._factories.replay(self._config)
 
     def renew(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the replay worker holds only frozen weights and stays."""
         self._gradients.clear()
-        self._learner = self._factories.learner(config)
+        self._learner = self._make_learner(config)
 
     def step(self) -> int:
         """Returns the optimizer steps done so far."""
@@ -218,6 +219,9 @@ class LearnerActor(Shell):
         """Returns the sha256 over the frozen backbone ('' without one)."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
 
+    def _make_learner(self, config: RunConfig) -> Learner:
+        return self._factories.learner(config)
+
 
 def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, EncoderTokens | None]]:
     """Today's tokens of each task, and the older ones where the task has them; fetched together."""
@@ -230,7 +234,15 @@ def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, Encod
     ]
 
 
-def spawn(shell: type[Shell], config: RunConfig, factories: Factories, *, num_cpus: float, num_gpus: float) -> Any:
+def spawn(
+    shell: type[Shell],
+    config: RunConfig,
+    factories: Factories,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    scheduling_strategy: Any = None,
+) -> Any:
     """Returns the handle of a new actor; its process comes up in the background.
 
     Never restarted or retried by Ray: whoever holds the handle decides what happens to work that may have been done.
@@ -242,7 +254,8 @@ def spawn(shell: type[Shell], config: RunConfig, factories: Factories, *, num_cp
     options = actor_class.options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        resources={shell.role: 1} if config.runtime.pin_roles else None,
+        resources={shell.role: 1} if config.runtime.pin_roles and shell.role else None,
+        scheduling_strategy=scheduling_strategy,
         runtime_env={"env_vars": environment},
     )
     return options.remote(config, factories, str(Path.cwd()))

@@ -11,8 +11,9 @@ from typing import Any
 
 import ray
 
-from saga_dist.cluster.actors import Factories, LearnerActor, ReplayActor, RolloutActor, spawn
+from saga_dist.cluster.actors import Factories, ReplayActor, RolloutActor, spawn
 from saga_dist.cluster.handles import ObjectHandle
+from saga_dist.cluster.learner_group import spawn_learner
 from saga_dist.cluster.pool import Limits, RayPool
 from saga_dist.cluster.remote import LearnerReplayPool, RemoteLearner
 from saga_dist.cluster.session import Session
@@ -112,7 +113,7 @@ class RayRuntime:
             session = Session(config)
             closing.callback(session.close)
             self._missing = session.missing
-            actor = self._spawn_learner()
+            actor = spawn_learner(config, factories)
             self.learner = RemoteLearner(
                 actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
             )
@@ -133,7 +134,7 @@ class RayRuntime:
         """Puts a new learner in the place of one that was lost; the pools forget what they did for it."""
         self.rollouts.forget()
         self.replays.forget()
-        actor = self._spawn_learner()
+        actor = spawn_learner(self._config, self._factories)
         self.learner.replace(actor)
         self._wait_for_learner(actor.start.remote())
 
@@ -161,11 +162,6 @@ class RayRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _spawn_learner(self) -> Any:
-        runtime = self._config.runtime
-        cpus, gpus = runtime.learner_num_cpus, runtime.learner_num_gpus
-        return spawn(LearnerActor, self._config, self._factories, num_cpus=cpus, num_gpus=gpus)
 
     def _wait_for_learner(self, started: ray.ObjectRef) -> None:
         deadline_s = self._config.rollout.start_deadline_s

@@ -37,6 +37,7 @@ from saga_dist.types import (
     StepResult,
     TokenGradients,
 )
+from saga_dist.workers.data_parallel import ALONE, Ranks
 
 TOKENS_PER_IMAGE, WIDTH = 4, 6
 Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "slow"]
@@ -153,10 +154,10 @@ class ScriptedReplay:
 
 
 class ScriptedLearner:
-    """One weight vector, moved by the token gradients; implements ``protocols.Learner``."""
+    """One weight vector, moved by the token gradients; implements ``protocols.Learner``, with several ranks too."""
 
-    def __init__(self, config: RunConfig, script: Script) -> None:
-        self._script = script
+    def __init__(self, config: RunConfig, script: Script, ranks: Ranks = ALONE) -> None:
+        self._script, self._ranks = script, ranks
         self._weights_W = torch.zeros(WIDTH)
         self._step = 0
 
@@ -174,14 +175,18 @@ class ScriptedLearner:
         return "scripted"
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Returns tokens that depend on images, weights and nothing else."""
+        """Returns tokens that depend on images, weights and nothing else; every rank makes its share of the pairs."""
         self._script.strike(f"encode-{batch.step}")
         return self.encode_ahead(batch)
 
     def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
         """Returns the same tokens: nothing is kept for a backward."""
-        records = tuple(self._tokens(pair) for pair in batch.pairs)
-        return EncodedBatch(records, num_bytes=sum(record.values_NW.nbytes for record in records))
+        records = [self._tokens(pair) for pair in batch.pairs]
+        own = records[self._ranks.share(len(records))]
+        values_NW = self._ranks.gather_rows(torch.cat([record.values_NW for record in own]))
+        shared = zip(records, values_NW.split(2 * TOKENS_PER_IMAGE), strict=True)
+        published = tuple(replace(record, values_NW=values) for record, values in shared)
+        return EncodedBatch(published, num_bytes=sum(record.values_NW.nbytes for record in published))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns tokens of evaluation pairs."""
