@@ -17,6 +17,7 @@ import typer
 
 from saga_dist import data_commands
 from saga_dist.bench.commands import bench
+from saga_dist.cluster.scale_command import scale
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
 from saga_dist.export.commands import register
@@ -123,6 +124,7 @@ def doctor(
 app.command()(manifest)
 register(app)
 app.command()(bench)
+app.command()(scale)
 
 
 def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:

@@ -181,7 +181,9 @@ class Coordinator:
     def _summarise(
         self, result: StepResult, buffer: RolloutBuffer, gradients: Sequence[GradientHandle], clock: Stopwatch
     ) -> StepResult:
-        metrics = {**result.metrics, **buffer.metrics(), **self._runtime.rollouts.metrics()}
+        metrics = {**result.metrics, **buffer.metrics()}
+        for stage, pool in (("rollout_pool", self._runtime.rollouts), ("replay_pool", self._runtime.replays)):
+            metrics |= {f"{stage}/{name}": value for name, value in pool.metrics().items()}
         if gradients:
             metrics["replay/log_prob_gap_mean"] = sum(gradient.log_prob_gap for gradient in gradients) / len(gradients)
             metrics["replay/tokens"] = float(buffer.num_tokens)

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from saga_dist.errors import TrainingError, WorkerError
 from saga_dist.protocols import WorkerPool
+from saga_dist.types import Quarantined
+from saga_dist.work_queue import WorkQueue
 
-TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
+_HERE = "here"
+"""The name of the one worker."""
+
 
 def run_all(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
-    """Returns the results of all tasks, in order of arrival. Ends because every ``collect`` does."""
+    """Returns the results of all tasks, in order of arrival. Ends because every ``collect`` does.
+
+    Raises:
+        WorkerError: a task was quarantined.
+    """
     pool.submit(tasks)
     results: list[Any] = []
     while len(results) < len(tasks):
         arrived = pool.collect()
         if not arrived:
             raise TrainingError(f"{len(tasks) - len(results)} tasks vanished from the pool", where="worker pool")
+        for result in arrived:
+            if isinstance(result, Quarantined):
+                what = f"failed on {result.attempts} workers, the last time: {result.reason}"
+                raise WorkerError(what, where=f"pair {result.pair_id}")
         results.extend(arrived)
     return results
+
+
+class SerialTask(Protocol):
+    """What the serial pool must know of a task."""
+
+    @property
+    def pair_id(self) -> str: ...
+
+
+TaskT = TypeVar("TaskT", bound=SerialTask)
 
 
 class SerialPool(Generic[TaskT, ResultT]):
@@ -33,27 +54,45 @@ class SerialPool(Generic[TaskT, ResultT]):
     Args:
         run: does the work of one lease; returns one result per task, in order.
         lease: tasks handed to ``run`` at once.
-        max_attempts: tries per lease before its error is raised.
+        max_attempts: tries per task before it is set aside; the first may be shared by a lease.
+        max_quarantined: tasks that may be set aside before that is an error.
     """
 
-    def __init__(self, run: Callable[[Sequence[TaskT]], list[ResultT]], *, lease: int, max_attempts: int) -> None:
-        self._run, self._lease, self._max_attempts = run, lease, max_attempts
-        self._queue: deque[TaskT] = deque()
+    def __init__(
+        self,
+        run: Callable[[Sequence[TaskT]], list[ResultT]],
+        *,
+        lease: int,
+        max_attempts: int,
+        max_quarantined: int = 8,
+    ) -> None:
+        self._run, self._lease = run, lease
+        self._queue: WorkQueue[TaskT] = WorkQueue(max_attempts=max_attempts, max_quarantined=max_quarantined)
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
-        """Queues tasks; returns at once."""
-        self._queue.extend(tasks)
+        """Queues tasks; returns at once. A task whose pair is already pending is dropped."""
+        for task in tasks:
+            self._queue.add(task.pair_id, task)
 
-    def collect(self) -> list[ResultT]:
-        """Runs the next lease and returns its results, or an empty list when nothing is pending."""
-        tasks = [self._queue.popleft() for _ in range(min(self._lease, len(self._queue)))]
-        for attempt in range(1, self._max_attempts + 1) if tasks else ():
+    def collect(self) -> list[ResultT | Quarantined]:
+        """Runs leases until there is a result; returns an empty list when nothing is pending.
+
+        Ends because every lease ends, and a task is on a bounded number of them.
+        """
+        while given := self._queue.hand_out([_HERE], num_coming=0, most=self._lease):
             try:
-                return self._run(tasks)
+                return list(self._run(given[_HERE]))
             except WorkerError as error:
-                if attempt == self._max_attempts:
-                    raise
-                log.warning("attempt %d of %d failed, trying again: %s", attempt, self._max_attempts, error)
+                if lost := self._queue.fail(_HERE, str(error)):
+                    log.warning("pair %s is set aside: %s", lost[0].pair_id, error)
+                    return list(lost)
+                log.warning("trying again, each group alone: %s", error)
+            finally:
+                self._queue.finish(_HERE)
+        return []
+
+    def poll(self) -> list[ResultT | Quarantined]:
+        """Returns nothing: the work is done in ``collect``, while somebody waits for it."""
         return []
 
     @property
@@ -65,6 +104,10 @@ class SerialPool(Generic[TaskT, ResultT]):
         """Nothing to report: one process has no leases, heartbeats or replacements."""
         return {}
 
+    def forget(self) -> None:
+        """Drops queued tasks."""
+        self._queue.forget()
+
     def close(self) -> None:
         """Forgets queued tasks."""
-        self._queue.clear()
+        self.forget()

@@ -125,6 +125,7 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)
         try:
+            runtime.watch(run_dir)
             before = runtime.backbone_digest()
             pretrained = evaluate_method("pre-trained", runtime, config, splits=("val", "test"), pretrained=True)
             trained = train_method("trained", config, runtime, run_dir, on_step=on_step, should_stop=should_stop)

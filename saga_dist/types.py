@@ -122,6 +122,11 @@ class RolloutTask:
     """A handle: the ``EncoderTokens`` record itself, or a reference into the object store."""
     sampling: Sampling
 
+    @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.pair.pair_id
+
 
 @dataclass(frozen=True, slots=True)
 class Completions:
@@ -168,6 +173,16 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A group that was set aside because workers failed on it, again and again: what a pool delivers in its place."""
+
+    pair_id: str
+    reason: str
+    """The last failure, one line."""
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayTask:
     """One group to differentiate, with the denominator of the whole step."""
 
@@ -177,6 +192,11 @@ class ReplayTask:
     num_tokens_total: int
     """|T|: generated tokens over all groups of the step's buffer."""
     want_attention: bool
+
+    @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.group.pair.pair_id
 
 
 @dataclass(frozen=True, slots=True)

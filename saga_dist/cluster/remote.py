@@ -18,7 +18,7 @@ from saga_dist.cluster.failures import WorkerInfo, own_error
 from saga_dist.config import RunConfig
 from saga_dist.errors import DeadlineExceeded, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
-from saga_dist.types import ImagePair, MicroBatch, ReplayTask, StepResult
+from saga_dist.types import ImagePair, MicroBatch, Quarantined, ReplayTask, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class LearnerReplayPool:
         self._queue.extend(tasks)
         self._send_next()
 
-    def collect(self) -> list[GradientHandle]:
+    def collect(self) -> list[GradientHandle | Quarantined]:
         """Returns the next group's handle, or an empty list when nothing is pending."""
         if self._running is None:
             return []
@@ -189,6 +189,12 @@ class LearnerReplayPool:
         self._send_next()
         return [handle]
 
+    def poll(self) -> list[GradientHandle | Quarantined]:
+        """Returns the next group's handle if it is there, else an empty list; never waits."""
+        if self._running is None or not ray.wait([self._running], timeout=0)[0]:
+            return []
+        return self.collect()
+
     @property
     def num_pending(self) -> int:
         """Tasks submitted and not yet collected."""
@@ -196,14 +202,18 @@ class LearnerReplayPool:
 
     def metrics(self) -> dict[str, float]:
         """Returns groups and seconds since the last call."""
-        metrics = {"pool/leases": float(self._groups), "pool/busy_s": self._busy_s}
+        metrics = {"leases": float(self._groups), "busy_s": self._busy_s}
         self._groups, self._busy_s = 0, 0.0
         return metrics
 
-    def close(self) -> None:
-        """Forgets queued tasks."""
+    def forget(self) -> None:
+        """Drops queued tasks and the answer of the running one."""
         self._queue.clear()
         self._running = None
+
+    def close(self) -> None:
+        """Forgets queued tasks."""
+        self.forget()
 
     def _send_next(self) -> None:
         if self._running is None and self._queue:

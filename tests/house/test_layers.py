@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("workers",),
     ("retrieval",),
-    ("pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
+    ("work_queue", "pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
     ("export",),
     ("standin",),
     ("assembly",),
