@@ -82,14 +82,17 @@ class WorkQueue(Generic[TaskT]):
 
         Returns the tasks of each worker that got any.
         """
-        free, given = deque(idle), {}
+        free, given = deque(idle), dict[str, list[TaskT]]()
         while free and self._suspects:
-            given[free[0]] = self._lease(free.popleft(), (self._suspects.popleft(),))
+            worker = free.popleft()
+            given[worker] = self._lease(worker, (self._suspects.popleft(),))
         if free and self._fresh:
             share = min(most, -(-len(self._fresh) // (len(free) + num_coming)))
             while free and self._fresh:
-                keys = tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
-                given[free[0]] = self._lease(free.popleft(), keys)
+                worker = free.popleft()
+                given[worker] = self._lease(
+                    worker, tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
+                )
         return given
 
     def on_lease(self, worker: str) -> tuple[str, ...]:
