@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -159,7 +160,7 @@ def test_targets_that_cannot_be_read(texts: list[str]) -> None:
 
 def test_table_shows_every_worker(run_dir: Path, watch: Watch) -> None:
     watch(rollout=(ObedientPool(2), (1, 4)))
-    console = Console(width=100, record=True, quiet=True)
+    console = Console(width=100, file=io.StringIO(), record=True)
     console.print(workers_table(read_workers(run_dir), now=65.0))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "rollout rollout-1 idle node 101 60 s" in lines
