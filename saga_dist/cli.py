@@ -17,6 +17,7 @@ import typer
 
 from saga_dist import data_commands
 from saga_dist.bench.commands import bench
+from saga_dist.cluster.scale_command import scale
 from saga_dist.comparison.commands import evaluate
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
@@ -112,6 +113,7 @@ app.command()(manifest)
 register_encoder_commands(app)
 register_report_commands(app)
 app.command()(bench)
+app.command()(scale)
 
 
 def _run_directory(option: Path | None, configured: str, *, default: Path) -> Path:

@@ -27,8 +27,12 @@ FREE_KEYS = (
     "rollout.deadline_s",
     "rollout.gpu_memory_utilization",
     "rollout.groups_per_lease",
+    "rollout.idle_release_s",
     "rollout.max_attempts",
     "rollout.max_log_prob_gap",
+    "rollout.max_quarantined",
+    "rollout.max_workers",
+    "rollout.min_workers",
     "rollout.num_cpus",
     "rollout.num_gpus",
     "rollout.record",
@@ -36,6 +40,8 @@ FREE_KEYS = (
     "rollout.tensor_parallel_size",
     "rollout.workers",
     "replay.deadline_s",
+    "replay.max_workers",
+    "replay.min_workers",
     "replay.num_cpus",
     "replay.num_gpus",
     "replay.workers",
@@ -175,11 +181,41 @@ class ObjectiveSection(Section):
         return self.lambda_lm > 0 or self.lambda_kl > 0
 
 
-class RolloutSection(Section):
+class WorkersSection(Section):
+    """What rollout and replay share: how many workers, and how many `saga-dist scale` may make of them."""
+
+    workers: int = Field(1, ge=0, description="workers at the start")
+    min_workers: int = Field(0, ge=0, description="fewest workers that scaling or idle_release_s leave; 0: workers")
+    max_workers: int = Field(0, ge=0, description="most workers that scaling may ask for; 0: workers")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return self.min_workers or self.workers, self.max_workers or self.workers
+
+    @model_validator(mode="after")
+    def _range_holds_workers(self) -> WorkersSection:
+        low, high = self.worker_range
+        if not low <= self.workers <= high:
+            raise ValueError(
+                f"workers = {self.workers} with min_workers = {self.min_workers} and max_workers = "
+                f"{self.max_workers}; expected min_workers <= workers <= max_workers (0: as workers)"
+            )
+        if high and not self.workers:
+            raise ValueError(
+                f"max_workers = {high} with workers = 0; expected workers >= 1; set workers, or leave max_workers out"
+            )
+        return self
+
+
+class RolloutSection(WorkersSection):
     """Generation and dynamic sampling."""
 
     engine: Literal["vllm", "transformers"] = "vllm"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, description="workers at the start")
+    idle_release_s: float = Field(
+        0.0, ge=0, description="end a worker that idled so long, down to min_workers, until it is needed; 0: never"
+    )
     group_size: int = Field(8, ge=2, description="G completions per pair")
     pairs_per_batch: int = Field(16, ge=2, description="pairs drawn from each micro-batch, half same, half different")
     contributing_groups: int = Field(8, ge=1, description="K groups with reward variance per optimizer step")
@@ -191,7 +227,12 @@ class RolloutSection(Section):
     max_model_len: int = Field(4096, ge=64)
     deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
     start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
-    max_attempts: int = Field(3, ge=1, description="tries per group before the run stops")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        description="workers that may fail on a group, the first of them on a whole lease, before it is set aside",
+    )
+    max_quarantined: int = Field(8, ge=0, description="groups that may be set aside before the run stops")
     max_staleness: int = Field(
         0, ge=0, description="encoder versions a rollout may be behind when it trains; 0: none (the paper's)"
     )
@@ -237,10 +278,10 @@ class RolloutSection(Section):
         return self
 
 
-class ReplaySection(Section):
+class ReplaySection(WorkersSection):
     """Differentiation through the frozen language model."""
 
-    workers: int = Field(0, ge=0, description="0: in the learner's process (the paper's shape)")
+    workers: int = Field(0, ge=0, description="at the start; 0: in the learner's process (the paper's shape)")
     completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
     logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
     deadline_s: float = Field(600.0, gt=0)

@@ -250,7 +250,9 @@ class Coordinator:
             self._ledger.enter(step.number + 1, step.num_batches, step.buffer, step.quarantined)
 
     def _summarise(self, step: OpenStep, result: StepResult, gradients: list[GradientHandle]) -> StepResult:
-        metrics = {**result.metrics, **self._runtime.rollouts.metrics()}
+        metrics = dict(result.metrics)
+        for stage, pool in (("rollout_pool", self._runtime.rollouts), ("replay_pool", self._runtime.replays)):
+            metrics |= {f"{stage}/{name}": value for name, value in pool.metrics().items()}
         metrics |= step_metrics(step.buffer, gradients, step.clock, replay_is_remote=self._config.replay.workers > 0)
         if self._config.objective.needs_rollouts:
             metrics["rollout/quarantined"] = float(len(step.quarantined))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from saga_dist.errors import TrainingError, WorkerError
 from saga_dist.protocols import WorkerPool
 from saga_dist.types import Quarantined
+from saga_dist.work_queue import WorkQueue
 
-TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
+
+_HERE = "here"
+"""The name of the one worker."""
 
 
 def run_all(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
@@ -44,33 +46,61 @@ def run_or_set_aside(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[A
     return results
 
 
+class SerialTask(Protocol):
+    """What the serial pool must know of a task."""
+
+    @property
+    def pair_id(self) -> str: ...
+
+
+TaskT = TypeVar("TaskT", bound=SerialTask)
+
+
 class SerialPool(Generic[TaskT, ResultT]):
     """One worker in this process behind the pool protocol: ``collect`` runs the next lease and returns its results.
 
     Args:
         run: does the work of one lease; returns one result per task, in order.
         lease: tasks handed to ``run`` at once.
-        max_attempts: tries per lease before its error is raised.
+        max_attempts: tries per task before it is set aside; the first may be shared by a lease.
+        max_quarantined: tasks that may be set aside before that is an error.
     """
 
-    def __init__(self, run: Callable[[Sequence[TaskT]], list[ResultT]], *, lease: int, max_attempts: int) -> None:
-        self._run, self._lease, self._max_attempts = run, lease, max_attempts
-        self._queue: deque[TaskT] = deque()
+    def __init__(
+        self,
+        run: Callable[[Sequence[TaskT]], list[ResultT]],
+        *,
+        lease: int,
+        max_attempts: int,
+        max_quarantined: int = 8,
+    ) -> None:
+        self._run, self._lease = run, lease
+        self._queue: WorkQueue[TaskT] = WorkQueue(max_attempts=max_attempts, max_quarantined=max_quarantined)
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
-        """Queues tasks; returns at once."""
-        self._queue.extend(tasks)
+        """Queues tasks; returns at once. A task whose pair is already pending is dropped."""
+        for task in tasks:
+            self._queue.add(task.pair_id, task)
 
-    def collect(self) -> list[ResultT]:
-        """Runs the next lease and returns its results, or an empty list when nothing is pending."""
-        tasks = [self._queue.popleft() for _ in range(min(self._lease, len(self._queue)))]
-        for attempt in range(1, self._max_attempts + 1) if tasks else ():
+    def collect(self) -> list[ResultT | Quarantined]:
+        """Runs leases until there is a result; returns an empty list when nothing is pending.
+
+        Ends because every lease ends, and a task is on a bounded number of them.
+        """
+        while given := self._queue.hand_out([_HERE], num_coming=0, most=self._lease):
             try:
-                return self._run(tasks)
+                return list(self._run(given[_HERE]))
             except WorkerError as error:
-                if attempt == self._max_attempts:
-                    raise
-                log.warning("attempt %d of %d failed, trying again: %s", attempt, self._max_attempts, error)
+                if lost := self._queue.fail(_HERE, str(error)):
+                    log.warning("pair %s is set aside: %s", lost[0].pair_id, error)
+                    return list(lost)
+                log.warning("trying again, each group alone: %s", error)
+            finally:
+                self._queue.finish(_HERE)
+        return []
+
+    def poll(self) -> list[ResultT | Quarantined]:
+        """Returns nothing: the work is done in ``collect``, while somebody waits for it."""
         return []
 
     @property
@@ -84,7 +114,7 @@ class SerialPool(Generic[TaskT, ResultT]):
 
     def forget(self) -> None:
         """Drops queued tasks."""
-        self._queue.clear()
+        self._queue.forget()
 
     def close(self) -> None:
         """Forgets queued tasks."""

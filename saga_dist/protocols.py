@@ -21,6 +21,7 @@ from saga_dist.types import (
     EncoderTokens,
     ImagePair,
     MicroBatch,
+    Quarantined,
     ReplayTask,
     RolloutTask,
     Sampling,
@@ -124,19 +125,25 @@ class WorkerPool(Protocol[TaskT, ResultT]):
     def submit(self, tasks: Sequence[TaskT]) -> None:
         """Queues tasks; returns at once."""
 
-    def collect(self) -> list[ResultT]:
+    def collect(self) -> list[ResultT | Quarantined]:
         """Returns at least one finished result, or an empty list when nothing is pending.
 
+        A task on which workers failed on every allowed attempt comes back as ``Quarantined``.
+
         Raises:
-            WorkerError: a task failed on every allowed attempt, or no worker could be brought up in time.
+            UserError: a worker found a mistake that every other worker would find too.
+            WorkerError: more tasks were set aside than the run allows, or no worker could be brought up in time.
         """
+
+    def poll(self) -> list[ResultT | Quarantined]:
+        """Returns the finished results that are here, perhaps none; never waits. Raises what ``collect`` raises."""
 
     @property
     def num_pending(self) -> int:
         """Tasks submitted and not yet collected."""
 
     def metrics(self) -> dict[str, float]:
-        """Returns counters since the last call (leases, retries, replacements, busy seconds), named ``pool/...``."""
+        """Returns plain quantities since the last call (leases, retries, replacements, busy seconds, idle share)."""
 
     def forget(self) -> None:
         """Drops every task that is pending and every result that was not collected; late answers are ignored."""
@@ -213,5 +220,8 @@ class Runtime(Protocol):
 
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone that replay differentiates through ('' without rollouts)."""
+
+    def watch(self, run_dir: Path) -> None:
+        """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
 
     def close(self) -> None: ...

@@ -180,6 +180,7 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)
         try:
+            runtime.watch(run_dir)
             return train_on(runtime, config, run_dir, on_step=on_step, should_stop=should_stop)
         finally:
             runtime.close()

@@ -6,6 +6,7 @@ It stands behind the same protocols as the Ray runtime and gives the same result
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from saga_dist.assembly import build_learner, build_replay_worker, build_rollout_worker
 from saga_dist.config import RunConfig
@@ -31,9 +32,14 @@ class SerialRuntime:
             self._replay_worker = build_replay_worker(config)
             self._rollout_worker = build_rollout_worker(config)
         self.rollouts: SerialPool[RolloutTask, ScoredGroup] = SerialPool(
-            self._roll_out, lease=config.rollout.groups_per_lease, max_attempts=config.rollout.max_attempts
+            self._roll_out,
+            lease=config.rollout.groups_per_lease,
+            max_attempts=config.rollout.max_attempts,
+            max_quarantined=config.rollout.max_quarantined,
         )
-        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(self._replay, lease=1, max_attempts=1)
+        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
+            self._replay, lease=1, max_attempts=1, max_quarantined=config.rollout.max_quarantined
+        )
 
     def revive_learner(self) -> None:
         """Builds the learner anew; in one process this is never needed, only allowed."""
@@ -49,6 +55,9 @@ class SerialRuntime:
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone ('' when none is loaded)."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
+
+    def watch(self, run_dir: Path) -> None:
+        """Does nothing: there are no workers to scale."""
 
     def close(self) -> None:
         """Frees the engine."""

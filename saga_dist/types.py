@@ -122,6 +122,11 @@ class RolloutTask:
     """A handle: the ``EncoderTokens`` record itself, or a reference into the object store."""
     sampling: Sampling
 
+    @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.pair.pair_id
+
 
 @dataclass(frozen=True, slots=True)
 class Completions:
@@ -197,6 +202,11 @@ class ReplayTask:
     truncate_at: float | None = None
     """Largest importance weight of a token; None: the group is on-policy and every weight is exactly 1. Without
     ``behaviour`` the weight is taken against the engine's own log-probabilities."""
+
+    @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.group.pair.pair_id
 
 
 @dataclass(frozen=True, slots=True)

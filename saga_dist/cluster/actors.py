@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ class Shell:
             stderr = str(Path("/proc/self/fd/2").readlink())
         except OSError:  # not Linux: no last words then
             stderr = ""
-        return WorkerInfo(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id(), stderr=stderr)
+        node_id = ray.get_runtime_context().get_node_id()
+        return WorkerInfo(pid=os.getpid(), host=platform.node(), node_id=node_id, stderr=stderr)
 
     def _build(self) -> None:
         raise NotImplementedError

@@ -28,6 +28,7 @@ class WorkerInfo:
     """Where a worker runs."""
 
     pid: int
+    host: str
     node_id: str
     stderr: str
     """Path of its log on its node."""

@@ -18,7 +18,7 @@ from saga_dist.cluster.failures import WorkerInfo, own_error
 from saga_dist.config import RunConfig
 from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
-from saga_dist.types import ImagePair, MicroBatch, ReplayTask, StepResult
+from saga_dist.types import ImagePair, MicroBatch, Quarantined, ReplayTask, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class LearnerReplayPool:
         self._queue.extend(tasks)
         self._send_next()
 
-    def collect(self) -> list[GradientHandle]:
+    def collect(self) -> list[GradientHandle | Quarantined]:
         """Returns the next group's handle, or an empty list when nothing is pending."""
         if self._running is None:
             return []
@@ -199,6 +199,12 @@ class LearnerReplayPool:
         self._send_next()
         return [handle]
 
+    def poll(self) -> list[GradientHandle | Quarantined]:
+        """Returns the next group's handle if it is there, else an empty list; never waits."""
+        if self._running is None or not ray.wait([self._running], timeout=0)[0]:
+            return []
+        return self.collect()
+
     @property
     def num_pending(self) -> int:
         """Tasks submitted and not yet collected."""
@@ -206,7 +212,7 @@ class LearnerReplayPool:
 
     def metrics(self) -> dict[str, float]:
         """Returns groups and seconds since the last call."""
-        metrics = {"pool/leases": float(self._groups), "pool/busy_s": self._busy_s}
+        metrics = {"leases": float(self._groups), "busy_s": self._busy_s}
         self._groups, self._busy_s = 0, 0.0
         return metrics
 

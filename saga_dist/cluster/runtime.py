@@ -6,16 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 
 from saga_dist.cluster.actors import Factories, ReplayActor, RolloutActor, spawn
+from saga_dist.cluster.crew import Limits
 from saga_dist.cluster.handles import ObjectHandle
 from saga_dist.cluster.learner_group import spawn_learner
-from saga_dist.cluster.pool import Limits, RayPool
+from saga_dist.cluster.pool import RayPool
 from saga_dist.cluster.remote import LearnerReplayPool, RemoteLearner
+from saga_dist.cluster.scale import Scalable, ScaleWatch
 from saga_dist.cluster.session import Session
 from saga_dist.cluster.supervision import Clocks
 from saga_dist.config import RunConfig
@@ -151,6 +154,17 @@ class RayRuntime:
             return self.replays.ask("backbone_digest")
         return self.learner.backbone_digest()
 
+    def watch(self, run_dir: Path) -> None:
+        """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
+        config, scalable = self._config, dict[str, tuple[Scalable, tuple[int, int]]]()
+        if config.needs_mllm:
+            scalable["rollout"] = self.rollouts, config.rollout.worker_range
+            if isinstance(self.replays, RayPool):
+                scalable["replay"] = self.replays, config.replay.worker_range
+        watch = ScaleWatch(run_dir, scalable)
+        watch.start()
+        self._closing.callback(watch.close)
+
     def close(self) -> None:
         """Ends every actor, then the private Ray if one was started; closing twice is fine."""
         self._closing.close()
@@ -171,12 +185,28 @@ class RayRuntime:
         section, heartbeat_s = self._config.rollout, self._config.runtime.heartbeat_s
         # A lease lasts a little longer than the worker's own deadline, whose error says more.
         clocks = Clocks(section.start_deadline_s, section.deadline_s + heartbeat_s, heartbeat_s)
-        return RayPool(role, Limits(section.workers, section.groups_per_lease, section.max_attempts, clocks))
+        limits = Limits(
+            workers=section.workers,
+            tasks_per_lease=section.groups_per_lease,
+            max_attempts=section.max_attempts,
+            clocks=clocks,
+            max_quarantined=section.max_quarantined,
+            min_workers=section.worker_range[0],
+            idle_release_s=section.idle_release_s,
+        )
+        return RayPool(role, limits)
 
     def _replay_pool(self, role: ReplayRole) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
         section, rollout = self._config.replay, self._config.rollout
         if not section.workers:
             return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)
         clocks = Clocks(rollout.start_deadline_s, section.deadline_s, self._config.runtime.heartbeat_s)
-        # One group per lease: groups differ in length, and replay has no batching to lose.
-        return RayPool(role, Limits(section.workers, 1, rollout.max_attempts, clocks))
+        limits = Limits(
+            workers=section.workers,
+            tasks_per_lease=1,  # groups differ in length, and replay has no batching to lose
+            max_attempts=rollout.max_attempts,
+            clocks=clocks,
+            max_quarantined=rollout.max_quarantined,
+            min_workers=section.worker_range[0],
+        )
+        return RayPool(role, limits)

@@ -3,8 +3,8 @@
     GONE ──spawn──► STARTING ──► IDLE ──begin──► BUSY ──► IDLE
                         └──────── failed ──────────┘ ──► the pool decides: spawn again, or leave it GONE
 
-What it waits for: the answer of ``start`` or of a lease, and, while busy, of ``health``. Who unblocks it: the worker,
-or the clock; too late, or silent when asked for its pulse, is a failure like a death.
+What it waits for: the answer of ``start`` or of a lease, and, while up, of ``health``. Who unblocks it: the worker, or
+the clock; too late, or silent when asked for its pulse, is a failure like a death.
 """
 
 from __future__ import annotations
@@ -71,14 +71,24 @@ class SupervisedWorker:
         spawn: returns the handle of a new actor.
         clocks: its deadlines.
         missing: says what the cluster lacks, for the error of a start that takes too long.
+        expect: told of every reference that is waited for.
     """
 
-    def __init__(self, name: str, spawn: Callable[[], Any], clocks: Clocks, missing: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        spawn: Callable[[], Any],
+        clocks: Clocks,
+        missing: Callable[[], str],
+        expect: Callable[[ray.ObjectRef], None],
+    ) -> None:
         self.name, self.state = name, State.GONE
         self.actor: Any = None
         self.info: WorkerInfo | None = None
         """Where it runs; None until it is up."""
-        self._spawn, self._clocks, self._missing = spawn, clocks, missing
+        self.since = 0.0
+        """When it came up, seconds since 1970."""
+        self._spawn, self._clocks, self._missing, self._expect = spawn, clocks, missing, expect
         self._answer: ray.ObjectRef | None = None
         self._since = self._deadline = 0.0
         self._pulse: ray.ObjectRef | None = None
@@ -98,11 +108,11 @@ class SupervisedWorker:
     def begin(self, answer: ray.ObjectRef) -> None:
         """Notes that the actor works on a lease that ends with ``answer``."""
         self._wait_for(State.BUSY, answer, self._clocks.lease_s)
-        self._pulse_at = self._since + self._clocks.heartbeat_s
 
     def rest(self) -> None:
         """Notes that it is up and has nothing to do."""
         self.state, self._answer, self._pulse = State.IDLE, None, None
+        self._pulse_at = time.monotonic() + self._clocks.heartbeat_s
 
     def kill(self) -> None:
         """Ends the process, hung or not, and leaves the place empty."""
@@ -117,9 +127,8 @@ class SupervisedWorker:
 
     def next_deadline(self) -> float:
         """Returns the moment (monotonic clock) at which it must be looked at even without an answer."""
-        if self.state is State.BUSY:
-            return min(self._deadline, self._pulse_at)
-        return self._deadline if self.state is State.STARTING else float("inf")
+        deadline = float("inf") if self._answer is None else self._deadline
+        return min(deadline, self._pulse_at) if self.running else deadline
 
     def look(self, ready: Set[ray.ObjectRef]) -> Answer | Failure | None:
         """Acts on what is ready and on the clock; returns what the pool has to know, None when that is nothing."""
@@ -130,16 +139,18 @@ class SupervisedWorker:
         now = time.monotonic()
         if self._answer is not None and now >= self._deadline:
             return self._too_late()
-        if self.state is State.BUSY and now >= self._pulse_at:
+        if self.running and now >= self._pulse_at:
             if self._pulse is not None:
                 silence = f"no sign of life for {self._clocks.heartbeat_s:g} s"
                 return Failure(DeadlineExceeded(silence, where=self.name))
             self._pulse, self._pulse_at = self.actor.health.remote(), now + self._clocks.heartbeat_s
+            self._expect(self._pulse)
         return None
 
     def _wait_for(self, state: State, answer: ray.ObjectRef, seconds: float) -> None:
         self.state, self._answer, self._since = state, answer, time.monotonic()
         self._deadline = self._since + seconds
+        self._expect(answer)
 
     def _take_answer(self) -> Answer | Failure | None:
         starting = self.state is State.STARTING
@@ -151,7 +162,7 @@ class SupervisedWorker:
         self.rest()
         if not starting:
             return Answer(value, took_s)
-        self.info = value
+        self.info, self.since = value, time.time()
         log.info("%s is up after %.1f s (pid %d)", self.name, took_s, value.pid)
         return None
 

@@ -138,7 +138,7 @@ def test_job_trains_in_the_cluster_it_was_submitted_to(head: Head, tmp_path: Pat
     assert "Connecting to existing Ray cluster" in said, "not to a private Ray"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows if "loss/grpo" in row] == [1, 2]
-    assert all(row["pool/leases"] >= 1 for row in rows if "loss/grpo" in row)
+    assert all(row["rollout_pool/leases"] >= 1 for row in rows if "loss/grpo" in row)
     assert [method["name"] for method in json.loads((run / "results.json").read_text("utf-8"))["methods"]] == [
         "pre-trained",
         "trained",
