@@ -132,6 +132,18 @@ def test_the_data_section_is_required() -> None:
         ),
         ({"rollout": {"pairs_per_batch": 7}}, "rollout: pairs_per_batch = 7 is odd; expected an even number"),
         (
+            {"rollout": {"workers": 3, "max_workers": 2}},
+            "rollout: workers = 3 with min_workers = 0 and max_workers = 2; expected min_workers <= workers",
+        ),
+        (
+            {"replay": {"workers": 1, "min_workers": 2}},
+            "replay: workers = 1 with min_workers = 2 and max_workers = 0; expected min_workers <= workers",
+        ),
+        (
+            {"replay": {"max_workers": 2}},
+            "replay: max_workers = 2 with workers = 0; expected workers >= 1; set workers, or leave max_workers out",
+        ),
+        (
             {"data": {"image_size": 96}},
             "data: image_size = 96; expected 80, the size of the built-in birds; set data.image_size = 80",
         ),
@@ -157,6 +169,9 @@ def test_the_contradictions_end_where_they_should() -> None:
     parse_config(merged({"prompt": {"variant": "generic"}, "objective": {"lambda_kl": 0}}), where="test")
     parse_config(merged({"model": {"pooler": "mean"}, "objective": {"lambda_kl": 0.0}}), where="test")
     parse_config(merged({"rollout": {"pairs_per_batch": 64}}), where="test")
+    elastic = parse_config(merged({"rollout": {"workers": 2, "max_workers": 4}}), where="test")
+    assert elastic.rollout.worker_range == (2, 4)
+    assert elastic.replay.worker_range == (0, 0)
 
 
 def test_the_mllm_is_needed_to_train_with_it_or_to_judge() -> None:
