@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from saga_dist.config import RunConfig, Section, load_config, parse_config
+from saga_dist.config import FREE_KEYS, RunConfig, Section, load_config, parse_config
 from saga_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +132,18 @@ def test_the_data_section_is_required() -> None:
         ),
         ({"rollout": {"pairs_per_batch": 7}}, "rollout: pairs_per_batch = 7 is odd; expected an even number"),
         (
+            {"rollout": {"workers": 3, "max_workers": 2}},
+            "rollout: workers = 3 with min_workers = 0 and max_workers = 2; expected min_workers <= workers",
+        ),
+        (
+            {"replay": {"workers": 1, "min_workers": 2}},
+            "replay: workers = 1 with min_workers = 2 and max_workers = 0; expected min_workers <= workers",
+        ),
+        (
+            {"replay": {"max_workers": 2}},
+            "replay: max_workers = 2 with workers = 0; expected workers >= 1; set workers, or leave max_workers out",
+        ),
+        (
             {"data": {"image_size": 96}},
             "data: image_size = 96; expected 80, the size of the built-in birds; set data.image_size = 80",
         ),
@@ -188,6 +200,9 @@ def test_the_contradictions_end_where_they_should() -> None:
     metric_loss_only = {"objective": {"lambda_lm": 0.0, "lambda_kl": 0.0}}  # no token gradients to share
     parse_config(merged({"runtime": {"learner_processes": 2}, **metric_loss_only}), where="test")
     parse_config(merged({"rollout": {"tensor_parallel_size": 2}}), where="test")  # on CPUs
+    elastic = parse_config(merged({"rollout": {"workers": 2, "max_workers": 4}}), where="test")
+    assert elastic.rollout.worker_range == (2, 4)
+    assert elastic.replay.worker_range == (0, 0)
 
 
 def test_the_mllm_is_needed_to_train_with_it_or_to_judge() -> None:
@@ -385,3 +400,15 @@ def test_parsing_imports_neither_torch_nor_ray() -> None:
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert other.stdout.strip() == "[]"
+
+
+def test_every_free_key_is_a_key() -> None:
+    """A typo in the list would let a resume be refused for nothing."""
+    config = parse_config(merged({}), where="test")
+    keys = [f"{section}.{key}" for section, values in config.model_dump().items() for key in values]
+    assert [free for free in FREE_KEYS if not any(key.startswith(free) for key in keys)] == []
+    elsewhere = parse_config(
+        merged({"rollout": {"workers": 3, "num_cpus": 0.5}, "replay": {"workers": 2}}), where="test"
+    )
+    assert elsewhere.digest() == config.digest()
+    assert parse_config(merged({"rollout": {"max_staleness": 1}}), where="test").digest() != config.digest()

@@ -51,7 +51,6 @@ class Answer:
     """A lease is done."""
 
     value: Any
-    busy_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class SupervisedWorker:
         took_s = time.monotonic() - self._since
         self.rest()
         if not starting:
-            return Answer(value, took_s)
+            return Answer(value)
         self.info, self.since = value, time.time()
         log.info("%s is up after %.1f s (pid %d)", self.name, took_s, value.pid)
         return None

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saga_dist.config import RunConfig
+from saga_dist.config import RunConfig, WorkersSection
 from saga_dist.deploy.options import DeployOptions
 from saga_dist.errors import ConfigError
 
@@ -115,12 +115,12 @@ def groups(config: RunConfig, options: DeployOptions) -> list[Group]:
     found = [_group("learner", (learner,) * per_pod, options, learners, options.learner_memory, options.learner_node)]
     if rollouts:
         per_pod = options.rollout_workers_per_pod
-        counts = _counts("rollout", rollouts, per_pod, options.rollout_min, options.rollout_max)
+        counts = _counts(config.rollout, "rollout", per_pod, options.rollout_min, options.rollout_max)
         found.append(
             _group("rollout", (rollout,) * per_pod, options, counts, options.rollout_memory, options.rollout_node)
         )
     if replays:
-        counts = _counts("replay", replays, 1, options.replay_min, options.replay_max)
+        counts = _counts(config.replay, "replay", 1, options.replay_min, options.replay_max)
         found.append(_group("replay", (replay,), options, counts, options.replay_memory, options.replay_node))
     return found
 
@@ -156,11 +156,14 @@ def _refuse_ranges_without_pods(options: DeployOptions, rollouts: int, replays: 
                 )
 
 
-def _counts(role: str, workers: int, per_pod: int, low: int | None, high: int | None) -> tuple[int, int, int]:
-    """Returns (min, max, at the start) pods."""
-    pods = -(-workers // per_pod)
-    high = max(pods, low or 0) if high is None else high
-    low = min(pods, high) if low is None else low
+def _counts(
+    section: WorkersSection, role: str, per_pod: int, low: int | None, high: int | None
+) -> tuple[int, int, int]:
+    """Returns (min, max, at the start) pods; the command line's bounds win over those of the configuration."""
+    workers = section.workers
+    fewest, pods, most = (-(-count // per_pod) for count in (section.worker_range[0], workers, section.worker_range[1]))
+    high = max(most, low or 0) if high is None else high
+    low = min(fewest, high) if low is None else low
     if pods > high:
         raise ConfigError(
             f"--{role}-max = {high} pods hold {high * per_pod} of {role}.workers = {workers}: the others would wait "

@@ -15,9 +15,10 @@ import torch
 
 from saga_dist.cluster.handles import LocalHandle, ObjectHandle, open_tokens, publish_tokens
 from saga_dist.cluster.runtime import RayRuntime
+from saga_dist.cluster.scale import read_workers, request_scale, wait_for
 from saga_dist.cluster.scripted import Script, ScriptedLearner, ScriptedReplay, ScriptedRollout, scripted_factories
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.errors import DataError, TokenError, TrainingError
+from saga_dist.errors import ConfigError, DataError, TokenError, TrainingError
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
@@ -196,6 +197,21 @@ def test_no_worker_is_started_without_an_mllm_to_ask(ray_cluster: dict[str, str]
         assert runtime.learner.finish_step([]).step == 1
         assert runtime.rollouts.workers() == {}
         assert runtime.backbone_digest() == ""
+
+
+@pytest.mark.parametrize("replay_workers", [0, 1])
+def test_run_directory_shows_the_workers_and_takes_orders(replay_workers: int, make: Make, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    runtime = make(replay_workers=replay_workers)
+    runtime.watch(tmp_path)
+    view = wait_for(tmp_path, {"rollout": 1}, deadline_s=150)
+    assert set(view.pools) == ({"rollout", "replay"} if replay_workers else {"rollout"})
+    assert [member.pid for member in view.pools["rollout"].members] == [runtime.rollouts.workers()["rollout-0"].pid]
+    with pytest.raises(ConfigError, match="rollout=2: out of range; expected 1 to 1"):
+        request_scale(tmp_path, {"rollout": 2})
+    runtime.close()
+    with pytest.raises(ConfigError, match="no workers to scale here"):
+        read_workers(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
