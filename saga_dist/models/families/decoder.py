@@ -217,7 +217,8 @@ class _DecoderProbe(AttentionProbe):
         """Returns attention [R, prefix + T] float32 from the chosen tokens: full causal softmax, mean over heads."""
         assert self._hidden_GTD is not None
         assert self._rotation is not None
-        attention = self._attention
+        attention, asked_from = self._attention, columns.device
+        columns = columns.to(self._hidden_GTD.device)  # the layer's own device, where layers are spread
         query_RHd = self._backbone._queries(attention, self._hidden_GTD[completion, columns])
         cos_Rd, sin_Rd = (part.expand(len(self._hidden_GTD), -1, -1)[completion, columns] for part in self._rotation)
         # The same function turns queries and keys; the keys in the cache are turned already.
@@ -227,4 +228,4 @@ class _DecoderProbe(AttentionProbe):
         num_tokens = self._hidden_GTD.shape[1]
         own_position_R = keys_HKd.shape[1] - num_tokens + columns
         later_RK = torch.arange(keys_HKd.shape[1], device=columns.device)[None] > own_position_R[:, None]
-        return scores_RHK.masked_fill(later_RK[:, None], -torch.inf).softmax(-1).mean(1)
+        return scores_RHK.masked_fill(later_RK[:, None], -torch.inf).softmax(-1).mean(1).to(asked_from)
