@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
     from saga_dist.models.families.base import Family
     from saga_dist.protocols import Engine
+    from saga_dist.workers.data_parallel import Ranks
     from saga_dist.workers.learner import Learner
     from saga_dist.workers.replay import ReplayWorker
     from saga_dist.workers.rollout import RolloutWorker
@@ -95,13 +96,14 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
     return load_splits(data, seed=seed)
 
 
-def build_learner(config: RunConfig) -> Learner:
-    """Returns the learner with a fresh pooler, metric loss and optimizer."""
+def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
+    """Returns the learner with a fresh pooler, metric loss and optimizer; one of several ``ranks``, or alone."""
     import torch
 
     from saga_dist.models.encoder import Encoder
     from saga_dist.models.pooler import Pooler
     from saga_dist.objectives.metric_losses import build_metric_loss
+    from saga_dist.workers.data_parallel import ALONE
     from saga_dist.workers.learner import Learner
 
     set_threads(config)
@@ -136,6 +138,7 @@ def build_learner(config: RunConfig) -> Learner:
         optimizer=config.optimizer,
         num_steps=config.run.steps,
         autocast_dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
+        ranks=ranks or ALONE,
     )
 
 
@@ -171,6 +174,7 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         dtype=config.model.dtype,
         max_model_len=config.rollout.max_model_len,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        tensor_parallel_size=config.rollout.tensor_parallel_size,
         seed=config.run.seed,
     )
 
@@ -181,11 +185,17 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     Raises:
         ModelError: ``objective.kl_layer`` is not a layer of this model.
     """
+    from saga_dist.models.spread import spread_layers
     from saga_dist.workers.replay import ReplayWorker
 
     set_threads(config)
     family = build_family(config)
-    backbone = family.load_backbone(dtype=torch_dtype(config), device=resolve_device(config.model.device))
+    devices = replay_devices(config)
+    if len(devices) == 1:
+        backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
+    else:
+        backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
+        spread_layers(backbone, devices)
     if config.objective.kl_layer >= backbone.num_layers:
         raise ModelError(
             f"objective.kl_layer = {config.objective.kl_layer}",
@@ -201,6 +211,25 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         completions_per_chunk=config.replay.completions_per_chunk,
         logits_chunk=config.replay.logits_chunk,
     )
+
+
+def replay_devices(config: RunConfig) -> list[torch.device]:
+    """Returns the devices of one replay worker: the configured one, or all GPUs that ``replay.num_gpus`` >= 2 names.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    import torch
+
+    first, wanted = resolve_device(config.model.device), int(config.replay.num_gpus)
+    if first.type != "cuda" or wanted < 2:
+        return [first]
+    if torch.cuda.device_count() < wanted:
+        raise ConfigError(
+            f"replay.num_gpus = {wanted} but {torch.cuda.device_count()} CUDA devices in this process",
+            fix="set replay.workers = 1 or more, so that Ray gives each worker its own, or lower it",
+        )
+    return [torch.device("cuda", index) for index in range(wanted)]
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:

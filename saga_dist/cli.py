@@ -17,9 +17,12 @@ import typer
 
 from saga_dist import data_commands
 from saga_dist.bench.commands import bench
+from saga_dist.comparison.commands import evaluate
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
-from saga_dist.export.commands import register
+from saga_dist.export.commands import register as register_encoder_commands
+from saga_dist.report.commands import register as register_report_commands
+from saga_dist.sweep.commands import sweep
 
 app = typer.Typer(
     name="saga-dist",
@@ -70,23 +73,6 @@ def train(
 
 
 @app.command()
-def evaluate(
-    run_directory: Annotated[
-        Path, typer.Argument(help="run directory of a finished or running training", metavar="RUN")
-    ],
-    split: Annotated[str, typer.Option(help="test or val")] = "test",
-) -> None:
-    """Evaluate the encoder of a run on unseen classes."""
-    from rich.console import Console
-
-    from saga_dist.console import results_table
-    from saga_dist.run import evaluate_encoder
-
-    result = evaluate_encoder(run_directory, split)
-    Console().print(results_table([result], split=split, title=f"{run_directory} ({split})"))
-
-
-@app.command()
 def demo(
     overrides: Overrides = None,
     run_dir: RunDir = None,
@@ -120,8 +106,11 @@ def doctor(
     raise typer.Exit(examine(config, overrides or [], smoke=smoke))
 
 
+app.command()(evaluate)
+app.command()(sweep)
 app.command()(manifest)
-register(app)
+register_encoder_commands(app)
+register_report_commands(app)
 app.command()(bench)
 
 

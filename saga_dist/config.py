@@ -18,6 +18,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from saga_dist.errors import ConfigError
 
+FREE_KEYS = (
+    "runtime.",
+    "checkpoint.",
+    "logging.",
+    "run.directory",
+    "rollout.ahead_budget_mb",
+    "rollout.deadline_s",
+    "rollout.gpu_memory_utilization",
+    "rollout.groups_per_lease",
+    "rollout.max_attempts",
+    "rollout.max_log_prob_gap",
+    "rollout.num_cpus",
+    "rollout.num_gpus",
+    "rollout.record",
+    "rollout.start_deadline_s",
+    "rollout.tensor_parallel_size",
+    "rollout.workers",
+    "replay.deadline_s",
+    "replay.num_cpus",
+    "replay.num_gpus",
+    "replay.workers",
+)
+"""Where and how patiently a run is computed, not what: a resume may change these."""
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, strict, no unknown keys."""
@@ -168,7 +192,18 @@ class RolloutSection(Section):
     deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
     start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
     max_attempts: int = Field(3, ge=1, description="tries per group before the run stops")
+    max_staleness: int = Field(
+        0, ge=0, description="encoder versions a rollout may be behind when it trains; 0: none (the paper's)"
+    )
+    importance_truncation: float = Field(2.0, ge=1, description="largest importance weight of a stale token")
+    ahead_budget_mb: int = Field(4096, ge=1, description="encoder tokens that may wait for later steps, MiB")
+    max_log_prob_gap: float = Field(
+        0.05, gt=0, description="refuse to train when engine and replay differ by more per token, nats"
+    )
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs of one node that vLLM spreads its weights over; num_gpus tells Ray the same"
+    )
     num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
     record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
@@ -181,6 +216,26 @@ class RolloutSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tensor_parallel_fits(self) -> RolloutSection:
+        size = self.tensor_parallel_size
+        if size > 1 and self.engine != "vllm":
+            raise ValueError(
+                f'tensor_parallel_size = {size} with engine = "{self.engine}": only vLLM spreads its weights; '
+                'set rollout.tensor_parallel_size = 1 or rollout.engine = "vllm"'
+            )
+        if size > 1 and self.num_gpus not in (0, size):  # 0: vLLM for CPUs
+            raise ValueError(
+                f"tensor_parallel_size = {size} with num_gpus = {self.num_gpus:g}: expected one whole GPU for each "
+                f"part; set rollout.num_gpus = {size}"
+            )
+        if size == 1 and self.num_gpus > 1:
+            raise ValueError(
+                f"num_gpus = {self.num_gpus:g} with tensor_parallel_size = 1: all but one would idle; set "
+                "rollout.tensor_parallel_size to the same number, or rollout.num_gpus = 1"
+            )
+        return self
+
 
 class ReplaySection(Section):
     """Differentiation through the frozen language model."""
@@ -189,8 +244,10 @@ class ReplaySection(Section):
     completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
     logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
     deadline_s: float = Field(600.0, gt=0)
-    num_gpus: float = Field(0.0, ge=0)
-    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(
+        0.0, ge=0, description="GPUs per replay worker (Ray); from 2 on, the backbone's layers are spread over them"
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs per replay worker (Ray)")
 
 
 class OptimizerSection(Section):
@@ -216,18 +273,42 @@ class RuntimeSection(Section):
     pin_roles: bool = Field(
         False, description="every actor also asks for 1 of the custom resource named after its role (Ray)"
     )
-    learner_num_gpus: float = Field(0.0, ge=0)
-    learner_num_cpus: float = Field(1.0, ge=0)
+    learner_processes: int = Field(
+        1, ge=1, description="processes of the learner, each with a share of every batch's images (Ray)"
+    )
+    learner_num_gpus: float = Field(0.0, ge=0, description="GPUs per learner process (Ray)")
+    learner_num_cpus: float = Field(1.0, ge=0, description="CPUs per learner process (Ray)")
     learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
     heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
+    max_learner_restarts: int = Field(3, ge=0, description="new learners without a new checkpoint in between (Ray)")
     threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
+
+    @model_validator(mode="after")
+    def _learner_processes_fit(self) -> RuntimeSection:
+        if self.learner_processes > 1 and self.kind == "serial":
+            raise ValueError(
+                f'learner_processes = {self.learner_processes} with kind = "serial": one process is all there is; '
+                'set runtime.learner_processes = 1 or runtime.kind = "ray"'
+            )
+        if self.learner_processes > 1 and 0 < self.learner_num_gpus < 1:
+            raise ValueError(
+                f"learner_processes = {self.learner_processes} with learner_num_gpus = {self.learner_num_gpus:g}: "
+                "expected a GPU of its own for each process (NCCL shares none); set runtime.learner_num_gpus = 1"
+            )
+        return self
 
 
 class CheckpointSection(Section):
     """Saving and resuming."""
 
     every_steps: int = Field(100, ge=1)
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, description="newest checkpoints to keep; the best one stays in any case")
+    mirror: str = Field(
+        "",
+        pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",
+        description='copy them to this URI too (s3://, gs://, hdfs://, file://); "" for none. A run without a local '
+        "checkpoint resumes from there",
+    )
 
 
 class EvaluationSection(Section):
@@ -236,6 +317,15 @@ class EvaluationSection(Section):
     every_steps: int = Field(100, ge=1, description="validation Recall@1 for model selection")
     verdict_pairs: int = Field(0, ge=0, description="pairs of training and of unseen classes to judge at the end")
     bootstrap_resamples: int = Field(2000, ge=100)
+
+
+class LoggingSection(Section):
+    """Where metrics go besides metrics.jsonl. Has no part in the result of a run: a resume may change it."""
+
+    tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
+    wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
+    mlflow: str = Field("", description='MLflow tracking URI, e.g. of a server (extra "mlflow"); "": off')
+    prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
 
 
 class RunConfig(Section):
@@ -252,6 +342,7 @@ class RunConfig(Section):
     runtime: RuntimeSection = RuntimeSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -270,6 +361,26 @@ class RunConfig(Section):
                 f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
                 f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
             )
+        if self.logging.prometheus and self.runtime.kind != "ray":
+            raise ValueError(
+                f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
+                "set logging.prometheus = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learner_processes_have_work(self) -> RunConfig:
+        processes = self.runtime.learner_processes
+        if processes > self.data.batch_size:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} for data.batch_size = {self.data.batch_size} images; "
+                "expected at least one image for each; lower runtime.learner_processes"
+            )
+        if processes > 1 and self.needs_mllm and not self.replay.workers:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} with replay.workers = 0: token gradients must reach every "
+                "process; expected replay workers of their own; set replay.workers = 1 or more"
+            )
         return self
 
     @property
@@ -279,18 +390,20 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        frozen = self.model_dump(mode="json", exclude={"runtime": True, "checkpoint": True, "run": {"directory"}})
-        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
-        mine, theirs = (_flatten(config.model_dump(mode="json")) for config in (self, other))
-        free = ("runtime.", "checkpoint.", "run.directory")
+        mine, theirs = self._deciding(), other._deciding()
         return [
             f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
             for key in sorted(mine | theirs)
-            if mine.get(key) != theirs.get(key) and not key.startswith(free)
+            if mine.get(key) != theirs.get(key)
         ]
+
+    def _deciding(self) -> dict[str, Any]:
+        flat = _flatten(self.model_dump(mode="json"))
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -15,20 +15,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saga_dist.checkpoint import CheckpointStore, verify
+from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
-from saga_dist.counters import counter_seed
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted
+from saga_dist.engine_check import check_engine
+from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
 from saga_dist.evaluation import validation_recall
+from saga_dist.ledger import Ledger
 from saga_dist.observability import MetricsLog, Stopwatch
-from saga_dist.pools import run_all
+from saga_dist.pools import run_or_set_aside
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.rollout_buffer import RolloutBuffer
-from saga_dist.types import MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
+from saga_dist.rollout_stream import RolloutSource, RolloutStream
+from saga_dist.sinks import MetricSink
+from saga_dist.step_metrics import step_metrics
+from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OpenStep:
+    """What a step has gathered so far."""
+
+    number: int
+    """Optimizer steps done before it; also the encoder version."""
+    buffer: RolloutBuffer
+    tokens: dict[str, Any] = field(default_factory=dict)
+    """Handle of every pair's tokens at this version."""
+    quarantined: list[Quarantined] = field(default_factory=list)
+    num_batches: int = 0
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
 
 @dataclass(slots=True)
@@ -58,7 +76,10 @@ class Coordinator:
         sampler: the class-balanced stream of micro-batches.
         run_dir: where metrics, recordings and checkpoints go.
         on_step: called after every optimizer step with its result.
-        should_stop: asked between steps; True writes a checkpoint and raises ``Interrupted``.
+        should_stop: asked between steps and whenever rollouts come in; True writes a checkpoint of the last finished
+            step and raises ``Interrupted``.
+        sinks: told the metrics besides ``metrics.jsonl``; the caller closes them.
+        source: where groups come from; default: the runtime's rollout workers.
     """
 
     def __init__(
@@ -70,39 +91,80 @@ class Coordinator:
         *,
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
+        sinks: Sequence[MetricSink] = (),
+        source: RolloutSource | None = None,
     ) -> None:
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
-        self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep)
-        self._metrics = MetricsLog(run_dir / "metrics.jsonl")
+        keep = config.checkpoint.keep
+        mirror = open_mirror(config.checkpoint.mirror, run=config.digest()[:16], keep=keep)
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
+        self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
+        self._ledger = Ledger(run_dir / "ledger.jsonl")
         self._on_step, self._should_stop = on_step, should_stop
+        self._source = source or RolloutStream(config, runtime, sampler, pause=self._stop_if_asked)
+        self._generates = config.objective.needs_rollouts and source is None
+        self._num_losses = 0
+        """Learners lost since the last checkpoint."""
         self.selection = Selection()
 
     # ------------------------------------------------------------------ the run
 
     def run(self) -> Selection:
-        """Trains to the configured number of steps, resuming from the newest checkpoint, and returns the selection.
+        """Trains to the configured number of steps, from the newest valid checkpoint on, and returns the selection.
 
         Raises:
             Interrupted: asked to stop; a checkpoint of the last finished step was written.
-            CheckpointError: the newest checkpoint is damaged or belongs to another configuration.
+            CheckpointError: no checkpoint is valid, or the newest belongs to another configuration; or the last save
+                failed (one before it only costs a warning while an older checkpoint is there).
+            TrainingError: engine and replay do not agree, or the learner was lost too often.
         """
-        self._resume()
+        lost: LearnerLost | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self._replace_learner(lost)
+                    lost = None
+                self._resume()
+                self._train()
+                return self.selection
+            except LearnerLost as error:
+                lost = error
+
+    def _train(self) -> None:
+        """Steps until the run is done."""
+        if self._generates and self._runtime.learner.step < self._config.run.steps:
+            check_engine(self._config, self._runtime, self._sampler)
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)
-            if self._should_stop():
-                self._save(result.step)
-                raise Interrupted(f"stopped after step {result.step}", fix="the same command resumes")
-        return self.selection
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._should_stop():
+            step = self._runtime.learner.step
+            self._save(step)  # an open step leaves no trace: its gradients are not part of the state
+            raise Interrupted(f"stopped after step {step}", fix="the same command resumes")
+
+    def _replace_learner(self, loss: LearnerLost) -> None:
+        """Puts a new learner in place of a lost one, unless that has been tried often enough."""
+        self._num_losses += 1
+        if self._num_losses > self._config.runtime.max_learner_restarts:
+            raise TrainingError(
+                f"the learner was lost {self._num_losses} times without a new checkpoint in between; {loss}",
+                where="coordinator",
+            ) from loss
+        log.warning("%s; a new learner goes on from the last checkpoint", loss)
+        self._source.forget()
+        self._runtime.revive_learner()
 
     def restore_selected(self) -> None:
         """Puts the weights of the selected step back into the learner."""
         if self.selection.step >= 0 and self.selection.step != self._runtime.learner.step:
-            self._runtime.learner.load(verify(self._checkpoints.path(self.selection.step)).path)
+            self._runtime.learner.load(self._checkpoints.verified(self.selection.step).path)
 
     # ------------------------------------------------------------------ one step
 
@@ -111,85 +173,88 @@ class Coordinator:
 
         Source: SAGA Algorithm 1.
         """
-        clock = Stopwatch()
-        step = self._runtime.learner.step
-        buffer = RolloutBuffer(self._config.rollout.contributing_groups)
-        tokens: dict[str, Any] = {}
+        step = OpenStep(self._runtime.learner.step, RolloutBuffer(self._config.rollout.contributing_groups))
+        with step.clock.phase("encode_ahead"):
+            self._run_ahead(step)
         for batch in self._micro_batches(step):
-            with clock.phase("encode"):
-                encoded = self._runtime.learner.encode(batch)
-            tokens.update(zip((pair.pair_id for pair in batch.pairs), encoded.handles, strict=True))
-            with clock.phase("rollout"):
-                self._roll_out(batch, tokens, buffer)
-            if buffer.full:
+            self._roll_out(step, batch)
+            if step.buffer.full:
                 break
-        with clock.phase("replay"):
-            gradients = self._replay(buffer, tokens)
-        with clock.phase("update"):
+        with step.clock.phase("replay"):
+            gradients = self._replay(step)
+        with step.clock.phase("update"):
             result = self._runtime.learner.finish_step([gradient.handle for gradient in gradients])
-        self._record(step, buffer)
-        return self._summarise(result, buffer, gradients, clock)
+        self._record(step)
+        return self._summarise(step, result, gradients)
 
-    def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
+    def _run_ahead(self, step: OpenStep) -> None:
+        if self._config.objective.needs_rollouts:
+            self._source.run_ahead(step.number)
+
+    def _micro_batches(self, step: OpenStep) -> Iterator[MicroBatch]:
         """The micro-batches a step may use: one without rollouts, else as many as dynamic sampling is allowed."""
         rollouts = self._config.objective.needs_rollouts
         num_pairs = self._config.rollout.pairs_per_batch if rollouts else 0
         for index in range(self._config.rollout.max_micro_batches if rollouts else 1):
-            yield self._sampler.micro_batch(step, index, num_pairs)
+            yield self._sampler.micro_batch(step.number, index, num_pairs)
 
-    def _roll_out(self, batch: MicroBatch, tokens: dict[str, Any], buffer: RolloutBuffer) -> None:
-        """Generates and scores a group for every pair of the micro-batch, and fills the buffer."""
-        settings = self._config.rollout
-        tasks = [
-            RolloutTask(
-                pair=pair,
-                tokens=tokens[pair.pair_id],
-                sampling=Sampling(
-                    num_completions=settings.group_size,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    max_tokens=settings.max_tokens,
-                    seed=counter_seed(self._config.run.seed, "sampling", pair.pair_id),
-                ),
-            )
-            for pair in batch.pairs
-        ]
-        groups = {group.pair.pair_id: group for group in run_all(self._runtime.rollouts, tasks)}
-        for pair in batch.pairs:  # by submission, not by arrival
-            buffer.add(groups[pair.pair_id])
+    def _roll_out(self, step: OpenStep, batch: MicroBatch) -> None:
+        """Encodes a micro-batch and takes the group of every pair, or the reason why there is none."""
+        with step.clock.phase("encode"):
+            encoded = self._runtime.learner.encode(batch)
+        step.num_batches += 1
+        step.tokens.update(zip((pair.pair_id for pair in batch.pairs), encoded.handles, strict=True))
+        if not batch.pairs:
+            return
+        with step.clock.phase("rollout"):
+            for outcome in self._source.take(batch, encoded):
+                if isinstance(outcome, Quarantined):
+                    step.quarantined.append(outcome)
+                else:
+                    step.buffer.add(outcome)
 
-    def _replay(self, buffer: RolloutBuffer, tokens: dict[str, Any]) -> list[GradientHandle]:
-        """Differentiates the contributing groups; the denominator |T| is known before any backward."""
-        groups = buffer.selected()
-        tasks = [
-            ReplayTask(
-                group=group,
-                tokens=tokens[group.pair.pair_id],
-                num_tokens_total=buffer.num_tokens,
-                want_attention=self._config.objective.lambda_kl > 0,
-            )
-            for group in groups
-        ]
-        gradients = {gradient.pair_id: gradient for gradient in run_all(self._runtime.replays, tasks)}
-        return [gradients[group.pair.pair_id] for group in groups]
+    def _replay(self, step: OpenStep) -> list[GradientHandle]:
+        """Differentiates the contributing groups; the denominator |T| is known before any backward.
 
-    def _record(self, step: int, buffer: RolloutBuffer) -> None:
-        if self._config.rollout.record and buffer.groups:
+        A group that cannot be differentiated anywhere is set aside. Since it was part of |T|, the others, one more
+        perhaps, are replayed again without it.
+        """
+        while True:
+            groups = step.buffer.selected()
+            outcomes = run_or_set_aside(self._runtime.replays, [self._replay_task(step, group) for group in groups])
+            failed = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
+            if not failed:
+                gradients = {gradient.pair_id: gradient for gradient in outcomes}
+                return [gradients[group.pair_id] for group in groups]
+            step.quarantined += failed
+            for one in failed:
+                step.buffer.remove(one.pair_id)
+
+    def _replay_task(self, step: OpenStep, group: ScoredGroup) -> ReplayTask:
+        behaviour, truncate_at = self._source.off_policy(group, step.number)
+        return ReplayTask(
+            group=group,
+            tokens=step.tokens[group.pair_id],
+            num_tokens_total=step.buffer.num_tokens,
+            want_attention=self._config.objective.lambda_kl > 0,
+            behaviour=behaviour,
+            truncate_at=truncate_at,
+        )
+
+    def _record(self, step: OpenStep) -> None:
+        """Writes the step's groups and what became of each pair."""
+        if self._config.rollout.record and step.buffer.groups:
             self._recordings.mkdir(exist_ok=True)
-            write_recording(self._recordings / f"step_{step:06d}.arrow", buffer.groups)
+            write_recording(self._recordings / f"step_{step.number:06d}.arrow", step.buffer.groups)
+        if self._config.objective.needs_rollouts:
+            self._ledger.enter(step.number + 1, step.num_batches, step.buffer, step.quarantined)
 
-    def _summarise(
-        self, result: StepResult, buffer: RolloutBuffer, gradients: Sequence[GradientHandle], clock: Stopwatch
-    ) -> StepResult:
-        metrics = {**result.metrics, **buffer.metrics(), **self._runtime.rollouts.metrics()}
-        if gradients:
-            metrics["replay/log_prob_gap_mean"] = sum(gradient.log_prob_gap for gradient in gradients) / len(gradients)
-            metrics["replay/tokens"] = float(buffer.num_tokens)
-        if buffer.groups:
-            num_tokens = sum(group.num_tokens for group in buffer.groups)
-            metrics["rollout/tokens_per_s"] = num_tokens / clock.seconds["rollout"]
-        metrics |= {f"step/{phase}_s": seconds for phase, seconds in clock.seconds.items()}
-        metrics["step/wall_s"] = sum(clock.seconds.values())
+    def _summarise(self, step: OpenStep, result: StepResult, gradients: list[GradientHandle]) -> StepResult:
+        metrics = {**result.metrics, **self._runtime.rollouts.metrics()}
+        metrics |= step_metrics(step.buffer, gradients, step.clock, replay_is_remote=self._config.replay.workers > 0)
+        if self._config.objective.needs_rollouts:
+            metrics["rollout/quarantined"] = float(len(step.quarantined))
+            metrics |= self._source.end_step(step.number, step.num_batches)
         return StepResult(step=result.step, metrics=metrics)
 
     # ------------------------------------------------------------------ checkpoints and model selection
@@ -199,38 +264,44 @@ class Coordinator:
         if not due or not len(self._runtime.learner.labels("val")):
             return
         recall = validation_recall(self._runtime.learner)
+        before = self.selection.step, self.selection.recall_at_1
         best = self.selection.consider(step, recall)
         self._metrics.write(StepResult(step=step, metrics={"validation/recall_at_1": recall}))
-        if best:
-            self._save(step)
+        if best and not self._save(step, required=step == self._config.run.steps):
+            self.selection.step, self.selection.recall_at_1 = before  # weights that were not kept cannot be selected
 
     def _save_if_due(self, step: int) -> None:
         if step % self._config.checkpoint.every_steps == 0 or step == self._config.run.steps:
-            self._save(step)
+            self._save(step, required=step == self._config.run.steps)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, required: bool = True) -> bool:
+        """Saves the step; False when that failed and is not ``required``. Trouble gets a row in the metrics."""
         if self._checkpoints.has(step):
-            return
+            return True
         selection = {
             "step": self.selection.step,
             "recall_at_1": self.selection.recall_at_1,
             "history": self.selection.history,
         }
-        self._checkpoints.write(
-            step,
-            self._runtime.learner.save,
-            extra={
-                "config_digest": self._config.digest(),
-                "split_hash": self._runtime.learner.split_hash(),
-                "selection": selection,
-            },
-            best=self.selection.step,
-        )
+        extra = {
+            "config_digest": self._config.digest(),
+            "split_hash": self._runtime.learner.split_hash(),
+            "selection": selection,
+        }
+        write = self._checkpoints.write if required else self._checkpoints.try_write
+        saved = bool(write(step, self._runtime.learner.save, extra, best=self.selection.step))
+        if trouble := self._checkpoints.metrics():
+            self._metrics.write(StepResult(step=step, metrics=trouble))
+        if saved:
+            self._num_losses = 0
+        return saved
 
     def _resume(self) -> None:
         newest = self._checkpoints.newest()
+        self.selection = Selection()
         if newest is None:
             self._metrics.truncate(after_step=0)
+            self._ledger.truncate(after_step=0)
             return
         if newest.extra["config_digest"] != self._config.digest():
             raise CheckpointError(
@@ -246,4 +317,6 @@ class Coordinator:
         saved = newest.extra["selection"]
         self.selection = Selection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
+        self._ledger.truncate(after_step=newest.step)
+        self._checkpoints.settle(newest.step, best=self.selection.step)  # a crash may have come before it
         log.info("resumed from %s", newest.path)

@@ -54,6 +54,10 @@ class CheckpointError(UserError):
     """A checkpoint or shipped weight file is missing, damaged or from an unknown format."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is not what was written: missing, cut off or altered."""
+
+
 class WireError(SagaError):
     """An Arrow batch does not have the schema this version reads."""
 
@@ -72,6 +76,10 @@ class DeadlineExceeded(WorkerError):
 
 class TrainingError(SagaError):
     """Training cannot go on (no contributing group, non-finite gradient, too many worker failures)."""
+
+
+class LearnerLost(TrainingError):
+    """The learner's process is gone, and with it what only it held; a new one goes on from the last checkpoint."""
 
 
 class Interrupted(SagaError):

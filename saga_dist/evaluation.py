@@ -5,7 +5,8 @@ Model selection looks at validation classes only; test classes are met once, by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,8 @@ from saga_dist.data.sampling import evaluation_pairs
 from saga_dist.objectives.reward import json_is_valid
 from saga_dist.pools import run_all
 from saga_dist.protocols import Embeddings, Learner, Runtime
-from saga_dist.retrieval.metrics import clustered_interval, nmi, recall_at_k
+from saga_dist.retrieval.hits import LARGEST_K, QueryHits
+from saga_dist.retrieval.metrics import clustered_interval, nmi, precision_at_r, recall_at_k
 from saga_dist.retrieval.probe import linear_probe_accuracy
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import RolloutTask, Sampling
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from saga_dist.data.image_sets import ImageSet
     from saga_dist.models.encoder import Encoder
 
-RECALL_AT = (1, 2, 4, 8)
+RECALL_AT = (1, 2, 4, LARGEST_K)
 
 
 def validation_recall(learner: Learner) -> float:
@@ -35,7 +37,13 @@ def validation_recall(learner: Learner) -> float:
 
 
 def retrieval_result(
-    embeddings: Embeddings, gallery: Embeddings | None = None, *, seed: int, resamples: int
+    embeddings: Embeddings,
+    gallery: Embeddings | None = None,
+    *,
+    seed: int,
+    resamples: int,
+    precision: bool = False,
+    on_hits: Callable[[QueryHits], None] = lambda hits: None,
 ) -> SplitResult:
     """Returns Recall@{1,2,4,8}, NMI and a class-clustered 95 % interval of Recall@1.
 
@@ -44,25 +52,31 @@ def retrieval_result(
         gallery: what they search; None means each other, every query left out of its own ranking.
         seed: of k-means and of the bootstrap.
         resamples: of the bootstrap.
+        precision: MAP@R and R-precision too; a second ranking, as deep as the largest class.
+        on_hits: given what each query found.
     """
-    found = recall_at_k(
-        embeddings.values_IE,
-        embeddings.labels_I,
-        ks=RECALL_AT,
-        gallery_GE=None if gallery is None else gallery.values_IE,
-        gallery_labels_G=None if gallery is None else gallery.labels_I,
+    values_IE, labels_I = embeddings.values_IE, embeddings.labels_I
+    gallery_GE, gallery_labels_G = (None, None) if gallery is None else (gallery.values_IE, gallery.labels_I)
+    found = recall_at_k(values_IE, labels_I, ks=RECALL_AT, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G)
+    on_hits(QueryHits(np.asarray(labels_I, np.int64), found.first_hit_I.astype(np.uint8)))
+    at_r = (
+        precision_at_r(values_IE, labels_I, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G)
+        if precision
+        else None
     )
-    low, high = clustered_interval(found.correct_at_1_I, embeddings.labels_I, seed=seed, num_resamples=resamples)
+    low, high = clustered_interval(found.correct_at_1_I, labels_I, seed=seed, num_resamples=resamples)
     return SplitResult(
         recall_at_1=found.recall[1],
         recall_at_2=found.recall[2],
         recall_at_4=found.recall[4],
         recall_at_8=found.recall[8],
-        nmi=nmi(embeddings.values_IE, embeddings.labels_I, seed=seed),
+        nmi=nmi(values_IE, labels_I, seed=seed),
         confidence_interval=(low, high),
-        num_queries=len(embeddings.labels_I),
-        num_classes=len(np.unique(embeddings.labels_I)),
+        num_queries=len(labels_I),
+        num_classes=len(np.unique(labels_I)),
         num_unfindable=found.num_unfindable,
+        map_at_r=None if at_r is None else at_r.map_at_r,
+        r_precision=None if at_r is None else at_r.r_precision,
     )
 
 
@@ -75,12 +89,14 @@ def evaluate_method(
     pretrained: bool = False,
     selected_step: int = 0,
     wall_s: float = 0.0,
+    on_hits: Callable[[str, QueryHits], None] = lambda split, hits: None,
 ) -> MethodResult:
     """Returns one row of results for the learner's present weights.
 
     Args:
         splits: ``val`` and, once the step is selected, ``test``; only then are verdicts and probes taken.
         pretrained: judge the tower as it came, mean-pooled.
+        on_hits: given, for each split, what each query found.
     """
     learner, settings = runtime.learner, config.evaluation
     results = {
@@ -89,6 +105,7 @@ def evaluate_method(
             _gallery(learner, split, pretrained=pretrained),
             seed=config.run.seed,
             resamples=settings.bootstrap_resamples,
+            on_hits=partial(on_hits, split),
         )
         for split in splits
         if len(learner.labels(split))

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from saga_dist.errors import ConfigError
+
+_crash_at, _, _crash_time = os.environ.get("SAGA_DIST_CRASH_AT", "").partition("@")
+_crash_visits = itertools.count(1)
+
+
+def crash_point(event: str, path: Path) -> None:
+    """Ends this process with SIGKILL when ``SAGA_DIST_CRASH_AT`` names this event of this file; else does nothing.
+
+    ``SAGA_DIST_CRASH_AT=renamed:step_00000100``, or ``synced:learner.json@2`` for the second time that it happens. An
+    operator's drill: run a command with the variable set and the same command without it; the end result must be that
+    of a run that was left alone.
+    """
+    if _crash_at and _crash_at == f"{event}:{path.name}" and next(_crash_visits) == int(_crash_time or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fsync_path(path: Path) -> None:
@@ -40,7 +56,9 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("written", path)
         temporary.replace(path)
+        crash_point("renamed", path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
@@ -76,3 +94,41 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to be filled that then takes the place of ``path``, whole; after an error ``path`` is as before.
+
+    A reader sees the old folder or the new one, or none for the moment between two renames.
+
+    Raises:
+        OSError: the folder above is missing or not writable, or the disk is full.
+    """
+    temporary, old = (path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inner in (*temporary.rglob("*"), temporary):
+            fsync_path(inner)
+        crash_point("filled", path)
+        if path.exists():
+            path.rename(old)
+            crash_point("doomed", path)
+        temporary.rename(path)
+        crash_point("renamed", path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    fsync_path(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what interrupted writes left in a folder. Only for the process that writes there."""
+    for leftover in folder.glob(".*.tmp-????????"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from saga_dist.errors import TrainingError, WorkerError
 from saga_dist.protocols import WorkerPool
+from saga_dist.types import Quarantined
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
@@ -16,7 +17,23 @@ log = logging.getLogger(__name__)
 
 
 def run_all(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
-    """Returns the results of all tasks, in order of arrival. Ends because every ``collect`` does."""
+    """Returns the results of all tasks, in order of arrival.
+
+    Raises:
+        WorkerError: a task was quarantined.
+    """
+    results = run_or_set_aside(pool, tasks)
+    for result in results:
+        if isinstance(result, Quarantined):
+            raise WorkerError(
+                f"failed on {result.attempts} workers, the last time: {result.reason}", where=f"pair {result.pair_id}"
+            )
+    return results
+
+
+def run_or_set_aside(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
+    """Returns the results of all tasks, ``Quarantined`` ones among them, in order of arrival. Ends because every
+    ``collect`` does."""
     pool.submit(tasks)
     results: list[Any] = []
     while len(results) < len(tasks):
@@ -65,6 +82,10 @@ class SerialPool(Generic[TaskT, ResultT]):
         """Nothing to report: one process has no leases, heartbeats or replacements."""
         return {}
 
+    def forget(self) -> None:
+        """Drops queued tasks."""
+        self._queue.clear()
+
     def close(self) -> None:
         """Forgets queued tasks."""
-        self._queue.clear()
+        self.forget()

@@ -11,6 +11,7 @@ from saga_dist.assembly import build_splits
 from saga_dist.config import RunConfig
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
+from saga_dist.sinks import require_loggers
 
 
 def describe(config: RunConfig, directory: Path) -> str:
@@ -19,6 +20,7 @@ def describe(config: RunConfig, directory: Path) -> str:
     Raises:
         ModelError: the model folder is missing, unreadable or of a family that is not supported.
         DataError: the data set is missing or cannot be split.
+        ConfigError: the library of a chosen logger is not installed.
     """
     rollout, data, objective = config.rollout, config.data, config.objective
     lines = [
@@ -55,6 +57,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
+    require_loggers(config.logging)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 

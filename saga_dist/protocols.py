@@ -16,6 +16,7 @@ import numpy as np
 
 from saga_dist.config import RunConfig
 from saga_dist.types import (
+    Agreement,
     Completions,
     EncoderTokens,
     ImagePair,
@@ -37,7 +38,8 @@ class EncodedBatch:
     """Answer to ``Learner.encode``: one token handle per pair of the micro-batch, in its order."""
 
     handles: tuple[Any, ...]
-    metrics: dict[str, float]
+    num_bytes: int
+    """Size of all published tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class GradientHandle:
     handle: Any
     loss: float
     num_tokens: int
-    log_prob_gap: float
+    agreement: Agreement
 
     @classmethod
     def of(cls, gradients: TokenGradients, handle: Any = None) -> GradientHandle:
@@ -58,7 +60,7 @@ class GradientHandle:
             handle=gradients if handle is None else handle,
             loss=gradients.loss,
             num_tokens=gradients.num_tokens,
-            log_prob_gap=gradients.log_prob_gap,
+            agreement=gradients.agreement,
         )
 
 
@@ -106,8 +108,11 @@ class RolloutWorker(Protocol):
 class ReplayWorker(Protocol):
     """A stateless function from a scored group to the gradient at its encoder tokens."""
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
-        """Returns dL_GRPO/d(tokens) and the attention targets of one group."""
+    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
+        """Returns dL_GRPO/d(tokens) and the attention targets of one group.
+
+        ``tokens`` and ``behaviour`` are the opened handles of the task.
+        """
 
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone's weights: equal before and after any run."""
@@ -133,6 +138,9 @@ class WorkerPool(Protocol[TaskT, ResultT]):
     def metrics(self) -> dict[str, float]:
         """Returns counters since the last call (leases, retries, replacements, busy seconds), named ``pool/...``."""
 
+    def forget(self) -> None:
+        """Drops every task that is pending and every result that was not collected; late answers are ignored."""
+
     def close(self) -> None: ...
 
 
@@ -151,6 +159,9 @@ class Learner(Protocol):
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Publishes the tokens of every pair of a later step's batch at today's version; leaves the open step alone."""
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
         """Injects token gradients, adds the attention alignment, clips, and takes one optimizer step."""
@@ -189,6 +200,13 @@ class Runtime(Protocol):
     @property
     def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
         """Differentiates."""
+
+    def revive_learner(self) -> None:
+        """Puts a new learner in the place of one that was lost; it knows nothing until it loads a checkpoint.
+
+        Raises:
+            SagaError: a new one could not be brought up in time.
+        """
 
     def renew_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""

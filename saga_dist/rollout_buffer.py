@@ -40,6 +40,10 @@ class RolloutBuffer:
         self._groups[group.pair.pair_id] = group
         return True
 
+    def remove(self, pair_id: str) -> None:
+        """Takes a group out again: replay found that it cannot be differentiated."""
+        del self._groups[pair_id]
+
     def __len__(self) -> int:
         return len(self._groups)
 

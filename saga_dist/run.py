@@ -1,6 +1,6 @@
 """A run: its directory, and training from a configuration to results.
 
-config.json  metrics.jsonl  rollouts/  checkpoints/step_*/  model/  results.json
+config.json  metrics.jsonl  tensorboard/  rollouts/  checkpoints/step_*/  model/  hits.npz  results.json
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import logging
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -20,10 +21,12 @@ from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
-from saga_dist.files import write_atomic
+from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
-from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.retrieval.hits import HITS_NAME, QueryHits, save_hits
+from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
+from saga_dist.sinks import MetricSink, build_sinks, require_loggers
 from saga_dist.types import StepResult
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,14 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
     saved = path / "config.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "rollouts"):
+            remove_leftovers(folder)
+        if saved.exists() and not _is_json(saved):
+            # Written in one piece, so this is a disk's work. Nothing is lost: checkpoints know their configuration.
+            aside = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
+            log.warning("%s is not valid JSON; set aside as %s and written again", saved, aside.name)
+            saved.replace(aside)
+            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
         if not saved.exists():
             if any(path.iterdir()):
                 raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
@@ -57,6 +68,14 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
     return path
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 def load_run_config(path: Path) -> RunConfig:
     """Returns the resolved configuration of a run directory."""
     saved = path / "config.json"
@@ -65,7 +84,9 @@ def load_run_config(path: Path) -> RunConfig:
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
     except ValueError as error:
-        raise CheckpointError("not valid JSON", where=str(saved), fix="choose a new --run-dir") from error
+        raise CheckpointError(
+            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
+        ) from error
     return parse_config(tree, where=str(saved))
 
 
@@ -80,6 +101,20 @@ def build_runtime(config: RunConfig) -> Runtime:
     return RayRuntime(config)
 
 
+@contextmanager
+def metric_sinks(config: RunConfig, run_dir: Path) -> Iterator[list[MetricSink]]:
+    """Yields the sinks of section ``[logging]`` and closes them; the only place that chooses."""
+    sinks = build_sinks(config, run_dir)
+    if config.logging.prometheus:
+        from saga_dist.cluster.gauges import RayGauges
+
+        sinks.append(RayGauges(run_dir.name))
+    with ExitStack() as closing:
+        for sink in sinks:
+            closing.callback(sink.close)
+        yield sinks
+
+
 def train_method(
     name: str,
     config: RunConfig,
@@ -89,6 +124,7 @@ def train_method(
     on_step: Callable[[StepResult], None] = lambda result: None,
     should_stop: Callable[[], bool] = lambda: False,
     evaluate_test: bool = True,
+    on_hits: Callable[[str, QueryHits], None] = lambda split, hits: None,
 ) -> MethodResult:
     """Trains with an open runtime, selects the step on validation classes, evaluates it, writes ``model/``.
 
@@ -97,6 +133,7 @@ def train_method(
     Args:
         name: of the row in ``results.json``.
         evaluate_test: False while tuning: then only validation classes are looked at.
+        on_hits: given, for each split, what each query found.
 
     Raises:
         Interrupted: ``should_stop`` said so; a checkpoint was written.
@@ -105,10 +142,13 @@ def train_method(
     sampler = ClassBalancedSampler(
         runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
     )
-    coordinator = Coordinator(config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop)
-    coordinator.run()
+    with metric_sinks(config, run_dir) as sinks:
+        coordinator = Coordinator(
+            config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop, sinks=sinks
+        )
+        coordinator.run()
     coordinator.restore_selected()
-    runtime.learner.save_encoder(run_dir / "model")
+    _save_model(runtime, run_dir / "model")
     return evaluate_method(
         name,
         runtime,
@@ -116,22 +156,71 @@ def train_method(
         splits=("val", "test") if evaluate_test else ("val",),
         selected_step=runtime.learner.step,
         wall_s=time.monotonic() - started,
+        on_hits=on_hits,
     )
+
+
+def _save_model(runtime: Runtime, path: Path) -> None:
+    """Writes the deployable encoder, whole or not at all."""
+    try:
+        with replaced_folder(path) as folder:
+            runtime.learner.save_encoder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the encoder ({error.strerror or error})",
+            where=str(path),
+            fix="free space or check permissions; the same command goes on from the last checkpoint",
+        ) from error
 
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
     """Trains one configuration from start or resume to ``results.json`` and returns the results."""
+    require_loggers(config.logging)
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)
         try:
-            before = runtime.backbone_digest()
-            pretrained = evaluate_method("pre-trained", runtime, config, splits=("val", "test"), pretrained=True)
-            trained = train_method("trained", config, runtime, run_dir, on_step=on_step, should_stop=should_stop)
-            results = Results(methods=[pretrained, trained], backbone_unchanged=runtime.backbone_digest() == before)
+            return train_on(runtime, config, run_dir, on_step=on_step, should_stop=should_stop)
         finally:
             runtime.close()
-    results.save(run_dir / "results.json")
+
+
+def train_on(
+    runtime: Runtime,
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    only_pretrained: bool = False,
+) -> Results:
+    """Trains with an open runtime whose learner is fresh, writes ``hits.npz`` and, last, ``results.json``.
+
+    Args:
+        run_dir: opened for ``config``.
+        only_pretrained: evaluate the tower as it came, mean-pooled, and train nothing.
+
+    Raises:
+        Interrupted: ``should_stop`` said so; a checkpoint was written.
+    """
+    hits: dict[tuple[str, str], QueryHits] = {}
+
+    def keep(method: str) -> Callable[[str, QueryHits], None]:
+        return lambda split, found: hits.update({(method, split): found})
+
+    before = runtime.backbone_digest()
+    methods = [
+        evaluate_method(PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED))
+    ]
+    if not only_pretrained:
+        methods.append(
+            train_method(
+                TRAINED, config, runtime, run_dir, on_step=on_step, should_stop=should_stop, on_hits=keep(TRAINED)
+            )
+        )
+    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == before)
+    save_hits(run_dir / HITS_NAME, hits)
+    results.save(run_dir / RESULTS_NAME)
     return results
 
 

@@ -23,6 +23,7 @@ class SerialRuntime:
     learner: Learner
 
     def __init__(self, config: RunConfig) -> None:
+        self._config = config
         self.learner = build_learner(config)
         self._rollout_worker: RolloutWorker | None = None
         self._replay_worker: ReplayWorker | None = None
@@ -34,8 +35,15 @@ class SerialRuntime:
         )
         self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(self._replay, lease=1, max_attempts=1)
 
+    def revive_learner(self) -> None:
+        """Builds the learner anew; in one process this is never needed, only allowed."""
+        self.rollouts.forget()
+        self.replays.forget()
+        self.learner = build_learner(self._config)
+
     def renew_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        self._config = config
         self.learner = build_learner(config)
 
     def backbone_digest(self) -> str:
@@ -55,4 +63,4 @@ class SerialRuntime:
 
     def _replay(self, tasks: Sequence[ReplayTask]) -> list[GradientHandle]:
         assert self._replay_worker is not None, "the configuration asked for no MLLM"
-        return [GradientHandle.of(self._replay_worker.replay(task, task.tokens)) for task in tasks]
+        return [GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks]

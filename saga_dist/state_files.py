@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from saga_dist.errors import CheckpointError
+from saga_dist.files import crash_point
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -20,9 +21,16 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Args:
         path: file to write.
         tensors: any dtype that safetensors knows, any device.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
     """
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:  # the second is how safetensors says that the disk is full
+        raise _unwritable(path, error) from error
+    crash_point("written", path)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +46,11 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
-    """Writes the optimizer's state, exactly: tensors to ``<name>.safetensors``, numbers to ``<name>.json``."""
+    """Writes the optimizer's state, exactly: tensors to ``<name>.safetensors``, numbers to ``<name>.json``.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -47,7 +59,12 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
             (tensors if isinstance(value, torch.Tensor) else numbers)[f"{index}.{key}"] = value
     save_tensors(folder / f"{name}.safetensors", tensors)
     text = json.dumps({"param_groups": state["param_groups"], "numbers": numbers}, indent=1)
-    (folder / f"{name}.json").write_text(text, "utf-8")
+    file = folder / f"{name}.json"
+    try:
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise _unwritable(file, error) from error
+    crash_point("written", file)
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
@@ -87,6 +104,12 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
 def _with_tuples(group: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no tuples; torch has them for pairs of numbers such as ``betas``."""
     return {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write the training state ({_line(error)})", where=str(path), fix="free space or check permissions"
+    )
 
 
 def _line(error: BaseException) -> str:

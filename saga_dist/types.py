@@ -157,6 +157,11 @@ class ScoredGroup:
     describes_b: tuple[np.ndarray, ...]
 
     @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.pair.pair_id
+
+    @property
     def contributes(self) -> bool:
         """True when rewards vary within the group, so that it carries a gradient."""
         return bool(self.rewards_G.min() != self.rewards_G.max())
@@ -168,15 +173,47 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A group that was set aside because workers failed on it, again and again: what a pool delivers in its place."""
+
+    pair_id: str
+    reason: str
+    """The last failure, one line."""
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayTask:
     """One group to differentiate, with the denominator of the whole step."""
 
     group: ScoredGroup
     tokens: Any
-    """Handle of the ``EncoderTokens`` the group was generated from."""
+    """Handle of the pair's ``EncoderTokens`` at today's encoder version: where the gradient is taken."""
     num_tokens_total: int
     """|T|: generated tokens over all groups of the step's buffer."""
     want_attention: bool
+    behaviour: Any = None
+    """Handle of the older ``EncoderTokens`` the group was generated from; None where they are ``tokens``, or lost."""
+    truncate_at: float | None = None
+    """Largest importance weight of a token; None: the group is on-policy and every weight is exactly 1. Without
+    ``behaviour`` the weight is taken against the engine's own log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How replay and sampler compare on the tokens of one group."""
+
+    log_prob_gap: float
+    """Mean |log p_engine - log p_replay| with the same encoder tokens: two programs, one number."""
+    mismatch_kl: float
+    """Estimate of KL(engine || replay) per token with the same encoder tokens, mean of e^d - 1 - d, never negative."""
+    weight_quantiles: tuple[float, ...] = ()
+    """Importance weights before truncation at ``WEIGHT_QUANTILES``; empty where all are exactly 1."""
+    truncated_share: float = 0.0
+    """Share of tokens whose weight was cut."""
+
+
+WEIGHT_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +233,7 @@ class TokenGradients:
     loss: float
     """This group's part of L_GRPO (denominator included)."""
     num_tokens: int
-    log_prob_gap: float
-    """Mean absolute difference between engine and replay log-probabilities."""
+    agreement: Agreement
     encoder_version: int
 
 

@@ -191,14 +191,20 @@ def test_train_resume_and_the_mistakes_around_a_run_directory(
     assert code == 2
     assert "optimizer.lr_encoder: 2e-05 != 0.5" in errors
 
-    damaged = run_dir / "checkpoints" / "step_00000002" / "optimizer.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 0x10
-    damaged.write_bytes(content)
+    def damage(step: int) -> None:
+        damaged = run_dir / "checkpoints" / f"step_{step:08d}" / "optimizer.safetensors"
+        content = bytearray(damaged.read_bytes())
+        content[-1] ^= 0x10
+        damaged.write_bytes(content)
+
+    damage(2)
+    assert train()[0] == 0  # from step 1, which is valid
+    for step in (1, 2):
+        damage(step)
     code, _, errors = train()
     assert code == 2
-    assert "optimizer.safetensors" in errors
-    assert "delete the folder step_00000002" in errors
+    assert "no checkpoint is valid" in errors
+    assert "step_00000002/optimizer.safetensors: damaged checkpoint" in errors
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")

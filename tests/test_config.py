@@ -147,6 +147,34 @@ def test_the_data_section_is_required() -> None:
             {"model": {"pooler": "mean"}},
             'objective.lambda_kl > 0 with model.pooler = "mean": only the attention pooler has weights to align',
         ),
+        (
+            {"runtime": {"learner_processes": 2, "kind": "serial"}},
+            'runtime: learner_processes = 2 with kind = "serial": one process is all there is; set',
+        ),
+        (
+            {"runtime": {"learner_processes": 2, "learner_num_gpus": 0.5}, "replay": {"workers": 1}},
+            "runtime: learner_processes = 2 with learner_num_gpus = 0.5: expected a GPU of its own for each process",
+        ),
+        (
+            {"runtime": {"learner_processes": 2}},
+            "runtime.learner_processes = 2 with replay.workers = 0: token gradients must reach every process; expected",
+        ),
+        (
+            {"runtime": {"learner_processes": 65}, "replay": {"workers": 1}},
+            "runtime.learner_processes = 65 for data.batch_size = 64 images; expected at least one image for each",
+        ),
+        (
+            {"rollout": {"tensor_parallel_size": 2, "engine": "transformers"}},
+            'rollout: tensor_parallel_size = 2 with engine = "transformers": only vLLM spreads its weights; set',
+        ),
+        (
+            {"rollout": {"tensor_parallel_size": 2, "num_gpus": 1.0}},
+            "rollout: tensor_parallel_size = 2 with num_gpus = 1: expected one whole GPU for each part; set",
+        ),
+        (
+            {"rollout": {"num_gpus": 2.0}},
+            "rollout: num_gpus = 2 with tensor_parallel_size = 1: all but one would idle; set",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
@@ -157,6 +185,9 @@ def test_the_contradictions_end_where_they_should() -> None:
     parse_config(merged({"prompt": {"variant": "generic"}, "objective": {"lambda_kl": 0}}), where="test")
     parse_config(merged({"model": {"pooler": "mean"}, "objective": {"lambda_kl": 0.0}}), where="test")
     parse_config(merged({"rollout": {"pairs_per_batch": 64}}), where="test")
+    metric_loss_only = {"objective": {"lambda_lm": 0.0, "lambda_kl": 0.0}}  # no token gradients to share
+    parse_config(merged({"runtime": {"learner_processes": 2}, **metric_loss_only}), where="test")
+    parse_config(merged({"rollout": {"tensor_parallel_size": 2}}), where="test")  # on CPUs
 
 
 def test_the_mllm_is_needed_to_train_with_it_or_to_judge() -> None:

@@ -16,10 +16,12 @@ from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.counters import counter_generator
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted
+from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
+from saga_dist.ledger import Ledger
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle
-from saga_dist.types import EncoderTokens
+from saga_dist.rollout_stream import RolloutStream
+from saga_dist.types import EncoderTokens, Quarantined
 from saga_dist.wire import read_recording
 from saga_dist.workers.engines.scripted import ScriptedEngine
 from saga_dist.workers.rollout import RolloutWorker
@@ -51,6 +53,7 @@ def make_config(model: Path, /, steps: int = 4, **sections: dict[str, Any]) -> R
             "contributing_groups": 3,
             "max_micro_batches": 3,
             "max_tokens": 200,
+            "max_log_prob_gap": 1e9,  # a scripted engine knows nothing of the model
         },
         "checkpoint": {"every_steps": 1, "keep": 2},
         "evaluation": {"every_steps": 2},
@@ -77,6 +80,7 @@ class ScriptedRuntime:
     """The serial runtime with a scripted engine in place of the MLLM's sampling."""
 
     def __init__(self, config: RunConfig, script: Callable[[str, int, EncoderTokens], str]) -> None:
+        self._config = config
         family = build_family(config)
         tokenizer = family.load_tokenizer()
         worker = RolloutWorker(
@@ -93,13 +97,18 @@ class ScriptedRuntime:
             lambda tasks: worker.rollout(tasks, [task.tokens for task in tasks]), lease=4, max_attempts=1
         )
         self.replays = SerialPool(
-            lambda tasks: [GradientHandle.of(self._replay_worker.replay(task, task.tokens)) for task in tasks],
+            lambda tasks: [
+                GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks
+            ],
             lease=1,
             max_attempts=1,
         )
 
     def renew_learner(self, config: RunConfig) -> None:
         self.learner = build_learner(config)
+
+    def revive_learner(self) -> None:
+        self.learner = build_learner(self._config)
 
     def backbone_digest(self) -> str:
         return self._replay_worker.backbone_digest()
@@ -182,7 +191,10 @@ def test_four_steps_equal_two_interrupted_and_two_resumed(tiny_checkpoint: Path,
     assert resumed.run() == selection
     assert weights_digest(tmp_path / "resumed", 4) == weights_digest(tmp_path / "straight", 4)
     trained = [
-        [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows(tmp_path / name)]
+        [
+            {name: value for name, value in row.items() if not name.endswith(("_s", "idle_share"))}
+            for row in rows(tmp_path / name)
+        ]
         for name in ("straight", "resumed")
     ]
     assert trained[0] == trained[1]
@@ -209,15 +221,78 @@ def test_rows_after_the_resumed_step_are_rewritten(tiny_checkpoint: Path, tmp_pa
     assert steps == [1, 2]
 
 
-def test_damaged_checkpoint_stops_the_resume(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = make_config(tiny_checkpoint, steps=1)
-    make_coordinator(config, tmp_path).run()
-    file = tmp_path / "checkpoints" / "step_00000001" / "learner.safetensors"
+def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"learner\.safetensors.*delete the folder step_00000001"):
+
+
+def test_a_damaged_newest_checkpoint_costs_its_own_steps_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, checkpoint={"every_steps": 1, "keep": 3})
+    selection = make_coordinator(config, tmp_path).run()
+    digest, told = weights_digest(tmp_path, 4), len(rows(tmp_path))
+    damage(tmp_path / "checkpoints" / "step_00000004" / "learner.safetensors")
+    damage(tmp_path / "checkpoints" / "step_00000003" / "manifest.json")
+    trained: list[int] = []
+    assert make_coordinator(config, tmp_path, on_step=lambda result: trained.append(result.step)).run() == selection
+    assert trained == [3, 4]
+    assert weights_digest(tmp_path, 4) == digest
+    assert len(rows(tmp_path)) == told  # rows of the lost steps were dropped and told again
+    assert len(list((tmp_path / "checkpoints").glob("step_*.damaged-*"))) == 2
+
+
+def test_without_a_valid_checkpoint_nothing_starts_afresh(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    make_coordinator(config, tmp_path).run()
+    damage(tmp_path / "checkpoints" / "step_00000001" / "learner.safetensors")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is valid; .*learner\.safetensors: damaged.*; restore"):
         make_coordinator(config, tmp_path).run()
+
+
+def failing_saves(coordinator: Coordinator, steps: set[int]) -> None:
+    learner = coordinator._runtime.learner
+    plain = learner.save
+
+    def save(folder: Path) -> None:
+        if learner.step in steps:
+            raise OSError(28, "No space left on device")
+        plain(folder)
+
+    learner.save = save
+
+
+def test_a_save_that_fails_ends_no_run_that_has_an_older_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=5)
+    straight = make_coordinator(config, tmp_path / "straight")
+    straight.run()
+    coordinator = make_coordinator(config, tmp_path / "full")
+    failing_saves(coordinator, {2, 3})
+    selection = coordinator.run()
+    assert weights_digest(tmp_path / "full", 5) == weights_digest(tmp_path / "straight", 5)
+    failures = [
+        (row["step"], row["checkpoint/failed"]) for row in rows(tmp_path / "full") if "checkpoint/failed" in row
+    ]
+    assert failures[-1] == (3, 1.0)
+    assert {step for step, _ in failures} == {2, 3}
+    assert selection.history == straight.selection.history
+    assert selection.step not in {2, 3}, "weights that were not kept cannot be selected"
+    coordinator.restore_selected()
+
+
+def test_the_last_save_and_the_first_must_not_fail(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=3, checkpoint={"every_steps": 1, "keep": 2})
+    for place, steps, kept in (("first", {1}, []), ("last", {3}, [1, 2])):
+        coordinator = make_coordinator(config, tmp_path / place)
+        failing_saves(coordinator, steps)
+        with pytest.raises(CheckpointError, match="cannot write the checkpoint .No space left on device.; free space"):
+            coordinator.run()
+        assert coordinator._checkpoints.steps() == kept
+    stopped = make_coordinator(config, tmp_path / "stopped", should_stop=lambda: stopped._runtime.learner.step == 2)
+    failing_saves(stopped, {2})
+    with pytest.raises(CheckpointError, match="step_00000002: cannot write the checkpoint"):
+        stopped.run()
+    make_coordinator(config, tmp_path / "stopped").run()  # the same command, with room again
+    assert make_coordinator(config, tmp_path / "stopped")._checkpoints.newest().step == 3
 
 
 def test_checkpoint_of_another_configuration_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -255,3 +330,201 @@ def test_sampling_seeds_depend_on_run_and_pair_only(tiny_checkpoint: Path, tmp_p
         seeds[seed] = [group.completions.sampling.seed for group in groups]
     assert len({*seeds[0], *seeds[1]}) == 12
     assert counter_generator("a").random() == counter_generator("a").random()
+
+
+# ---------------------------------------------------------------------- asynchronous, lost learners, quarantine
+
+
+def audit(config: RunConfig, run_dir: Path) -> dict[str, int]:
+    labels = build_learner(config).labels("train")
+    sampler = ClassBalancedSampler(labels, config.data.batch_size, config.data.images_per_class, seed=config.run.seed)
+    return Ledger(run_dir / "ledger.jsonl").audit(sampler, config.run.steps, config.rollout.pairs_per_batch)
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_rollouts_run_ahead_and_never_beyond_the_bound(staleness: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, rollout={"max_staleness": staleness})
+    make_coordinator(config, tmp_path).run()
+    steps = [row for row in rows(tmp_path) if "loss/dml" in row]
+    ages = [[row[f"staleness/groups_at_{age}"] for age in range(staleness + 1)] for row in steps]
+    # Step s trains on what the encoder of step s - S said, once there was one.
+    expected = [[6.0 if age == min(step, staleness) else 0.0 for age in range(staleness + 1)] for step in range(4)]
+    assert ages == expected
+    assert [row["staleness/too_old_groups"] for row in steps] == [0.0] * 4
+    for step in range(4):
+        groups = read_recording(tmp_path / "rollouts" / f"step_{step:06d}.arrow")
+        assert {group.completions.encoder_version for group in groups} == {max(0, step - staleness)}
+    assert "importance/weight_p50" not in steps[0], "the first step is on-policy"
+    assert 0.5 < steps[-1]["importance/weight_p50"] < 2
+    assert steps[-1]["importance/weight_p0"] != 1
+    assert audit(config, tmp_path) == {"trained": 12, "spare": 0, "uniform": 12, "quarantined": 0}
+
+
+def test_a_synchronous_run_says_nothing_of_staleness_and_takes_the_same_pairs(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    recorded = {}
+    for staleness in (0, 1):
+        config = make_config(tiny_checkpoint, rollout={"max_staleness": staleness})
+        make_coordinator(config, tmp_path / str(staleness)).run()
+        recorded[staleness] = [
+            [(group.pair, group.completions.sampling) for group in read_recording(file)]
+            for file in sorted((tmp_path / str(staleness) / "rollouts").glob("*.arrow"))
+        ]
+    assert recorded[0] == recorded[1], "running ahead changes the encoder that is asked, never the question"
+    assert not [name for row in rows(tmp_path / "0") for name in row if name.startswith(("staleness", "importance"))]
+
+
+def test_groups_that_are_too_old_are_generated_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, rollout={"max_staleness": 1})
+    coordinator = make_coordinator(config, tmp_path)
+    coordinator.train_step()
+    runtime = coordinator._runtime
+    runtime.learner._step = 3  # as if steps had passed while a group of step 1 was under way
+    batch = coordinator._sampler.micro_batch(1, 0, 6)
+    stale = batch.__class__(3, 0, batch.image_ids, batch.labels, batch.augmentation_seed, batch.pairs)
+    stream = coordinator._source
+    assert isinstance(stream, RolloutStream)
+    stream._ahead[3, 0] = stream._ahead.pop((1, 0))
+    groups = stream.take(stale, runtime.learner.encode(stale))
+    assert [group.completions.encoder_version for group in groups] == [3] * 6
+    assert [stream.off_policy(group, 3) for group in groups] == [(None, None)] * 6
+    assert stream.end_step(3, 1)["staleness/too_old_groups"] == 6
+
+
+def test_tokens_that_wait_for_later_steps_have_a_budget(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=9, rollout={"max_staleness": 8, "ahead_budget_mb": 1})
+    coordinator = make_coordinator(config, tmp_path)
+    stream = coordinator._source
+    stream.run_ahead(0)
+    one = next(iter(stream._ahead.values())).encoded.num_bytes
+    assert one == 6 * 2 * 25 * 2 * 128 * 4, "pairs, images, tokens, levels, width, bytes"
+    assert len(stream._ahead) == -(-(1 << 20) // one) == 4
+    assert stream.end_step(9, 1)["staleness/held_back"] == 1
+
+
+class LossyLearner:
+    """A learner that is lost in some of its calls, before or after they took effect."""
+
+    def __init__(self, inner: Any, losses: dict[tuple[str, int], int]) -> None:
+        self._inner, self._losses = inner, losses
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        key = (name, self._inner.step)
+        if self._losses.get(key, 0):
+            self._losses[key] -= 1
+            raise LearnerLost("its process died", where="learner")
+        return value
+
+
+@pytest.mark.parametrize("call", ["encode", "finish_step", "embed", "save"])
+def test_a_lost_learner_is_replaced_and_the_result_is_the_same(
+    call: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = make_config(tiny_checkpoint, steps=3, evaluation={"every_steps": 1})
+    straight = make_coordinator(config, tmp_path / "straight")
+    selection = straight.run()
+    coordinator = make_coordinator(config, tmp_path / "lossy")
+    runtime, losses = coordinator._runtime, {(call, 0): 1, (call, 2): 1, (call, 1): 1}
+
+    def revive() -> None:
+        runtime.learner = LossyLearner(build_learner(config), losses)
+
+    runtime.revive_learner = revive
+    revive()
+    assert coordinator.run() == selection
+    assert weights_digest(tmp_path / "lossy", 3) == weights_digest(tmp_path / "straight", 3)
+    assert sum(losses.values()) <= 1, "the losses struck"
+    assert audit(config, tmp_path / "lossy") == audit(config, tmp_path / "straight")
+
+
+def test_a_learner_that_is_lost_again_and_again_ends_the_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, runtime={"kind": "serial", "max_learner_restarts": 2})
+    coordinator = make_coordinator(config, tmp_path)
+    runtime, losses = coordinator._runtime, {("finish_step", 1): 9}
+
+    def revive() -> None:
+        runtime.learner = LossyLearner(build_learner(config), losses)
+
+    runtime.revive_learner = revive
+    revive()
+    with pytest.raises(TrainingError, match=r"lost 3 times without a new checkpoint in between; learner: its process"):
+        coordinator.run()
+    assert losses["finish_step", 1] == 6
+
+
+class PoisonedPool:
+    """A pool that sets some pairs aside."""
+
+    def __init__(self, inner: Any, poisoned: set[str]) -> None:
+        self._inner, self._poisoned = inner, poisoned
+        self._failed: list[Quarantined] = []
+
+    def submit(self, tasks: Any) -> None:
+        names = [getattr(task, "group", task).pair.pair_id for task in tasks]
+        self._failed += [Quarantined(name, "engine died", 2) for name in names if name in self._poisoned]
+        self._inner.submit([task for task, name in zip(tasks, names, strict=True) if name not in self._poisoned])
+
+    def collect(self) -> list[Any]:
+        failed, self._failed = self._failed, []
+        return failed or self._inner.collect()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_poisoned_group_is_set_aside_and_the_step_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    coordinator = make_coordinator(config, tmp_path)
+    coordinator._runtime.rollouts = PoisonedPool(coordinator._runtime.rollouts, {"s000000.m0.p01"})
+    metrics = coordinator.train_step().metrics
+    assert metrics["rollout/quarantined"] == 1
+    assert metrics["rollout/selected"] == 3, "a further micro-batch filled the buffer"
+    assert audit(config, tmp_path)["quarantined"] == 1
+    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert line["quarantined"] == {"s000000.m0.p01": "engine died"}
+
+
+def test_what_cannot_be_replayed_leaves_the_denominator_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The step with a poisoned group equals the step of a buffer that never had it."""
+    config = make_config(tiny_checkpoint, steps=1)
+    poisoned = make_coordinator(config, tmp_path / "poisoned")
+    poisoned._runtime.replays = PoisonedPool(poisoned._runtime.replays, {"s000000.m0.p03"})
+    metrics = poisoned.train_step().metrics
+    assert metrics["rollout/quarantined"] == 1
+    assert metrics["rollout/selected"] == 2
+    never = make_coordinator(
+        config,
+        tmp_path / "never",
+        lambda pair_id, completion, tokens: (
+            answer("no") if pair_id.endswith("p03") else half_of_the_pairs_vary(pair_id, completion, tokens)
+        ),
+    )
+    other = never._config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_micro_batches": 1})})
+    never._config = other
+    assert never.train_step().metrics["loss/grpo"] == pytest.approx(metrics["loss/grpo"], rel=1e-6)
+
+
+def test_a_stop_while_rollouts_run_saves_the_last_finished_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint)
+    straight = make_coordinator(config, tmp_path / "straight")
+    straight.run()
+    asked: list[bool] = []
+
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        if pair_id.startswith("s000002"):
+            asked.append(True)
+        return half_of_the_pairs_vary(pair_id, completion, tokens)
+
+    stopped = make_coordinator(config, tmp_path / "stopped", script, should_stop=lambda: bool(asked))
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        stopped.run()
+    make_coordinator(config, tmp_path / "stopped").run()
+    assert weights_digest(tmp_path / "stopped", 4) == weights_digest(tmp_path / "straight", 4)
+
+
+def test_an_engine_that_disagrees_with_replay_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, rollout={"max_log_prob_gap": 0.05})
+    with pytest.raises(TrainingError, match=r"start-up check: engine and replay .* differ by [\d.]+ nats per token"):
+        make_coordinator(config, tmp_path).run()

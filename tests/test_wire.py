@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from saga_dist.errors import WireError
-from saga_dist.types import Completions, EncoderTokens, ImagePair, Sampling, ScoredGroup, TokenGradients
+from saga_dist.types import Agreement, Completions, EncoderTokens, ImagePair, Sampling, ScoredGroup, TokenGradients
 from saga_dist.wire import (
     gradients_from_batch,
     gradients_to_batch,
@@ -190,7 +190,7 @@ def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool) -> 
         num_attended=3,
         loss=float("nan"),
         num_tokens=360,
-        log_prob_gap=1e-300,
+        agreement=Agreement(1e-300, 0.25, (0.5, 2.0), 0.125),
         encoder_version=12,
     )
     got = gradients_from_batch(over_ipc(gradients_to_batch(gradients)))
@@ -199,7 +199,7 @@ def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool) -> 
     for name in ("attention_a_N", "attention_b_N"):
         mine, theirs = getattr(got, name), getattr(gradients, name)
         assert (mine is None and theirs is None) or bits(mine) == bits(theirs)
-    for name in ("pair_id", "negative_entropy", "num_attended", "num_tokens", "log_prob_gap", "encoder_version"):
+    for name in ("pair_id", "negative_entropy", "num_attended", "num_tokens", "agreement", "encoder_version"):
         assert getattr(got, name) == getattr(gradients, name)
     assert np.isnan(got.loss)
 
@@ -296,10 +296,10 @@ def test_a_batch_of_somebody_else_is_refused() -> None:
             read(batch)
 
 
-@pytest.mark.parametrize("version", ["2", "0", ""])
+@pytest.mark.parametrize("version", ["1", "3", ""])
 def test_another_version_is_refused(version: str) -> None:
     batch = with_metadata(groups_to_batch([random_group(0)]), record="ScoredGroup", version=version)
-    with pytest.raises(WireError, match="expected version 1") as caught:
+    with pytest.raises(WireError, match="expected version 2") as caught:
         groups_from_batch(batch)
     one_line(caught)
 

@@ -33,7 +33,7 @@ from saga_dist.cluster.handles import (
 from saga_dist.config import RunConfig
 from saga_dist.errors import TrainingError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle, Learner, ReplayWorker, RolloutWorker
-from saga_dist.types import ImagePair, MicroBatch, ReplayTask, RolloutTask, StepResult, TokenGradients
+from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, StepResult, TokenGradients
 from saga_dist.wire import groups_to_batch
 
 FETCH_DEADLINE_S = 120.0
@@ -53,7 +53,8 @@ _FORWARDED = (
 class Factories:
     """How each role's plain class is built from the configuration; picklable, called in the actor's process."""
 
-    learner: Callable[[RunConfig], Learner] = build_learner
+    learner: Callable[..., Learner] = build_learner
+    """Of the configuration; of several processes also ``ranks``, this one's view of them."""
     rollout: Callable[[RunConfig], RolloutWorker] = build_rollout_worker
     replay: Callable[[RunConfig], ReplayWorker] = build_replay_worker
 
@@ -118,8 +119,8 @@ class ReplayActor(Shell):
 
         Payloads are return values, not puts: Ray makes the caller their owner, so they outlive this process.
         """
-        tokens = open_tokens([task.tokens for task in tasks], deadline_s=FETCH_DEADLINE_S)
-        gradients = [self._worker.replay(task, record) for task, record in zip(tasks, tokens, strict=True)]
+        opened = zip(tasks, _open_replay(tasks), strict=True)
+        gradients = [self._worker.replay(task, tokens, behaviour) for task, (tokens, behaviour) in opened]
         views = [GradientHandle.of(record, LocalHandle(record.pair_id)) for record in gradients]
         return (views, *(pack_gradients(record) for record in gradients))
 
@@ -137,14 +138,14 @@ class LearnerActor(Shell):
 
     def _build(self) -> None:
         self._gradients: dict[str, TokenGradients] = {}
-        self._learner = self._factories.learner(self._config)
+        self._learner = self._make_learner(self._config)
         if self._config.needs_mllm and self._config.replay.workers == 0:
             self._replay_worker = self._factories.replay(self._config)
 
     def renew(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the replay worker holds only frozen weights and stays."""
         self._gradients.clear()
-        self._learner = self._factories.learner(config)
+        self._learner = self._make_learner(config)
 
     def step(self) -> int:
         """Returns the optimizer steps done so far."""
@@ -160,8 +161,11 @@ class LearnerActor(Shell):
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch and publishes one payload per pair."""
-        encoded = self._learner.encode(batch)
-        return EncodedBatch(tuple(publish_tokens(record) for record in encoded.handles), encoded.metrics)
+        return self._publish(self._learner.encode(batch))
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Publishes the tokens of a later step's batch at today's version."""
+        return self._publish(self._learner.encode_ahead(batch))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[ObjectHandle]:
         """Returns token handles for evaluation pairs."""
@@ -171,8 +175,8 @@ class LearnerActor(Shell):
         """Differentiates one group here and keeps its token gradients for ``finish_step``."""
         if self._replay_worker is None:
             raise TrainingError("asked to replay without a replay worker", where="learner")
-        (tokens,) = open_tokens([task.tokens], deadline_s=FETCH_DEADLINE_S)
-        gradients = self._replay_worker.replay(task, tokens)
+        ((tokens, behaviour),) = _open_replay([task])
+        gradients = self._replay_worker.replay(task, tokens, behaviour)
         self._gradients[gradients.pair_id] = gradients
         return GradientHandle.of(gradients, LocalHandle(gradients.pair_id))
 
@@ -207,12 +211,38 @@ class LearnerActor(Shell):
         """Writes the deployable encoder."""
         self._learner.save_encoder(folder)
 
+    @staticmethod
+    def _publish(encoded: EncodedBatch) -> EncodedBatch:
+        return EncodedBatch(tuple(publish_tokens(record) for record in encoded.handles), encoded.num_bytes)
+
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone ('' without one)."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
 
+    def _make_learner(self, config: RunConfig) -> Learner:
+        return self._factories.learner(config)
 
-def spawn(shell: type[Shell], config: RunConfig, factories: Factories, *, num_cpus: float, num_gpus: float) -> Any:
+
+def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, EncoderTokens | None]]:
+    """Today's tokens of each task, and the older ones where the task has them; fetched together."""
+    older = [task.behaviour for task in tasks if task.behaviour is not None]
+    records = open_tokens([task.tokens for task in tasks] + older, deadline_s=FETCH_DEADLINE_S)
+    behaviours = iter(records[len(tasks) :])
+    return [
+        (record, None if task.behaviour is None else next(behaviours))
+        for task, record in zip(tasks, records[: len(tasks)], strict=True)
+    ]
+
+
+def spawn(
+    shell: type[Shell],
+    config: RunConfig,
+    factories: Factories,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    scheduling_strategy: Any = None,
+) -> Any:
     """Returns the handle of a new actor; its process comes up in the background.
 
     Never restarted or retried by Ray: whoever holds the handle decides what happens to work that may have been done.
@@ -224,7 +254,8 @@ def spawn(shell: type[Shell], config: RunConfig, factories: Factories, *, num_cp
     options = actor_class.options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        resources={shell.role: 1} if config.runtime.pin_roles else None,
+        resources={shell.role: 1} if config.runtime.pin_roles and shell.role else None,
+        scheduling_strategy=scheduling_strategy,
         runtime_env={"env_vars": environment},
     )
     return options.remote(config, factories, str(Path.cwd()))

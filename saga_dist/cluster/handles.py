@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from saga_dist.errors import DeadlineExceeded, TrainingError
+from saga_dist.errors import DeadlineExceeded, LearnerLost
 from saga_dist.types import EncoderTokens, TokenGradients
 from saga_dist.wire import gradients_from_batch, gradients_to_batch, tokens_from_batch, tokens_to_batch
 
@@ -63,6 +63,6 @@ def _fetch(handles: Sequence[ObjectHandle], deadline_s: float) -> list[pa.Record
     except GetTimeoutError as error:
         raise DeadlineExceeded(f"payloads not fetched within {deadline_s:g} s", where=where) from error
     except ObjectLostError as error:
-        raise TrainingError(
+        raise LearnerLost(
             "the payload is lost: the process or node that held it died", where=where, fix="the same command resumes"
         ) from error

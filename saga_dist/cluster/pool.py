@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
@@ -73,6 +73,8 @@ class _Lease:
     keys: tuple[str, ...]
     answer: ray.ObjectRef
     payloads: Sequence[ray.ObjectRef]
+    forgotten: bool = False
+    """True when nobody wants its results any more; the same pairs may have been submitted anew."""
 
 
 @dataclass(slots=True)
@@ -185,6 +187,12 @@ class RayPool(Generic[TaskT, ResultT]):
             "pool/workers": float(sum(worker.running for worker in self._workers)),
         }
 
+    def forget(self) -> None:
+        """Drops every task and every result; a worker finishes its lease, whose answer is ignored."""
+        for store in (self._entries, self._fresh, self._suspects, self._done):
+            store.clear()
+        self._leases = {name: replace(lease, forgotten=True) for name, lease in self._leases.items()}
+
     def close(self) -> None:
         """Ends every worker and forgets all tasks."""
         for worker in self._workers:
@@ -246,6 +254,10 @@ class RayPool(Generic[TaskT, ResultT]):
         """Takes the results of a lease, all or none."""
         self._counters.busy_s[worker.name] = self._counters.busy_s.get(worker.name, 0.0) + busy_s
         lease = self._leases[worker.name]
+        if lease.forgotten:
+            del self._leases[worker.name]
+            self._counters.duplicates += len(lease.keys)
+            return
         try:
             results = self._role.receive(answer, lease.payloads)
             keys = [self._role.result_key(result) for result in results]
@@ -275,7 +287,7 @@ class RayPool(Generic[TaskT, ResultT]):
     def _fail(self, worker: SupervisedWorker, failure: Failure) -> None:
         """Decides what a failure means: the end, a replacement and another attempt, or a group to report."""
         lease = self._leases.pop(worker.name, None)
-        keys = lease.keys if lease else ()
+        keys = lease.keys if lease and not lease.forgotten else ()
         if isinstance(failure.error, FATAL):
             self._forget(keys)
             if failure.while_starting:

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 
 from saga_dist.cluster.failures import WorkerInfo, own_error
 from saga_dist.config import RunConfig
-from saga_dist.errors import DeadlineExceeded, TrainingError, WorkerError
+from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
 from saga_dist.types import ImagePair, MicroBatch, ReplayTask, StepResult
 
@@ -26,7 +26,7 @@ RESUME = "the same command resumes from the last checkpoint"
 
 
 class RemoteLearner:
-    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent ends the run; it resumes.
+    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent is lost; see ``replace``.
 
     Args:
         actor: handle of the actor, its ``start`` already called.
@@ -73,6 +73,10 @@ class RemoteLearner:
         """Encodes a micro-batch; returns one handle per pair."""
         return self.call("encode", batch)
 
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Encodes a later step's micro-batch at today's version; returns one handle per pair."""
+        return self.call("encode_ahead", batch)
+
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
         """Takes one optimizer step from the token gradients behind ``handles``."""
         return self.call("finish_step", list(handles))
@@ -117,7 +121,7 @@ class RemoteLearner:
         """Returns the answer of the actor's ``method``.
 
         Raises:
-            TrainingError: the learner died, fell silent or ran out of time.
+            LearnerLost: the learner died, fell silent or ran out of time.
             SagaError: whatever of ours the learner raised.
         """
         return self.wait(self.send(method, *arguments), method, deadline_s=deadline_s)
@@ -141,6 +145,12 @@ class RemoteLearner:
                 raise self._end(f"no sign of life for {self._heartbeat_s:g} s during {method}")
             pulse = self._actor.health.remote()
 
+    def replace(self, actor: Any) -> None:
+        """Ends the process, hung or not, and talks to ``actor`` from now on."""
+        self.close()
+        self._actor, self.info = actor, None
+        self._labels.clear()
+
     def close(self) -> None:
         """Ends the learner's process."""
         ray.kill(self._actor, no_restart=True)
@@ -150,13 +160,13 @@ class RemoteLearner:
             return ray.get(ref, timeout=self._deadline_s)
         except RayActorError as error:
             death = own_error(error, where="learner", info=self.info)
-            raise TrainingError(str(death), fix=RESUME) from error
+            raise LearnerLost(str(death), fix=RESUME) from error
         except RayError as error:
             raise own_error(error, where="learner", info=self.info) from error
 
-    def _end(self, what: str) -> TrainingError:
+    def _end(self, what: str) -> LearnerLost:
         self.close()  # it would hold its GPU for ever
-        return TrainingError(what, where="learner", fix=RESUME)
+        return LearnerLost(what, where="learner", fix=RESUME)
 
 
 class LearnerReplayPool:
@@ -200,10 +210,14 @@ class LearnerReplayPool:
         self._groups, self._busy_s = 0, 0.0
         return metrics
 
-    def close(self) -> None:
-        """Forgets queued tasks."""
+    def forget(self) -> None:
+        """Drops queued tasks and the answer of the running one."""
         self._queue.clear()
         self._running = None
+
+    def close(self) -> None:
+        """Forgets queued tasks."""
+        self.forget()
 
     def _send_next(self) -> None:
         if self._running is None and self._queue:

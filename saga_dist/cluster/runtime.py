@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import ray
 
-from saga_dist.cluster.actors import Factories, LearnerActor, ReplayActor, RolloutActor, spawn
+from saga_dist.cluster.actors import Factories, ReplayActor, RolloutActor, spawn
 from saga_dist.cluster.handles import ObjectHandle
+from saga_dist.cluster.learner_group import spawn_learner
 from saga_dist.cluster.pool import Limits, RayPool
 from saga_dist.cluster.remote import LearnerReplayPool, RemoteLearner
 from saga_dist.cluster.session import Session
@@ -75,8 +77,7 @@ class ReplayRole:
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
         """Returns the views with handles of their payloads."""
         return [
-            GradientHandle(view.pair_id, ObjectHandle(view.pair_id, ref), view.loss, view.num_tokens, view.log_prob_gap)
-            for view, ref in zip(answer, payloads, strict=True)
+            replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
         ]
 
     def task_key(self, task: ReplayTask) -> str:
@@ -106,17 +107,13 @@ class RayRuntime:
     learner: RemoteLearner
 
     def __init__(self, config: RunConfig, factories: Factories | None = None) -> None:
-        self._config, factories = config, factories or Factories()
+        self._config, self._factories = config, factories or Factories()
+        factories = self._factories
         with ExitStack() as closing:
             session = Session(config)
             closing.callback(session.close)
-            actor = spawn(
-                LearnerActor,
-                config,
-                factories,
-                num_cpus=config.runtime.learner_num_cpus,
-                num_gpus=config.runtime.learner_num_gpus,
-            )
+            self._missing = session.missing
+            actor = spawn_learner(config, factories)
             self.learner = RemoteLearner(
                 actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
             )
@@ -130,11 +127,20 @@ class RayRuntime:
                 self.rollouts.start()
                 if isinstance(self.replays, RayPool):
                     self.replays.start()
-            self.learner.wait_until_up(started, deadline_s=config.rollout.start_deadline_s, missing=session.missing)
+            self._wait_for_learner(started)
             self._closing = closing.pop_all()
+
+    def revive_learner(self) -> None:
+        """Puts a new learner in the place of one that was lost; the pools forget what they did for it."""
+        self.rollouts.forget()
+        self.replays.forget()
+        actor = spawn_learner(self._config, self._factories)
+        self.learner.replace(actor)
+        self._wait_for_learner(actor.start.remote())
 
     def renew_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        self._config = config
         self.learner.renew(config)
 
     def backbone_digest(self) -> str:
@@ -156,6 +162,10 @@ class RayRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _wait_for_learner(self, started: ray.ObjectRef) -> None:
+        deadline_s = self._config.rollout.start_deadline_s
+        self.learner.wait_until_up(started, deadline_s=deadline_s, missing=self._missing)
 
     def _rollout_pool(self, role: RolloutRole) -> RayPool[RolloutTask, ScoredGroup]:
         section, heartbeat_s = self._config.rollout, self._config.runtime.heartbeat_s

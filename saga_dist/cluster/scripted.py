@@ -26,6 +26,7 @@ from saga_dist.counters import counter_generator
 from saga_dist.errors import EngineError, TokenError
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import (
+    Agreement,
     Completions,
     EncoderTokens,
     ImagePair,
@@ -36,6 +37,7 @@ from saga_dist.types import (
     StepResult,
     TokenGradients,
 )
+from saga_dist.workers.data_parallel import ALONE, Ranks
 
 TOKENS_PER_IMAGE, WIDTH = 4, 6
 Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "slow"]
@@ -129,7 +131,7 @@ class ScriptedReplay:
     def __init__(self, config: RunConfig, script: Script) -> None:
         self._script = script
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
+    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
         """Returns 0.01 * tokens, divided by the denominator."""
         self._script.strike(f"replay-{tokens.pair_id}")
         attention_N = torch.full((TOKENS_PER_IMAGE,), 1.0 / TOKENS_PER_IMAGE)
@@ -142,7 +144,7 @@ class ScriptedReplay:
             num_attended=1,
             loss=float(tokens.values_NW.sum()) / task.num_tokens_total,
             num_tokens=task.group.num_tokens,
-            log_prob_gap=0.0,
+            agreement=Agreement(log_prob_gap=0.0, mismatch_kl=0.0),
             encoder_version=tokens.encoder_version,
         )
 
@@ -152,10 +154,10 @@ class ScriptedReplay:
 
 
 class ScriptedLearner:
-    """One weight vector, moved by the token gradients; implements ``protocols.Learner``."""
+    """One weight vector, moved by the token gradients; implements ``protocols.Learner``, with several ranks too."""
 
-    def __init__(self, config: RunConfig, script: Script) -> None:
-        self._script = script
+    def __init__(self, config: RunConfig, script: Script, ranks: Ranks = ALONE) -> None:
+        self._script, self._ranks = script, ranks
         self._weights_W = torch.zeros(WIDTH)
         self._step = 0
 
@@ -173,9 +175,18 @@ class ScriptedLearner:
         return "scripted"
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Returns tokens that depend on images, weights and nothing else."""
+        """Returns tokens that depend on images, weights and nothing else; every rank makes its share of the pairs."""
         self._script.strike(f"encode-{batch.step}")
-        return EncodedBatch(tuple(self._tokens(pair) for pair in batch.pairs), {})
+        return self.encode_ahead(batch)
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Returns the same tokens: nothing is kept for a backward."""
+        records = [self._tokens(pair) for pair in batch.pairs]
+        own = records[self._ranks.share(len(records))]
+        values_NW = self._ranks.gather_rows(torch.cat([record.values_NW for record in own]))
+        shared = zip(records, values_NW.split(2 * TOKENS_PER_IMAGE), strict=True)
+        published = tuple(replace(record, values_NW=values) for record, values in shared)
+        return EncodedBatch(published, num_bytes=sum(record.values_NW.nbytes for record in published))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns tokens of evaluation pairs."""

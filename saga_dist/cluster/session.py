@@ -49,7 +49,7 @@ class Need:
 def needs(config: RunConfig) -> list[Need]:
     """Returns what every role of the run asks of the cluster."""
     runtime, rollout, replay = config.runtime, config.rollout, config.replay
-    asked = [Need("learner", 1, runtime.learner_num_cpus, runtime.learner_num_gpus)]
+    asked = [Need("learner", runtime.learner_processes, runtime.learner_num_cpus, runtime.learner_num_gpus)]
     if config.needs_mllm:
         asked.append(Need("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
         asked.append(Need("replay", replay.workers, replay.num_cpus, replay.num_gpus))

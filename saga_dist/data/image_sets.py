@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
-from saga_dist.data.images import read_image
+from saga_dist.data.images import read_image, read_original
 from saga_dist.errors import DataError
 
 
@@ -30,6 +31,9 @@ class ImageSet(Protocol):
 
     def image(self, index: int) -> np.ndarray:
         """Returns one image, uint8 [H, W, 3]."""
+
+    def original(self, index: int) -> Image.Image:
+        """Returns one image upright, RGB, before it is brought to the training size."""
 
     def name(self, index: int) -> str:
         """Returns what to call the image in a message or report."""
@@ -87,6 +91,10 @@ class ArrayImageSet:
         image: np.ndarray = self.images[index]
         return image
 
+    def original(self, index: int) -> Image.Image:
+        """Returns the same image: there is no other."""
+        return Image.fromarray(np.ascontiguousarray(self.images[index]))
+
     def name(self, index: int) -> str:
         """Returns ``class name/index``."""
         return f"{self.class_names[self.labels_I[index]]}/{index}"
@@ -136,6 +144,14 @@ class FolderImageSet:
         """
         path = self.root / self.files[index]
         return read_image(path, self.image_size, banner=self.banner, fast_jpeg=self.fast_jpeg)
+
+    def original(self, index: int) -> Image.Image:
+        """Returns one image at its own size, without the banner.
+
+        Raises:
+            DataError: the file is damaged, or gone since it was listed.
+        """
+        return read_original(self.root / self.files[index], banner=self.banner)
 
     def name(self, index: int) -> str:
         """Returns the path below the root."""

@@ -8,6 +8,8 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +48,24 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
     Source: SAGA section 4 (224 x 224, the whole image).
     """
     path = Path(path)
+    with _readable(path, banner) as image:
+        if fast_jpeg and image.format == "JPEG":
+            image, banner = _draft(image, size, banner)
+        return square_image(image, size, banner=banner)
+
+
+def read_original(path: str | Path, *, banner: int = 0) -> Image.Image:
+    """Returns an image as ``read_image`` reads it, upright RGB, at its own size: for encoders with their own processor.
+
+    Args and errors are those of ``read_image``.
+    """
+    with _readable(Path(path), banner) as image:
+        return _upright_rgb(image, banner)
+
+
+@contextmanager
+def _readable(path: Path, banner: int) -> Iterator[Image.Image]:
+    """Yields the image with only its header read; whatever decoders raise while it is used says which file it was."""
     with _open_regular(path) as file:
         try:
             image = _open(path, file)
@@ -53,9 +73,7 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
                 raise DataError(
                     f"{image.width} x {image.height} pixels with a banner of {banner}", where=str(path), fix=_FIX
                 )
-            if fast_jpeg and image.format == "JPEG":
-                image, banner = _draft(image, size, banner)
-            return square_image(image, size, banner=banner)
+            yield image
         except _DAMAGE as error:
             raise DataError(f"damaged image ({_line(error)})", where=str(path), fix=_FIX) from error
 
@@ -150,12 +168,16 @@ def _too_large(path: Path, size: str) -> DataError:
 
 def square_image(image: Image.Image, size: int, *, banner: int = 0) -> np.ndarray:
     """Returns an opened image as ``read_image`` does: upright RGB, uint8 [size, size, 3]."""
+    small = _upright_rgb(image, banner).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(small)  # a copy: Pillow's own memory would be read-only
+
+
+def _upright_rgb(image: Image.Image, banner: int) -> Image.Image:
     image.load()
     upright = ImageOps.exif_transpose(image)
     if banner:
         upright = upright.crop((0, 0, upright.width, upright.height - banner))
-    small = _to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(small)  # a copy: Pillow's own memory would be read-only
+    return _to_rgb(upright)
 
 
 def _draft(image: Image.Image, size: int, banner: int) -> tuple[Image.Image, int]:

@@ -32,6 +32,7 @@ def manifest(
     placement: Annotated[str | None, typer.Option(help="separate (pods per role) or shared (one pod for all)")] = None,
     rollout_min: _Pods = None,
     rollout_max: _Pods = None,
+    learner_processes_per_pod: Annotated[int | None, typer.Option(help="runtime.learner_processes in one pod")] = None,
     rollout_workers_per_pod: Annotated[int | None, typer.Option(help="rollout workers in one pod or machine")] = None,
     replay_min: _Pods = None,
     replay_max: _Pods = None,
@@ -48,6 +49,9 @@ def manifest(
     data_claim: Annotated[str | None, typer.Option(help="volume claim with images (read-only)")] = None,
     runs_claim: Annotated[str | None, typer.Option(help="volume claim for run directories (shared)")] = None,
     auth_secret: Annotated[str | None, typer.Option(help="Secret with auth_token; default: KubeRay makes one")] = None,
+    mirror_secret: Annotated[
+        str | None, typer.Option(help="Secret with the environment that checkpoint.mirror needs")
+    ] = None,
     submission_mode: Annotated[str | None, typer.Option(help="K8sJobMode, SidecarMode, HTTPMode …")] = None,
     retries: Annotated[int | None, typer.Option(help="new clusters after a failure; each resumes")] = None,
     keep_s: Annotated[int | None, typer.Option(help="seconds that a finished cluster stays")] = None,
@@ -72,6 +76,7 @@ def manifest(
         "placement": placement,
         "rollout_min": rollout_min,
         "rollout_max": rollout_max,
+        "learner_processes_per_pod": learner_processes_per_pod,
         "rollout_workers_per_pod": rollout_workers_per_pod,
         "replay_min": replay_min,
         "replay_max": replay_max,
@@ -88,6 +93,7 @@ def manifest(
         "data_claim": data_claim,
         "runs_claim": runs_claim,
         "auth_secret": auth_secret,
+        "mirror_secret": mirror_secret,
         "submission_mode": submission_mode,
         "retries": retries,
         "keep_s": keep_s,

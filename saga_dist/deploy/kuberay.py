@@ -10,6 +10,7 @@ from saga_dist.deploy.options import RAY_VERSION, DeployOptions
 from saga_dist.deploy.pods import HEAD_OBJECTS_GIB, head_template, worker_template
 from saga_dist.deploy.roles import Group, groups
 from saga_dist.deploy.run_config import CONFIG_FOLDER, RUN_FILE, RUNS_FOLDER, TravellingConfig, pack
+from saga_dist.errors import ConfigError
 
 Manifest = dict[str, Any]
 
@@ -53,6 +54,12 @@ def entrypoint(options: DeployOptions) -> str:
 
 
 def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+    if options.mirror_secret and not config.checkpoint.mirror:
+        raise ConfigError(
+            f"--mirror-secret = {options.mirror_secret} for a run without checkpoint.mirror",
+            where="command line",
+            fix="leave it out, or set checkpoint.mirror",
+        )
     planned = groups(config, options)
     spec: Manifest = {
         "rayVersion": RAY_VERSION,

@@ -85,9 +85,10 @@ def _roles(config: RunConfig, options: DeployOptions) -> tuple[dict[str, int], d
     """Returns how many actors of each role the head's machine and every other machine take."""
     replays = config.replay.workers if config.needs_mllm else 0
     rollouts = config.rollout.workers if config.needs_mllm else 0
+    learner = {"learner": config.runtime.learner_processes}
     machines = len(options.worker_ips)
     if not machines:
-        return {"learner": 1} | {name: n for name, n in (("rollout", rollouts), ("replay", replays)) if n}, {}
+        return learner | {name: n for name, n in (("rollout", rollouts), ("replay", replays)) if n}, {}
     room = machines * options.rollout_workers_per_pod
     if rollouts > room:
         raise ConfigError(
@@ -96,4 +97,4 @@ def _roles(config: RunConfig, options: DeployOptions) -> tuple[dict[str, int], d
             fix=f"add --worker-ip, or raise --rollout-workers-per-pod to {-(-rollouts // machines)}",
         )
     worker = {"rollout": options.rollout_workers_per_pod if rollouts else 0, "replay": -(-replays // machines)}
-    return {"learner": 1}, {name: count for name, count in worker.items() if count}
+    return learner, {name: count for name, count in worker.items() if count}

@@ -32,6 +32,7 @@ class DeployOptions(Section):
     placement: Literal["separate", "shared"] = Field(
         "separate", description="separate: a group of pods per role; shared: learner, rollout and replay in one pod"
     )
+    learner_processes_per_pod: int = Field(1, ge=1, description="runtime.learner_processes in one pod")
     rollout_workers_per_pod: int = Field(1, ge=1)
     rollout_min: int | None = Field(None, ge=0, description="pods; default: what rollout.workers needs")
     rollout_max: int | None = Field(None, ge=1, description="pods; default: what rollout.workers needs")
@@ -47,6 +48,7 @@ class DeployOptions(Section):
     data_claim: str = "saga-data"
     runs_claim: str = "saga-runs"
     auth_secret: str = Field("", description="Secret with key auth_token; default: one that KubeRay makes")
+    mirror_secret: str = Field("", description="Secret whose keys are the head's environment for checkpoint.mirror")
     learner_node: dict[str, str] = Field(default_factory=dict, description="node labels")
     rollout_node: dict[str, str] = Field(default_factory=dict)
     replay_node: dict[str, str] = Field(default_factory=dict)

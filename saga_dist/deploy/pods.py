@@ -51,6 +51,8 @@ def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[
         "name": "ray-head",
         "image": options.image,
         "env": _as_list(environment),
+        # Coordinator and mirror live here; nobody else needs the credentials.
+        **({"envFrom": [{"secretRef": {"name": options.mirror_secret}}]} if options.mirror_secret else {}),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},

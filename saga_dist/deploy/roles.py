@@ -18,7 +18,7 @@ from saga_dist.errors import ConfigError
 
 _MEMORY_PER_GPU_GIB = 64
 _MEMORY_WITHOUT_GPU_GIB = 8
-_SHM_SPARE_GIB = 1  # vLLM's and torch's own shared memory, beside Ray's objects
+_SHM_SPARE_GIB = 1  # per GPU: vLLM's, torch's and NCCL's own shared memory, beside Ray's objects
 _ROUNDING = 1e-6
 
 
@@ -101,9 +101,18 @@ def groups(config: RunConfig, options: DeployOptions) -> list[Group]:
     replays = config.replay.workers if config.needs_mllm else 0
     _refuse_ranges_without_pods(options, rollouts, replays)
     if options.placement == "shared":
-        actors = (learner, *(rollout,) * rollouts, *(replay,) * replays)
+        actors = (*(learner,) * runtime.learner_processes, *(rollout,) * rollouts, *(replay,) * replays)
         return [_group("trainer", actors, options, (1, 1, 1), options.learner_memory, options.learner_node)]
-    found = [_group("learner", (learner,), options, (1, 1, 1), options.learner_memory, options.learner_node)]
+    per_pod = options.learner_processes_per_pod
+    if runtime.learner_processes % per_pod:
+        raise ConfigError(
+            f"--learner-processes-per-pod = {per_pod} for runtime.learner_processes = {runtime.learner_processes}",
+            where="command line",
+            expected="equal pods",
+            fix="choose a divisor",
+        )
+    learners = (runtime.learner_processes // per_pod,) * 3
+    found = [_group("learner", (learner,) * per_pod, options, learners, options.learner_memory, options.learner_node)]
     if rollouts:
         per_pod = options.rollout_workers_per_pod
         counts = _counts("rollout", rollouts, per_pod, options.rollout_min, options.rollout_max)
@@ -181,6 +190,6 @@ def _group(
         cpus=max(1, math.ceil(sum(ask.cpus for ask in actors) - _ROUNDING)),
         gpus=gpus,
         memory_gib=memory_gib or (gpus * _MEMORY_PER_GPU_GIB if gpus else _MEMORY_WITHOUT_GPU_GIB * len(actors)),
-        shm_gib=options.object_store + _SHM_SPARE_GIB,
+        shm_gib=options.object_store + _SHM_SPARE_GIB * max(1, gpus),
         node=node,
     )

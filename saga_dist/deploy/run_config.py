@@ -48,6 +48,8 @@ def pack(config: RunConfig) -> TravellingConfig:
         raise _refused(
             "runtime.address", config.runtime.address, 'leave it ""; the run joins the cluster it is sent to'
         )
+    if config.checkpoint.mirror.startswith("file://"):
+        _require_below("checkpoint.mirror", config.checkpoint.mirror.removeprefix("file://"), RUNS_FOLDER)
     files: dict[str, str] = {}
     tree = config.model_dump(mode="json", exclude_unset=True)
     tree.get("run", {}).pop("directory", None)  # the entrypoint names it

@@ -94,7 +94,12 @@ class Encoder(nn.Module):
             yield self.pooler(main_ND.split(list(pixels.lengths))).embeddings_IE.cpu().numpy()
 
     def save(self, folder: str | Path) -> None:
-        """Writes the encoder into a folder, which is made if need be; the manifest comes last."""
+        """Writes the encoder into a folder, which is made if need be; the manifest comes last.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -109,7 +114,10 @@ class Encoder(nn.Module):
             "versions": {name: version for name in PACKAGES if (version := _version(name))},
         }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
+        except SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
         self.tower.save_preprocessing(folder)
         manifest = {"sha256": {name: file_sha256(folder / name) for name in CONTENT}}
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

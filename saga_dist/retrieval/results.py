@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from saga_dist.errors import DataError
 from saga_dist.files import write_atomic
 
+RESULTS_NAME = "results.json"
+PRETRAINED, TRAINED = "pre-trained", "trained"
+"""The methods of a training run."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import torch
 
-from saga_dist.types import EncoderTokens, Grid, TokenGradients
+from saga_dist.types import Agreement, EncoderTokens, Grid, TokenGradients
 from saga_dist.wire.columns import (
     field,
     matrix_column,
@@ -46,6 +46,9 @@ def _gradients_schema(kind: pa.DataType, width: int) -> pa.Schema:
             field("loss", pa.float64()),
             field("num_tokens", pa.int64()),
             field("log_prob_gap", pa.float64()),
+            field("mismatch_kl", pa.float64()),
+            field("weight_quantiles", pa.list_(pa.float64())),
+            field("truncated_share", pa.float64()),
             field("encoder_version", pa.int64()),
         ],
     )
@@ -111,7 +114,10 @@ def gradients_to_batch(gradients: TokenGradients) -> pa.RecordBatch:
             "num_attended": [gradients.num_attended],
             "loss": [gradients.loss],
             "num_tokens": [gradients.num_tokens],
-            "log_prob_gap": [gradients.log_prob_gap],
+            "log_prob_gap": [gradients.agreement.log_prob_gap],
+            "mismatch_kl": [gradients.agreement.mismatch_kl],
+            "weight_quantiles": [gradients.agreement.weight_quantiles],
+            "truncated_share": [gradients.agreement.truncated_share],
             "encoder_version": [gradients.encoder_version],
         },
     )
@@ -138,6 +144,11 @@ def gradients_from_batch(batch: pa.RecordBatch) -> TokenGradients:
         num_attended=row["num_attended"],
         loss=row["loss"],
         num_tokens=row["num_tokens"],
-        log_prob_gap=row["log_prob_gap"],
+        agreement=Agreement(
+            log_prob_gap=row["log_prob_gap"],
+            mismatch_kl=row["mismatch_kl"],
+            weight_quantiles=tuple(row["weight_quantiles"]),
+            truncated_share=row["truncated_share"],
+        ),
         encoder_version=row["encoder_version"],
     )

@@ -21,6 +21,7 @@ from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import TokenLayout
 from saga_dist.protocols import Embeddings
 from saga_dist.types import EncoderTokens, Grid, ImagePair
+from saga_dist.workers.data_parallel import ALONE, Ranks
 
 EVALUATION_BATCH = 64
 
@@ -62,12 +63,20 @@ class SplitEncoder:
         splits: the images.
         data: for the augmentation.
         autocast_dtype: bfloat16 to run the tower under autocast (its weights stay float32), or None.
+        ranks: the learner's processes; ``train_batch`` and ``embed`` share their images among them.
     """
 
     def __init__(
-        self, encoder: Encoder, splits: Splits, data: DataSection, *, autocast_dtype: torch.dtype | None
+        self,
+        encoder: Encoder,
+        splits: Splits,
+        data: DataSection,
+        *,
+        autocast_dtype: torch.dtype | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._encoder, self._splits, self._data, self._autocast_dtype = encoder, splits, data, autocast_dtype
+        self._ranks = ranks
 
     def labels(self, split: str) -> np.ndarray:
         """Returns the int64 [I] labels of a split, empty where this data has no such split."""
@@ -79,8 +88,9 @@ class SplitEncoder:
         return self._splits.split_hash()
 
     def train_batch(self, image_ids: Sequence[int], *, augmentation_seed: int) -> TokenBatch:
-        """Returns the tokens of augmented training images, the graph attached."""
+        """Returns the tokens of augmented training images, the graph attached: on each rank that of its own share."""
         self._encoder.train()
+        own_ids = image_ids[self._ranks.share(len(image_ids))]
         arrays = [
             augment(
                 self._splits.train.image(index),
@@ -90,9 +100,13 @@ class SplitEncoder:
                 color_jitter=self._data.color_jitter,
                 crop=self._data.crop,
             )
-            for index in image_ids
+            for index in own_ids
         ]
-        return self._run(image_ids, arrays)
+        own = self._run(own_ids, arrays)
+        values_NW = self._ranks.gather_rows(own.values_NW)
+        sizes_I4: list[list[int]] = self._ranks.gather_rows(_sizes(own)).tolist()
+        grids = {image: (size[1], size[2], size[3]) for image, size in zip(image_ids, sizes_I4, strict=True)}
+        return TokenBatch(values_NW, _rows(image_ids, [size[0] for size in sizes_I4]), grids, own.layout)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair], *, encoder_version: int) -> list[EncoderTokens]:
         """Returns the payloads of evaluation pairs, without gradient or augmentation."""
@@ -110,8 +124,12 @@ class SplitEncoder:
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
         images = self._splits.named(split)
-        chunks = []
-        for batch in self._evaluation_batches(images, range(len(images))):
+        width = self._encoder.tower.layout.width if pretrained else self._encoder.embedding_dim
+        # Whole evaluation batches are shared, so that the bits do not depend on the number of ranks.
+        batches = self._ranks.share(-(-len(images) // EVALUATION_BATCH))
+        first, last = (min(end * EVALUATION_BATCH, len(images)) for end in (batches.start, batches.stop))
+        chunks = [torch.zeros(0, width, device=self._encoder.device)]
+        for batch in self._evaluation_batches(images, range(first, last)):
             per_image = batch.main()
             if pretrained:
                 means_ID = torch.stack([image_ND.float().mean(0) for image_ND in per_image])
@@ -119,8 +137,9 @@ class SplitEncoder:
             else:
                 with torch.no_grad():
                     embeddings_IE = self._encoder.pooler(per_image).embeddings_IE
-            chunks.append(embeddings_IE.float().cpu().numpy())
-        return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA, self._splits.attribute_names)
+            chunks.append(embeddings_IE.float())
+        values_IE = self._ranks.gather_rows(torch.cat(chunks)).cpu().numpy()
+        return Embeddings(values_IE, images.labels_I, images.attributes_IA, self._splits.attribute_names)
 
     def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[TokenBatch]:
         self._encoder.eval()
@@ -141,6 +160,12 @@ class SplitEncoder:
             values_NW = values_NW.to(self._autocast_dtype)
         grids = dict(zip(image_ids, pixels.grids, strict=True))
         return TokenBatch(values_NW, _rows(image_ids, pixels.lengths), grids, tower.layout)
+
+
+def _sizes(batch: TokenBatch) -> torch.Tensor:
+    """[I, 4] int64, on the tokens' device: token count and grid of each image."""
+    sizes = [(rows.stop - rows.start, *batch.grids[image]) for image, rows in batch.rows.items()]
+    return torch.tensor(sizes, device=batch.values_NW.device)
 
 
 def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:

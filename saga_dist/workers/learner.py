@@ -32,6 +32,7 @@ from saga_dist.objectives.attention import attention_alignment_loss, buffer_alig
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.workers.data_parallel import ALONE, Ranks
 from saga_dist.workers.encoding import SplitEncoder, TokenBatch
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
 
@@ -56,6 +57,8 @@ class Learner:
         data, objective, optimizer: their sections of the configuration.
         num_steps: optimizer steps of the whole run, for the schedule.
         autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32), or None.
+        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``encode_ahead``,
+            ``finish_step`` and ``embed`` are then calls of all of them.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class Learner:
         optimizer: OptimizerSection,
         num_steps: int,
         autocast_dtype: torch.dtype | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.encoder = encoder
         self.metric_loss = metric_loss.to(encoder.device)
-        self._images = SplitEncoder(encoder, splits, data, autocast_dtype=autocast_dtype)
+        self._ranks = ranks
+        self._images = SplitEncoder(encoder, splits, data, autocast_dtype=autocast_dtype, ranks=ranks)
         self._objective, self._settings, self._num_steps = objective, optimizer, num_steps
         self._step = 0
         self._open: list[_OpenBatch] = []
@@ -81,6 +86,7 @@ class Learner:
         self.optimizer = build_optimizer(
             optimizer, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
         )
+        ranks.adopt_weights([*encoder.parameters(), *self.metric_loss.parameters()])
 
     @property
     def step(self) -> int:
@@ -105,8 +111,16 @@ class Learner:
         self._back_propagate_metric_loss(opened, batch.labels)
         self._open.append(opened)
         self._batch_of_pair.update({pair.pair_id: (opened, pair) for pair in batch.pairs})
-        handles = (tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
-        return EncodedBatch(handles=tuple(handles), metrics={})
+        return self._publish(tokens, batch)
+
+    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+        """Publishes the tokens of every pair of a later step's batch, as today's encoder sees them.
+
+        No graph is kept and the open step is left alone: when its own step comes, the batch is encoded anew.
+        """
+        with torch.no_grad():
+            tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        return self._publish(tokens, batch)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
         """Takes one optimizer step from the token gradients of its groups (phase C).
@@ -123,6 +137,8 @@ class Learner:
             assert opened.leaf_NW.grad is not None
             opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
         self._forget_open_batches()
+        self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
+        self._ranks.adopt_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
         norm = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
         for group in self.optimizer.param_groups:
@@ -139,6 +155,10 @@ class Learner:
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(step=self._step, metrics=metrics)
+
+    def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
+        records = tuple(tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
+        return EncodedBatch(records, num_bytes=sum(record.values_NW.nbytes for record in records))
 
     def _back_propagate_metric_loss(self, opened: _OpenBatch, labels: Sequence[int]) -> None:
         embeddings_IE = self.encoder.pooler(opened.tokens.main(opened.leaf_NW)).embeddings_IE

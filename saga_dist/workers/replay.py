@@ -9,12 +9,17 @@ The language model is frozen, so dL/d(tokens) is all the encoder needs from it. 
 So the prompt runs once for all G completions, activations exist for at most ``completions_per_chunk`` of them (of
 similar length, so that little is padding), and logits for ``logits_chunk`` positions. What stands before the first
 image is a constant of the run and is read once.
+
+Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
+completions are also read on the tokens that they were sampled from, without gradient. Both numbers then come from one
+program and from one distribution, the model at the sampling temperature, so that their ratio, the importance weight,
+says how the encoder moved and nothing else; what the engine computes differently is measured apart (``Agreement``). The
+cut at top-p is left out on both sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,13 +27,11 @@ import torch.nn.functional as F
 
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import AttentionProbe, Family, FrozenBackbone, KeyValues, PromptLayout
-from saga_dist.objectives.attention import attention_statistics, attention_targets, renormalised_attention
-from saga_dist.objectives.grpo import grpo_loss
+from saga_dist.objectives.attention import attention_targets, renormalised_attention
+from saga_dist.objectives.grpo import grpo_loss, importance_weights
 from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
 from saga_dist.workers.engines.validation import validate_tokens
-
-MAX_PADDING = 64
-"""Columns that a completion is padded by at most; about what one more pass over the weights costs in tokens."""
+from saga_dist.workers.replay_parts import Chunk, Results, Sampled, chunk_indices
 
 
 class ReplayWorker:
@@ -77,17 +80,34 @@ class ReplayWorker:
         """Returns the sha256 of the frozen weights."""
         return self._backbone.digest()
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens) -> TokenGradients:
+    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
         """Returns dL_GRPO/d(tokens) and the attention targets of one group.
 
         Args:
-            task: the group, and the denominator of the step's buffer.
-            tokens: what the group was generated from; any floating dtype, any device.
+            task: the group, the denominator of the step's buffer, and whether tokens carry importance weights.
+            tokens: where the gradient is taken; any floating dtype, any device.
+            behaviour: what the group was sampled from, where that is something else.
 
         Raises:
             TokenError: the tokens do not fit the model.
         """
-        backbone, layout = self._backbone, self._backbone.layout
+        prompt, values_NW = self._read_tokens(tokens)
+        values_NW.requires_grad_()
+        prefix = self._read_prefix(prompt, values_NW)
+        leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
+
+        chunks = chunk_indices([len(ids) for ids in task.group.completions.token_ids], self._completions_per_chunk)
+        sampled = self._sampled_log_probs(task.group, chunks, behaviour)
+        results = Results()
+        for chunk, sampled_chunk in zip(chunks, sampled, strict=True):
+            self._replay_chunk(
+                task, Chunk.of(task.group, chunk, prompt, self._backbone.device), sampled_chunk, leaves, results
+            )
+        _back_propagate(prefix, leaves)
+        return results.collect(task, values_NW, tokens)
+
+    def _read_tokens(self, tokens: EncoderTokens) -> tuple[PromptLayout, torch.Tensor]:
+        layout = self._backbone.layout
         validate_tokens(
             tokens,
             width=layout.width,
@@ -95,71 +115,88 @@ class ReplayWorker:
             merge_size=layout.merge_size,
             dtype=tokens.values_NW.dtype,
         )
-        prompt = self._lay_out(tokens.grids)
-        values_NW = tokens.values_NW.detach().to(backbone.device, torch.float32).requires_grad_()
-        # The last prompt token is read together with the completions: its hidden state predicts their first token.
-        num_prefix = len(prompt.token_ids_S) - 1
-        start = prompt.images[0].start
-        prefix = backbone.read_prompt(prompt, values_NW, slice(start, num_prefix), self._constant_head(prompt))
-        leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
+        return self._lay_out(tokens.grids), tokens.values_NW.detach().to(self._backbone.device, torch.float32)
 
-        results = _Results()
-        lengths = [len(ids) for ids in task.group.completions.token_ids]
-        for chunk in _chunks(lengths, self._completions_per_chunk):
-            self._replay_chunk(task, chunk, leaves, prompt, results)
-        _back_propagate(prefix, leaves)
-        return results.collect(task.group, values_NW, tokens)
+    def _read_prefix(self, prompt: PromptLayout, values_NW: torch.Tensor) -> KeyValues:
+        """Keys and values of the prompt without its last token, which is read together with the completions: its
+        hidden state predicts their first token."""
+        columns = slice(prompt.images[0].start, len(prompt.token_ids_S) - 1)
+        return self._backbone.read_prompt(prompt, values_NW, columns, self._constant_head(prompt))
+
+    @torch.no_grad()
+    def _sampled_log_probs(
+        self, group: ScoredGroup, chunks: Sequence[Sequence[int]], behaviour: EncoderTokens | None
+    ) -> list[Sampled]:
+        """For each chunk, what its tokens were worth to the encoder that they were sampled with."""
+        engine = [
+            torch.from_numpy(np.concatenate([group.completions.log_probs[index] for index in chunk]))
+            for chunk in chunks
+        ]
+        if behaviour is None:
+            return [Sampled(engine_R) for engine_R in engine]
+        prompt, values_NW = self._read_tokens(behaviour)
+        prefix = self._read_prefix(prompt, values_NW)
+        sampled = []
+        for indices, engine_R in zip(chunks, engine, strict=True):
+            chunk = Chunk.of(group, indices, prompt, self._backbone.device)
+            hidden_GTD = self._backbone.read_completions(prefix, chunk.inputs_GT, prompt.next_position - 1).hidden_GTD
+            pieces = zip(
+                chunk.predictors(hidden_GTD).split(self._logits_chunk),
+                chunk.targets().split(self._logits_chunk),
+                strict=True,
+            )
+            plain, tempered = [], []
+            for hidden_RD, targets_R in pieces:
+                logits_RV = self._backbone.logits(hidden_RD)
+                plain.append(_log_probs(logits_RV, targets_R))
+                tempered.append(_log_probs(logits_RV / group.completions.sampling.temperature, targets_R))
+            sampled.append(Sampled(engine_R, torch.cat(plain), torch.cat(tempered)))
+        return sampled
 
     def _replay_chunk(
-        self, task: ReplayTask, chunk: Sequence[int], leaves: KeyValues, prompt: PromptLayout, results: _Results
+        self, task: ReplayTask, chunk: Chunk, sampled: Sampled, leaves: KeyValues, results: Results
     ) -> None:
-        group, device = task.group, self._backbone.device
-        sequences = [group.completions.token_ids[index] for index in chunk]
-        longest = max(map(len, sequences))
-        inputs_GT = torch.zeros(len(chunk), longest + 1, dtype=torch.int64, device=device)
-        inputs_GT[:, 0] = prompt.token_ids_S[-1]
-        for row, sequence in enumerate(sequences):
-            inputs_GT[row, 1 : len(sequence) + 1] = torch.tensor(sequence, dtype=torch.int64)
-        attended = [row for row, index in enumerate(chunk) if task.want_attention and _has_targets(group, index)]
+        group = task.group
+        attended = [
+            row for row, index in enumerate(chunk.indices) if task.want_attention and _has_targets(group, index)
+        ]
         run = self._backbone.read_completions(
-            leaves, inputs_GT, prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
+            leaves, chunk.inputs_GT, chunk.prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
         )
-        # Column t of the hidden states predicts token t; the last token's column predicts nothing that was sampled.
-        lengths_G = torch.tensor([len(sequence) for sequence in sequences], device=device)
-        mask_GT = torch.arange(longest, device=device) < lengths_G[:, None]
-        advantages_G = torch.as_tensor(group.advantages_G, dtype=torch.float32, device=device)[list(chunk)]
-        log_probs_R = self._back_propagate_loss(
-            run.hidden_GTD[:, :-1][mask_GT],
-            inputs_GT[:, 1:][mask_GT],
-            advantages_G[:, None].expand_as(mask_GT)[mask_GT],
-            task.num_tokens_total,
-            results,
-        )
-        engine_R = np.concatenate([group.completions.log_probs[index] for index in chunk])
-        results.gap += (log_probs_R.cpu() - torch.from_numpy(engine_R)).abs().sum().item()
+        log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_GTD), sampled, results)
+        results.compare(sampled.engine_R, log_probs_R if sampled.replay_R is None else sampled.replay_R)
         for row in attended:
             assert run.probe is not None
-            self._read_attention(run.probe, row, group, chunk[row], prompt, results)
+            self._read_attention(run.probe, row, group, chunk.indices[row], chunk.prompt, results)
 
     def _back_propagate_loss(
-        self,
-        hidden_RD: torch.Tensor,
-        targets_R: torch.Tensor,
-        advantages_R: torch.Tensor,
-        num_tokens_total: int,
-        results: _Results,
+        self, task: ReplayTask, chunk: Chunk, hidden_RD: torch.Tensor, sampled: Sampled, results: Results
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
-        size = self._logits_chunk
+        size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
+        advantages_R = chunk.per_token(torch.as_tensor(task.group.advantages_G, dtype=torch.float32))
+        if sampled.tempered_R is None:  # the engine knows the untempered model only
+            reference_R, temperature = sampled.engine_R.to(hidden_RD.device), 1.0
+        else:
+            reference_R = sampled.tempered_R
         gradients, log_probs = [], []
-        for leaf_RD, targets, advantages in zip(
-            hidden_RD.detach().split(size), targets_R.split(size), advantages_R.split(size), strict=True
+        for leaf_RD, targets, advantages, reference in zip(
+            hidden_RD.detach().split(size),
+            chunk.targets().split(size),
+            advantages_R.split(size),
+            reference_R.split(size),
+            strict=True,
         ):
             logits_RV = self._backbone.logits(leaf_RD.requires_grad_())
-            log_probs_R1 = -F.cross_entropy(logits_RV, targets, reduction="none")[:, None]
+            log_probs_R1 = _log_probs(logits_RV, targets)[:, None]
+            weights_R1 = None
+            if task.truncate_at is not None:
+                today = _log_probs(logits_RV.detach() / temperature, targets)
+                results.weights.append(importance_weights(today, reference, float("inf")))
+                weights_R1 = importance_weights(today, reference, task.truncate_at)[:, None]
             # The loss is a sum over tokens, so each token stands as a completion of its own and chunks add up.
             every_R1 = torch.ones_like(log_probs_R1, dtype=torch.bool)
-            loss = grpo_loss(log_probs_R1, every_R1, advantages, num_tokens_total)
+            loss = grpo_loss(log_probs_R1, every_R1, advantages, task.num_tokens_total, weights_R1)
             gradients += torch.autograd.grad(loss, leaf_RD)
             results.loss += loss.item()
             log_probs.append(log_probs_R1.detach()[:, 0])
@@ -167,7 +204,7 @@ class ReplayWorker:
         return torch.cat(log_probs)
 
     def _read_attention(
-        self, probe: AttentionProbe, row: int, group: ScoredGroup, index: int, prompt: PromptLayout, results: _Results
+        self, probe: AttentionProbe, row: int, group: ScoredGroup, index: int, prompt: PromptLayout, results: Results
     ) -> None:
         masks = (group.describes_a[index], group.describes_b[index])
         for image, mask_T, targets in zip(prompt.images, masks, results.targets, strict=True):
@@ -190,54 +227,13 @@ class ReplayWorker:
         return self._head
 
 
-@dataclass(slots=True)
-class _Results:
-    """What the chunks of one group add up to."""
-
-    loss: float = 0.0
-    gap: float = 0.0
-    """Sum of absolute differences between engine and replay log-probabilities."""
-    targets: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
-    """For image a and image b, the attention target [N] of every completion that has one for both."""
-
-    def collect(self, group: ScoredGroup, values_NW: torch.Tensor, tokens: EncoderTokens) -> TokenGradients:
-        """Returns the record, on the device the tokens came from."""
-        device = tokens.values_NW.device
-        num_attended = len(self.targets[0])
-        means: list[torch.Tensor | None] = [None, None]
-        negative_entropy = 0.0
-        if num_attended:
-            statistics = [attention_statistics(torch.stack(targets)) for targets in self.targets]
-            means = [image.mean_target_N.to(device) for image in statistics]
-            negative_entropy = sum(image.mean_negative_entropy.item() for image in statistics)
-        assert values_NW.grad is not None
-        return TokenGradients(
-            pair_id=tokens.pair_id,
-            values_NW=values_NW.grad.to(device),
-            attention_a_N=means[0],
-            attention_b_N=means[1],
-            negative_entropy=negative_entropy,
-            num_attended=num_attended,
-            loss=self.loss,
-            num_tokens=group.num_tokens,
-            log_prob_gap=self.gap / max(1, group.num_tokens),
-            encoder_version=tokens.encoder_version,
-        )
-
-
-def _chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
-    """Completions of similar length together, at most ``largest``: padding costs what tokens cost."""
-    chunks: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
-        if not chunks or len(chunks[-1]) == largest or lengths[chunks[-1][0]] - lengths[index] > MAX_PADDING:
-            chunks.append([])
-        chunks[-1].append(index)
-    return [sorted(chunk) for chunk in chunks]
-
-
 def _has_targets(group: ScoredGroup, index: int) -> bool:
     """True for a reward-1 completion that describes both images: no other has attention targets."""
     return bool(group.rewards_G[index] == 1 and group.describes_a[index].any() and group.describes_b[index].any())
+
+
+def _log_probs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    return -F.cross_entropy(logits_RV, targets_R, reduction="none")
 
 
 def _back_propagate(prefix: KeyValues, leaves: KeyValues) -> None:

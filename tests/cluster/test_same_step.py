@@ -33,7 +33,7 @@ SMALL = [
     "replay.num_cpus=0.5",
     "runtime.local_cpus=4",
 ]
-OF_THE_CLOCK = ("pool/", "rollout/tokens_per_s", "step/")
+OF_THE_CLOCK = ("pool/", "rollout/tokens_per_s", "step/", "learner/idle_share")
 """Metrics that may differ: they measure time, or a pool that serial has not."""
 
 

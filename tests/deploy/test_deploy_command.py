@@ -46,11 +46,18 @@ def test_node_labels(documents: Documents) -> None:
 
 
 def test_header_says_what_it_adds_up_to(manifest: Callable[..., str]) -> None:
-    text = manifest(BIRDS, "runtime.learner_num_gpus=0.7", "rollout.num_gpus=2", "--rollout-max", "3")
+    text = manifest(
+        BIRDS,
+        "runtime.learner_num_gpus=0.7",
+        "rollout.num_gpus=2",
+        "rollout.tensor_parallel_size=2",
+        "--rollout-max",
+        "3",
+    )
     lines = [line for line in text.splitlines() if line.startswith("#")]
     assert lines[1:] == [
         "#   learner: 1 pod with GPU 1 (0.7 asked for), CPU 1, memory 64 + 5 GiB of /dev/shm; takes 1 learner",
-        "#   rollout: 1 to 3 pods with GPU 2, CPU 1, memory 128 + 5 GiB of /dev/shm; takes 1 rollout",
+        "#   rollout: 1 to 3 pods with GPU 2, CPU 1, memory 128 + 6 GiB of /dev/shm; takes 1 rollout",
         "#   together: GPU 3 to 7, and the head without one",
     ]
 

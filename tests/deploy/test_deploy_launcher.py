@@ -90,6 +90,8 @@ def test_roles_have_their_machines(paper_run: PaperRun) -> None:
     head, worker = starts(launcher(config, make_options(rollout_workers_per_pod=2, **MACHINES)))
     assert resources(head) == {"learner": 1}
     assert resources(worker) == {"rollout": 2, "replay": 2}  # 3 replay workers on 2 machines
+    several = paper_run(runtime={"learner_processes": 2}, replay={"workers": 1})
+    assert resources(starts(launcher(several, make_options(**MACHINES)))[0]) == {"learner": 2}
     alone = launcher(config, make_options(head_ip="10.0.0.1"))
     assert resources(starts(alone)[0]) == {"learner": 1, "rollout": 4, "replay": 3}
     assert alone["max_workers"] == 0

@@ -53,6 +53,12 @@ def test_one_card_for_everything(paper_run: PaperRun) -> None:
     assert sum(group.gpus for group in groups(config, make_options())) == 2
 
 
+def test_all_ranks_of_a_learner_may_share_the_pod(paper_run: PaperRun) -> None:
+    config = paper_run(runtime={"learner_processes": 2}, replay={"workers": 1, "num_gpus": 1.0})
+    (trainer,) = groups(config, make_options(placement="shared"))
+    assert (trainer.gpus, trainer.roles) == (4, {"learner": 2, "rollout": 1, "replay": 1})
+
+
 def test_several_rollout_workers_in_a_pod(paper_run: PaperRun) -> None:
     config = paper_run(rollout={"workers": 5, "num_gpus": 0.5, "num_cpus": 1.5})
     rollout = groups(config, make_options(rollout_workers_per_pod=2))[1]
@@ -74,16 +80,22 @@ def test_the_start_lies_within_the_range(paper_run: PaperRun) -> None:
     ("sections", "options", "message"),
     [
         (
-            {"rollout": {"num_gpus": 1.5}},
+            {"replay": {"workers": 1, "num_gpus": 1.5}},
             {},
-            "configuration: rollout.num_gpus = 1.5; expected a fraction of one GPU or a whole number; "
-            "set rollout.num_gpus = 2",
+            "configuration: replay.num_gpus = 1.5; expected a fraction of one GPU or a whole number; "
+            "set replay.num_gpus = 2",
         ),
         (
             {"runtime": {"learner_num_gpus": 2.25}},
             {"placement": "shared"},
             "configuration: runtime.learner_num_gpus = 2.25; expected a fraction of one GPU or a whole number; "
             "set runtime.learner_num_gpus = 3",
+        ),
+        (
+            {"runtime": {"learner_processes": 4}, "replay": {"workers": 1}},
+            {"learner_processes_per_pod": 3},
+            "command line: --learner-processes-per-pod = 3 for runtime.learner_processes = 4; expected equal pods; "
+            "choose a divisor",
         ),
         (
             {"rollout": {"workers": 6}},

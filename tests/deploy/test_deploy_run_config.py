@@ -97,6 +97,10 @@ def test_too_much_for_a_config_map(paper_run: PaperRun, tmp_path: Path, monkeypa
         ),
         ({"model": {"path": "./model"}}, 'model.path = "./model" on a cluster: expected a path below /weights'),
         ({"model": {"path": "/data2/model"}}, "expected a path below /weights, where the pods see the volume"),
+        (
+            {"checkpoint": {"mirror": "file:///home/me/copies"}},
+            'checkpoint.mirror = "/home/me/copies" on a cluster: expected a path below /runs',
+        ),
         ({"runtime": {"kind": "serial"}}, 'runtime.kind = "serial" on a cluster: expected "ray"'),
         ({"runtime": {"address": "10.0.0.1:6379"}}, 'runtime.address = "10.0.0.1:6379" on a cluster: leave it ""'),
         ({"prompt": {"vocabulary": "missing.toml"}}, "prompt.vocabulary = 'missing.toml' cannot be read here"),

@@ -14,6 +14,7 @@ import pytest
 from saga_dist.config import RunConfig
 from saga_dist.deploy.kuberay import raycluster, rayjob
 from saga_dist.deploy.options import SUBMISSION_MODES, make_options
+from saga_dist.errors import ConfigError
 
 PaperRun = Callable[..., RunConfig]
 Document = dict[str, Any]
@@ -25,7 +26,16 @@ VARIANTS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any]]] = {
         {"rollout": {"workers": 2}, "replay": {"workers": 2, "num_gpus": 2.0}},
         {"rollout_min": 1, "rollout_max": 4, "replay_min": 0, "replay_max": 4},
     ),
-    "tensor parallel": ({"rollout": {"num_gpus": 4.0}}, {"rollout_max": 2}),
+    "tensor parallel": ({"rollout": {"num_gpus": 4.0, "tensor_parallel_size": 4}}, {"rollout_max": 2}),
+    "learner in three pods": ({"runtime": {"learner_processes": 3}, "replay": {"workers": 1}}, {}),
+    "learner in two pods": (
+        {
+            "runtime": {"learner_processes": 4},
+            "replay": {"workers": 1, "num_gpus": 2.0},
+            "checkpoint": {"mirror": "s3://bucket/runs?region=eu-central-1"},
+        },
+        {"learner_processes_per_pod": 2, "mirror_secret": "saga-mirror"},
+    ),
     "two per pod": ({"rollout": {"workers": 4, "num_gpus": 0.5}}, {"rollout_workers_per_pod": 2, "rollout_max": 3}),
     "one GPU": (
         {"rollout": {"num_gpus": 0.3}, "runtime": {"learner_num_gpus": 0.7}},
@@ -159,7 +169,14 @@ def test_the_actors_of_the_run_fit(paper_run: PaperRun) -> None:
     for sections, options in VARIANTS.values():
         config = paper_run(**sections)
         cluster = cluster_of(rayjob(config, make_options(**options)))
-        asks = [("learner", 1, config.runtime.learner_num_cpus, config.runtime.learner_num_gpus)]
+        asks = [
+            (
+                "learner",
+                config.runtime.learner_processes,
+                config.runtime.learner_num_cpus,
+                config.runtime.learner_num_gpus,
+            )
+        ]
         if config.needs_mllm:
             asks.append(("rollout", config.rollout.workers, config.rollout.num_cpus, config.rollout.num_gpus))
             asks.append(("replay", config.replay.workers, config.replay.num_cpus, config.replay.num_gpus))
@@ -173,6 +190,29 @@ def test_the_actors_of_the_run_fit(paper_run: PaperRun) -> None:
             assert sum(cpus for cpus, _ in wanted) <= pods * float(params["num-cpus"])
             assert sum(gpus for _, gpus in wanted) <= pods * float(params["num-gpus"]) + 1e-9
         assert all(count <= free[role][0] for role, count, _, _ in asks if count)
+
+
+def test_a_learner_of_several_processes_is_a_fixed_group(paper_run: PaperRun) -> None:
+    config = paper_run(runtime={"learner_processes": 4}, replay={"workers": 1})
+    for per_pod, pods in ((1, 4), (2, 2), (4, 1)):
+        options = make_options(learner_processes_per_pod=per_pod)
+        learner = cluster_of(rayjob(config, options))["workerGroupSpecs"][0]
+        assert [learner[key] for key in ("minReplicas", "replicas", "maxReplicas")] == [pods] * 3
+        assert learner["rayStartParams"]["num-gpus"] == str(per_pod)
+        (container,) = learner["template"]["spec"]["containers"]
+        assert {"data", "runs"} <= {mount["name"] for mount in container["volumeMounts"]}, "every rank reads and loads"
+
+
+def test_only_the_head_has_the_mirrors_credentials(paper_run: PaperRun) -> None:
+    config = paper_run(checkpoint={"mirror": "s3://bucket/runs"})
+    documents = rayjob(config, make_options(mirror_secret="saga-mirror"))
+    found = {
+        name: template["spec"]["containers"][0].get("envFrom") for name, template in templates(cluster_of(documents))
+    }
+    assert found == {"head": [{"secretRef": {"name": "saga-mirror"}}], "learner": None, "rollout": None}
+    assert 'mirror = "s3://bucket/runs"' in documents[0]["data"]["run.toml"]
+    with pytest.raises(ConfigError, match="--mirror-secret = x for a run without checkpoint.mirror; leave it out"):
+        rayjob(paper_run(), make_options(mirror_secret="x"))
 
 
 def test_ranges_are_the_options(paper_run: PaperRun) -> None:
@@ -229,7 +269,7 @@ def test_autoscaler_only_where_there_is_something_to_decide(variant: list[Docume
     assert cluster.get("autoscalerOptions", {}).get("version") == ("v2" if elastic else None)
     assert {template["spec"]["restartPolicy"] for _, template in templates(cluster)} == {"Never"}
     (learner,) = [g for g in cluster["workerGroupSpecs"] if '"learner"' in g["rayStartParams"]["resources"]]
-    assert (learner["minReplicas"], learner["replicas"], learner["maxReplicas"]) == (1, 1, 1)
+    assert learner["minReplicas"] == learner["replicas"] == learner["maxReplicas"] >= 1
 
 
 # ---------------------------------------------------------------------- safety

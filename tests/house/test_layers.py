@@ -23,13 +23,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("workers",),
     ("retrieval",),
-    ("pools", "rollout_buffer", "observability", "evaluation", "coordinator"),
+    ("pools", "rollout_buffer", "sinks", "observability", "evaluation", "ledger", "step_metrics", "engine_check"),
+    ("rollout_stream",),
+    ("coordinator",),
     ("export",),
     ("standin",),
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
-    ("doctor", "preflight", "demo", "data_commands", "bench"),
+    ("report",),
+    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
+    ("sweep",),
     ("cli",),
 )
 
@@ -37,8 +41,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("workers/engines/vllm_engine.py",),
-    "pyarrow": ("wire/", "cluster/", "data/layouts/manifest.py", "retrieval/tables.py"),
+    "pyarrow": ("wire/", "cluster/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
+    "jinja2": ("report/page.py",),
+    "tensorboard": ("sinks.py",),
+    "wandb": ("sinks.py",),
+    "mlflow": ("sinks.py",),
+    "timm": ("comparison/timm_encoder.py",),
 }
 
 PRINTERS = ("cli.py",)

@@ -2,12 +2,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
+from sklearn.metrics import normalized_mutual_info_score
 
 from saga_dist.errors import DataError
-from saga_dist.retrieval.metrics import clustered_interval, nmi, paired_test, precision_at_r, recall_at_k
+from saga_dist.retrieval.metrics import (
+    clustered_interval,
+    hits_at,
+    kmeans_clusters,
+    nmi,
+    paired_test,
+    precision_at_r,
+    recall_at_k,
+)
 from saga_dist.retrieval.neighbours import ranked_matches, unit_rows
 
 
@@ -28,6 +40,13 @@ def _oracle(
     return flags, relevant
 
 
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Unit vectors as they are stored: normalised in fp64, kept in fp32."""
+    return np.array(
+        [[x / math.sqrt(math.fsum(y * y for y in row)) for x in row] for row in values.tolist()], np.float32
+    )
+
+
 def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Few or many images with duplicates, exact ties, near ties and classes of one image."""
     count, width = int(generator.integers(2, 45)), int(generator.integers(1, 6))
@@ -44,16 +63,18 @@ def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return values, generator.integers(0, generator.integers(1, count + 1), count) * 2**40
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_equals_the_loop_on_random_cases(seed: int) -> None:
+    """20 x 50 = 1,000 data sets; every query's hits, and every figure, are those of the loop."""
     generator = np.random.default_rng(seed)
-    for _ in range(10):
+    for _ in range(50):
         values, labels = _case(generator)
-        unit = unit_rows(values)
+        unit = _unit(values)
         flags, relevant = _oracle(unit, labels, unit, labels, own=True)
         ks = (1, 2, 4, 8, 1000)
         result = recall_at_k(values, labels, ks=ks)
         assert result.recall == {k: pytest.approx(np.mean([any(row[:k]) for row in flags])) for k in ks}
+        assert result.first_hit_I.tolist() == [row.index(True) + 1 if True in row else 0 for row in flags]
         assert result.correct_at_1_I.tolist() == [row[0] for row in flags]
         assert result.num_unfindable == relevant.count(0)
         precisions = [
@@ -61,7 +82,7 @@ def test_equals_the_loop_on_random_cases(seed: int) -> None:
             for row, r in zip(flags, relevant, strict=True)
         ]
         shares = [sum(row[:r]) / r if r else 0.0 for row, r in zip(flags, relevant, strict=True)]
-        assert precision_at_r(values, labels) == pytest.approx((np.mean(precisions), np.mean(shares)))
+        assert precision_at_r(values, labels) == pytest.approx((np.mean(precisions), np.mean(shares)), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -71,7 +92,7 @@ def test_separate_gallery_equals_the_loop(seed: int) -> None:
         values, labels = _case(generator)
         split = len(values) // 2
         queries, gallery = values[:split], values[split:]
-        flags, relevant = _oracle(unit_rows(queries), labels[:split], unit_rows(gallery), labels[split:], own=False)
+        flags, relevant = _oracle(_unit(queries), labels[:split], _unit(gallery), labels[split:], own=False)
         given = {"gallery_GE": gallery, "gallery_labels_G": labels[split:]}
         result = recall_at_k(queries, labels[:split], ks=(1, 3), **given)
         assert result.recall == {k: pytest.approx(np.mean([any(row[:k]) for row in flags])) for k in (1, 3)}
@@ -178,6 +199,37 @@ def test_nmi_by_hand_and_by_seed() -> None:
     assert nmi(corners * generator.uniform(1, 9, (120, 1)), labels) == pytest.approx(1.0)  # directions only
 
 
+def test_first_hits_say_recall_at_every_k() -> None:
+    assert hits_at(np.array([0, 1, 3, 8]), 1).tolist() == [False, True, False, False]
+    assert hits_at(np.array([0, 1, 3, 8]), 4).tolist() == [False, True, True, False]
+
+
+def _nmi_by_counting(classes: list[int], clusters: list[int]) -> float:
+    total = len(classes)
+    joint, rows, columns = Counter(zip(classes, clusters, strict=True)), Counter(classes), Counter(clusters)
+
+    def entropy(counts: Counter[int]) -> float:
+        return -math.fsum(n / total * math.log(n / total) for n in counts.values())
+
+    mutual = math.fsum(n / total * math.log(n * total / (rows[a] * columns[b])) for (a, b), n in joint.items())
+    mean = (entropy(rows) + entropy(columns)) / 2
+    return mutual / mean if mean else 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nmi_is_that_of_scikit_learn_and_of_counting_on_the_same_clustering(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for case in range(40):
+        values, labels = _case(generator)
+        clusters = kmeans_clusters(values, len(np.unique(labels)), seed=case)
+        assert len(clusters) == len(labels)
+        assert set(clusters.tolist()) <= set(range(len(np.unique(labels))))
+        figure = nmi(values, labels, seed=case)
+        # Nothing to share and nothing to know: one class is 1 by scikit-learn's convention.
+        assert figure == min(max(normalized_mutual_info_score(labels, clusters), 0.0), 1.0)
+        assert figure == pytest.approx(_nmi_by_counting(labels.tolist(), clusters.tolist()), abs=1e-9)
+
+
 def test_nmi_is_silent_with_few_points(capfd: pytest.CaptureFixture[str]) -> None:
     assert nmi(np.eye(6), np.arange(6)) == pytest.approx(1.0)
     captured = capfd.readouterr()
@@ -185,15 +237,52 @@ def test_nmi_is_silent_with_few_points(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_interval_equals_explicit_resampling_of_classes() -> None:
-    """With three classes the bootstrap distribution can be listed: 27 equally likely draws."""
-    labels = np.array([7, 7, 7, 9, 9, 4])
-    correct = np.array([1, 1, 0, 0, 0, 1])
-    members = [correct[labels == label] for label in (4, 7, 9)]
-    draws = sorted(
-        np.concatenate([members[c] for c in drawn]).mean() for drawn in itertools.product(range(3), repeat=3)
-    )
-    low, high = clustered_interval(correct, labels, seed=0, num_resamples=20_000, confidence=0.8)
-    assert (low, high) == pytest.approx((draws[2], draws[24]), abs=1e-12)
+    """With four classes the bootstrap distribution can be listed, and the formula followed by hand."""
+    labels = np.array([7, 7, 7, 9, 9, 4, 5, 5, 5, 5])
+    correct = np.array([1, 1, 0, 0, 0, 1, 1, 0, 1, 0])
+    members = [correct[labels == label].tolist() for label in (4, 5, 7, 9)]
+    draws = [[hit for c in drawn for hit in members[c]] for drawn in itertools.product(range(4), repeat=4)]
+    means = sorted(sum(draw) / len(draw) for draw in draws)
+
+    normal, mean = NormalDist(), 0.5
+    bias = normal.inv_cdf(sum((m < mean - 1e-9) + (m < mean + 1e-9) for m in means) / 2 / len(means))
+    without = [np.concatenate([members[c] for c in range(4) if c != left]).mean() for left in range(4)]
+    lean = [np.mean(without) - value for value in without]
+    acceleration = sum(x**3 for x in lean) / (6 * sum(x**2 for x in lean) ** 1.5)
+    bounds = []
+    for tail in (0.3, 0.7):
+        z = bias + math.sqrt(4 / 3) * student_t(3).ppf(tail)
+        bounds.append(means[round(normal.cdf(bias + z / (1 - acceleration * z)) * (len(means) - 1))])
+    low, high = clustered_interval(correct, labels, seed=0, num_resamples=50_000, confidence=0.4)
+    assert (low, high) == pytest.approx(bounds, abs=0.01)
+    assert 0 < low < mean < high < 1
+
+
+SIMULATED = 2000
+
+
+def _simulated_coverage(num_classes: int, mean: float, smallest: int, largest: int) -> float:
+    """Share of made-up data sets, classes drawn from one population of classes, whose interval holds its mean."""
+    generator, covered = np.random.default_rng(num_classes), 0
+    for seed in range(SIMULATED):
+        rate_C = generator.beta(4 * mean, 4 * (1 - mean), num_classes)
+        labels = np.repeat(np.arange(num_classes), generator.integers(smallest, largest + 1, num_classes))
+        low, high = clustered_interval(
+            generator.random(len(labels)) < rate_C[labels], labels, seed=seed, num_resamples=500
+        )
+        covered += low <= mean <= high
+    return covered / SIMULATED
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "mean", "smallest", "largest"),
+    [(100, 0.8, 40, 60), (98, 0.95, 60, 90), (50, 0.75, 100, 100), (50, 0.1, 30, 34), (30, 0.5, 2, 40)],
+    ids=["CUB", "Cars", "Aircraft", "birds", "uneven"],
+)
+def test_interval_covers_the_truth_in_93_to_97_of_100_data_sets(
+    num_classes: int, mean: float, smallest: int, largest: int
+) -> None:
+    assert 0.93 <= _simulated_coverage(num_classes, mean, smallest, largest) <= 0.97
 
 
 def test_interval_widens_with_clusters_and_matches_the_binomial_without() -> None:
@@ -231,15 +320,31 @@ def test_paired_test_random_signs_agree_with_all_signs(monkeypatch: pytest.Monke
     assert drawn.difference == exact.difference
 
 
-def test_paired_test_is_calibrated_under_the_null_with_clusters() -> None:
+@pytest.mark.parametrize("noisier", [False, True])
+def test_paired_test_rejects_a_true_null_in_5_of_100_data_sets(noisier: bool) -> None:
+    """Both methods depend on the class and neither is better, the second with more spread between classes."""
     generator = np.random.default_rng(6)
-    labels = np.repeat(np.arange(30), 10)
-    rejected = 0
+    labels = np.repeat(np.arange(40), 12)
+    rejected = outside = 0
+    for seed in range(SIMULATED):
+        rate_a = generator.beta(8, 4, (40, 1))
+        rate_b = generator.beta(2, 1, (40, 1)) if noisier else generator.beta(8, 4, (40, 1))
+        a, b = (generator.random((40, 12)) < rate for rate in (rate_a, rate_b))
+        result = paired_test(a.ravel(), b.ravel(), labels, seed=seed, num_resamples=400)
+        rejected += result.p_value <= 0.05
+        outside += not result.low <= 0 <= result.high
+    assert 0.035 <= rejected / SIMULATED <= 0.065
+    assert 0.03 <= outside / SIMULATED <= 0.07
+
+
+def test_an_unclustered_test_would_be_wrong() -> None:
+    """What the classes are for: with every image a class of its own, the same data reject far too often."""
+    generator = np.random.default_rng(7)
+    labels, rejected = np.arange(480), 0
     for seed in range(200):
-        per_class = generator.random((2, 30, 1))  # both methods depend on the class, neither is better
-        a, b = (generator.random((30, 10)) < rate for rate in per_class)
-        rejected += paired_test(a.ravel(), b.ravel(), labels, seed=seed, num_resamples=500).p_value < 0.05
-    assert rejected <= 22  # expected 10; an unclustered test rejects about half
+        a, b = (generator.random((40, 12)) < generator.beta(2, 1, (40, 1)) for _ in range(2))
+        rejected += paired_test(a.ravel(), b.ravel(), labels, seed=seed, num_resamples=200).p_value <= 0.05
+    assert rejected > 40
 
 
 def test_intervals_refuse_what_cannot_be_resampled() -> None:

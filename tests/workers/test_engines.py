@@ -66,13 +66,14 @@ def prompt_text(family: Family, order: str = "images_first") -> str:
     return render_prompt(spec, image_a=family.image_placeholder, image_b=family.image_placeholder)
 
 
-def start_vllm(family: Family, order: str = "images_first") -> VllmEngine:
+def start_vllm(family: Family, order: str = "images_first", tensor_parallel_size: int = 1) -> VllmEngine:
     return VllmEngine(
         family=family,
         prompt_text=prompt_text(family, order),
         dtype="float32",
         max_model_len=256,
         cpu_kv_cache_bytes=64 << 20,
+        tensor_parallel_size=tensor_parallel_size,
     )
 
 
@@ -493,3 +494,21 @@ def test_closed_engines_let_go(tiny_checkpoint: Path) -> None:
     assert watched() is None
     with pytest.raises(EngineError, match="it was closed"):
         generate(engine, [])
+
+
+@pytest.mark.slow  # the parts of an engine are processes that import vLLM each
+def test_two_tensor_parallel_parts_say_what_one_says(
+    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    samplings = [SAMPLING] * len(tokens)
+    expected = vllm(tiny_checkpoint).generate(tokens, samplings, deadline_s=300)
+    vllm.close()
+    engine = start_vllm(resolve_family(tiny_checkpoint), tensor_parallel_size=2)
+    try:
+        found = engine.generate(tokens, samplings, deadline_s=300)
+    finally:
+        engine.close()
+    for alone, parts in zip(expected, found, strict=True):
+        assert parts.token_ids == alone.token_ids
+        for log_probs_T, expected_T in zip(parts.log_probs, alone.log_probs, strict=True):
+            np.testing.assert_allclose(log_probs_T, expected_T, atol=1e-4)

@@ -20,7 +20,7 @@ from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.attention import attention_kl
 from saga_dist.objectives.metric_losses import build_metric_loss
-from saga_dist.types import MicroBatch, TokenGradients
+from saga_dist.types import Agreement, MicroBatch, TokenGradients
 from saga_dist.workers.learner import Learner
 from saga_dist.workers.optimization import build_optimizer, schedule_factor
 
@@ -83,7 +83,7 @@ def gradients_for(learner: Learner, batch: MicroBatch) -> list[TokenGradients]:
                 num_attended=1 + len(answers),
                 loss=0.25,
                 num_tokens=10,
-                log_prob_gap=0.0,
+                agreement=Agreement(0.0, 0.0),
                 encoder_version=learner.step,
             )
         )

@@ -16,8 +16,17 @@ import torch
 from saga_dist.errors import ModelError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
-from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup, TokenGradients
-from saga_dist.workers import replay
+from saga_dist.types import (
+    WEIGHT_QUANTILES,
+    Completions,
+    EncoderTokens,
+    ImagePair,
+    ReplayTask,
+    Sampling,
+    ScoredGroup,
+    TokenGradients,
+)
+from saga_dist.workers import replay_parts
 from saga_dist.workers.replay import ReplayWorker
 
 LENGTHS = (5, 11, 8, 1, 9)
@@ -287,9 +296,9 @@ def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, com
 def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "MAX_PADDING", 2)
-    assert replay._chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
-    assert replay._chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
+    monkeypatch.setattr(replay_parts, "MAX_PADDING", 2)
+    assert replay_parts.chunk_indices(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
+    assert replay_parts.chunk_indices((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
     _assert_attention(results, deep_reference)
@@ -327,7 +336,71 @@ def test_the_gap_to_the_engine_is_the_mean_absolute_difference(deep_world: World
     # The engine log-probabilities of the groups above are zeros, so the gap is the mean magnitude.
     results, _ = _replayed(deep_world, completions_per_chunk=3)
     for found, log_probs in zip(results, deep_reference.log_probs, strict=True):
-        assert found.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
+        assert found.agreement.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
+
+
+def _log_probs_by_hand(world: World, group: ScoredGroup, pixels: list[np.ndarray], temperature: float) -> torch.Tensor:
+    """Log-probabilities of a group's tokens at a temperature, by the untouched model on pixels, one after the other."""
+    worker, tower = _worker(world), world.family.load_tower()
+    batch = tower.preprocess(pixels)
+    record = _record(group, batch, tower(batch), tower.layout.num_deepstack)
+    prompt, values_NW = worker._read_tokens(record)
+    found = []
+    for ids in group.completions.token_ids:
+        prefix = worker._read_prefix(prompt, values_NW)
+        inputs = torch.tensor([[int(prompt.token_ids_S[-1]), *ids]])
+        hidden = worker._backbone.read_completions(prefix, inputs, prompt.next_position - 1).hidden_GTD[0, :-1]
+        log_probs_TV = torch.log_softmax(worker._backbone.logits(hidden).double() / temperature, -1)
+        found.append(log_probs_TV.gather(1, torch.tensor(ids)[:, None])[:, 0])
+    return torch.cat(found).detach()
+
+
+@pytest.mark.parametrize("logits_chunk", [4, 1024])
+def test_stale_groups_weigh_by_the_tempered_ratio_and_the_cut(deep_world: World, logits_chunk: int) -> None:
+    """Today's tokens are image pair 0's, the group was sampled from those of pair 1: w = p_today / p_old at T = 0.7."""
+    group = deep_world.groups()[0]
+    group = replace(
+        group, completions=replace(group.completions, sampling=replace(group.completions.sampling, temperature=0.7))
+    )
+    tower = deep_world.family.load_tower()
+    records = []
+    for version, pair in enumerate(deep_world.pairs):
+        pixels = tower.preprocess(pair)
+        records.append(replace(_record(group, pixels, tower(pixels), 2), encoder_version=version))
+    today, old = records
+    worker = _worker(deep_world, completions_per_chunk=2, logits_chunk=logits_chunk)
+    found = worker.replay(ReplayTask(group, today, 100, False, behaviour=old, truncate_at=1.01), today, old)
+
+    now, then = (_log_probs_by_hand(deep_world, group, pair, 0.7) for pair in deep_world.pairs)
+    ratio = (now - then).exp()
+    assert (ratio - 1).abs().max() > 0.01, "the two encoders differ"
+    expected = torch.quantile(ratio, torch.tensor(WEIGHT_QUANTILES, dtype=torch.float64))
+    torch.testing.assert_close(torch.tensor(found.agreement.weight_quantiles).double(), expected, rtol=1e-4, atol=1e-5)
+    assert found.agreement.truncated_share == pytest.approx((ratio > 1.01).double().mean().item())
+    plain = _log_probs_by_hand(deep_world, group, deep_world.pairs[0], 1.0)
+    advantages = np.repeat(group.advantages_G, [len(ids) for ids in group.completions.token_ids])
+    loss = -(torch.from_numpy(advantages) * ratio.clamp(max=1.01) * plain).sum() / 100
+    assert found.loss == pytest.approx(loss.item(), rel=1e-4)
+    # What the engine computes differently is measured where it sampled: on the old tokens.
+    behaviour = _log_probs_by_hand(deep_world, group, deep_world.pairs[1], 1.0)
+    assert found.agreement.log_prob_gap == pytest.approx(behaviour.abs().mean().item(), rel=1e-4)
+    assert found.agreement.mismatch_kl == pytest.approx((behaviour.exp() - 1 - behaviour).mean().item(), rel=1e-4)
+
+
+def test_weights_of_one_change_nothing(deep_world: World) -> None:
+    """Weights of 1 give the gradient without weights, others another one; without a weight nothing is reported."""
+    group = deep_world.groups()[0]
+    tower = deep_world.family.load_tower()
+    pixels = [tower.preprocess(pair) for pair in deep_world.pairs]
+    today, old = (_record(group, each, tower(each), 2) for each in pixels)
+    worker = _worker(deep_world)
+    on_policy = worker.replay(ReplayTask(group, today, 100, False), today)
+    same = worker.replay(ReplayTask(group, today, 100, False, behaviour=today, truncate_at=2.0), today, today)
+    torch.testing.assert_close(same.values_NW, on_policy.values_NW, rtol=1e-5, atol=1e-9)
+    assert same.agreement.weight_quantiles == pytest.approx((1.0,) * len(WEIGHT_QUANTILES), abs=1e-5)
+    assert on_policy.agreement.weight_quantiles == ()
+    capped = worker.replay(ReplayTask(group, today, 100, False, behaviour=old, truncate_at=1e-9 + 1.0), today, old)
+    assert not torch.allclose(capped.values_NW, on_policy.values_NW, rtol=1e-3)
 
 
 def test_bfloat16_points_the_same_way(deep_world: World, deep_reference: Reference) -> None:

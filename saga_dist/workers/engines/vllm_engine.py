@@ -58,7 +58,8 @@ class VllmEngine:
         gpu_memory_utilization: share of the GPU's memory for weights and cache.
         cpu_kv_cache_bytes: size of the key/value cache without a GPU; None: what ``max_num_seqs`` full contexts need,
             at most ``CPU_KV_CACHE_LIMIT``.
-        tensor_parallel_size: GPUs of one engine.
+        tensor_parallel_size: parts that the weights are spread over, each a process beside this one with a GPU of this
+            machine (or some of its CPUs).
 
     Raises:
         EngineError: vLLM could not be started.
@@ -112,6 +113,8 @@ class VllmEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
+        if tensor_parallel_size > 1:  # processes of its own beside this one, also where Ray could give it actors
+            arguments["distributed_executor_backend"] = "mp"
         try:
             cpu_kv_cache_bytes = cpu_kv_cache_bytes or _cache_bytes(family, dtype, max_num_seqs * max_model_len)
             self._llm = _start(arguments, gpu_memory_utilization, cpu_kv_cache_bytes)
@@ -251,6 +254,8 @@ def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cach
     if current_platform.is_cpu():
         # By default vLLM compiles its small helpers with inductor: seconds at the first token, and a C++ compiler.
         type(current_platform).simple_compile_backend = "eager"
+        if arguments["tensor_parallel_size"] > 1:  # the default binds each part to a NUMA node of its own, or refuses
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import EngineArgs, LLMEngine
 
     # On an exception vLLM logs the whole batch with its tensors: pages of numbers around a line that we raise anyway.

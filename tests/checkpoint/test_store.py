@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-import saga_dist.checkpoint
+import saga_dist.checkpoint.manifest
+import saga_dist.checkpoint.store
+import saga_dist.checkpoint.writing
 import saga_dist.files
 from saga_dist.checkpoint import MANIFEST, CheckpointStore, verify
-from saga_dist.errors import CheckpointError
-from saga_dist.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
+from saga_dist.errors import CheckpointError, DamagedCheckpoint
+from saga_dist.state_files import save_tensors
 
 EXTRA = {"config_digest": "abc", "selection": {"step": 3, "recall_at_1": 0.1 + 0.2, "history": [(1, 0.5)]}}
 
@@ -32,6 +37,17 @@ def write_state(folder: Path) -> None:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def aside_of(folder: Path, step: int) -> Path:
+    (found,) = folder.glob(f"step_{step:08d}.damaged-*")
+    return found
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def refused(path: Path) -> str:
@@ -95,7 +111,7 @@ def test_steps_beyond_eight_digits_are_in_order(tmp_path: Path) -> None:
     assert newest.step == 100_000_000
 
 
-def test_a_valid_checkpoint_of_the_step_is_kept_and_a_damaged_one_replaced(tmp_path: Path) -> None:
+def test_a_valid_checkpoint_of_the_step_is_kept_and_a_damaged_one_set_aside(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     path = store.write(1, write_state)
     calls = []
@@ -106,7 +122,8 @@ def test_a_valid_checkpoint_of_the_step_is_kept_and_a_damaged_one_replaced(tmp_p
     assert verify(path).step == 1
     assert (path / "a.bin").read_bytes() == bytes(range(40))
     store.clean()
-    assert names(tmp_path) == {"step_00000001", "latest"}
+    assert names(tmp_path) == {"step_00000001", "latest", aside_of(tmp_path, 1).name}
+    assert (aside_of(tmp_path, 1) / "a.bin").read_bytes() == b"damaged"
 
 
 def test_keep_must_be_positive(tmp_path: Path) -> None:
@@ -117,34 +134,37 @@ def test_keep_must_be_positive(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- damage
 
 
+def small_checkpoint(folder: Path) -> Path:
+    def write(state: Path) -> None:
+        write_state(state)
+        save_tensors(state / "t.safetensors", {"w": torch.arange(6.0)})
+
+    return CheckpointStore(folder, keep=1).write(1, write, EXTRA)
+
+
 def test_every_flipped_byte_of_every_file_is_noticed(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=1)
-
-    def write(folder: Path) -> None:
-        write_state(folder)
-        save_tensors(folder / "t.safetensors", {"w": torch.arange(6.0)})
-
-    path = store.write(1, write, EXTRA)
+    path = small_checkpoint(tmp_path)
     generator = np.random.default_rng(0)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    assert {file.name for file in files} == {"a.bin", "b.json", "t.safetensors", MANIFEST}
     num_flips = 0
-    for file in sorted(path.rglob("*.*")):
+    for file in files:
         whole = file.read_bytes()
         for position in range(len(whole)):
-            damaged = bytearray(whole)
-            damaged[position] ^= int(generator.integers(1, 256))
-            file.write_bytes(damaged)
-            message = refused(path)
-            assert message.startswith(f"{file}: damaged checkpoint: ")
-            num_flips += 1
+            for change in (1 << int(generator.integers(8)), int(generator.integers(1, 256))):  # one bit, and any byte
+                damaged = bytearray(whole)
+                damaged[position] ^= change
+                file.write_bytes(damaged)
+                assert refused(path).startswith(f"{file}: damaged checkpoint: ")
+                num_flips += 1
         file.write_bytes(whole)
         assert verify(path).step == 1
-    assert num_flips > 900
-    assert "delete the folder" in message
+    assert num_flips == 2 * sum(file.stat().st_size for file in files)
 
 
-def test_every_truncation_and_every_missing_file_is_noticed(tmp_path: Path) -> None:
-    path = CheckpointStore(tmp_path, keep=1).write(1, write_state, EXTRA)
-    for file in sorted(path.rglob("*.*")):
+def test_every_truncation_every_longer_and_every_missing_file_is_noticed(tmp_path: Path) -> None:
+    path = small_checkpoint(tmp_path)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
         whole = file.read_bytes()
         for size in range(len(whole)):
             file.write_bytes(whole[:size])
@@ -157,27 +177,82 @@ def test_every_truncation_and_every_missing_file_is_noticed(tmp_path: Path) -> N
     assert verify(path).step == 1
 
 
-def test_the_message_for_a_damaged_newest_names_file_and_way_out(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
-    store.write(1, write_state)
-    path = store.write(2, write_state)
-    (path / "inner" / "b.json").write_text('{"x": 2}')
-    with pytest.raises(CheckpointError) as caught:
-        store.newest()
-    assert str(caught.value) == (
-        f"{path}/inner/b.json: damaged checkpoint: its content does not match its sha256; "
-        "delete the folder step_00000002 to fall back to the checkpoint before it"
-    )
-    shutil.rmtree(path)
+def test_a_damaged_newest_is_set_aside_for_the_one_before_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    paths = [store.write(step, write_state) for step in (1, 2, 3, 4)]
+    damage(paths[2] / "inner" / "b.json")
+    (paths[3] / MANIFEST).unlink()
     newest = store.newest()
     assert newest is not None
-    assert newest.step == 1
+    assert newest.step == 2
+    assert store.steps() == [1, 2]
+    assert (aside_of(tmp_path, 3) / "a.bin").read_bytes() == bytes(range(40))  # nothing is deleted
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"{paths[3]}/{MANIFEST}: damaged checkpoint: cannot be read (No such file")
+    assert warnings[1] == (
+        f"{paths[2]}/inner/b.json: damaged checkpoint: its content does not match its sha256; "
+        f"set aside as {aside_of(tmp_path, 3).name}; step 2 is used instead"
+    )
+    caplog.clear()
+    store.newest()  # and that is told once
+    assert caplog.records == []
+    store.write(3, write_state)
+    assert store.steps() == [1, 2, 3]
+    assert aside_of(tmp_path, 3).is_dir()
+
+
+def test_when_none_is_valid_nothing_is_touched_and_nothing_starts_afresh(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    for step in (1, 2):
+        damage(store.write(step, write_state) / "a.bin")
+    before = names(tmp_path)
+    for _ in range(2):  # the same command again says the same again
+        with pytest.raises(CheckpointError) as caught:
+            store.newest()
+        assert str(caught.value) == (
+            f"{tmp_path}: no checkpoint is valid; the newest: {tmp_path}/step_00000002/a.bin: damaged checkpoint: its "
+            "content does not match its sha256; restore a step_* folder from a copy, or choose a new --run-dir"
+        )
+        assert names(tmp_path) == before
+
+
+def test_an_unknown_format_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    store.write(1, write_state)
+    with monkeypatch.context() as patch:
+        patch.setattr(saga_dist.checkpoint.manifest, "FORMAT", 2)
+        store.write(2, write_state)
+    with pytest.raises(CheckpointError, match="format 2; expected format 1"):  # it would be lost by falling back
+        store.newest()
+    assert store.steps() == [1, 2]
+
+
+def test_one_step_is_verified_by_name(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    path = store.write(1, write_state)
+    assert store.verified(1).path == path
+    damage(path / "a.bin")
+    with pytest.raises(CheckpointError, match=r"a\.bin: damaged checkpoint: .*; restore it from a copy, or choose"):
+        store.verified(1)
+    with pytest.raises(CheckpointError, match="step_00000007/manifest.json: damaged checkpoint: cannot be read"):
+        store.verified(7)
+    assert store.steps() == [1]
+
+
+def test_a_manifest_that_points_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    path = CheckpointStore(tmp_path, keep=1).write(1, write_state)
+    for name in ("../outside", "/etc/hosts", "inner/../../outside"):
+        files = {name: {"bytes": 0, "sha256": ""}}
+        (path / MANIFEST).write_bytes(saga_dist.checkpoint.manifest.seal(1, files, {}))
+        with pytest.raises(DamagedCheckpoint, match="not inside its folder"):
+            verify(path)
 
 
 def test_a_future_format_and_a_renamed_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     with monkeypatch.context() as patch:
-        patch.setattr(saga_dist.checkpoint, "FORMAT", 2)
+        patch.setattr(saga_dist.checkpoint.manifest, "FORMAT", 2)
         path = store.write(1, write_state)
     assert "manifest.json: format 2; expected format 1; read it with the version" in refused(path)
     store.write(2, write_state).rename(store.path(9))
@@ -193,6 +268,77 @@ def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, content: str) -> 
     assert "damaged checkpoint" in refused(path)
 
 
+# ---------------------------------------------------------------------- a full disk
+
+
+def write_much(folder: Path) -> None:
+    save_tensors(folder / "t.safetensors", {"w": torch.ones(60_000)})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 400 kB: room for one checkpoint of 240 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mount needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_its_room(small_disk: Path) -> None:
+    store = CheckpointStore(small_disk, keep=1)
+    store.write(1, write_much)
+    for _ in range(3):
+        with pytest.raises(CheckpointError, match="No space left on device") as caught:
+            store.write(2, write_much)
+        assert "\n" not in str(caught.value)
+        newest = store.newest()
+        assert newest is not None
+        assert newest.step == 1
+        assert names(small_disk) == {"step_00000001", "latest"}  # half a checkpoint would keep the disk full
+    store.write(2, write_state)  # a smaller one fits
+
+
+def test_a_file_size_limit_is_a_full_disk_too(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.write(1, write_state)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"t\.safetensors: cannot write the training state .*File too large"):
+            store.write(2, write_much)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == {"step_00000001", "latest"}
+    assert verify(store.path(1)).step == 1
+
+
+def test_a_save_that_can_wait_is_counted_while_there_is_an_older_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):  # nothing to fall back to
+        store.try_write(1, full)
+    assert store.try_write(1, write_state)
+    assert store.metrics() == {}
+    assert not store.try_write(2, full)
+    assert not store.try_write(3, full)
+    assert "No space left on device); free space" in caplog.records[-1].getMessage()
+    assert store.metrics() == {"checkpoint/failed": 2.0}
+    assert store.metrics() == {}
+    damage(store.path(1) / "a.bin")
+    with pytest.raises(CheckpointError, match="No space left"):  # the older one is worth nothing
+        store.try_write(4, full)
+
+
 # ---------------------------------------------------------------------- crashes
 
 
@@ -200,7 +346,8 @@ def die_at_line(number: int, action: Callable[[], Any]) -> bool:
     """Runs ``action`` in a forked process that vanishes at its n-th line of our code; False when it got to the end."""
     child = os.fork()
     if child == 0:
-        files, count = {saga_dist.checkpoint.__file__, saga_dist.files.__file__}, 0
+        modules, count = (saga_dist.checkpoint.store, saga_dist.checkpoint.writing, saga_dist.files), 0
+        files = {module.__file__ for module in modules}
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal count
@@ -292,7 +439,10 @@ def test_a_failing_system_call_is_one_line_and_keeps_the_old_checkpoint(
         assert newest is not None
         if not failed:
             break
-        assert "step_00000002: cannot write the checkpoint (No space left on device); free space" in message
+        assert re.search(
+            r"step_00000002: cannot (write|tidy up after) the checkpoint \(No space left on device\); free space",
+            message,
+        )
         assert "\n" not in message
     assert number > 0
 
@@ -325,112 +475,3 @@ def test_files_are_on_disk_before_the_name_and_the_name_before_the_old_one_goes(
 def test_links_in_the_state_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a plain file"):
         CheckpointStore(tmp_path, keep=1).write(1, lambda folder: (folder / "link").symlink_to("/etc/hosts"))
-
-
-# ---------------------------------------------------------------------- tensors
-
-
-def test_tensors_of_every_kind_come_back_exactly(tmp_path: Path) -> None:
-    shared = torch.arange(12.0)
-    tensors = {
-        "float32": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45]),
-        "bfloat16": torch.randn(3, 4).bfloat16(),
-        "float64": torch.randn(2, dtype=torch.float64),
-        "int64": torch.tensor(2**62),
-        "bool": torch.tensor([True, False]),
-        "empty": torch.zeros(0, 3),
-        "transposed": torch.randn(3, 5).t(),
-        "expanded": torch.ones(1).expand(4),
-        "shared_a": shared,
-        "shared_b": shared[3:9],
-        "parameter": torch.nn.Parameter(torch.randn(2)),
-    }
-    save_tensors(tmp_path / "t.safetensors", tensors)
-    loaded = load_tensors(tmp_path / "t.safetensors")
-    assert loaded.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert loaded[name].dtype == tensor.dtype
-        assert loaded[name].shape == tensor.shape
-        got, want = (one.detach().contiguous().reshape(-1).view(torch.uint8) for one in (loaded[name], tensor))
-        assert torch.equal(got, want), name
-
-
-def test_damaged_tensor_files_are_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    with pytest.raises(CheckpointError, match=r"t.safetensors: cannot read the tensors"):
-        load_tensors(path)
-    save_tensors(path, {"w": torch.ones(4)})
-    whole = path.read_bytes()
-    for size in (0, 7, 20, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match=r"t.safetensors: cannot read the tensors") as caught:
-            load_tensors(path)
-        assert "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------------- optimizer
-
-
-def make_optimizer(seed: int, widths: tuple[int, ...] = (3, 4)) -> tuple[list[torch.nn.Parameter], torch.optim.AdamW]:
-    generator = torch.Generator().manual_seed(seed)
-    parameters = [torch.nn.Parameter(torch.randn(2, width, generator=generator)) for width in widths]
-    groups = [
-        {"params": parameters[:1], "lr": 1e-3, "initial_lr": 0.1 + 0.2},
-        {"params": parameters[1:], "lr": 1e-2, "weight_decay": 0.0, "betas": (0.8, 0.95)},
-    ]
-    return parameters, torch.optim.AdamW(groups, weight_decay=0.01)
-
-
-def train(parameters: list[torch.nn.Parameter], optimizer: torch.optim.AdamW, steps: range) -> None:
-    for step in steps:
-        generator = torch.Generator().manual_seed(1000 + step)
-        for parameter in parameters:
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-
-
-def test_two_steps_resume_two_equals_four(tmp_path: Path) -> None:
-    straight, optimizer = make_optimizer(0)
-    train(straight, optimizer, range(4))
-    first, first_optimizer = make_optimizer(0)
-    train(first, first_optimizer, range(2))
-    save_optimizer(tmp_path, first_optimizer)
-    assert names(tmp_path) == {"optimizer.safetensors", "optimizer.json"}
-    second, second_optimizer = make_optimizer(99)
-    train(second, second_optimizer, range(7, 9))  # state that must be overwritten
-    with torch.no_grad():
-        for mine, theirs in zip(second, first, strict=True):
-            mine.copy_(theirs)
-    load_optimizer(tmp_path, second_optimizer)
-    assert second_optimizer.state_dict()["param_groups"] == first_optimizer.state_dict()["param_groups"]
-    train(second, second_optimizer, range(2, 4))
-    for mine, theirs in zip(second, straight, strict=True):
-        assert torch.equal(mine, theirs)
-
-
-def test_an_optimizer_that_never_stepped_can_be_saved(tmp_path: Path) -> None:
-    _, fresh = make_optimizer(0)
-    save_optimizer(tmp_path, fresh, "other")
-    parameters, used = make_optimizer(0)
-    train(parameters, used, range(1))
-    load_optimizer(tmp_path, used, "other")
-    assert used.state_dict()["state"] == {}
-
-
-def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
-    parameters, optimizer = make_optimizer(0)
-    train(parameters, optimizer, range(1))
-    save_optimizer(tmp_path, optimizer)
-    with pytest.raises(CheckpointError, match=r"of parameter 1 has shape \(2, 4\); expected \(2, 5\), as in this run"):
-        load_optimizer(tmp_path, make_optimizer(0, (3, 5))[1])
-    with pytest.raises(CheckpointError, match=r"parameter groups of \[1, 1\] tensors; expected \[1, 2\]"):
-        load_optimizer(tmp_path, make_optimizer(0, (3, 4, 5))[1])
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"param_groups": []}', "\xff"])
-def test_a_damaged_optimizer_file_is_one_line(tmp_path: Path, content: str) -> None:
-    save_optimizer(tmp_path, make_optimizer(0)[1])
-    (tmp_path / "optimizer.json").write_text(content, "latin-1")
-    with pytest.raises(CheckpointError, match=r"optimizer.json: cannot read the optimizer state") as caught:
-        load_optimizer(tmp_path, make_optimizer(0)[1])
-    assert "\n" not in str(caught.value)

@@ -1,0 +1,221 @@
+"""Copies of checkpoints on any filesystem that pyarrow knows: s3://, gs://, hdfs://, file://.
+
+Object stores cannot rename, so the manifest is the commit mark: it is written after all other files and removed before
+any of them. A folder without a manifest that fits is not a checkpoint, whatever moment an upload was cut off at. The
+local checkpoints are the truth and this is a copy: trouble here is for the caller to count, not to end a run.
+
+Checkpoints lie in ``URI/<first 16 digits of the configuration's digest>/step_N/``: runs of other configurations may
+share a URI, and the same configuration finds its own from a new cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from saga_dist.checkpoint.manifest import MANIFEST, damaged, folder_name, parse, step_of
+from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.files import crash_point, fsync_path
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 8 * 2**20
+_ResultT = TypeVar("_ResultT")
+
+
+class CheckpointMirror:
+    """The copies of one run's checkpoints.
+
+    Args:
+        filesystem: where they lie.
+        root: folder in it, made on the first upload.
+        keep: how many of the newest to keep; the best one stays in any case.
+        attempts: tries of each call before it is given up.
+        pause_s: seconds between the first two tries; doubled from try to try.
+    """
+
+    def __init__(
+        self, filesystem: fs.FileSystem, root: str, *, keep: int, attempts: int = 3, pause_s: float = 1.0
+    ) -> None:
+        self._fs, self._root, self._keep = filesystem, root.rstrip("/"), keep
+        self._attempts, self._pause_s = attempts, pause_s
+
+    def __str__(self) -> str:
+        return f"{self._fs.type_name}:{self._root}"
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a manifest, ascending (not verified).
+
+        Raises:
+            CheckpointError: the filesystem does not answer.
+        """
+        folders = {step: self._path(step, MANIFEST) for step in self._folders()}
+        if not folders:
+            return []
+        infos = self._patiently("look for manifests", lambda: self._fs.get_file_info(list(folders.values())))
+        return sorted(step for step, info in zip(folders, infos, strict=True) if info.is_file)
+
+    def upload(self, folder: Path, *, afresh: bool = False) -> None:
+        """Copies a valid local checkpoint; nothing is done when the same one is there.
+
+        Args:
+            folder: of the checkpoint.
+            afresh: copy it although the same manifest is there: its files are known to be damaged.
+
+        Raises:
+            CheckpointError: the filesystem refuses or does not answer; the copy is not complete and not committed.
+            OSError: the local folder cannot be read.
+        """
+        step = step_of(folder.name)
+        assert step is not None, folder
+        manifest, mark = (folder / MANIFEST).read_bytes(), self._path(step, MANIFEST)
+        there = self._read(mark)
+        if there == manifest and not afresh:
+            return
+        if there is not None:  # another one: no longer a checkpoint from here on
+            self._patiently("delete", lambda: self._fs.delete_file(mark))
+        for name in sorted(parse(manifest, folder=folder.name, where=str(folder / MANIFEST))["files"]):
+            self._copy(folder / name, self._path(step, name))
+        crash_point("uploaded", folder)
+        self._write(mark, manifest)
+        crash_point("mirrored", folder)
+
+    def retain(self, newest: int, *, best: int | None) -> None:
+        """Points ``latest`` and ``best``, and removes what is no longer kept, half uploads included.
+
+        Args:
+            newest: step that was uploaded last; stays in any case.
+            best: step of the best checkpoint; stays if it is there; None or negative: none.
+
+        Raises:
+            CheckpointError: the filesystem refuses or does not answer.
+        """
+        committed = self.steps()
+        self._write(f"{self._root}/latest", f"{folder_name(newest)}\n".encode())
+        if best is not None and best in committed:
+            self._write(f"{self._root}/best", f"{folder_name(best)}\n".encode())
+        for step in self._folders():
+            if step not in {newest, best, *committed[-self._keep :]}:
+                if step in committed:  # half a removed folder must not look like a checkpoint
+                    self._patiently("delete", partial(self._fs.delete_file, self._path(step, MANIFEST)))
+                self._patiently("delete", partial(self._fs.delete_dir, self._path(step)))
+
+    def download(self, step: int, folder: Path) -> None:
+        """Copies the checkpoint of a step into a new local folder, fsynced but not yet verified.
+
+        Raises:
+            DamagedCheckpoint: the manifest is damaged, or it or a file is missing.
+            CheckpointError: the filesystem does not answer, or the manifest is of another format.
+            OSError: the local disk cannot be written.
+        """
+        mark = self._path(step, MANIFEST)
+        raw = self._read(mark)
+        if raw is None:
+            raise damaged(mark, "the file is missing")
+        manifest = parse(raw, folder=folder_name(step), where=mark)
+        folder.mkdir(parents=True)
+        for name in manifest["files"]:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fetch(self._path(step, name), target)
+            fsync_path(target)
+        (folder / MANIFEST).write_bytes(raw)
+        fsync_path(folder / MANIFEST)
+        for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+            fsync_path(inner)
+
+    # ------------------------------------------------------------------ single calls, each tried a few times
+
+    def _path(self, step: int, name: str = "") -> str:
+        return f"{self._root}/{folder_name(step)}" + (f"/{name}" if name else "")
+
+    def _folders(self) -> list[int]:
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        infos = self._patiently("list", lambda: self._fs.get_file_info(selector))
+        steps = (step_of(info.base_name) for info in infos if info.type == fs.FileType.Directory)
+        return sorted(step for step in steps if step is not None)
+
+    def _read(self, path: str) -> bytes | None:
+        def read() -> bytes | None:
+            if not self._fs.get_file_info(path).is_file:
+                return None
+            with self._fs.open_input_stream(path, compression=None) as source:
+                return bytes(source.read())
+
+        return self._patiently(f"read {path}", read)
+
+    def _write(self, path: str, content: bytes) -> None:
+        def write() -> None:
+            with self._fs.open_output_stream(path, compression=None) as sink:
+                sink.write(content)
+
+        self._patiently(f"write {path}", write)
+
+    def _copy(self, source: Path, target: str) -> None:
+        def copy() -> None:
+            self._fs.create_dir(target.rpartition("/")[0], recursive=True)
+            with source.open("rb") as file, self._fs.open_output_stream(target, compression=None) as sink:
+                shutil.copyfileobj(file, sink, _CHUNK)
+            size, expected = self._fs.get_file_info(target).size, source.stat().st_size
+            if size != expected:
+                raise OSError(f"{size} bytes arrived instead of {expected}")
+
+        self._patiently(f"write {target}", copy)
+
+    def _fetch(self, source: str, target: Path) -> None:
+        def fetch() -> bool:
+            if not self._fs.get_file_info(source).is_file:
+                return False
+            with self._fs.open_input_stream(source, compression=None) as stream, target.open("wb") as file:
+                shutil.copyfileobj(stream, file, _CHUNK)
+            return True
+
+        if not self._patiently(f"read {source}", fetch):
+            raise damaged(source, "the file is missing")
+
+    def _patiently(self, what: str, call: Callable[[], _ResultT]) -> _ResultT:
+        """Returns what ``call`` returns, after up to ``attempts`` tries."""
+        for attempt in range(self._attempts):
+            if attempt:
+                time.sleep(self._pause_s * 2 ** (attempt - 1))
+            try:
+                return call()
+            except (OSError, pa.ArrowException) as error:
+                problem = error
+                log.debug("%s: cannot %s: %s", self, what, error)
+        raise CheckpointError(
+            f"cannot {what} ({' '.join(str(problem).split())}; {self._attempts} tries)",
+            where=f"checkpoint mirror {self}",
+            fix="check checkpoint.mirror, the network and the permissions",
+        ) from problem
+
+
+def open_mirror(uri: str, *, run: str, keep: int) -> CheckpointMirror | None:
+    """Returns the mirror at a URI; None when the URI is empty.
+
+    Args:
+        uri: as pyarrow reads it: ``s3://bucket/folder?region=…``, ``gs://…``, ``hdfs://…``, ``file:///…``.
+        run: name of the run's folder below it.
+        keep: how many of the newest checkpoints to keep.
+
+    Raises:
+        ConfigError: pyarrow knows no such filesystem, or cannot set it up.
+    """
+    if not uri:
+        return None
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"checkpoint.mirror = {uri!r}: {' '.join(str(error).split())}",
+            expected="a URI that pyarrow.fs opens, such as s3://bucket/folder or file:///mnt/folder",
+        ) from error
+    return CheckpointMirror(filesystem, f"{path.rstrip('/')}/{run}", keep=keep)

@@ -1,0 +1,75 @@
+"""Writing a checkpoint folder so that it is whole or absent, whatever moment a crash takes.
+
+All files go into ``step_N.tmp-<id>/``, each is synced, then the manifest, then the folders; then comes the rename, and
+the parent is synced.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saga_dist.checkpoint.manifest import MANIFEST, seal
+from saga_dist.errors import CheckpointError
+from saga_dist.files import crash_point, file_sha256, fsync_path
+
+
+def write_folder(final: Path, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; after an error nothing is left of it.
+
+    Args:
+        final: its folder, not there yet; the one above is there.
+        step: optimizer steps done.
+        write_files: writes the training state into the folder that it is given.
+        extra: JSON data to keep in the manifest.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        CheckpointError: what was written is not plain files.
+    """
+    temporary = temporary_beside(final)
+    try:
+        temporary.mkdir()
+        crash_point("begun", final)
+        write_files(temporary)
+        files = {}
+        for path in _plain_files(temporary):
+            fsync_path(path)
+            files[path.relative_to(temporary).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            crash_point("synced", path)
+        (temporary / MANIFEST).write_bytes(seal(step, files, extra))
+        crash_point("written", temporary / MANIFEST)
+        fsync_path(temporary / MANIFEST)
+        for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
+            fsync_path(folder)
+        crash_point("synced", final)
+        temporary.rename(final)
+        crash_point("renamed", final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there only when something above failed
+    fsync_path(final.parent)
+    crash_point("committed", final)
+
+
+def temporary_beside(final: Path) -> Path:
+    """Returns a new name beside a checkpoint that no one takes for a checkpoint."""
+    return final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder in order.
+
+    Raises:
+        CheckpointError: there is a link or something else that is neither file nor folder.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckpointError("not a plain file", where=str(path), expected="files and folders only")
+        if path.is_file():
+            yield path

@@ -1,0 +1,252 @@
+"""From a run directory to a page: what can be shown is shown, and what cannot says why.
+
+Only the parts that need a model or images are optional: a run that still trains, or whose data set is elsewhere, has a
+report all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from saga_dist.assembly import build_family, build_prompt, build_splits, set_threads
+from saga_dist.data.image_sets import Splits
+from saga_dist.data.prompts import PromptSpec
+from saga_dist.errors import ConfigError, UserError
+from saga_dist.models.encoder import Encoder, load
+from saga_dist.objectives.spans import Decoder
+from saga_dist.report.attention import pooler_maps
+from saga_dist.report.curves import NUM_COLOURS, Series, line_chart
+from saga_dist.report.gallery import Gallery, build_gallery
+from saga_dist.report.insight import Described, attribute_table, attribute_values, disagreement_by_step
+from saga_dist.report.page import Content, Insight, render
+from saga_dist.report.sources import Recorded, RecordedGroup, RunFiles, open_run, read_groups
+from saga_dist.report.teacher import AttentionFigure, TeacherAttention, choose_described, pair_overlays
+from saga_dist.report.text import shown_name
+from saga_dist.report.viewer import Overlay, TrainingImages, select_groups, viewer_data
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much goes on a page."""
+
+    groups: int = 200
+    """Recorded groups in the viewer."""
+    rows: int = 8
+    """Queries in the gallery."""
+    images: int = 4000
+    """Images of a split that are embedded for the gallery."""
+    attention: int = 0
+    """Groups whose MLLM attention is computed; 0: the language model is not loaded."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page, and what to say about it."""
+
+    html: str
+    lines: list[str]
+
+
+@dataclass
+class _Parts:
+    """The parts of a run that may be missing, each tried once; ``notes`` keeps why."""
+
+    run: RunFiles
+    device: str
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> Splits | None:
+        """The images."""
+        try:
+            return build_splits(self.run.config.data, seed=self.run.config.run.seed)
+        except UserError as error:
+            self.notes["images"] = f"The images cannot be read: {error}."
+            return None
+
+    @property
+    def pictures(self) -> TrainingImages | None:
+        """The images of recorded pairs, as the encoder saw them."""
+        return None if self.splits is None else TrainingImages(self.run.config, self.splits.train)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The run's encoder."""
+        if not self.run.has_model:
+            self.notes["model"] = "The run has not written its encoder (model/) yet."
+            return None
+        try:
+            return load(self.run.path / "model", device=self.device)
+        except UserError as error:
+            self.notes["model"] = f"The encoder cannot be loaded: {error}."
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"cannot be used ({reason})", where=f"--device {self.device}") from error
+        return None
+
+    @cached_property
+    def tokenizer(self) -> Decoder | None:
+        """The MLLM's tokenizer, to split completions into tokens."""
+        try:
+            return build_family(self.run.config).load_tokenizer()
+        except UserError as error:
+            self.notes["tokenizer"] = f"Completions are not split into tokens: {error}."
+            return None
+
+    def why(self, *parts: str) -> str:
+        """What is missing, in words."""
+        return " ".join(self.notes[part] for part in parts if part in self.notes)
+
+
+def report_page(path: Path, settings: Settings) -> Page:
+    """Returns the whole report of a run.
+
+    Raises:
+        UserError: there is no run, a file of it is damaged, or the device cannot be used.
+        WireError: a recording is damaged.
+    """
+    run = open_run(path)
+    set_threads(run.config)
+    parts = _Parts(run, settings.device)
+    recorded = read_groups(run)
+    chosen = select_groups(recorded.groups, settings.groups)
+    figures, overlays = _teacher(parts, chosen, settings.attention)
+    gallery = _gallery(parts, settings)
+    content = Content(
+        run=run,
+        gallery=gallery,
+        attention=figures,
+        insight=_insight(run, recorded),
+        viewer=_viewer(parts, chosen, overlays),
+        num_groups=len(recorded.groups),
+        notes={
+            "gallery": parts.why("model", "images"),
+            "attention": parts.why("model", "images", "attention")
+            or "The MLLM’s attention is computed on demand: saga-dist report RUN --attention N.",
+            "insight": _NO_RECORDING if not recorded.groups else "The prompt asks for no attributes.",
+            "viewer": parts.why("images", "tokenizer") if chosen else _NO_RECORDING,
+        },
+    )
+    return Page(render(content), _said(recorded, chosen, parts))
+
+
+def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
+    """Returns the viewer alone; with ``step`` for this step only.
+
+    Raises:
+        UserError: there is no run or no such step, a file is damaged, or the device cannot be used.
+        WireError: a recording is damaged.
+    """
+    run = open_run(path)
+    set_threads(run.config)
+    parts = _Parts(run, settings.device)
+    recorded = read_groups(run, step=step)
+    chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
+    viewer = _viewer(parts, chosen, {})
+    note = parts.why("images", "tokenizer") if chosen else _NO_RECORDING
+    content = Content(run=run, viewer=viewer, num_groups=len(recorded.groups), notes={"viewer": note})
+    return Page(render(content, only_rollouts=True), _said(recorded, chosen, parts))
+
+
+_NO_RECORDING = "No recorded rollouts: the run trained without them, or with rollout.record = false."
+
+
+def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[Described]:
+    """Returns what each completion of a group says."""
+    group = recorded.group
+    # Completions of a group are often equal, and reading them is most of the work.
+    values = {
+        text: (attribute_values(text, spec.key_a), attribute_values(text, spec.key_b))
+        for text in set(group.completions.texts)
+    }
+    return [
+        Described(*values[text], verdict, right=verdict == group.pair.same)
+        for text, verdict in zip(group.completions.texts, group.verdicts, strict=True)
+    ]
+
+
+def _gallery(parts: _Parts, settings: Settings) -> Gallery | None:
+    encoder, splits = parts.encoder, parts.splits
+    if encoder is None or splits is None:
+        return None
+    return build_gallery(encoder, splits.test, splits.gallery, num_rows=settings.rows, max_images=settings.images)
+
+
+def _teacher(
+    parts: _Parts, groups: list[RecordedGroup], limit: int
+) -> tuple[list[AttentionFigure], dict[str, list[Overlay]]]:
+    """Figures for the page and, by pair id, overlays for the viewer."""
+    if not limit or not groups:
+        return [], {}
+    encoder, pictures = parts.encoder, parts.pictures
+    if encoder is None or pictures is None:
+        return [], {}
+    chosen = choose_described(groups, limit)
+    if not chosen:
+        parts.notes["attention"] = "No recorded group has a rewarded completion that describes both images."
+        return [], {}
+    teacher = TeacherAttention(parts.run.config, encoder, pictures)
+    figures: list[AttentionFigure] = []
+    overlays: dict[str, list[Overlay]] = {}
+    for recorded in chosen:
+        pair = teacher.figures(recorded)
+        figures += pair
+        overlays[recorded.group.pair.pair_id] = pair_overlays(pair)
+    return figures, overlays
+
+
+def _viewer(
+    parts: _Parts, groups: list[RecordedGroup], overlays: Mapping[str, list[Overlay]]
+) -> dict[str, object] | None:
+    if not groups:
+        return None
+    encoder = parts.encoder
+
+    def maps(images: list[np.ndarray]) -> list[np.ndarray]:
+        return [] if encoder is None else pooler_maps(encoder, images)
+
+    return viewer_data(groups, tokenizer=parts.tokenizer, pictures=parts.pictures, maps=maps, overlays=overlays)
+
+
+def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
+    spec = build_prompt(run.config)
+    if not recorded.groups or not spec.describes_images:
+        return None
+    described = [describe(one, spec) for one in recorded.groups]
+    steps = [one.step for one in recorded.groups]
+    same = [one.group.pair.same for one in recorded.groups]
+    rows = attribute_table(described, steps, same, spec.vocabulary.attribute_keys)
+    drawn = sorted(rows, key=lambda row: -(row.disagreement or 0.0))[:NUM_COLOURS]
+    lines = [
+        Series(
+            row.attribute,
+            [(float(step), value) for step, value in disagreement_by_step(described, steps, row.attribute)],
+        )
+        for row in rows
+        if row in drawn
+    ]
+    which = f"the {len(lines)} largest of {len(rows)}" if len(lines) < len(rows) else "within groups"
+    return Insight(
+        rows=[replace(row, attribute=shown_name(row.attribute)) for row in rows],
+        chart=line_chart(f"Disagreement, {which}", lines, percent=True),
+        num_groups=len(recorded.groups),
+        num_contributing=sum(one.group.contributes for one in recorded.groups),
+        num_read=recorded.num_read,
+        num_recordings=recorded.num_recordings,
+    )
+
+
+def _said(recorded: Recorded, chosen: list[RecordedGroup], parts: _Parts) -> list[str]:
+    lines = [f"rollouts: {len(chosen):,} of {len(recorded.groups):,} groups of {recorded.num_read:,} recorded steps"]
+    if recorded.num_read < recorded.num_recordings:
+        left = recorded.num_recordings - recorded.num_read
+        lines.append(
+            f"rollouts: {left:,} recorded steps were not read (evenly left out; --step N --out FILE shows one)"
+        )
+    return [*lines, *parts.notes.values()]

@@ -1,0 +1,134 @@
+"""What a run directory offers to a reader; a run that still trains is read as far as it has come."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saga_dist.config import RunConfig
+from saga_dist.errors import CheckpointError
+from saga_dist.observability import MetricsLog
+from saga_dist.retrieval.results import Results
+from saga_dist.run import load_run_config
+from saga_dist.types import ScoredGroup
+from saga_dist.wire import read_recording
+
+MAX_RECORDINGS = 200
+"""Recordings that a page reads; of a longer run, this many evenly over its steps, the first and the last included."""
+_RECORDING = re.compile(r"step_(\d+)\.arrow")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """A run as it lies on the disk."""
+
+    path: Path
+    config: RunConfig
+    rows: list[dict[str, float]]
+    """Of ``metrics.jsonl``; a last line that is being written is left out."""
+    results: Results | None
+    versions: dict[str, str]
+    """Package to version, as the saved encoder names them; empty before there is one."""
+    recordings: list[tuple[int, Path]]
+    """(step, file) of every recording, by step."""
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the run has written its encoder."""
+        return (self.path / "model" / "manifest.json").is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedGroup:
+    """A scored group and the step that recorded it."""
+
+    step: int
+    group: ScoredGroup
+
+    @property
+    def staleness(self) -> int:
+        """Encoder versions between the one it was generated from and the one that consumed it."""
+        return self.step - self.group.completions.encoder_version
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Groups of a run, as many as are read."""
+
+    groups: list[RecordedGroup]
+    num_read: int
+    """Recordings read."""
+    num_recordings: int
+    """Recordings there are."""
+
+
+def open_run(path: Path) -> RunFiles:
+    """Returns the files of a run directory.
+
+    Raises:
+        ConfigError: there is no run.
+        CheckpointError: ``metrics.jsonl`` or ``model/config.json`` is damaged.
+        DataError: ``results.json`` is damaged.
+    """
+    config = load_run_config(path)
+    metrics, results = path / "metrics.jsonl", path / "results.json"
+    return RunFiles(
+        path=path,
+        config=config,
+        rows=MetricsLog(metrics).rows(allow_cut_tail=True) if metrics.exists() else [],
+        results=Results.load(results) if results.exists() else None,
+        versions=_versions(path / "model" / "config.json"),
+        recordings=_recordings(path / "rollouts"),
+    )
+
+
+def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECORDINGS) -> Recorded:
+    """Returns recorded groups by step; of many recordings, ``limit`` evenly over the run.
+
+    Args:
+        run: the run.
+        step: only this step's.
+        limit: recordings to read.
+
+    Raises:
+        WireError: a recording is damaged.
+        CheckpointError: the step was not recorded.
+    """
+    files = [(number, path) for number, path in run.recordings if step is None or number == step]
+    if step is not None and not files:
+        there = f"{run.recordings[0][0]} to {run.recordings[-1][0]}" if run.recordings else "none"
+        raise CheckpointError(
+            f"no recording of step {step}", where=str(run.path / "rollouts"), expected=f"a recorded step ({there})"
+        )
+    chosen = [files[index] for index in evenly(len(files), limit)]
+    groups = [RecordedGroup(number, group) for number, path in chosen for group in read_recording(path)]
+    return Recorded(groups, len(chosen), len(files))
+
+
+def evenly(total: int, limit: int) -> list[int]:
+    """Returns at most ``limit`` of 0 .. total - 1 at equal distances, the first and (from two on) the last included."""
+    if total <= limit:
+        return list(range(total))
+    if limit <= 1:
+        return [0][:limit]
+    return [round(index * (total - 1) / (limit - 1)) for index in range(limit)]
+
+
+def _recordings(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := _RECORDING.fullmatch(path.name))]
+    return sorted((int(match.group(1)), path) for match, path in found)
+
+
+def _versions(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        content: Any = json.loads(path.read_text("utf-8"))
+        return {str(name): str(version) for name, version in content["versions"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError("cannot be read", where=str(path), expected="a saved encoder's config.json") from error

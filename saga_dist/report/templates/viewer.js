@@ -1,0 +1,235 @@
+
+"use strict";
+// The rollout viewer. Data comes from the JSON block; text only ever becomes text nodes, never markup.
+(() => {
+  const PAGE = 60;
+
+  const node = (tag, className, ...children) => {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    made.append(...children.filter((child) => child !== null && child !== undefined));
+    return made;
+  };
+
+  const select = (label, options, onChange) => {
+    const box = node("select", "");
+    for (const [value, text] of options) {
+      const option = node("option", "", text);
+      option.value = value;
+      box.append(option);
+    }
+    box.addEventListener("change", () => onChange(box.value));
+    box.setAttribute("aria-label", label);
+    return { box, field: node("label", "", label, box) };
+  };
+
+  for (const input of document.querySelectorAll(".heat-switch")) {
+    input.addEventListener("change", () => setHeat(input.checked));
+  }
+  function setHeat(on) {
+    document.body.classList.toggle("heats", on);
+    for (const input of document.querySelectorAll(".heat-switch")) input.checked = on;
+  }
+
+  const root = document.getElementById("viewer");
+  if (!root) return;
+  const groups = JSON.parse(document.getElementById("groups").textContent).groups;
+  const state = { step: "", pair: "", truth: "", outcome: "", page: 0, current: groups[0], colour: "plain", overlay: "pooler" };
+
+  const kindOf = (completion) => (completion.verdict === null ? "void" : completion.right ? "yes" : "no");
+  const pairOf = (group) => [...group.classes].sort().join(" ↔ ");
+  const OUTCOMES = {
+    mixed: ["some right, some wrong", (kinds) => kinds.includes("yes") && kinds.some((kind) => kind !== "yes")],
+    equal: ["all equal: no gradient", (kinds, group) => new Set(group.completions.map((one) => one.reward)).size === 1],
+    right: ["all right", (kinds) => kinds.every((kind) => kind === "yes")],
+    wrong: ["any wrong", (kinds) => kinds.includes("no")],
+    none: ["none right", (kinds) => !kinds.includes("yes")],
+    void: ["any without a verdict", (kinds) => kinds.includes("void")],
+  };
+
+  const matching = () =>
+    groups.filter(
+      (group) =>
+        (state.step === "" || String(group.step) === state.step) &&
+        (state.pair === "" || pairOf(group) === state.pair) &&
+        (state.truth === "" || String(group.same) === state.truth) &&
+        (state.outcome === "" || OUTCOMES[state.outcome][1](group.completions.map(kindOf), group)),
+    );
+
+  // ---------------------------------------------------------------- the list
+
+  const list = node("div", "list");
+  const pager = node("div", "pager");
+  const detail = node("div", "detail");
+
+  function showList() {
+    const found = matching();
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    state.page = Math.min(state.page, pages - 1);
+    const part = found.slice(state.page * PAGE, (state.page + 1) * PAGE);
+    list.replaceChildren(...part.map(item));
+    if (!found.length) list.append(node("p", "note", "  no group like this"));
+    const turn = (label, by, possible) => {
+      const button = node("button", "", label);
+      button.disabled = !possible;
+      button.addEventListener("click", () => { state.page += by; showList(); });
+      return button;
+    };
+    pager.replaceChildren(
+      node("span", "", `${found.length} of ${groups.length} groups`),
+      ...(pages > 1
+        ? [turn("‹", -1, state.page > 0), node("span", "", `${state.page + 1} / ${pages}`), turn("›", 1, state.page < pages - 1)]
+        : []),
+    );
+  }
+
+  function item(group) {
+    const names = group.classes[0] === group.classes[1] ? group.classes[0] : `${group.classes[0]} ↔ ${group.classes[1]}`;
+    const button = node(
+      "button", "item",
+      node("div", "top", node("span", "", `step ${group.step}`), node("span", "", group.same ? "same" : "different")),
+      node("div", "names", names),
+      dots(group),
+    );
+    button.type = "button";
+    button.dataset.id = group.id;
+    button.setAttribute("aria-current", String(group === state.current));
+    button.addEventListener("click", () => {
+      state.current = group;
+      for (const other of list.children) other.setAttribute("aria-current", String(other === button));
+      showDetail();
+      if (detail.getBoundingClientRect().top > window.innerHeight * 0.7) detail.scrollIntoView();
+    });
+    return button;
+  }
+
+  function dots(group) {
+    const box = node("div", "dots", ...group.completions.map((one) => node("i", kindOf(one))));
+    const right = group.completions.filter((one) => one.right).length;
+    box.title = `${right} of ${group.completions.length} right`;
+    return box;
+  }
+
+  // ---------------------------------------------------------------- one group
+
+  function showDetail() {
+    const group = state.current;
+    if (!group) { detail.replaceChildren(); return; }
+    const rewards = new Set(group.completions.map((one) => one.reward));
+    const tags = [
+      group.same ? "one class" : "two classes",
+      `step ${group.step}`,
+      `encoder version ${group.version}`,
+      `staleness ${group.staleness}`,
+      rewards.size > 1 ? "carries a gradient" : "no gradient",
+      `temperature ${group.temperature}`,
+    ];
+    const colouring = select("colour tokens by", [
+      ["plain", "nothing"], ["log_prob", "log-probability"], ["gradient", "advantage × gradient"], ["describes", "described image"],
+    ], (value) => { state.colour = value; showTexts(); });
+    colouring.box.id = "colour";
+    colouring.box.value = state.colour;
+    const names = ["pooler", "none", ...group.overlays.map((one) => one.name)];
+    if (!names.includes(state.overlay)) state.overlay = "pooler";
+    const overlay = select("show attention of", names.map((name) => [name, name]), (value) => { state.overlay = value; showDuo(); });
+    overlay.box.value = state.overlay;
+    const duo = node("div", "duo");
+    const texts = node("div", "texts");
+    const key = node("div", "key");
+    const showDuo = () => duo.replaceChildren(...group.images.map((image, side) => picture(group, image, side)));
+    const showTexts = () => {
+      key.textContent = KEYS[state.colour];
+      texts.replaceChildren(...group.completions.map(card));
+    };
+    detail.replaceChildren(
+      node("h3", "", group.id),
+      node("ul", "tags", ...tags.map((tag) => node("li", "", tag))),
+      duo,
+      node("div", "tools", group.images.length ? overlay.field : null, colouring.field),
+      key,
+      texts,
+    );
+    showDuo();
+    showTexts();
+  }
+
+  function picture(group, image, side) {
+    const frame = node("span", "frame");
+    const picture = node("img", "");
+    picture.src = image.picture;
+    picture.alt = group.classes[side];
+    frame.append(picture);
+    const chosen = group.overlays.find((one) => one.name === state.overlay);
+    const source = state.overlay === "pooler" ? image.heat : chosen ? chosen.heat[side] : "";
+    if (source) {
+      const heat = node("img", "heat");
+      heat.src = source;
+      heat.alt = "";
+      frame.append(heat);
+    }
+    return node("figure", "", frame, node("figcaption", "", group.classes[side]));
+  }
+
+  function card(one, index) {
+    const kind = kindOf(one);
+    const said = { void: "no verdict", yes: one.verdict ? "same" : "different", no: one.verdict ? "same" : "different" }[kind];
+    const mark = { void: "–", yes: "✓", no: "✗" }[kind];
+    const body = node("div", "body");
+    if (one.pieces) {
+      one.pieces.forEach((piece, place) => body.append(token(piece, place, one)));
+      if (one.left_out) body.append(node("span", "", ` … (${one.left_out} more characters)`));
+    } else {
+      body.append(one.text);
+    }
+    return node(
+      "article", `text ${kind}`,
+      node("div", "said", node("span", kind, `${mark} ${said}`), node("span", "note", `#${index}`)),
+      node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${signed(one.mean_log_prob)}`),
+      body,
+    );
+  }
+
+  const KEYS = {
+    plain: "",
+    log_prob: "Stronger: less expected by the model. Hover for the number.",
+    gradient: "Blue pushes the token up, orange down; the strength is |advantage| × (1 − p), the size of the policy gradient at its logit.",
+    describes: "Blue: describes the first image. Orange: the second.",
+  };
+
+  function token(piece, place, one) {
+    const span = node("span", "", piece);
+    const p = one.log_probs[place];
+    const paint = (name, strength) => {
+      if (strength > 0.02) span.style.backgroundColor = `color-mix(in srgb, var(${name}) ${Math.round(100 * Math.min(strength, 0.7))}%, transparent)`;
+    };
+    span.title = `log p ${p}`;
+    if (state.colour === "log_prob") paint("--s3", -p / 4);
+    if (state.colour === "gradient") {
+      const weight = one.advantage * (1 - Math.exp(Math.min(p, 0)));
+      span.title += `, gradient ${signed(Number(weight.toFixed(3)))}`;
+      paint(weight < 0 ? "--s1" : "--s0", Math.abs(weight) * 0.7);
+    }
+    if (state.colour === "describes" && one.describes[place]) paint(one.describes[place] === 1 ? "--s0" : "--s1", 0.28);
+    return span;
+  }
+
+  const signed = (value) => (value > 0 ? `+${value}` : String(value).replace("-", "−"));
+
+  // ---------------------------------------------------------------- filters
+
+  const change = (name) => (value) => { state[name] = value; state.page = 0; showList(); };
+  const steps = [...new Set(groups.map((group) => group.step))].sort((a, b) => a - b);
+  const pairs = [...new Set(groups.map(pairOf))].sort();
+  const filters = [
+    select("step", [["", `all ${steps.length}`], ...steps.map((step) => [String(step), String(step)])], change("step")),
+    select("truth", [["", "same or different"], ["true", "one class"], ["false", "two classes"]], change("truth")),
+    select("outcome", [["", "any"], ...Object.entries(OUTCOMES).map(([value, [text]]) => [value, text])], change("outcome")),
+    select("classes", [["", `all ${pairs.length} pairs`], ...pairs.map((pair) => [pair, pair])], change("pair")),
+  ];
+  root.append(
+    node("div", "filters", ...filters.map((one) => one.field)),
+    node("div", "viewer", node("div", "", list, pager), detail),
+  );
+  showList();
+  showDetail();
+})();

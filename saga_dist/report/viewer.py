@@ -1,0 +1,202 @@
+"""Recorded groups as the viewer's data: which groups, what the encoder saw, every completion token by token.
+
+A page must stay usable after thousands of groups, so it holds a bounded, even selection and says what was left out. It
+is plain data: strings that went through ``shown``, numbers, and data URIs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from saga_dist.config import RunConfig
+from saga_dist.counters import counter_generator, counter_seed
+from saga_dist.data.image_sets import ImageSet
+from saga_dist.data.images import augment
+from saga_dist.objectives.spans import Decoder, token_offsets_from_decode
+from saga_dist.report.images import heat, picture
+from saga_dist.report.sources import RecordedGroup, evenly
+from saga_dist.report.text import MAX_COMPLETION, shown, shown_name
+from saga_dist.types import ScoredGroup
+
+_PAIR_ID = re.compile(r"s(\d+)\.m(\d+)\.p\d+")
+_DECIMALS = 3
+_GROUPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Attention over both images of a pair."""
+
+    name: str
+    heats: tuple[str, str]
+    """Data URIs for image a and image b; empty where there is none."""
+
+
+class PairImages(Protocol):
+    """Gives the pictures of a group."""
+
+    def images(self, group: ScoredGroup) -> list[np.ndarray]:
+        """Returns images a and b, uint8 [H, W, 3]."""
+
+    def class_name(self, label: int) -> str:
+        """Returns the name of a training class."""
+
+
+class TrainingImages:
+    """The images of a pair as the encoder saw them: the training augmentation is a function of counters, so it can be
+    made again.
+
+    Args:
+        config: of the run.
+        train: its training images.
+    """
+
+    def __init__(self, config: RunConfig, train: ImageSet) -> None:
+        self._config, self._train = config, train
+
+    def images(self, group: ScoredGroup) -> list[np.ndarray]:
+        """Returns images a and b; not augmented where the pair id does not say which micro-batch it is from."""
+        indices = (group.pair.image_a, group.pair.image_b)
+        place = _PAIR_ID.fullmatch(group.pair.pair_id)
+        if place is None:
+            return [self._train.image(index) for index in indices]
+        seed = counter_seed(self._config.run.seed, "augmentation", int(place.group(1)), int(place.group(2)))
+        data = self._config.data
+        return [
+            augment(
+                self._train.image(index),
+                counter_generator(seed, index),
+                flip=data.flip,
+                shift=data.shift,
+                color_jitter=data.color_jitter,
+                crop=data.crop,
+            )
+            for index in indices
+        ]
+
+    def class_name(self, label: int) -> str:
+        """Returns the name of a training class."""
+        return self._train.class_names[label]
+
+
+def select_groups(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedGroup]:
+    """Returns at most ``limit`` groups, evenly over the recorded ones in order of step."""
+    return [groups[index] for index in evenly(len(groups), limit)]
+
+
+def viewer_data(
+    groups: Sequence[RecordedGroup],
+    *,
+    tokenizer: Decoder | None,
+    pictures: PairImages | None,
+    maps: Callable[[list[np.ndarray]], list[np.ndarray]],
+    overlays: Mapping[str, Sequence[Overlay]],
+) -> dict[str, Any]:
+    """Returns the JSON values that ``viewer.js`` reads.
+
+    Args:
+        groups: to embed.
+        tokenizer: of the MLLM, to split completions into tokens; None shows them whole.
+        pictures: where the images come from; None shows none.
+        maps: attention of the pooler over images, [] without one.
+        overlays: pair id to further overlays (see ``teacher.pair_overlays``).
+    """
+    images = _images([recorded.group for recorded in groups], pictures, maps)
+    return {
+        "groups": [
+            {
+                **group_data(recorded, tokenizer, pictures),
+                "images": pair,
+                "overlays": [
+                    {"name": overlay.name, "heat": list(overlay.heats)}
+                    for overlay in overlays.get(recorded.group.pair.pair_id, [])
+                ],
+            }
+            for recorded, pair in zip(groups, images, strict=True)
+        ]
+    }
+
+
+def group_data(recorded: RecordedGroup, tokenizer: Decoder | None, pictures: PairImages | None) -> dict[str, Any]:
+    """Returns one group without its pictures."""
+    group = recorded.group
+    pair, completions = group.pair, group.completions
+    return {
+        "id": shown_name(pair.pair_id),
+        "step": recorded.step,
+        "version": completions.encoder_version,
+        "staleness": recorded.staleness,
+        "same": pair.same,
+        "classes": [_class_name(pictures, label) for label in (pair.label_a, pair.label_b)],
+        "temperature": completions.sampling.temperature,
+        "completions": [_completion(group, index, tokenizer) for index in range(len(completions.texts))],
+    }
+
+
+def token_pieces(tokenizer: Decoder, token_ids: Sequence[int], text: str) -> list[str] | None:
+    """Returns the text of each token; joined they are ``text``. None where the tokenizer reads the ids otherwise."""
+    ends = token_offsets_from_decode(tokenizer, token_ids)[:, 1].tolist()
+    if (ends[-1] if ends else 0) != len(text) or ends != sorted(ends):
+        return None
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> dict[str, Any]:
+    completions = group.completions
+    text, log_probs_T = completions.texts[index], np.asarray(completions.log_probs[index], np.float64)
+    pieces = token_pieces(tokenizer, completions.token_ids[index], text) if tokenizer is not None else None
+    data: dict[str, Any] = {
+        "verdict": group.verdicts[index],
+        "right": group.verdicts[index] == group.pair.same,
+        "reward": _rounded(group.rewards_G[index]),
+        "advantage": _rounded(group.advantages_G[index]),
+        "tokens": len(completions.token_ids[index]),
+        "finish": shown_name(completions.finish_reasons[index]),
+        "mean_log_prob": _rounded(log_probs_T.mean()) if len(log_probs_T) else 0.0,
+    }
+    if pieces is None:
+        return {**data, "text": shown(text)}
+    kept, length = 0, 0
+    while kept < len(pieces) and length + len(pieces[kept]) <= MAX_COMPLETION:
+        length += len(pieces[kept])
+        kept += 1
+    return {
+        **data,
+        "pieces": [shown(piece) for piece in pieces[:kept]],
+        "log_probs": [_rounded(value) for value in log_probs_T[:kept]],
+        "describes": [
+            1 if in_a else 2 if in_b else 0
+            for in_a, in_b in zip(group.describes_a[index][:kept], group.describes_b[index][:kept], strict=True)
+        ],
+        "left_out": len(text) - length,
+    }
+
+
+def _images(
+    groups: Sequence[ScoredGroup], pictures: PairImages | None, maps: Callable[[list[np.ndarray]], list[np.ndarray]]
+) -> list[list[dict[str, str]]]:
+    """The two pictures of each group; images of a few groups at a time go through the tower and are then forgotten."""
+    if pictures is None:
+        return [[] for _ in groups]
+    shown_images: list[dict[str, str]] = []
+    for start in range(0, len(groups), _GROUPS_AT_ONCE):
+        images = [image for group in groups[start : start + _GROUPS_AT_ONCE] for image in pictures.images(group)]
+        heats = [heat(weights_RC) for weights_RC in maps(images)] or [""] * len(images)
+        shown_images += [
+            {"picture": picture(image), "heat": overlay} for image, overlay in zip(images, heats, strict=True)
+        ]
+    return [shown_images[start : start + 2] for start in range(0, len(shown_images), 2)]
+
+
+def _class_name(pictures: PairImages | None, label: int) -> str:
+    return f"class {label}" if pictures is None else shown_name(pictures.class_name(label))
+
+
+def _rounded(value: float) -> float:
+    """A finite number of few digits; log-probabilities of -inf become a very unlikely -99."""
+    return round(float(np.nan_to_num(value, nan=0.0, neginf=-99.0, posinf=99.0)), _DECIMALS)

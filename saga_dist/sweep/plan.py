@@ -1,0 +1,150 @@
+"""From a table to its cells: which run lies where, with which configuration, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saga_dist.config import RunConfig, load_config
+from saga_dist.errors import ConfigError, DataError
+from saga_dist.files import write_atomic
+from saga_dist.preflight import describe
+from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Results
+from saga_dist.sweep.table import Table, Variant
+
+FAILURES_NAME = "failures.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the table: a variant with a seed."""
+
+    variant: Variant
+    seed: int
+    directory: Path
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The directory below the table's."""
+        return f"{self.variant.name}/seed_{self.seed}"
+
+    @property
+    def method(self) -> str:
+        """The method in the run's results that is this cell's."""
+        return PRETRAINED if self.variant.pretrained else TRAINED
+
+    @property
+    def finished(self) -> bool:
+        """True when its results are there: they are written last."""
+        return (self.directory / RESULTS_NAME).is_file()
+
+    def results(self) -> Results:
+        """Returns the results of a finished cell."""
+        return Results.load(self.directory / RESULTS_NAME)
+
+    def progress(self) -> str:
+        """Returns how far it is, in a word or two."""
+        metrics = self.directory / "metrics.jsonl"
+        if self.finished or not metrics.is_file():
+            return "finished" if self.finished else "not started"
+        from saga_dist.observability import MetricsLog  # imports torch
+
+        steps = [row["step"] for row in MetricsLog(metrics).rows(allow_cut_tail=True)]
+        return f"after step {max(steps)} of {self.config.run.steps}" if steps else "not started"
+
+
+def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[Cell, ...]:
+    """Returns the cells in the order they run: the whole table with the first seed, then with the next.
+
+    Args:
+        table: as ``path`` says it.
+        path: of the table's file; its base configuration is named from there.
+        out: directory of the table.
+        overrides: ``section.key=value`` for every cell, over everything that the table says.
+        seeds: instead of the table's; none: the table's.
+
+    Raises:
+        ConfigError: a configuration is wrong, two variants are the same, or ``out`` holds other runs.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip() in ("run.seed", "run.directory"):
+            raise ConfigError(f"override {override!r}", where="command line", fix="use --seed and --out")
+    base = path.parent / table.config
+    cells = [
+        Cell(
+            variant,
+            seed,
+            out / variant.name / f"seed_{seed}",
+            load_config(base, [*table.set, *variant.overrides, *overrides, f"run.seed={seed}"]),
+        )
+        for seed in seeds or table.seeds
+        for variant in table.variant
+    ]
+    _refuse_twins(cells, path)
+    for cell in cells:
+        _refuse_another_configuration(cell)
+    return tuple(cells)
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """Checks model files and data of every cell that is still to run, before the first one starts.
+
+    Raises:
+        UserError: what ``train --dry-run`` would have said.
+    """
+    for cell in cells:
+        if not cell.finished:
+            describe(cell.config, cell.directory)
+
+
+def read_failures(out: Path) -> dict[str, str]:
+    """Returns, by the names of cells, why they failed when they ran last.
+
+    Raises:
+        DataError: the file that says so is damaged.
+    """
+    path = out / FAILURES_NAME
+    try:
+        tree = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path), fix="delete it") from error
+    return {str(name): str(reason) for name, reason in tree.items()}
+
+
+def write_failures(out: Path, failures: dict[str, str]) -> None:
+    """Keeps why cells failed; without failures there is no file."""
+    path = out / FAILURES_NAME
+    if failures:
+        write_atomic(path, (json.dumps(failures, indent=2, sort_keys=True) + "\n").encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refuse_twins(cells: Sequence[Cell], path: Path) -> None:
+    """Two variants that are one configuration: an override on the command line has undone what makes them differ."""
+    seen: dict[tuple[str, bool], Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault((cell.config.digest(), cell.variant.pretrained), cell)
+        if twin is not cell:
+            raise ConfigError(
+                f"variants {twin.variant.name} and {cell.variant.name} are the same configuration",
+                where=str(path),
+                fix="leave what makes them differ to the table",
+            )
+
+
+def _refuse_another_configuration(cell: Cell) -> None:
+    if not (cell.directory / "config.json").exists():
+        return
+    from saga_dist.run import load_run_config  # imports torch
+
+    differences = load_run_config(cell.directory).differences(cell.config)
+    if differences:
+        raise ConfigError(
+            f"it holds a run with another configuration: {differences[0]}",
+            where=str(cell.directory),
+            fix="choose a new --out or use the old values",
+        )
