@@ -9,9 +9,8 @@ from pathlib import Path
 
 from saga_dist.assembly import build_splits
 from saga_dist.config import RunConfig
-from saga_dist.errors import ModelError
 from saga_dist.models.model_files import ModelFiles
-from saga_dist.models.supported import SUPPORTED_FAMILIES
+from saga_dist.models.supported import supported_family
 from saga_dist.sinks import require_loggers
 
 
@@ -68,13 +67,7 @@ def check_model_files(path: str) -> str:
     Raises:
         ModelError: no such folder, no readable config.json, or an unsupported family.
     """
-    files = ModelFiles(path)
-    family = str(files.json("config.json").get("model_type"))
-    if family not in SUPPORTED_FAMILIES:
-        raise ModelError(
-            f"model family {family!r} is not supported", where=path, expected=f"one of {', '.join(SUPPORTED_FAMILIES)}"
-        )
-    return family
+    return supported_family(ModelFiles(path).json("config.json"), where=path)
 
 
 def _model_line(config: RunConfig) -> str:

@@ -36,6 +36,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", params=["qwen3_vl", "qwen2_5_vl", "internvl"])
+def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model of each supported family in turn; none of its weights is zero or one."""
+    from saga_dist.standin.random_families import write_random_family
+
+    return write_random_family(tmp_path_factory.mktemp(request.param), request.param, seed=3)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of our own with 4 CPUs: yields Ray's addresses, ends what it started and nothing else."""

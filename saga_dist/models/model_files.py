@@ -98,6 +98,16 @@ class ModelFiles:
                     f"cannot be read ({error})", where=str(path), expected="safetensors", fix="fetch the file again"
                 ) from error
 
+    def has_tensor(self, prefixes: Sequence[str]) -> bool:
+        """Returns whether some tensor's name starts with one of ``prefixes``; none is read more than that takes.
+
+        Raises:
+            ModelError: no safetensors files, or one that is damaged.
+        """
+        if self.find(INDEX_NAME) is not None:
+            return bool(self._shards(tuple(prefixes)))
+        return next(iter(self.tensors(prefixes)), None) is not None
+
     def _shards(self, prefixes: tuple[str, ...]) -> list[str]:
         if self.find(INDEX_NAME) is None:
             return [SINGLE_NAME]

@@ -1,6 +1,61 @@
-"""Which model families there are, by name alone: importing this costs nothing."""
+"""Which model families there are, from a checkpoint's config.json alone: importing this costs nothing."""
 
 from __future__ import annotations
 
-SUPPORTED_FAMILIES: dict[str, str] = {"qwen3_vl": "Qwen3VLForConditionalGeneration"}
+from collections.abc import Mapping
+from typing import Any
+
+from saga_dist.errors import ModelError
+
+SUPPORTED_FAMILIES: dict[str, str] = {
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+}
 """``model_type`` of a checkpoint's config.json to its architecture."""
+
+INTERNVL_TEXT = "qwen3"
+"""``text_config.model_type`` of InternVL3.5; older InternVL3 has qwen2 or llama there, the largest have experts."""
+
+RELATIVES: dict[str, str] = {
+    "qwen3_vl_moe": "choose a dense Qwen3-VL (2B, 4B, 8B or 32B)",
+    "qwen2_vl": "choose a Qwen2.5-VL or a Qwen3-VL",
+    "internvl_chat": "choose the same checkpoint in Hugging Face format, its name ends in -HF",
+}
+"""What to take instead of checkpoints that are easily mistaken for supported ones."""
+
+
+def supported_family(config: Mapping[str, Any], *, where: str) -> str:
+    """Returns the name of the family that a checkpoint's configuration names.
+
+    Args:
+        config: content of its config.json.
+        where: its folder or hub name, for the error.
+
+    Raises:
+        ModelError: it is of no supported family.
+    """
+    name, architectures = str(config.get("model_type")), config.get("architectures") or []
+    if name not in SUPPORTED_FAMILIES:
+        raise ModelError(
+            f"model family {name!r} is not supported",
+            where=where,
+            expected=supported_list(),
+            fix=RELATIVES.get(name, "choose such a checkpoint"),
+        )
+    if architectures and SUPPORTED_FAMILIES[name] not in architectures:
+        raise ModelError(f"architecture {architectures[0]} is not supported", where=where, expected=supported_list())
+    text = (config.get("text_config") or {}).get("model_type")
+    if name == "internvl" and text != INTERNVL_TEXT:
+        raise ModelError(
+            f"InternVL with language model {text!r} is not supported",
+            where=where,
+            expected=f"text_config.model_type = {INTERNVL_TEXT}",
+            fix="choose a dense InternVL3.5 in Hugging Face format",
+        )
+    return name
+
+
+def supported_list() -> str:
+    """Returns all families with their architectures, for a message."""
+    return ", ".join(f"{name} ({architecture})" for name, architecture in SUPPORTED_FAMILIES.items())

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import Family
+from saga_dist.models.families.internvl import InternVLFamily
+from saga_dist.models.families.qwen2_5_vl import Qwen25VLFamily
 from saga_dist.models.families.qwen3_vl import Qwen3VLFamily
 from saga_dist.models.model_files import ModelFiles
-from saga_dist.models.supported import SUPPORTED_FAMILIES
+from saga_dist.models.supported import supported_family, supported_list
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Qwen3VLFamily,)}
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Qwen3VLFamily, Qwen25VLFamily, InternVLFamily)}
 
 
 def resolve_family(path: str | Path, revision: str = "main") -> Family:
@@ -25,11 +27,7 @@ def resolve_family(path: str | Path, revision: str = "main") -> Family:
     """
     files = ModelFiles(path, revision)
     config = files.json("config.json")
-    architectures = config.get("architectures") or []
-    found = family_class(str(config.get("model_type")), where=files.name)
-    if architectures and found.architecture not in architectures:
-        raise ModelError(f"architecture {architectures[0]} is not supported", where=files.name, expected=_supported())
-    return found(files, config)
+    return FAMILIES[supported_family(config, where=files.name)](files, config)
 
 
 def family_class(name: str, *, where: str) -> type[Family]:
@@ -42,11 +40,7 @@ def family_class(name: str, *, where: str) -> type[Family]:
         raise ModelError(
             f"model family {name!r} is not supported",
             where=where,
-            expected=_supported(),
+            expected=supported_list(),
             fix="choose such a checkpoint",
         )
     return FAMILIES[name]
-
-
-def _supported() -> str:
-    return ", ".join(f"{name} ({architecture})" for name, architecture in SUPPORTED_FAMILIES.items())

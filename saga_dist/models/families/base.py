@@ -70,7 +70,8 @@ class PixelBatch:
     """Preprocessed images, ready for a tower."""
 
     pixel_values: torch.Tensor
-    """[sum of patches, channels * frames * patch * patch] float32."""
+    """float32, as the family's tower takes it: [sum of patches, channels * frames * patch * patch] in Qwen's families,
+    [I, 3, size, size] in InternVL."""
     grids: tuple[Grid, ...]
     lengths: tuple[int, ...]
     """Tokens of each image after merging."""
@@ -259,6 +260,10 @@ class Family(ABC):
     @abstractmethod
     def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
         """Returns ``multi_modal_data`` of one vLLM request."""
+
+    def vllm_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Returns the prompt as vLLM wants it, before it opens the placeholders itself."""
+        return list(prompt_ids)
 
     @classmethod
     @abstractmethod

@@ -87,11 +87,12 @@ class VllmEngine:
         self._logit_bias = {token_id: float("-inf") for token_id in family.forbidden_token_ids}
         self._request_numbers = itertools.count()
         self._tokenizer = family.load_tokenizer()
-        self._prompt_ids: list[int] = self._tokenizer.encode(prompt_text, add_special_tokens=False)
+        prompt_ids: list[int] = self._tokenizer.encode(prompt_text, add_special_tokens=False)
         num_images = prompt_text.count(family.image_placeholder)
         if not num_images:
             raise ConfigError(f"no {family.image_placeholder} in the prompt", where="vLLM", expected="one per image")
-        self._num_text_tokens = len(self._prompt_ids) - num_images
+        self._vllm_prompt_ids = family.vllm_prompt_ids(prompt_ids)
+        self._num_text_tokens = len(prompt_ids) - num_images
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         arguments: dict[str, Any] = {
@@ -180,7 +181,7 @@ class VllmEngine:
         assert self._llm is not None
         name = f"{next(self._request_numbers)}"
         prompt = {
-            "prompt_token_ids": self._prompt_ids,
+            "prompt_token_ids": self._vllm_prompt_ids,
             "multi_modal_data": self._family.vllm_multi_modal_data(record),
             "multi_modal_uuids": {"image": content_ids(record)},
         }

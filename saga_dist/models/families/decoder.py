@@ -1,0 +1,231 @@
+"""A frozen decoder of transformers: prompts with encoder tokens, completions on top, one layer's attention.
+
+Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from saga_dist.errors import TokenError
+from saga_dist.models.families.base import (
+    AttentionProbe,
+    Continuation,
+    FrozenBackbone,
+    KeyValues,
+    PromptLayout,
+    TokenLayout,
+)
+from saga_dist.types import Grid
+
+
+class DecoderBackbone(FrozenBackbone):
+    """Decoder and output layer.
+
+    Args:
+        language_model: the decoder, built with ``text``; rotations set, weights not yet.
+        text: its configuration.
+        layout: sizes of the encoder tokens.
+        image_token_id: stands for one image in a prompt.
+        tied: whether the output layer is the transposed embedding table.
+        dtype: of the output layer's own weights.
+    """
+
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        text: PreTrainedConfig,
+        layout: TokenLayout,
+        *,
+        image_token_id: int,
+        tied: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.num_layers: int = text.num_hidden_layers
+        self._image_token_id = image_token_id
+        self._text_config = text
+        self.language_model = language_model
+        self.head: nn.Linear | None = None
+        """None where the output layer is the transposed embedding table."""
+        if not tied:
+            self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.language_model.embed_tokens.weight.device
+
+    @abstractmethod
+    def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
+        """Returns rotary positions [R, N] of one image's tokens from 0, and by how much the text after it moves on."""
+
+    @abstractmethod
+    def _queries(self, attention: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """Returns a layer's queries [R, H, d] before their rotation."""
+
+    def lay_out(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
+        """Returns the prompt with one position per encoder token; text advances all rotary axes together."""
+        placeholders = sum(token_id == self._image_token_id for token_id in prompt_ids)
+        if placeholders != len(grids):
+            raise TokenError(
+                f"{len(grids)} images", where="prompt", expected=f"{placeholders}, one per image placeholder"
+            )
+        token_ids: list[int] = []
+        images: list[slice] = []
+        positions: list[torch.Tensor] = []
+        position, remaining = 0, iter(grids)
+        for is_image, group in itertools.groupby(prompt_ids, key=lambda token_id: token_id == self._image_token_id):
+            ids = list(group)
+            if not is_image:
+                positions.append(self._text_positions(position, len(ids)))
+                token_ids += ids
+                position += len(ids)
+                continue
+            for grid in itertools.islice(remaining, len(ids)):
+                own_RN, advance = self._image_positions(grid)
+                positions.append(position + own_RN)
+                images.append(slice(len(token_ids), len(token_ids) + self.layout.num_tokens(grid)))
+                token_ids += [self._image_token_id] * self.layout.num_tokens(grid)
+                position += advance
+        return PromptLayout(
+            token_ids_S=torch.tensor(token_ids, device=self.device),
+            images=tuple(images),
+            position_ids_RS=torch.cat(positions, dim=1).to(self.device),
+            next_position=position,
+        )
+
+    def read_prompt(
+        self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
+    ) -> KeyValues:
+        """Returns keys and values up to ``span.stop``, the graph to ``values_NW`` attached."""
+        start, stop = span.start, span.stop
+        inputs_SD = self.language_model.embed_tokens(prompt.token_ids_S[start:stop])
+        deepstack: dict[str, Any] = {}
+        if values_NW is not None:
+            values_NW = values_NW.to(inputs_SD.dtype)
+            positions_N = prompt.image_positions().to(self.device) - start
+            # Out of place, so that the embedding table's rows stay constants of the graph.
+            inputs_SD = inputs_SD.index_copy(0, positions_N, self.layout.main(values_NW))
+            if self.layout.num_deepstack:
+                mask_1S = torch.zeros(1, stop - start, dtype=torch.bool, device=self.device)
+                mask_1S[0, positions_N] = True
+                levels = list(self.layout.levels(values_NW))
+                deepstack = {"visual_pos_masks": mask_1S, "deepstack_visual_embeds": levels}
+        cache = self._cache(past, batch=1)
+        self.language_model(
+            inputs_embeds=inputs_SD[None],
+            position_ids=_of_batch(prompt.position_ids_RS[:, start:stop], 1),
+            past_key_values=cache,
+            use_cache=True,
+            **deepstack,
+        )
+        return _key_values(cache)
+
+    def read_completions(
+        self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
+    ) -> Continuation:
+        """Returns what the decoder makes of completions on top of what they share."""
+        num_completions, num_tokens = token_ids_GT.shape
+        positions_RT = self._text_positions(first_position, num_tokens).to(self.device)
+        cache = self._cache(past, batch=num_completions)
+        probe = None if probe_layer is None else _DecoderProbe(self, probe_layer, cache)
+        try:
+            output = self.language_model(
+                inputs_embeds=self.language_model.embed_tokens(token_ids_GT),
+                position_ids=_of_batch(positions_RT, num_completions),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        finally:
+            if probe is not None:
+                probe.detach()
+        return Continuation(output.last_hidden_state, _key_values(cache), probe)
+
+    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """Returns float32 logits [R, V]."""
+        weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight
+        return nn.functional.linear(hidden_RD, weight).float()
+
+    def _text_positions(self, first: int, count: int) -> torch.Tensor:
+        """Positions [R, count] of text, the same on every axis."""
+        return torch.arange(first, first + count)[None]
+
+    def _cache(self, past: KeyValues | None, *, batch: int) -> DynamicCache:
+        """A cache that starts with ``past``, repeated without a copy: the layers copy once when they append."""
+        cache = DynamicCache(config=self._text_config)
+        for layer, (keys, values) in zip(cache.layers, past or (), strict=past is not None):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
+        return cache
+
+
+class MropeBackbone(DecoderBackbone):
+    """A decoder with three rotary axes: frame, row and column."""
+
+    def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
+        """Tokens stand at (frame, row, column); the text after them goes on behind the larger side."""
+        rows, columns = (side // self.layout.merge_size for side in grid[1:])
+        axes = torch.meshgrid(torch.arange(grid[0]), torch.arange(rows), torch.arange(columns), indexing="ij")
+        return torch.stack(axes).flatten(1), max(rows, columns)
+
+    def _text_positions(self, first: int, count: int) -> torch.Tensor:
+        return super()._text_positions(first, count).expand(3, -1)
+
+
+def _of_batch(positions_RS: torch.Tensor, batch: int) -> torch.Tensor:
+    """[B, S] of one axis, [3, B, S] of three: what decoders of either kind take."""
+    if len(positions_RS) == 1:
+        return positions_RS.expand(batch, -1)
+    return positions_RS[:, None].expand(-1, batch, -1)
+
+
+def _key_values(cache: DynamicCache) -> KeyValues:
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+class _DecoderProbe(AttentionProbe):
+    """Keeps what goes into one layer's attention: its input, the rotation, and the cache with all keys."""
+
+    def __init__(self, backbone: DecoderBackbone, layer: int, cache: DynamicCache) -> None:
+        self._backbone = backbone
+        self._attention = backbone.language_model.layers[layer].self_attn
+        self._cache_layer = cache.layers[layer]
+        self._hidden_GTD: torch.Tensor | None = None
+        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._handle = self._attention.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._hidden_GTD = kwargs["hidden_states"].detach()
+        self._rotation = kwargs["position_embeddings"]
+
+    def detach(self) -> None:
+        """Takes the hook off again."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
+        """Returns attention [R, prefix + T] float32 from the chosen tokens: full causal softmax, mean over heads."""
+        assert self._hidden_GTD is not None
+        assert self._rotation is not None
+        attention, asked_from = self._attention, columns.device
+        columns = columns.to(self._hidden_GTD.device)  # the layer's own device, where layers are spread
+        query_RHd = self._backbone._queries(attention, self._hidden_GTD[completion, columns])
+        cos_Rd, sin_Rd = (part.expand(len(self._hidden_GTD), -1, -1)[completion, columns] for part in self._rotation)
+        # The same function turns queries and keys; the keys in the cache are turned already.
+        query_RHd, _ = apply_rotary_pos_emb(query_RHd, query_RHd, cos_Rd, sin_Rd, unsqueeze_dim=1)
+        keys_HKd = self._cache_layer.keys[completion].detach().repeat_interleave(attention.num_key_value_groups, dim=0)
+        scores_RHK = torch.einsum("rhd,hkd->rhk", query_RHd.float(), keys_HKd.float()) * attention.scaling
+        num_tokens = self._hidden_GTD.shape[1]
+        own_position_R = keys_HKd.shape[1] - num_tokens + columns
+        later_RK = torch.arange(keys_HKd.shape[1], device=columns.device)[None] > own_position_R[:, None]
+        return scores_RHK.masked_fill(later_RK[:, None], -torch.inf).softmax(-1).mean(1).to(asked_from)

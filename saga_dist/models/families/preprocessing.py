@@ -1,0 +1,49 @@
+"""Checks and loading that all families' preprocessing shares; the numbers are the family's own processor's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saga_dist.errors import DataError, ModelError
+
+
+def load_processor(path: Path) -> Any:
+    """Returns the image processor of a ``preprocessor_config.json``.
+
+    Raises:
+        ModelError: transformers cannot make one of it.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        # The PIL backend: the same numbers, and a deployed encoder needs no torchvision.
+        return AutoImageProcessor.from_pretrained(path.parent, backend="pil", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the image processor cannot be loaded ({reason})", where=str(path)) from error
+
+
+def check_images(images: Sequence[np.ndarray], multiple: int) -> None:
+    """Returns when all images are uint8 RGB with sides that are multiples of ``multiple`` pixels.
+
+    Raises:
+        DataError: one is not.
+    """
+    for index, image in enumerate(images):
+        where = f"image {index}"
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(
+                f"{image.dtype} array of shape {image.shape}", where=where, expected="uint8 [height, width, 3]"
+            )
+        height, width = image.shape[:2]
+        if height % multiple or width % multiple or not height or not width:
+            raise DataError(
+                f"{height} x {width} pixels",
+                where=where,
+                expected=f"sides that are multiples of {multiple} (patch size x merge size)",
+                fix="set data.image_size accordingly",
+            )

@@ -1,0 +1,59 @@
+"""What Qwen2.5-VL and Qwen3-VL have in common: strings, tensor names, and image embeddings with patch grids."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from saga_dist.errors import ModelError
+from saga_dist.models.families.base import TokenLayout
+from saga_dist.models.families.checkpoint_family import CheckpointFamily
+from saga_dist.models.families.qwen_vl_tower import vision_layout
+from saga_dist.models.model_files import ModelFiles
+from saga_dist.types import EncoderTokens
+
+
+class QwenVLFamily(CheckpointFamily):
+    """Dense checkpoints of one Qwen-VL generation."""
+
+    image_placeholder: ClassVar[str] = "<|vision_start|><|image_pad|><|vision_end|>"
+    markers: ClassVar[tuple[str, ...]] = (
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+    )
+    tower_prefixes: ClassVar[dict[str, str]] = {"model.visual.": "", "visual.": ""}
+    language_prefixes: ClassVar[dict[str, str]] = {
+        "model.language_model.": "language_model.",
+        "language_model.": "language_model.",
+    }
+
+    def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
+        super().__init__(files, config)
+        vision, text = self._parsed.vision_config, self._parsed.text_config
+        if vision.out_hidden_size != text.hidden_size:
+            raise ModelError(
+                f"vision_config.out_hidden_size = {vision.out_hidden_size}",
+                where=f"{files.name}/config.json",
+                expected=f"text_config.hidden_size = {text.hidden_size}",
+            )
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Sizes of the encoder tokens."""
+        return vision_layout(self._parsed.vision_config)
+
+    @property
+    def forbidden_token_ids(self) -> tuple[int, ...]:
+        """Ids of every image, video and vision marker that the tokenizer or the configuration names."""
+        config = self._parsed
+        named = {config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        return tuple(sorted({*super().forbidden_token_ids, *named}))
+
+    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one vLLM request: wire-layout embeddings and their patch grids."""
+        grids_I3 = torch.tensor(tokens.grids, dtype=torch.int64)
+        return {"image": {"image_embeds": tokens.values_NW.detach().cpu(), "image_grid_thw": grids_I3}}

@@ -1,0 +1,137 @@
+"""What the vision towers of the Qwen-VL generations have in common, with equal stretches attended at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+from saga_dist.errors import ModelError
+from saga_dist.models.families.base import PixelBatch, TokenLayout
+from saga_dist.models.families.checkpoint_family import ModelTower
+from saga_dist.models.families.preprocessing import check_images, load_processor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class LinearPatchEmbed(nn.Module):
+    """Mixed into a family's patch embedding: the matrix product that it is, as kernel and stride are one patch."""
+
+    proj: nn.Conv3d
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns embedded patches [patches, width]; pixels are [patches, channels * frames * patch * patch]."""
+        weight = self.proj.weight.flatten(1)
+        return F.linear(hidden_states.reshape(-1, weight.shape[1]).to(weight.dtype), weight, self.proj.bias)
+
+
+class EqualLengthAttention(nn.Module):
+    """Mixed into a family's attention: one batch where all stretches (images or windows) have the same length.
+
+    The original runs stretch by stretch; with 64 small images that is most of the tower's time. Stretches of different
+    lengths take the original way.
+    """
+
+    num_heads: int
+    head_dim: int
+    scaling: float
+    qkv: nn.Linear
+    proj: nn.Linear
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Returns attended patches [sum of patches, width]; arguments as in the original."""
+        lengths = cu_seqlens.diff()
+        if position_embeddings is None or bool((lengths != lengths[0]).any()):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+        num_stretches, num_patches = len(lengths), int(lengths[0])
+        heads = (self.num_heads, self.head_dim)
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, *heads)).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key, value = (
+            part.reshape(num_stretches, num_patches, *heads).transpose(1, 2) for part in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
+        return self.proj(attended.transpose(1, 2).reshape(num_stretches * num_patches, -1))
+
+
+class QwenVLTower(ModelTower):
+    """A Qwen-VL vision tower; the family makes ``model``.
+
+    Args:
+        model: the family's vision model.
+        layout: its token layout.
+        preprocessing: path of ``preprocessor_config.json``.
+
+    Raises:
+        ModelError: the preprocessing is for other patches than the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: TokenLayout, preprocessing: Path) -> None:
+        super().__init__()
+        self.layout = layout
+        self.model = model
+        self._processor = load_processor(preprocessing)
+        if (self._processor.patch_size, self._processor.merge_size) != (layout.patch_size, layout.merge_size):
+            raise ModelError(
+                f"patch_size {self._processor.patch_size}, merge_size {self._processor.merge_size}",
+                where=str(preprocessing),
+                expected=f"{layout.patch_size} and {layout.merge_size} as in config.json",
+            )
+
+    def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
+        """Returns pixels of uint8 [height, width, 3] images, rescaled and normalised, never resized."""
+        check_images(images, self.layout.pixels_per_token)
+        # The checkpoint's own smallest size (65,536 pixels in released ones) would silently enlarge a 224-pixel image.
+        pixels = self._processor(
+            images=list(images), do_resize=False, return_tensors="pt", input_data_format="channels_last"
+        )
+        grids = tuple((int(frames), int(rows), int(columns)) for frames, rows, columns in pixels["image_grid_thw"])
+        return PixelBatch(
+            pixel_values=pixels["pixel_values"].float(),
+            grids=grids,
+            lengths=tuple(self.layout.num_tokens(grid) for grid in grids),
+        )
+
+    def forward(self, batch: PixelBatch) -> torch.Tensor:
+        """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then DeepStack maps by layer, if any."""
+        weight = self.model.patch_embed.proj.weight
+        grids_I3 = torch.tensor(batch.grids, dtype=torch.int64, device=weight.device)
+        output = self.model(batch.pixel_values.to(weight.device, weight.dtype), grid_thw=grids_I3, return_dict=True)
+        levels = output.deepstack_features if self.layout.num_deepstack else ()
+        return torch.cat([output.pooler_output, *levels], dim=-1)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Runs the layers again in the backward pass instead of keeping their activations."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the vision configuration as JSON values."""
+        return self.model.config.to_dict()
+
+    def save_preprocessing(self, folder: Path) -> None:
+        """Writes ``preprocessor_config.json``."""
+        self._processor.save_pretrained(folder)
+
+
+def vision_layout(config: PreTrainedConfig) -> TokenLayout:
+    """Returns the token layout of a Qwen-VL vision configuration; only Qwen3-VL's has DeepStack levels."""
+    levels = config.deepstack_visual_indexes if config.model_type.startswith("qwen3") else ()
+    return TokenLayout(
+        width=config.out_hidden_size,
+        num_deepstack=len(levels),
+        patch_size=config.patch_size,
+        merge_size=config.spatial_merge_size,
+    )
