@@ -45,6 +45,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
     overrides: Overrides = None,
     run_dir: RunDir = None,
+    from_recording: Annotated[
+        Path | None, typer.Option(help="take groups from this run directory's rollouts/; no rollout worker is started")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="resolve and check the configuration, train nothing")
     ] = False,
@@ -53,7 +56,8 @@ def train(
     """Train from a configuration; the same command resumes."""
     from saga_dist.config import load_config
 
-    resolved = load_config(config, overrides or [])
+    recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
+    resolved = load_config(config, [*(overrides or []), *recording])
     directory = _run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
     if dry_run:
         from saga_dist.preflight import describe
@@ -71,6 +75,30 @@ def train(
         results = run.train(resolved, directory, on_step=on_step)
     print_results(console, results.methods)
     console.print(f"run directory: {directory}", highlight=False)
+
+
+@app.command()
+def rollout(
+    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    verbose: Verbose = False,
+) -> None:
+    """Only roll out: record what the frozen MLLM says for run.steps steps of pairs, and train nothing."""
+    from saga_dist.config import load_config
+
+    resolved = load_config(config, overrides or [])
+    directory = _run_directory(run_dir, resolved.run.directory, default=Path("runs") / f"{config.stem}-rollouts")
+    _configure_logging(verbose)
+    from rich.console import Console
+
+    from saga_dist import run
+    from saga_dist.console import step_progress
+
+    console = Console()
+    with step_progress(console, "rollout", resolved.run.steps) as on_step:
+        number = run.record(resolved, directory, on_step=on_step)
+    console.print(f"{number} new steps in {directory / 'rollouts'}", highlight=False)
 
 
 @app.command()

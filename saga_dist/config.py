@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from saga_dist.errors import ConfigError
+from saga_dist.errors import CheckpointError, ConfigError
 
 FREE_KEYS = (
     "runtime.",
@@ -248,6 +248,7 @@ class RolloutSection(WorkersSection):
     num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
     record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
+    recording: str = Field("", description="run directory whose recorded groups train instead of new ones")
 
     @model_validator(mode="after")
     def _even_pairs(self) -> RolloutSection:
@@ -397,6 +398,11 @@ class RunConfig(Section):
                 f'objective.lambda_kl > 0 with model.pooler = "{self.model.pooler}": only the attention pooler has '
                 'weights to align; set objective.lambda_kl = 0 or model.pooler = "attention"'
             )
+        if self.rollout.recording and self.evaluation.verdict_pairs:
+            raise ValueError(
+                f"evaluation.verdict_pairs = {self.evaluation.verdict_pairs} with rollout.recording: verdicts need an "
+                "engine, a recording has none; set evaluation.verdict_pairs = 0"
+            )
         if self.rollout.pairs_per_batch > self.data.batch_size:
             raise ValueError(
                 f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
@@ -428,6 +434,11 @@ class RunConfig(Section):
     def needs_mllm(self) -> bool:
         """True when the frozen MLLM is needed: to train with it, or to judge evaluation pairs."""
         return self.objective.needs_rollouts or self.evaluation.verdict_pairs > 0
+
+    @property
+    def needs_engine(self) -> bool:
+        """True when something must be generated: rollouts that no recording has."""
+        return self.needs_mllm and not self.rollout.recording
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
@@ -468,6 +479,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, where=str(path))
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Returns the resolved configuration of a run directory."""
+    saved = path / "config.json"
+    try:
+        tree = json.loads(saved.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
+    except ValueError as error:
+        raise CheckpointError(
+            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
+        ) from error
+    return parse_config(tree, where=str(saved))
 
 
 def parse_config(tree: dict[str, Any], *, where: str) -> RunConfig:

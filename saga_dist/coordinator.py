@@ -25,6 +25,7 @@ from saga_dist.ledger import Ledger
 from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_or_set_aside
 from saga_dist.protocols import GradientHandle, Runtime
+from saga_dist.recorded_rollouts import RecordedRollouts
 from saga_dist.rollout_buffer import RolloutBuffer
 from saga_dist.rollout_stream import RolloutSource, RolloutStream
 from saga_dist.sinks import MetricSink
@@ -79,7 +80,6 @@ class Coordinator:
         should_stop: asked between steps and whenever rollouts come in; True writes a checkpoint of the last finished
             step and raises ``Interrupted``.
         sinks: told the metrics besides ``metrics.jsonl``; the caller closes them.
-        source: where groups come from; default: the runtime's rollout workers.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class Coordinator:
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
         sinks: Sequence[MetricSink] = (),
-        source: RolloutSource | None = None,
     ) -> None:
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
@@ -102,11 +101,15 @@ class Coordinator:
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = Ledger(run_dir / "ledger.jsonl")
         self._on_step, self._should_stop = on_step, should_stop
-        self._source = source or RolloutStream(config, runtime, sampler, pause=self._stop_if_asked)
-        self._generates = config.objective.needs_rollouts and source is None
+        self._source = self._groups_from(config.rollout.recording)
         self._num_losses = 0
         """Learners lost since the last checkpoint."""
         self.selection = Selection()
+
+    def _groups_from(self, recording: str) -> RolloutSource:
+        if recording and self._config.objective.needs_rollouts:
+            return RecordedRollouts(self._config, Path(recording))
+        return RolloutStream(self._config, self._runtime, self._sampler, pause=self._stop_if_asked)
 
     # ------------------------------------------------------------------ the run
 
@@ -133,7 +136,8 @@ class Coordinator:
 
     def _train(self) -> None:
         """Steps until the run is done."""
-        if self._generates and self._runtime.learner.step < self._config.run.steps:
+        generates = self._config.objective.needs_rollouts and not self._config.rollout.recording
+        if generates and self._runtime.learner.step < self._config.run.steps:
             check_engine(self._config, self._runtime, self._sampler)
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()

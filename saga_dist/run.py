@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from saga_dist.assembly import build_splits
-from saga_dist.config import RunConfig, parse_config
+from saga_dist.config import RunConfig, load_run_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, ConfigError
@@ -24,6 +24,7 @@ from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
+from saga_dist.record import record_rollouts
 from saga_dist.retrieval.hits import HITS_NAME, QueryHits, save_hits
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.sinks import MetricSink, build_sinks, require_loggers
@@ -74,20 +75,6 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def load_run_config(path: Path) -> RunConfig:
-    """Returns the resolved configuration of a run directory."""
-    saved = path / "config.json"
-    try:
-        tree = json.loads(saved.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
-    except ValueError as error:
-        raise CheckpointError(
-            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
-        ) from error
-    return parse_config(tree, where=str(saved))
 
 
 def build_runtime(config: RunConfig) -> Runtime:
@@ -182,6 +169,18 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
         try:
             runtime.watch(run_dir)
             return train_on(runtime, config, run_dir, on_step=on_step, should_stop=should_stop)
+        finally:
+            runtime.close()
+
+
+def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> int:
+    """Rolls out without training, into ``rollouts/`` of ``run_dir``; returns how many steps were new."""
+    open_run_directory(run_dir, config)
+    with stop_on_signal() as should_stop:
+        runtime = build_runtime(config)
+        try:
+            runtime.watch(run_dir)
+            return record_rollouts(config, runtime, run_dir, on_step=on_step, should_stop=should_stop)
         finally:
             runtime.close()
 

@@ -30,6 +30,7 @@ class SerialRuntime:
         self._replay_worker: ReplayWorker | None = None
         if config.needs_mllm:
             self._replay_worker = build_replay_worker(config)
+        if config.needs_engine:
             self._rollout_worker = build_rollout_worker(config)
         self.rollouts: SerialPool[RolloutTask, ScoredGroup] = SerialPool(
             self._roll_out,

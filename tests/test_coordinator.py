@@ -16,10 +16,11 @@ from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.counters import counter_generator
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
+from saga_dist.errors import CheckpointError, DataError, Interrupted, LearnerLost, TrainingError
 from saga_dist.ledger import Ledger
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle
+from saga_dist.record import record_rollouts
 from saga_dist.rollout_stream import RolloutStream
 from saga_dist.types import EncoderTokens, Quarantined
 from saga_dist.wire import read_recording
@@ -528,3 +529,55 @@ def test_an_engine_that_disagrees_with_replay_is_refused(tiny_checkpoint: Path, 
     config = make_config(tiny_checkpoint, rollout={"max_log_prob_gap": 0.05})
     with pytest.raises(TrainingError, match=r"start-up check: engine and replay .* differ by [\d.]+ nats per token"):
         make_coordinator(config, tmp_path).run()
+
+
+def test_a_recording_trains_the_same_bits_without_an_engine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint)
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "config.json").write_text(config.model_dump_json())
+    make_coordinator(config, tmp_path / "recorded").run()
+
+    def silent(*_: object) -> str:
+        raise AssertionError("nothing is generated")
+
+    again = make_config(tiny_checkpoint, rollout={"recording": str(tmp_path / "recorded")})
+    make_coordinator(again, tmp_path / "again", silent).run()
+    assert weights_digest(tmp_path / "again", 4) == weights_digest(tmp_path / "recorded", 4)
+    assert not again.needs_engine
+
+    other = make_config(
+        tiny_checkpoint, rollout={"recording": str(tmp_path / "recorded")}, optimizer={"lr_encoder": 1e-3}
+    )
+    make_coordinator(other, tmp_path / "other", silent).run()
+    steps = [row for row in rows(tmp_path / "other") if "loss/dml" in row]
+    assert all("importance/weight_p50" in row for row in steps), "off-policy from the first step on"
+    assert audit(other, tmp_path / "other")["trained"] == 12
+
+    with pytest.raises(DataError, match=r"step 4 was not recorded; set run.steps = 4"):
+        make_coordinator(
+            make_config(tiny_checkpoint, steps=5, rollout={"recording": str(tmp_path / "recorded")}),
+            tmp_path / "long",
+            silent,
+        ).run()
+
+
+def test_a_recording_of_other_pairs_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=1)
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "config.json").write_text(config.model_dump_json())
+    make_coordinator(config, tmp_path / "recorded").run()
+    other = make_config(tiny_checkpoint, run={"seed": 1, "steps": 1}, rollout={"recording": str(tmp_path / "recorded")})
+    with pytest.raises(DataError, match=r"pair s000000.m0.p00 has images .* use the data, seed and batches"):
+        make_coordinator(other, tmp_path / "other").run()
+
+
+def test_only_rolling_out_records_every_step_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_checkpoint, steps=2)
+    runtime = ScriptedRuntime(config, half_of_the_pairs_vary)
+    assert record_rollouts(config, runtime, tmp_path) == 2
+    assert record_rollouts(config, runtime, tmp_path) == 0, "the same command goes on"
+    for step in range(2):
+        groups = read_recording(tmp_path / "rollouts" / f"step_{step:06d}.arrow")
+        assert [group.pair_id for group in groups] == [f"s{step:06d}.m0.p{number:02d}" for number in range(6)]
+        assert {group.completions.encoder_version for group in groups} == {0}
+    assert runtime.learner.step == 0

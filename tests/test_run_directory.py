@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.config import RunConfig, parse_config
+from saga_dist.config import RunConfig, load_run_config, parse_config
 from saga_dist.errors import CheckpointError, ConfigError
-from saga_dist.run import load_run_config, open_run_directory
+from saga_dist.run import open_run_directory
 
 
 def config_with(seed: int = 0) -> RunConfig:

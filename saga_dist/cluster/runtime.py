@@ -126,10 +126,10 @@ class RayRuntime:
             closing.callback(self.rollouts.close)
             self.replays = self._replay_pool(ReplayRole(config, factories, session.missing))
             closing.callback(self.replays.close)
-            if config.needs_mllm:
+            if config.needs_engine:
                 self.rollouts.start()
-                if isinstance(self.replays, RayPool):
-                    self.replays.start()
+            if config.needs_mllm and isinstance(self.replays, RayPool):
+                self.replays.start()
             self._wait_for_learner(started)
             self._closing = closing.pop_all()
 

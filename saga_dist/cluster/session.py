@@ -50,8 +50,9 @@ def needs(config: RunConfig) -> list[Need]:
     """Returns what every role of the run asks of the cluster."""
     runtime, rollout, replay = config.runtime, config.rollout, config.replay
     asked = [Need("learner", runtime.learner_processes, runtime.learner_num_cpus, runtime.learner_num_gpus)]
-    if config.needs_mllm:
+    if config.needs_engine:
         asked.append(Need("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
+    if config.needs_mllm:
         asked.append(Need("replay", replay.workers, replay.num_cpus, replay.num_gpus))
     return [replace(need, pinned=runtime.pin_roles) for need in asked if need.count]
 

@@ -10,9 +10,9 @@ import torch
 from PIL.Image import Image
 
 from saga_dist.comparison.frozen import EncoderCard, EncoderSpec
+from saga_dist.config import load_run_config
 from saga_dist.models.encoder import load
 from saga_dist.retrieval.identity import model_folder
-from saga_dist.run import load_run_config
 
 
 class RunEncoder:

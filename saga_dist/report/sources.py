@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saga_dist.config import RunConfig
+from saga_dist.config import RunConfig, load_run_config
 from saga_dist.errors import CheckpointError
 from saga_dist.observability import MetricsLog
 from saga_dist.retrieval.results import Results
-from saga_dist.run import load_run_config
 from saga_dist.types import ScoredGroup
 from saga_dist.wire import read_recording
 

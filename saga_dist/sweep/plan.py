@@ -139,7 +139,7 @@ def _refuse_twins(cells: Sequence[Cell], path: Path) -> None:
 def _refuse_another_configuration(cell: Cell) -> None:
     if not (cell.directory / "config.json").exists():
         return
-    from saga_dist.run import load_run_config  # imports torch
+    from saga_dist.config import load_run_config  # imports torch
 
     differences = load_run_config(cell.directory).differences(cell.config)
     if differences:

@@ -174,7 +174,7 @@ class ReplayWorker:
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
         size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
-        advantages_R = chunk.per_token(torch.as_tensor(task.group.advantages_G, dtype=torch.float32))
+        advantages_R = chunk.per_token(torch.tensor(task.group.advantages_G))
         if sampled.tempered_R is None:  # the engine knows the untempered model only
             reference_R, temperature = sampled.engine_R.to(hidden_RD.device), 1.0
         else:
