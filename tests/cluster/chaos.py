@@ -3,9 +3,9 @@
     python tests/cluster/chaos.py --runs 200 --seed 0 --out chaos.jsonl
 
 Scripted workers (``cluster/scripted.py``) stand for the models; coordinator, pools, actors, object store, checkpoints
-and ledger are the real ones. A run passes when it ends by itself with its number of steps, when the ledger has each pair
-of each step exactly once, and, where nothing was set aside and rollouts were synchronous, when the weights are those of
-a run that nobody disturbed, to the bit. A run that does not end in time is a hang: the script dies with a traceback of
+and ledger are the real ones. A run passes when it ends by itself with its number of steps, when the ledger has every
+pair of every step exactly once, and, where nothing was set aside and rollouts were synchronous, when the weights are
+those of a run that nobody disturbed, to the bit. A run that does not end in time is a hang: the script dies with a traceback of
 every thread.
 """
 
@@ -15,15 +15,20 @@ import argparse
 import faulthandler
 import json
 import logging
+import os
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from saga_dist.cluster.runtime import RayRuntime
 from saga_dist.cluster.scripted import Script, scripted_factories
@@ -158,8 +163,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="one JSON line a run")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
-    say = sys.stdout.write
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # answers of workers that were given up
     faulthandler.dump_traceback_later(HANG_S, exit=True)
+    with one_ray():
+        rehearse(options)
+
+
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """A Ray of our own that all runs share; only what was started here is ended."""
+    folder = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")  # sockets lie below: a long path would not do
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=200 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rehearse(options: argparse.Namespace) -> None:
+    """Runs all seeds and says what they came to."""
+    say = sys.stdout.write
     quiet = quiet_run()
     kinds: Counter[str] = Counter()
     fates: Counter[str] = Counter()
