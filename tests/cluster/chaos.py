@@ -5,8 +5,8 @@
 Scripted workers (``cluster/scripted.py``) stand for the models; coordinator, pools, actors, object store, checkpoints
 and ledger are the real ones. A run passes when it ends by itself with its number of steps, when the ledger has every
 pair of every step exactly once, and, where nothing was set aside and rollouts were synchronous, when the weights are
-those of a run that nobody disturbed, to the bit. A run that does not end in time is a hang: the script dies with a traceback of
-every thread.
+those of a run that nobody disturbed, to the bit. A run that does not end in time is a hang: the script then dies with
+a traceback of every thread.
 """
 
 from __future__ import annotations
