@@ -63,6 +63,7 @@ TINY: dict[str, Any] = {
 }
 METRIC_LOSS_ALONE = {"objective.lambda_lm": 0.0, "objective.lambda_kl": 0.0}
 ROOM_FOR_AN_ANSWER = {"rollout.max_tokens": 512}  # its letters are single tokens of the tiny model
+A_SCRIPT_IS_NO_MODEL = {"rollout.max_log_prob_gap": 1e9}  # the start-up check would see the difference
 
 
 def loaded(path: str) -> ModuleType:
@@ -215,7 +216,10 @@ def test_two_steps_with_answers_in_the_words_of_the_prompt(
 
     monkeypatch.setattr(assembly, "build_engine", scripted_engine)
     run_dir = tmp_path / "run"
-    results = train(tiny(name, tiny_checkpoint, make_data(name, tmp_path / "data"), **ROOM_FOR_AN_ANSWER), run_dir)
+    results = train(
+        tiny(name, tiny_checkpoint, make_data(name, tmp_path / "data"), **ROOM_FOR_AN_ANSWER, **A_SCRIPT_IS_NO_MODEL),
+        run_dir,
+    )
     for row in rows(run_dir):
         assert row["rollout/contributing_share"] == 1.0
         assert row["rollout/verdict_accuracy_same"] == row["rollout/verdict_accuracy_different"] == 0.5
