@@ -294,8 +294,9 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        free = {"runtime": True, "checkpoint": True, "logging": True, "run": {"directory"}}
-        frozen = self.model_dump(mode="json", exclude=free)
+        frozen = self.model_dump(
+            mode="json", exclude={"runtime": True, "checkpoint": True, "logging": True, "run": {"directory"}}
+        )
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:

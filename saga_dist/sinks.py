@@ -144,8 +144,8 @@ class MlflowSink:
     """A run in MLflow, on a server or wherever else its tracking URI leads.
 
     MLflow 3 takes a folder (``file:///path``) only with ``MLFLOW_ALLOW_FILE_STORE=true``, and ``sqlite:///file`` only
-    with the whole package ``mlflow``, not with ``mlflow-skinny``. A server that does not answer costs metrics there, not
-    the training: the first failure is logged, later rows are tried again.
+    with the whole package ``mlflow``, not ``mlflow-skinny``. A server that does not answer costs metrics there, not the
+    training: the first failure is logged, later rows are tried again.
     """
 
     EXPERIMENT = "saga-dist"
