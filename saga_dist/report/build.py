@@ -130,7 +130,7 @@ def report_page(path: Path, settings: Settings) -> Page:
             "attention": parts.why("model", "images", "attention")
             or "The MLLM’s attention is computed on demand: saga-dist report RUN --attention N.",
             "insight": _NO_RECORDING if not recorded.groups else "The prompt asks for no attributes.",
-            "viewer": parts.why("images", "tokenizer") if chosen else _NO_RECORDING,
+            "viewer": _viewer_note(parts, recorded),
         },
     )
     return Page(render(content), _said(recorded, chosen, parts))
@@ -149,7 +149,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
     recorded = read_groups(run, step=step)
     chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
     viewer = _viewer(parts, chosen, {})
-    note = parts.why("images", "tokenizer") if chosen else _NO_RECORDING
+    note = _viewer_note(parts, recorded)
     content = Content(run=run, viewer=viewer, num_groups=len(recorded.groups), notes={"viewer": note})
     return Page(render(content, only_rollouts=True), _said(recorded, chosen, parts))
 
@@ -214,6 +214,12 @@ def _viewer(
     return viewer_data(groups, tokenizer=parts.tokenizer, pictures=parts.pictures, maps=maps, overlays=overlays)
 
 
+def _viewer_note(parts: _Parts, recorded: Recorded) -> str:
+    if not recorded.groups:
+        return _NO_RECORDING
+    return " ".join(sentence for sentence in (_unread(recorded), parts.why("images", "tokenizer")) if sentence)
+
+
 def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
     spec = build_prompt(run.config)
     if not recorded.groups or not spec.describes_images:
@@ -244,9 +250,11 @@ def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
 
 def _said(recorded: Recorded, chosen: list[RecordedGroup], parts: _Parts) -> list[str]:
     lines = [f"rollouts: {len(chosen):,} of {len(recorded.groups):,} groups of {recorded.num_read:,} recorded steps"]
-    if recorded.num_read < recorded.num_recordings:
-        left = recorded.num_recordings - recorded.num_read
-        lines.append(
-            f"rollouts: {left:,} recorded steps were not read (evenly left out; --step N --out FILE shows one)"
-        )
-    return [*lines, *parts.notes.values()]
+    unread = _unread(recorded)
+    return [*lines, *([f"rollouts: {unread}"] if unread else []), *parts.notes.values()]
+
+
+def _unread(recorded: Recorded) -> str:
+    """What is said of recordings that no part of the page has looked into."""
+    left = recorded.num_recordings - recorded.num_read
+    return f"{left:,} of {recorded.num_recordings:,} recorded steps, evenly spread, were not read." if left else ""

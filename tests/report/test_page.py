@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from saga_dist.cli import app, main
 from saga_dist.errors import ConfigError
+from saga_dist.report import build
 from saga_dist.report.build import Settings, report_page, rollouts_page
+from saga_dist.report.sources import read_groups
 
 HOSTILE_CLASS = "m <b>three<b>"
 
@@ -141,6 +143,15 @@ def test_what_the_viewer_leaves_out_is_counted(run_dir: Path, groups_of: Callabl
     assert [group["step"] for group in groups_of(made.html)] == [0, 0, 1, 2, 2]
     assert "7 more are not on this page" in Elements(made.html).text
     assert made.lines[0] == "rollouts: 5 of 12 groups of 3 recorded steps"
+
+
+def test_recorded_steps_that_were_not_read_are_counted_on_the_page(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "read_groups", lambda run, step=None: read_groups(run, step=step, limit=2))
+    made = rollouts_page(run_dir, Settings(), step=None)
+    assert "1 of 3 recorded steps, evenly spread, were not read." in Elements(made.html).text
+    assert "rollouts: 1 of 3 recorded steps, evenly spread, were not read." in made.lines
 
 
 def test_one_step_is_shown_whole(run_dir: Path, groups_of: Callable[[str], list[dict]]) -> None:
