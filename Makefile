@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format bench clean
+.PHONY: help env demo test test-slow chaos lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: env  ## the test suite (under 15 minutes on two cores)
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each
 	@$(BIN)/python -m pytest --durations=0 -m "slow and not gpu" --timeout=3600
+
+chaos: env  ## two hundred training runs with seeded faults, then ten minutes with a kill in each (about an hour and a half)
+	@$(BIN)/python tests/cluster/chaos.py --runs 200
+	@$(BIN)/python tests/cluster/soak.py --minutes 10
 
 lint: env  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ class Bench(StrEnum):
     IMAGES = "images"
     START = "start"
     STEP = "step"
+    SCALING = "scaling"
 
 
 def bench(
@@ -39,7 +40,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure ours against an honest alternative, in turns in one run: replay, rollout, transport, evaluation, images,
-    start, step; or all."""
+    start, step, scaling; or all."""
     # Read once, when torch and vLLM are imported: one thread makes processor time comparable.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")

@@ -40,7 +40,7 @@ from saga_dist.types import (
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
 TOKENS_PER_IMAGE, WIDTH = 4, 6
-Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "slow"]
+Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "twice", "slow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Script:
 
     folder: str = ""
     """Empty: nothing ever goes wrong."""
+    group_s: float = 0.0
+    """Seconds that a rollout worker takes for each group."""
 
     def plan(self, name: str, kind: Kind, *, times: int = 1, seconds: float = 0.0) -> None:
         """Plans a fault.
@@ -65,6 +67,15 @@ class Script:
     def strikes(self, name: str) -> int:
         """Returns how often the fault of ``name`` has struck."""
         return len(list(Path(self.folder).glob(f"{name}.struck.*")))
+
+    def struck_at(self, name: str) -> list[float]:
+        """Returns when (seconds since 1970) the fault of ``name`` has struck."""
+        return sorted(file.stat().st_mtime for file in Path(self.folder).glob(f"{name}.struck.*"))
+
+    def clear(self) -> None:
+        """Drops all plans and counts."""
+        for file in Path(self.folder).iterdir():
+            file.unlink()
 
     def strike(self, name: str) -> str:
         """Lets the fault of ``name`` happen if it is due; returns its kind if the caller must act it out, else ''."""
@@ -111,6 +122,7 @@ class ScriptedRollout:
         """Returns one group per task, rewards alternating so that it contributes."""
         groups = []
         for task, record in zip(tasks, tokens, strict=True):
+            time.sleep(self._script.group_s)
             kind = self._script.strike(task.pair.pair_id)
             group = scripted_group(task, record)
             if kind == "short":
@@ -118,7 +130,7 @@ class ScriptedRollout:
             if kind == "garbage":
                 stranger, drawn = replace(task.pair, pair_id="stranger"), replace(group.completions, pair_id="stranger")
                 group = replace(group, pair=stranger, completions=drawn)
-            groups.append(group)
+            groups += [group, group] if kind == "twice" else [group]
         return groups
 
     def close(self) -> None:

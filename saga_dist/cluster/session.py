@@ -155,7 +155,8 @@ class Session:
                     _temp_dir=str(self._folder),
                     **_quiet(),
                 )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
+            ray.shutdown()
             shutil.rmtree(self._folder, ignore_errors=True)
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"a local Ray did not start ({reason})", fix='try runtime.kind = "serial"') from error

@@ -1,0 +1,49 @@
+"""Records how long vLLM takes for each group of the built-in birds: ``python -m saga_dist.bench.latencies [FILE]``.
+
+One group at a time, as a worker with ``rollout.groups_per_lease = 1`` serves them; the first ones, which warm the
+engine up, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from saga_dist.assembly import build_learner, build_rollout_worker
+from saga_dist.config import load_config
+from saga_dist.counters import counter_seed
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.demo import DEMO_CONFIG
+from saga_dist.files import write_atomic
+from saga_dist.types import RolloutTask, Sampling
+
+WARM_UP, GROUPS = 8, 192
+
+
+def record() -> dict[str, object]:
+    """Returns seconds per group, in order, and what was measured."""
+    config = load_config(DEMO_CONFIG, ["runtime.kind=serial"])
+    learner, worker = build_learner(config), build_rollout_worker(config)
+    settings = config.rollout
+    sampler = ClassBalancedSampler(learner.labels("train"), config.data.batch_size, config.data.images_per_class, 0)
+    seconds: list[float] = []
+    step = 0
+    while len(seconds) < WARM_UP + GROUPS:
+        batch = sampler.micro_batch(step, 0, settings.pairs_per_batch)
+        for pair, tokens in zip(batch.pairs, learner.encode_ahead(batch).handles, strict=True):
+            seed = counter_seed(0, "sampling", pair.pair_id)
+            sampling = Sampling(settings.group_size, settings.temperature, settings.top_p, settings.max_tokens, seed)
+            started = time.perf_counter()
+            worker.rollout([RolloutTask(pair, tokens, sampling)], [tokens])
+            seconds.append(round(time.perf_counter() - started, 5))
+        step += 1
+    worker.close()
+    engine = f"vLLM on the built-in birds, groups of {settings.group_size}"
+    return {"engine": engine, "seconds": seconds[WARM_UP : WARM_UP + GROUPS]}
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("latencies.json")
+    write_atomic(target, (json.dumps(record()) + "\n").encode())
