@@ -165,7 +165,12 @@ class Nodes:
 
     def _add(self) -> Any:
         resources = {name: count for name, count in self._room.items() if count}
-        return self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=STORE_BYTES)
+        for _ in range(3):
+            try:
+                return self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=STORE_BYTES)
+            except Exception as error:  # noqa: BLE001 - that is what Ray raises when a raylet takes half a minute
+                logging.getLogger("chaos").error("%s; trying again", error)
+        raise RuntimeError("no second node: this machine is too busy")
 
 
 class Notices(logging.Handler):

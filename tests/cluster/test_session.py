@@ -96,7 +96,7 @@ def inside():
     return os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])
 found = {
     "cpus": ray.cluster_resources()["CPU"],
-    "inside": ray.get(inside.remote(), timeout=60),
+    "inside": ray.get(inside.remote(), timeout=150),
     "handler": signal.getsignal(signal.SIGTERM) is mine,
     "again": Session(config).missing(),
     "folder": folder.is_dir(),
@@ -110,7 +110,7 @@ print(json.dumps(found))
 
 def test_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PRIVATE, str(tmp_path)], capture_output=True, text=True, timeout=180, cwd=ROOT
+        [sys.executable, "-c", PRIVATE, str(tmp_path)], capture_output=True, text=True, timeout=400, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
