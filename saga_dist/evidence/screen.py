@@ -1,10 +1,10 @@
 """The oracle screen of a world: is there anything for the MLLM's gradient to gain over a well tuned metric loss?
 
-Rows: the tower as it came; the best metric loss; the metric loss with the oracle's text, with its attention targets, and
-with both. Every choice is made on validation classes: the step (early stopping), the pooling, the learning rate. Test
-classes are met by the chosen weights only. The tuning favours the baseline: the metric loss gets every pooling and then
-every rate at the best of them; a row with the oracle only compares two settings, the metric loss's best and the world's
-own. Choices are made with the first seed and kept for the others.
+Rows: the tower as it came; the best metric loss; the metric loss with the oracle's text, with its attention targets,
+and with both. Every choice is made on validation classes: the step (early stopping), the pooling, the learning rate.
+Test classes are met by the chosen weights only. The tuning favours the baseline: the metric loss gets every pooling and
+then every rate at the best of them; a row with the oracle only compares two settings, the metric loss's best and the
+world's own. Choices are made with the first seed and kept for the others.
 """
 
 from __future__ import annotations
