@@ -130,6 +130,6 @@ def test_table_shows_gains_in_points() -> None:
     console = Console(width=160)
     with console.capture() as captured:
         console.print(table(screen))
-    line = next(line for line in captured.get().splitlines() if line.startswith("h "))
+    line = next(line for line in captured.get().splitlines() if line.strip().startswith("h "))
     expected = "h 3.1 25.0 ± 5.0 35.0 ± 5.0 (+10.0, p < .001) 20.0 ± 0.0 (-5.0, p .250) 50.0 ± 0.0 (+25.0, p .040)"
     assert " ".join(line.split()) == expected

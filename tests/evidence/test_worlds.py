@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from saga_dist.cli import app
 from saga_dist.errors import ConfigError
 from saga_dist.evidence.worlds import Setting, load_worlds
+from saga_dist.sweep.plan import plan
+from saga_dist.sweep.table import load_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "evidence"
 WORLDS = load_worlds(sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("table_")))
@@ -64,3 +66,30 @@ def test_what_is_no_world_is_refused_in_one_line() -> None:
         load_worlds([FOLDER / "h.toml"], ["data.layout=folder", "data.root=/data"])
     with pytest.raises(ConfigError, match="each name once"):
         load_worlds([FOLDER / "h.toml", FOLDER / "h.toml"])
+
+
+@pytest.mark.parametrize("name", ["h", "g16"])
+def test_tables_have_the_rows_of_table_2_for_both_keys(name: str, tmp_path: Path) -> None:
+    path = FOLDER / f"table_{name}.toml"
+    table = load_table(path)
+    cells = plan(table, path, tmp_path, overrides=(), seeds=(0,))
+    assert len(table.seeds) >= 5
+    weights = {
+        cell.variant.name: (
+            cell.config.model.pooler_key,
+            cell.config.objective.lambda_lm,
+            cell.config.objective.lambda_kl,
+        )
+        for cell in cells
+        if not cell.variant.pretrained
+    }
+    losses = {"metric": (0.0, 0.0), "grpo": (1.0, 0.0), "kl": (0.0, 3.0), "saga": (1.0, 3.0)}
+    assert weights == {f"{row}_{key}": (key, *lambdas) for key in ("mlp", "linear") for row, lambdas in losses.items()}
+    for variant in table.variant:
+        if not variant.pretrained:
+            key = variant.name.rpartition("_")[2]
+            assert table.opponent(variant) == f"metric_{key}"
+    # Equal start, steps, augmentation and tuning: rows differ in what the table says and in nothing else.
+    base = cells[1].config
+    changed = {line.partition(":")[0] for cell in cells[1:] for line in cell.config.differences(base)}
+    assert changed == {"model.pooler_key", "objective.lambda_lm", "objective.lambda_kl"}
