@@ -6,7 +6,7 @@ Plain functions from a ``RunConfig`` to plain objects; the serial runtime calls 
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from saga_dist.config import DataSection, RunConfig
@@ -74,12 +74,17 @@ def prompt_text(config: RunConfig, family: Family) -> str:
     )
 
 
-@cache
 def build_splits(data: DataSection, *, seed: int) -> Splits:
     """Returns training, validation and test images; classes are disjoint.
 
-    Cached: the learners of one process that share their data (the rows of a table) draw or list the images once.
+    Cached: the learners of one process that share their data (the rows of a table) draw or list the images once. The
+    seed of a run divides listed data; the built-in birds have a seed of their own.
     """
+    return _splits_of(data, 0 if data.layout == "birds" else seed)
+
+
+@lru_cache(maxsize=2)
+def _splits_of(data: DataSection, seed: int) -> Splits:
     from saga_dist.data.image_sets import ArrayImageSet, Splits
     from saga_dist.data.layouts import load_splits
 

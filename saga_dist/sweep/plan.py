@@ -78,7 +78,7 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
             variant,
             seed,
             out / variant.name / f"seed_{seed}",
-            load_config(base, [*table.set, *variant.overrides, *overrides, f"run.seed={seed}"]),
+            load_config(base, [*table.overrides_of(seed), *variant.overrides, *overrides, f"run.seed={seed}"]),
         )
         for seed in seeds or table.seeds
         for variant in table.variant

@@ -43,6 +43,9 @@ class Table(Section):
     config: str = Field(description="base configuration, relative to this file")
     set: tuple[str, ...] = Field((), description="section.key=value for every variant")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seed_set: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="section.key=value for a seed's cells: weights of another pre-training, say"
+    )
     baseline: str = Field(description="variant that the others are tested against")
     variant: tuple[Variant, ...] = Field(min_length=1)
 
@@ -53,6 +56,8 @@ class Table(Section):
             raise ValueError(f"variants are named {', '.join(names)}; expected each name once")
         if min(self.seeds) < 0 or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}; expected each seed once, none negative")
+        if strangers := self.seed_set.keys() - set(map(str, self.seeds)):
+            raise ValueError(f"seed_set.{min(strangers)}: expected one of the seeds {list(self.seeds)}")
         for key, name in (
             ("baseline", self.baseline),
             *((v.name + ".against", self.opponent(v)) for v in self.variant),
@@ -60,6 +65,10 @@ class Table(Section):
             if name not in names:
                 raise ValueError(f"{key} = {name!r}; expected one of {', '.join(names)}")
         return self
+
+    def overrides_of(self, seed: int) -> tuple[str, ...]:
+        """Returns what every cell of a seed has over the base configuration."""
+        return (*self.set, *self.seed_set.get(str(seed), ()))
 
     def opponent(self, variant: Variant) -> str:
         """Returns the name of the variant that a variant is tested against; its own for one that has none."""

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run", "console"),
     ("report",),
     ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
+    ("evidence",),
     ("sweep",),
     ("cli",),
 )

@@ -132,3 +132,14 @@ def test_workers_are_shared_by_cells_that_differ_in_the_learner_alone(tmp_path: 
         "objective.advantage_epsilon=0.1",
     ):
         assert settings(other) != plain, other
+
+
+def test_a_seed_may_have_overrides_of_its_own_and_variants_win(tmp_path: Path) -> None:
+    change = ("seeds = [3, 4]", 'seeds = [3, 4]\nseed_set = { 4 = ["model.path=other", "model.embedding_dim=32"] }')
+    path = _write(tmp_path, change)
+    cells = plan(load_table(path), path, tmp_path / "out", overrides=(), seeds=())
+    assert [cell.config.model.path for cell in cells] == ["standin"] * 3 + ["other"] * 3
+    assert [cell.config.model.embedding_dim for cell in cells[3:]] == [32, 96, 32]
+    with pytest.raises(ConfigError, match="seed_set.5: expected one of the seeds") as caught:
+        load_table(_write(tmp_path, (change[0], change[1].replace("4 =", "5 ="))))
+    assert "\n" not in str(caught.value)
