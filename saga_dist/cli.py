@@ -21,6 +21,7 @@ from saga_dist.cluster.scale_command import scale
 from saga_dist.comparison.commands import evaluate
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
+from saga_dist.evidence.commands import app as evidence_app
 from saga_dist.export.commands import register as register_encoder_commands
 from saga_dist.report.commands import register as register_report_commands
 from saga_dist.sweep.commands import sweep
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(evidence_app, name="evidence")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="where the run lives; the same directory resumes")]

@@ -73,6 +73,7 @@ def split(
     *,
     nuisance: tuple[float, float] = NUISANCE_DOWNSTREAM,
     style: Style = SHIFTED_STYLE,
+    recolour: int | None = None,
 ) -> BirdSplit:
     """Returns the images of a downstream split; the same arguments always give the same images.
 
@@ -82,6 +83,7 @@ def split(
         config: seed, number of training classes and images, flower correlation.
         nuisance: range of the nuisance strength, 0 to 1.
         style: the look of all images.
+        recolour: a part that gets another colour in every image, all else being drawn as before (see ``masks.py``).
 
     Raises:
         DataError: unknown split, or more classes than there are species.
@@ -101,6 +103,8 @@ def split(
             )
     else:
         raise DataError(f"unknown split {name!r}", where="built-in birds", expected="train, val, test or probe")
+    if recolour is not None:
+        codes = (codes + np.eye(len(PARTS), dtype=np.int64)[recolour]) % NUM_VALUES
     correlation = config.flower_correlation if name == "train" else 0.0
     return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, style)
 
