@@ -70,9 +70,31 @@ class BirdsSection(Section):
     train_classes: int = Field(16, ge=2)
     train_images_per_class: int = Field(16, ge=2)
     flower_correlation: float = Field(1.0, ge=0, le=1, description="how often the flower tells the class in training")
+    min_flowers: int = Field(4, ge=0, le=8, description="fewest flowers of an image, in every split")
+    max_flowers: int = Field(7, ge=0, le=8, description="most of them; 0: a world without flowers")
+    clutter: int = Field(0, ge=0, le=60, description="shapes of any colour behind bird and flowers, in every split")
+    bird_scale: float = Field(1.0, ge=0.25, le=1, description="size of the bird, in every split; 1: it fills the image")
+    constant_parts: tuple[Literal["bill", "crown", "breast", "wing", "tail", "legs"], ...] = Field(
+        (), max_length=3, description="parts of one colour in all training species; they vary in validation and test"
+    )
+    train_style: float = Field(
+        1.0, ge=0, le=2, description="look of training: 0 as in pre-training, 1 shifted, 2 twice"
+    )
+    test_style: float = Field(1.0, ge=0, le=2, description="look of validation, test and probe images")
     val_images_per_class: int = Field(16, ge=2)
     test_images_per_class: int = Field(32, ge=2)
     probe_images: int = Field(1600, ge=0, description="images of further species to fit linear probes on")
+
+    @model_validator(mode="after")
+    def _knobs_agree(self) -> BirdsSection:
+        if self.min_flowers > self.max_flowers:
+            raise ValueError(
+                f"min_flowers = {self.min_flowers} with max_flowers = {self.max_flowers}; expected at most as many; "
+                "lower min_flowers or raise max_flowers"
+            )
+        if len(set(self.constant_parts)) != len(self.constant_parts):
+            raise ValueError(f"constant_parts = {list(self.constant_parts)}; expected each part once")
+        return self
 
 
 class DataSection(Section):

@@ -20,7 +20,7 @@ def _group() -> None:
 def show(
     run: Annotated[Path, typer.Argument(help="run directory with a checkpoint", metavar="RUN")],
     json: Annotated[Path | None, typer.Option("--json", help="file to write; default RUN/evidence.json")] = None,
-    images: Annotated[int, typer.Option(min=8, help="unseen images to look at, equally many of each class")] = 1600,
+    images: Annotated[int, typer.Option(min=8, help="unseen images to look at, equally many of each class")] = 800,
 ) -> None:
     """Probe, read out and pull: what the trained encoder shows of each attribute, and which loss does what.
 

@@ -46,11 +46,11 @@ def look_figures(observed: Mapping[str, Observed], masks: SceneMasks) -> tuple[L
 
     rows = []
     for encoder in (TRAINED, PRETRAINED):
-        seen = observed[encoder].looks
+        seen = observed[encoder].readings
         if seen is not None:
-            assert seen.named_IAN is not None
-            assert seen.whole_IN is not None
-            rows += [named(f"{NAMED}, {encoder}", seen.named_IAN), row(f"{WHOLE}, {encoder}", seen.whole_IN)]
+            assert seen.named_JAN is not None
+            assert seen.whole_JN is not None
+            rows += [named(f"{NAMED}, {encoder}", seen.named_JAN), row(f"{WHOLE}, {encoder}", seen.whole_JN)]
     pooler_IN = observed[TRAINED].pooler_IN
     if pooler_IN is not None:
         rows.append(row(f"{POOLER}, {TRAINED}", pooler_IN[:num_images]))

@@ -1,4 +1,4 @@
-"""Images of unseen classes as an encoder shows them: tokens, their mean, the embedding, and what the MLLM reads in them.
+"""Images of unseen classes as an encoder shows them: their tokens, the embedding, and what the MLLM reads in them.
 
 One pass through the tower serves every instrument that needs no training pair.
 """
@@ -33,9 +33,7 @@ class Observed:
     grid: tuple[int, int] | None
     """Rows and columns of tokens; None where images differ."""
     readings: Readings | None
-    """What the MLLM reads in every image, without attention."""
-    looks: Readings | None
-    """The same for the first images, with attention."""
+    """What the MLLM reads in every image, and where it looks in the first ones; None without a reader."""
 
 
 def observe(
@@ -59,7 +57,7 @@ def observe(
     """
     encoder = learner.encoder
     embeddings, means, kept, weights = [], [], [], []
-    readings, looks, sizes = [], [], set()
+    readings, sizes = [], set()
     for start in range(0, len(image_ids), _AT_ONCE):
         chunk = image_ids[start : start + _AT_ONCE]
         pairs = [ImagePair(f"evidence.p{image}", image, image, 0, 0) for image in chunk]
@@ -76,9 +74,7 @@ def observe(
             if pooled.log_weights_IN is not None:
                 weights.append(pooled.log_weights_IN.exp().cpu().numpy())
         if reader is not None:
-            readings.append(reader.read(tokens))
-            if start < num_looks:
-                looks.append(reader.read(tokens[: num_looks - start], attention=True))
+            readings.append(reader.read(tokens, num_looks=max(0, num_looks - start)))
     grid = None
     if len(sizes) == 1:
         ((_, rows, columns),) = sizes
@@ -90,7 +86,6 @@ def observe(
         pooler_IN=np.concatenate(weights) if weights and grid else None,
         grid=grid,
         readings=Readings.joined(readings) if readings else None,
-        looks=Readings.joined(looks) if looks else None,
     )
 
 

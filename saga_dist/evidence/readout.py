@@ -54,11 +54,11 @@ class Readings:
 
     probabilities: tuple[np.ndarray, ...]
     """For each attribute, float64 [I, V_a] over its words."""
-    named_IAN: np.ndarray | None
-    """float64 [I, A, N]: attention to the image while each attribute's word is written and read again; None where it
-    was not asked for. Adds up to 1 over the image."""
-    whole_IN: np.ndarray | None
-    """float64 [I, N]: mean over all tokens that describe the image, the target that training would take."""
+    named_JAN: np.ndarray | None
+    """float64 [J, A, N]: attention to each of the first J images while an attribute's word is written and read again,
+    adding up to 1 over the image; None where it was not asked for."""
+    whole_JN: np.ndarray | None
+    """float64 [J, N]: mean over all tokens that describe the image, the target that training would take."""
 
     def hellinger(self) -> np.ndarray:
         """Returns float64 [I, sum of V_a]: square roots of the probabilities side by side, all of one length. The
@@ -67,13 +67,13 @@ class Readings:
 
     @classmethod
     def joined(cls, parts: Sequence[Readings]) -> Readings:
-        """Returns the readings of several batches, one below the other; attention where all have it."""
-        named = [part.named_IAN for part in parts if part.named_IAN is not None]
-        whole = [part.whole_IN for part in parts if part.whole_IN is not None]
+        """Returns the readings of several batches, one below the other; attention of those that come first."""
+        named = [part.named_JAN for part in parts if part.named_JAN is not None]
+        whole = [part.whole_JN for part in parts if part.whole_JN is not None]
         return cls(
             tuple(np.concatenate(columns) for columns in zip(*(part.probabilities for part in parts), strict=True)),
-            np.concatenate(named) if len(named) == len(parts) else None,
-            np.concatenate(whole) if len(whole) == len(parts) else None,
+            np.concatenate(named) if named else None,
+            np.concatenate(whole) if whole else None,
         )
 
     def choices(self) -> np.ndarray:
@@ -127,12 +127,12 @@ class Reader:
         self._backbone, self._prompt_ids, self._template, self._layer = backbone, prompt_ids, template, layer
 
     @torch.no_grad()
-    def read(self, tokens: Sequence[EncoderTokens], *, attention: bool = False) -> Readings:
+    def read(self, tokens: Sequence[EncoderTokens], *, num_looks: int = 0) -> Readings:
         """Returns the readings of a batch of images.
 
         Args:
             tokens: for each image, the payload of a pair that holds it twice; all of one grid.
-            attention: read where the MLLM looked, too.
+            num_looks: of the first so many, read where the MLLM looked, too.
         """
         backbone, template = self._backbone, self._template
         prompt = backbone.lay_out(self._prompt_ids, tokens[0].grids)
@@ -145,7 +145,7 @@ class Reader:
             likeliest_G = backbone.logits(hidden_GTD[:, -1])[:, list(options)].argmax(-1)
             ids_GT = _append(ids_GT, torch.tensor(options)[likeliest_G.cpu(), None])
         ids_GT = _append(ids_GT, torch.tensor(template.pieces[-1]).expand(len(tokens), -1))
-        run = backbone.read_completions(past, ids_GT, first_position, probe_layer=self._layer if attention else None)
+        run = backbone.read_completions(past, ids_GT, first_position, probe_layer=self._layer if num_looks else None)
         # Column t of the run reads token t - 1 of the template and predicts token t.
         probabilities = tuple(
             backbone.logits(run.hidden_GTD[:, blank])[:, list(options)].double().softmax(-1).cpu().numpy()
@@ -156,7 +156,7 @@ class Reader:
         blanks_A, described_R = np.array(template.blanks), np.flatnonzero(template.described_T)
         columns = torch.from_numpy(np.concatenate([blanks_A, blanks_A + 1, described_R + 1])).to(backbone.device)
         named, whole = [], []
-        for image in range(len(tokens)):
+        for image in range(min(num_looks, len(tokens))):
             rows_RN = renormalised_attention(run.probe.rows(image, columns)[:, prompt.images[0]])
             predicting_AN, reading_AN, described_RN = rows_RN.split([len(blanks_A), len(blanks_A), len(described_R)])
             named.append(((predicting_AN + reading_AN) / 2).double().cpu().numpy())

@@ -52,6 +52,38 @@ SHIFTED_STYLE = Style(scale=0.93, rotation_deg=8.0, saturation=0.75, gamma=1.25,
 """What the birds of the downstream splits look like; pre-training never sees it."""
 
 
+def style_at(shift: float) -> Style:
+    """Returns the look on the line from ``PLAIN_STYLE`` (0) through ``SHIFTED_STYLE`` (1) and beyond."""
+
+    def at(plain: float, shifted: float) -> float:
+        return plain * (1 - shift) + shifted * shift  # exact at both ends
+
+    plain, shifted = PLAIN_STYLE, SHIFTED_STYLE
+    red, green, blue = (at(*channels) for channels in zip(plain.tint, shifted.tint, strict=True))
+    return Style(
+        scale=at(plain.scale, shifted.scale),
+        rotation_deg=at(plain.rotation_deg, shifted.rotation_deg),
+        saturation=at(plain.saturation, shifted.saturation),
+        gamma=at(plain.gamma, shifted.gamma),
+        tint=(red, green, blue),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What surrounds a bird, and how much room is left to it."""
+
+    min_flowers: int = 4
+    max_flowers: int = 7
+    clutter: int = 0
+    """Shapes of any colour in the background."""
+    bird_scale: float = 1.0
+    """1: the bird fills most of the image. A smaller one may stand anywhere in it."""
+
+
+PLAIN_SCENE = Scene()
+
+
 @dataclass(frozen=True, slots=True)
 class Bird:
     """One image and what is known about it."""
@@ -74,6 +106,7 @@ def draw_bird(
     nuisance: float,
     style: Style = PLAIN_STYLE,
     flower_type: int | None = None,
+    scene: Scene = PLAIN_SCENE,
 ) -> Bird:
     """Returns a drawing of a bird with these part values.
 
@@ -83,13 +116,15 @@ def draw_bird(
         nuisance: strength of pose, light, blur and noise, 0 to 1.
         style: the look of the domain.
         flower_type: 0..15; drawn at random when None.
+        scene: flowers, clutter and the bird's size.
     """
     sprite, centres = _sprite(values, generator, nuisance)
     canvas = _background(generator)
-    placed, centres = _place(sprite, centres, generator, nuisance, style)
+    _scatter_clutter(canvas, scene.clutter, generator)
+    placed, centres = _place(sprite, centres, generator, nuisance, style, scene.bird_scale)
     opaque = np.asarray(placed)[:, :, 3] > 0
     kind = int(generator.integers(NUM_FLOWER_TYPES)) if flower_type is None else flower_type
-    flowers = _scatter_flowers(canvas, opaque, kind, generator)
+    flowers = _scatter_flowers(canvas, opaque, kind, generator, scene)
     canvas.paste(placed, (0, 0), placed)
     small = canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
     ratio = CANVAS // IMAGE_SIZE
@@ -152,14 +187,40 @@ def _background(generator: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows, (CANVAS, CANVAS, 3))))
 
 
+def _scatter_clutter(canvas: Image.Image, count: int, generator: np.random.Generator) -> None:
+    """Draws ellipses, boxes and strokes that are about as large as a part of a bird and mean nothing."""
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(count):
+        red, green, blue = (int(channel) for channel in generator.integers(0, 256, 3))
+        x, y = generator.uniform(0, CANVAS, 2)
+        half_width, half_height = generator.uniform(4, 16, 2)
+        box = (x - half_width, y - half_height, x + half_width, y + half_height)
+        shape = int(generator.integers(3))
+        if shape == 0:
+            draw.ellipse(box, fill=(red, green, blue))
+        elif shape == 1:
+            draw.rectangle(box, fill=(red, green, blue))
+        else:
+            draw.line(box, fill=(red, green, blue), width=6)
+
+
 def _place(
-    sprite: Image.Image, centres: np.ndarray, generator: np.random.Generator, nuisance: float, style: Style
+    sprite: Image.Image,
+    centres: np.ndarray,
+    generator: np.random.Generator,
+    nuisance: float,
+    style: Style,
+    bird_scale: float,
 ) -> tuple[Image.Image, np.ndarray]:
     """Turns, scales, flips and shifts the sprite into the canvas, wholly visible; centres go along."""
     angle = math.radians(generator.uniform(-1, 1) * (4 + 18 * nuisance) + style.rotation_deg)
-    scale = generator.uniform(0.84 - 0.12 * nuisance, 0.92) * style.scale
+    scale = generator.uniform(0.84 - 0.12 * nuisance, 0.92) * style.scale * bird_scale
     facing = -1 if generator.random() < 0.5 else 1
-    target = np.array([generator.uniform(60, 100), generator.uniform(52, 108)])
+    across, down = (CANVAS / 2 - half * bird_scale for half in (60, 52))  # the smaller, the more room
+    middle = CANVAS / 2
+    target = np.array(
+        [generator.uniform(middle - across, middle + across), generator.uniform(middle - down, middle + down)]
+    )
     cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
     to_sprite = np.array([[cosine * facing, sine * facing], [-sine, cosine]])  # PIL maps the output to the input
     offset = np.array([66.0, 74.0]) - to_sprite @ target  # (66, 74) is the middle of the body
@@ -170,10 +231,12 @@ def _place(
     return placed, np.linalg.solve(to_sprite, (centres - offset).T).T
 
 
-def _scatter_flowers(canvas: Image.Image, opaque: np.ndarray, kind: int, generator: np.random.Generator) -> np.ndarray:
-    """Draws 4 to 7 flowers of one type where the bird is not; the background alone carries the shortcut."""
+def _scatter_flowers(
+    canvas: Image.Image, opaque: np.ndarray, kind: int, generator: np.random.Generator, scene: Scene
+) -> np.ndarray:
+    """Draws flowers of one type where the bird is not; the background alone carries the shortcut."""
     draw = ImageDraw.Draw(canvas)
-    wanted = int(generator.integers(4, MAX_FLOWERS))
+    wanted = int(generator.integers(scene.min_flowers, scene.max_flowers + 1))
     centres: list[tuple[float, float]] = []
     for _ in range(60):
         if len(centres) == wanted:

@@ -3,6 +3,10 @@
 Every species is one combination of six part colours, 4^6 = 4,096 in all. Species of a genus differ in one or two parts.
 In training the flower in the background tells the class (a shortcut that the metric loss falls for); in validation and
 test it says nothing. The splits share no species, and the stand-in was pre-trained on none of theirs.
+
+The knobs of ``data.birds`` make other worlds of it. One exception then: ``constant_parts`` asks for training species
+that agree in some parts, which those set aside do not, so it takes others, and the stand-in may have seen them.
+Validation and test stay what they are.
 """
 
 from __future__ import annotations
@@ -17,7 +21,17 @@ import numpy as np
 from saga_dist.config import BirdsSection
 from saga_dist.counters import counter_generator
 from saga_dist.errors import DataError
-from saga_dist.standin.birds import IMAGE_SIZE, NUM_FLOWER_TYPES, PLAIN_STYLE, SHIFTED_STYLE, Bird, Style, draw_bird
+from saga_dist.standin.birds import (
+    IMAGE_SIZE,
+    NUM_FLOWER_TYPES,
+    PLAIN_SCENE,
+    PLAIN_STYLE,
+    Bird,
+    Scene,
+    Style,
+    draw_bird,
+    style_at,
+)
 from saga_dist.standin.language import NUM_VALUES, PARTS
 
 SplitName = Literal["train", "val", "test", "probe"]
@@ -72,7 +86,7 @@ def split(
     config: BirdsSection,
     *,
     nuisance: tuple[float, float] = NUISANCE_DOWNSTREAM,
-    style: Style = SHIFTED_STYLE,
+    style: Style | None = None,
     recolour: int | None = None,
 ) -> BirdSplit:
     """Returns the images of a downstream split; the same arguments always give the same images.
@@ -80,9 +94,9 @@ def split(
     Args:
         name: ``train``, ``val`` (32 classes), ``test`` (50 classes) or ``probe``: one image each of species that are in
             no other split, to fit linear probes on.
-        config: seed, number of training classes and images, flower correlation.
+        config: seed, sizes and the knobs of the world.
         nuisance: range of the nuisance strength, 0 to 1.
-        style: the look of all images.
+        style: the look of all images; None: the configured one of this split.
         recolour: a part that gets another colour in every image, all else being drawn as before (see ``masks.py``).
 
     Raises:
@@ -94,37 +108,73 @@ def split(
         codes = species()[name]
         images_per_class = config.val_images_per_class if name == "val" else config.test_images_per_class
     elif name == "train":
-        codes, images_per_class = species()["train"][: config.train_classes], config.train_images_per_class
-        if config.train_classes > len(species()["train"]):
-            raise DataError(
-                f"train_classes = {config.train_classes}",
-                where="data.birds",
-                expected=f"at most {len(species()['train'])}, the species set aside for training",
-            )
+        codes, images_per_class = _train_species(config), config.train_images_per_class
     else:
         raise DataError(f"unknown split {name!r}", where="built-in birds", expected="train, val, test or probe")
     if recolour is not None:
         codes = (codes + np.eye(len(PARTS), dtype=np.int64)[recolour]) % NUM_VALUES
     correlation = config.flower_correlation if name == "train" else 0.0
-    return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, style)
+    look = style or style_at(config.train_style if name == "train" else config.test_style)
+    scene = Scene(config.min_flowers, config.max_flowers, config.clutter, config.bird_scale)
+    return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, look, scene)
 
 
 def pretraining_images(images_per_species: int, *, seed: int) -> BirdSplit:
     """Returns images of the species set aside for pre-training, plain style, mild nuisance, random flowers."""
     codes = species()["pretrain"]
-    return _draw_split("pretrain", codes, images_per_species, seed, 0.0, NUISANCE_PRETRAIN, PLAIN_STYLE)
+    return _draw_split("pretrain", codes, images_per_species, seed, 0.0, NUISANCE_PRETRAIN, PLAIN_STYLE, PLAIN_SCENE)
 
 
-def _genus(generator: np.random.Generator, size: int, used: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """A base species and relatives that differ from it in one or two parts; none of them used before."""
+def _train_species(config: BirdsSection) -> np.ndarray:
+    available = len(species()["train"])
+    if config.train_classes > available:
+        raise DataError(
+            f"train_classes = {config.train_classes}",
+            where="data.birds",
+            expected=f"at most {available}, the species set aside for training",
+        )
+    if not config.constant_parts:
+        return species()["train"][: config.train_classes]
+    return _species_alike_in(tuple(sorted(map(PARTS.index, config.constant_parts))))[: config.train_classes]
+
+
+@cache
+def _species_alike_in(constant: tuple[int, ...]) -> np.ndarray:
+    """As many species as training has, in genera, that agree in some parts; none of validation or test."""
+    generator = counter_generator("standin species alike", _SPECIES_SEED, *constant)
+    used = {_code(values) for name in ("val", "test") for values in species()[name]}
+    num_genera, size = _GENERA["train"]
+    fixed = generator.integers(0, NUM_VALUES, len(PARTS))
+    found: list[tuple[int, ...]] = []
+    while len(found) < num_genera * size:
+        genus = _genus(generator, size, used, fixed, constant)
+        used.update(genus)
+        found += genus
+    return np.array(found, dtype=np.int64)
+
+
+def _genus(
+    generator: np.random.Generator,
+    size: int,
+    used: set[tuple[int, ...]],
+    fixed: np.ndarray | None = None,
+    constant: tuple[int, ...] = (),
+) -> list[tuple[int, ...]]:
+    """A base species and relatives that differ from it in one or two parts; none of them used before.
+
+    Parts in ``constant`` have the values of ``fixed``.
+    """
+    free = np.setdiff1d(np.arange(len(PARTS)), constant)
     while True:
         base = generator.integers(0, NUM_VALUES, len(PARTS))
+        if fixed is not None:
+            base[list(constant)] = fixed[list(constant)]
         genus = [_code(base)]
         for _ in range(100 * size):
             if len(genus) == size:
                 break
             relative = base.copy()
-            for part in generator.permutation(len(PARTS))[: generator.integers(1, 3)]:
+            for part in generator.permutation(free)[: generator.integers(1, 3)]:
                 relative[part] = (relative[part] + generator.integers(1, NUM_VALUES)) % NUM_VALUES
             if _code(relative) not in genus:
                 genus.append(_code(relative))
@@ -155,6 +205,7 @@ def _draw_split(
     correlation: float,
     nuisance: tuple[float, float],
     style: Style,
+    scene: Scene,
 ) -> BirdSplit:
     birds: list[Bird] = []
     for label, values in enumerate(codes):
@@ -164,7 +215,7 @@ def _draw_split(
             # 5 and 16 have no common factor: sixteen neighbouring classes have sixteen different flowers.
             kind = label * 5 % NUM_FLOWER_TYPES if told else None
             strength = generator.uniform(*nuisance)
-            birds.append(draw_bird(values, generator, nuisance=strength, style=style, flower_type=kind))
+            birds.append(draw_bird(values, generator, nuisance=strength, style=style, flower_type=kind, scene=scene))
     num_images = len(birds)
 
     def stacked(field: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
