@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from saga_dist.evidence.tables import Grid
 
 app = typer.Typer(help="Measure what each loss does to the encoder.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,7 +38,7 @@ def show(
 
     from saga_dist.evidence.measure import measure
     from saga_dist.evidence.record import EVIDENCE_NAME
-    from saga_dist.evidence.tables import tables
+    from saga_dist.evidence.tables import grids
 
     evidence = measure(run, num_images=images)
     path = json or run / EVIDENCE_NAME
@@ -41,8 +46,29 @@ def show(
     console = Console()
     if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
         console.width = max(console.width, 120)
-    for part in tables(evidence):
-        console.print(part)
+    console.print(
+        f"step {evidence.step}; {evidence.num_images:,} images of {evidence.num_classes:,} unseen classes",
+        highlight=False,
+    )
+    for grid in grids(evidence):
+        console.print(_table(grid))
+        if grid.note:
+            console.print(f"[dim]{grid.note}[/dim]", highlight=False)
     for note in evidence.notes:
         console.print(f"left out: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{path}: measured in {evidence.seconds:.0f} s", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{path}: measured in {evidence.seconds:.0f} s", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(grid: Grid) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"\n{grid.title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    first, *others = grid.headings
+    table.add_column(Text(first), no_wrap=True)
+    for heading in others:
+        table.add_column(Text(heading), justify="right")
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -9,7 +9,7 @@ import numpy as np
 
 from saga_dist.evidence.attention import entropy_nats, share_on, tokens_in
 from saga_dist.evidence.observe import Observed
-from saga_dist.evidence.record import PRETRAINED, TRAINED, Looks
+from saga_dist.evidence.record import NOBODY, PRETRAINED, TRAINED, Looks
 from saga_dist.standin.masks import SceneMasks
 
 NAMED, WHOLE, POOLER, UNIFORM = "teacher, at a part's word", "teacher, whole description", "pooler", "uniform"
@@ -28,16 +28,17 @@ def look_figures(observed: Mapping[str, Observed], masks: SceneMasks) -> tuple[L
     parts_IAN = np.stack([tokens_in(masks.parts_IAHW[:, part], *grid) for part in range(num_parts)], axis=1)
     bird_IN, distractors_IN = tokens_in(masks.bird_IHW, *grid), tokens_in(masks.distractors_IHW, *grid)
 
-    def row(who: str, weights_IN: np.ndarray) -> Looks:
+    def row(who: str, encoder: str, weights_IN: np.ndarray) -> Looks:
         """Somebody who looks at all parts at once."""
-        return named(who, np.broadcast_to(weights_IN[:, None], (num_images, num_parts, weights_IN.shape[-1])))
+        return named(who, encoder, np.broadcast_to(weights_IN[:, None], (num_images, num_parts, weights_IN.shape[-1])))
 
-    def named(who: str, weights_IAN: np.ndarray) -> Looks:
+    def named(who: str, encoder: str, weights_IAN: np.ndarray) -> Looks:
         """Somebody who looks for one part after the other."""
         on_part_IA = (weights_IAN * parts_IAN).sum(-1)
         mean_IN = weights_IAN.mean(1)
         return Looks(
             who=who,
+            encoder=encoder,
             part=_share(on_part_IA.mean()),
             bird=_share(share_on(mean_IN, bird_IN).mean()),
             distractors=_share(share_on(mean_IN, distractors_IN).mean()),
@@ -50,12 +51,12 @@ def look_figures(observed: Mapping[str, Observed], masks: SceneMasks) -> tuple[L
         if seen is not None:
             assert seen.named_JAN is not None
             assert seen.whole_JN is not None
-            rows += [named(f"{NAMED}, {encoder}", seen.named_JAN), row(f"{WHOLE}, {encoder}", seen.whole_JN)]
+            rows += [named(NAMED, encoder, seen.named_JAN), row(WHOLE, encoder, seen.whole_JN)]
     pooler_IN = observed[TRAINED].pooler_IN
     if pooler_IN is not None:
-        rows.append(row(f"{POOLER}, {TRAINED}", pooler_IN[:num_images]))
+        rows.append(row(POOLER, TRAINED, pooler_IN[:num_images]))
     num_tokens = math.prod(grid)
-    rows.append(row(UNIFORM, np.full((num_images, num_tokens), 1 / num_tokens)))
+    rows.append(row(UNIFORM, NOBODY, np.full((num_images, num_tokens), 1 / num_tokens)))
     return tuple(rows)
 
 

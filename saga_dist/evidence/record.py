@@ -12,7 +12,7 @@ from saga_dist.files import write_atomic
 
 EVIDENCE_NAME = "evidence.json"
 
-TRAINED, PRETRAINED = "trained", "pre-trained"
+TRAINED, PRETRAINED, NOBODY = "trained", "pre-trained", ""
 EMBEDDING, MEAN, TOKENS, READ_OUT = "embedding z", "mean of X", "all of X", "MLLM read-out"
 """What of an image is looked at: the pooled embedding, the mean of its tokens, all its tokens, and the frozen MLLM's
 distributions over each attribute's words."""
@@ -125,6 +125,8 @@ class Looks(_Record):
     """Where attention lies on unseen images, as shares of all attention on the image."""
 
     who: str
+    encoder: str
+    """Whose tokens are looked at; ``NOBODY`` where it does not matter."""
     part: Share
     """On the part whose word is written; of who names none, mean over the parts."""
     bird: Share
