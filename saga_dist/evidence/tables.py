@@ -19,6 +19,8 @@ class Grid:
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
+    drawn: bool = False
+    """Whether the report has a chart of it."""
 
 
 def grids(evidence: Evidence) -> Iterator[Grid]:
@@ -39,7 +41,7 @@ def grids(evidence: Evidence) -> Iterator[Grid]:
 
 def _recalls(recalls: Sequence[RecallFigure]) -> Grid:
     rows = [(f"{one.space}, {one.encoder}", f"{100 * one.recall_at_1:.1f}", _range(*one.interval)) for one in recalls]
-    return Grid("Recall@1 on unseen classes, %", ("view of the images", "R@1", "95 %"), rows)
+    return Grid("Recall@1 on unseen classes, %", ("view of the images", "R@1", "95 %"), rows, drawn=True)
 
 
 def _probes(probes: Probes) -> Grid:
@@ -53,12 +55,13 @@ def _probes(probes: Probes) -> Grid:
         cells = _with_errors(change.difference, change.error, "+.0f")
         rows.append((f"{change.space}, change", *cells, *_with_errors([change.mean], [change.mean_error], "+.1f")))
     return Grid(
-        "attributes told right on unseen classes, %",
+        "Attributes told right on unseen classes, %",
         ("view of the images", *probes.attributes, "mean"),
         rows,
         "Linear probes, fitted on one half of the unseen classes and tested on the other, both ways; the MLLM read-out "
         "is the frozen MLLM’s own likeliest word. ± standard error over classes. change: trained minus pre-trained; "
         "below 0 is forgotten.",
+        drawn=True,
     )
 
 
@@ -72,11 +75,12 @@ def _looks(looks: Sequence[Looks]) -> Grid:
         for one in looks
     ]
     return Grid(
-        "where attention lies on unseen images, %",
+        "Where attention lies on unseen images, %",
         ("who", "part", "bird", "flowers", "entropy, nats"),
         rows,
         "part: the one whose word is written; of who looks at all at once, mean over the parts. A token counts where a "
         "tenth of it is covered.",
+        drawn=True,
     )
 
 
@@ -86,7 +90,7 @@ def _norms(gradients: Gradients) -> Grid:
         for one in gradients.norms
     ]
     return Grid(
-        "gradient norms, each loss alone at weight 1",
+        "Gradient norms, each loss alone at weight 1",
         ("loss", "tower", "pooler", "encoder", "weight in the run"),
         rows,
         f"{gradients.num_groups} contributing groups of step {gradients.step}, {gradients.num_same} of one class. The "
@@ -99,13 +103,13 @@ def _cosines(gradients: Gradients) -> Grid:
         (" · ".join(LOSS_NAMES[loss] for loss in one.losses), *map(_signed, (one.tower, one.pooler, one.encoder)))
         for one in gradients.cosines
     ]
-    return Grid("cosines of these gradients", ("losses", "tower", "pooler", "encoder"), rows)
+    return Grid("Cosines of these gradients", ("losses", "tower", "pooler", "encoder"), rows)
 
 
 def _spread(spread: Spread) -> Grid:
     values = (spread.teacher, spread.pooler, spread.uniform, spread.divergence)
     return Grid(
-        "attention on the training images of that step, nats",
+        "Attention on the training images of that step, nats",
         ("", "teacher", "pooler", "uniform", "KL(teacher ‖ pooler)"),
         [("entropy", *(f"{value:.2f}" for value in values))],
         f"Targets of {spread.num_completions} rewarded completions.",
@@ -114,12 +118,20 @@ def _spread(spread: Spread) -> Grid:
 
 def _steps(steps: Sequence[StepFigure]) -> Grid:
     rows = [(STEP_METRICS[one.metric], f"{one.early:.2f}", f"{one.late:.2f}", f"{one.num_steps}") for one in steps]
-    return Grid("training, pairs of one class and of two apart", ("", "first fifth", "last fifth", "steps"), rows)
+    return Grid("Training, pairs of one class and of two apart", ("", "first fifth", "last fifth", "steps"), rows)
 
 
 def _with_errors(values: Sequence[float], errors: Sequence[float], form: str) -> list[str]:
     unsigned = form.removeprefix("+")
-    return [f"{100 * value:{form}} ± {100 * error:{unsigned}}" for value, error in zip(values, errors, strict=True)]
+    return [
+        f"{_minus(f'{100 * value:{form}}')} ± {100 * error:{unsigned}}"
+        for value, error in zip(values, errors, strict=True)
+    ]
+
+
+def _minus(figure: str) -> str:
+    """With a true minus sign, and none before a zero."""
+    return figure.lstrip("+-") if float(figure) == 0 else figure.replace("-", "−")
 
 
 def _range(low: float, high: float) -> str:
@@ -127,7 +139,7 @@ def _range(low: float, high: float) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}"
+    return "–" if value is None else _minus(f"{value:+.2f}")
 
 
 def _mean(values: Sequence[float]) -> float:

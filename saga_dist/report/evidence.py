@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saga_dist.evidence.record import (
@@ -34,7 +34,9 @@ class EvidenceView:
     num_images: int
     num_classes: int
     charts: list[Chart]
-    grids: list[Grid]
+    drawn: list[Grid]
+    """The figures of the charts."""
+    others: list[Grid]
     notes: list[str]
     """Why an instrument is missing."""
 
@@ -52,16 +54,18 @@ def read_evidence(run: Path) -> EvidenceView | None:
 def view(evidence: Evidence) -> EvidenceView:
     """Returns charts and tables of the figures."""
     charts = [_recalls(evidence.recalls)]
-    if evidence.probes is not None:
-        charts.append(_probes(evidence.probes))
     if evidence.looks:
         charts.append(_looks(evidence.looks))
+    if evidence.probes is not None:
+        charts.append(_probes(evidence.probes))
+    found = [_shown(grid) for grid in grids(evidence)]
     return EvidenceView(
         step=evidence.step,
         num_images=evidence.num_images,
         num_classes=evidence.num_classes,
         charts=charts,
-        grids=[_shown(grid) for grid in grids(evidence)],
+        drawn=[grid for grid in found if grid.drawn],
+        others=[grid for grid in found if not grid.drawn],
         notes=[shown(note) for note in evidence.notes],
     )
 
@@ -114,9 +118,8 @@ def _looks(looks: Sequence[Looks]) -> Chart:
 
 def _shown(grid: Grid) -> Grid:
     """The table with everything printable: attribute names are anyone's."""
-    return Grid(
-        shown_name(grid.title),
-        tuple(map(shown_name, grid.headings)),
-        [tuple(map(shown_name, row)) for row in grid.rows],
-        shown(grid.note),
+    return replace(
+        grid,
+        headings=tuple(map(shown_name, grid.headings)),
+        rows=[tuple(map(shown_name, row)) for row in grid.rows],
     )
