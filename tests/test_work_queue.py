@@ -74,7 +74,7 @@ def test_too_many_set_aside_is_an_error_that_names_the_last_reason() -> None:
     queue.hand_out("a", num_coming=0, most=1)
     assert len(queue.fail("a", "out of memory")) == 1
     queue.hand_out("a", num_coming=0, most=1)
-    with pytest.raises(WorkerError, match=r"^pair p1: 2 groups .*the last one: no disk; expected at most 1 \(rollout"):
+    with pytest.raises(WorkerError, match=r"^pair p01: 2 groups .*the last one: no disk; expected at most 1 \(rollout"):
         queue.fail("a", "no disk")
 
 

@@ -21,6 +21,7 @@ from saga_dist.models.encoder import Encoder, load
 from saga_dist.objectives.spans import Decoder
 from saga_dist.report.attention import pooler_maps
 from saga_dist.report.curves import NUM_COLOURS, Series, line_chart
+from saga_dist.report.evidence import NOT_MEASURED, read_evidence
 from saga_dist.report.gallery import Gallery, build_gallery
 from saga_dist.report.insight import Described, attribute_table, attribute_values, disagreement_by_step
 from saga_dist.report.page import Content, Insight, render
@@ -123,6 +124,7 @@ def report_page(path: Path, settings: Settings) -> Page:
         gallery=gallery,
         attention=figures,
         insight=_insight(run, recorded),
+        evidence=read_evidence(run.path),
         viewer=_viewer(parts, chosen, overlays),
         num_groups=len(recorded.groups),
         notes={
@@ -130,6 +132,7 @@ def report_page(path: Path, settings: Settings) -> Page:
             "attention": parts.why("model", "images", "attention")
             or "The MLLM’s attention is computed on demand: saga-dist report RUN --attention N.",
             "insight": _NO_RECORDING if not recorded.groups else "The prompt asks for no attributes.",
+            "evidence": NOT_MEASURED,
             "viewer": _viewer_note(parts, recorded),
         },
     )

@@ -65,6 +65,10 @@ PANELS: tuple[Panel, ...] = (
         percent=True,
     ),
     Panel("Groups that contribute", {"rollout/contributing_share": "share with reward variance"}, percent=True),
+    Panel(
+        "Groups that contribute, by pair",
+        {"rollout/contributing_same": "same class", "rollout/contributing_different": "different"},
+    ),
     Panel("Metric loss", {"loss/dml": "L_DML"}),
     Panel("Policy loss", {"loss/grpo": "L_GRPO"}),
     Panel("Attention alignment", {"loss/kl": "L_KL"}),

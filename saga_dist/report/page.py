@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from saga_dist import __version__
 from saga_dist.report.curves import Chart, run_charts
+from saga_dist.report.evidence import EvidenceView
 from saga_dist.report.gallery import Gallery
 from saga_dist.report.insight import AttributeRow
 from saga_dist.report.sources import RunFiles
@@ -62,12 +63,13 @@ class Content:
     gallery: Gallery | None = None
     attention: list[AttentionFigure] = field(default_factory=list)
     insight: Insight | None = None
+    evidence: EvidenceView | None = None
     viewer: dict[str, Any] | None = None
     """Of ``viewer_data``."""
     num_groups: int = 0
     """Recorded groups that were read, of which the viewer shows some."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Part (gallery, insight, viewer) to why it is missing or incomplete."""
+    """Part (gallery, insight, evidence, viewer) to why it is missing or incomplete."""
 
 
 def render(content: Content, *, only_rollouts: bool = False) -> str:
@@ -106,6 +108,7 @@ def render(content: Content, *, only_rollouts: bool = False) -> str:
             gallery=content.gallery,
             attention=content.attention,
             insight=content.insight,
+            evidence=content.evidence,
             notes={part: shown(note) for part, note in content.notes.items()},
             config=shown(run.config.model_dump_json(indent=2)),
             versions=sorted({**run.versions, "saga_dist (this page)": __version__}.items()),

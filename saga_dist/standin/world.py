@@ -87,6 +87,7 @@ def split(
     *,
     nuisance: tuple[float, float] = NUISANCE_DOWNSTREAM,
     style: Style | None = None,
+    recolour: int | None = None,
 ) -> BirdSplit:
     """Returns the images of a downstream split; the same arguments always give the same images.
 
@@ -96,6 +97,7 @@ def split(
         config: seed, sizes and the knobs of the world.
         nuisance: range of the nuisance strength, 0 to 1.
         style: the look of all images; None: the configured one of this split.
+        recolour: a part that gets another colour in every image, all else being drawn as before (see ``masks.py``).
 
     Raises:
         DataError: unknown split, or more classes than there are species.
@@ -109,6 +111,8 @@ def split(
         codes, images_per_class = _train_species(config), config.train_images_per_class
     else:
         raise DataError(f"unknown split {name!r}", where="built-in birds", expected="train, val, test or probe")
+    if recolour is not None:
+        codes = (codes + np.eye(len(PARTS), dtype=np.int64)[recolour]) % NUM_VALUES
     correlation = config.flower_correlation if name == "train" else 0.0
     look = style or style_at(config.train_style if name == "train" else config.test_style)
     scene = Scene(config.min_flowers, config.max_flowers, config.clutter, config.bird_scale)

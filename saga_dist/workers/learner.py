@@ -131,14 +131,7 @@ class Learner:
         Raises:
             TrainingError: a gradient is not finite, or belongs to another step.
         """
-        grpo_norm = self._inject(handles)
-        self._back_propagate_alignment(handles)
-        for opened in self._open:
-            assert opened.leaf_NW.grad is not None
-            opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
-        self._forget_open_batches()
-        self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
-        self._ranks.adopt_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
+        grpo_norm = self.accumulate(handles)
         norm = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
         for group in self.optimizer.param_groups:
@@ -155,6 +148,27 @@ class Learner:
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(step=self._step, metrics=metrics)
+
+    def accumulate(self, handles: Sequence[TokenGradients]) -> float:
+        """Back-propagates the open step's losses into all parameters and returns the norm of lambda_lm * dL_GRPO/dX.
+
+        The first half of ``finish_step``: the gradients are there, on all ranks, neither clipped nor used.
+
+        Args:
+            handles: token gradients of the contributing groups.
+
+        Raises:
+            TrainingError: a gradient is not finite, or belongs to another step.
+        """
+        grpo_norm = self._inject(handles)
+        self._back_propagate_alignment(handles)
+        for opened in self._open:
+            assert opened.leaf_NW.grad is not None
+            opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
+        self._forget_open_batches()
+        self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
+        self._ranks.adopt_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
+        return grpo_norm
 
     def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
         records = tuple(tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("runtime_serial", "cluster"),
     ("run", "console"),
-    ("report",),
+    ("report", "evidence"),
     ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
     ("evidence",),
     ("sweep",),

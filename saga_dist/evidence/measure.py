@@ -1,0 +1,238 @@
+"""From a run directory to its evidence: every instrument that this run can bear, and a line for each that it cannot.
+
+The weights are those of the selected checkpoint (the newest where none is selected). Unseen images come from the test
+split; nothing is chosen by what is seen there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from saga_dist.assembly import (
+    build_family,
+    build_learner,
+    build_prompt,
+    build_splits,
+    prompt_text,
+    resolve_device,
+    torch_dtype,
+)
+from saga_dist.checkpoint.manifest import CheckpointInfo, verify
+from saga_dist.checkpoint.store import CheckpointStore
+from saga_dist.config import RunConfig, load_run_config
+from saga_dist.data.image_sets import Splits
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import CheckpointError, DataError
+from saga_dist.evidence.compare import probe_figures, recall_figures
+from saga_dist.evidence.looking import look_figures
+from saga_dist.evidence.observe import Observed, observe
+from saga_dist.evidence.probes import FEWEST_CLASSES
+from saga_dist.evidence.pulling import pull, recorded_step
+from saga_dist.evidence.readout import Reader, build_template
+from saga_dist.evidence.record import PRETRAINED, TRAINED, Evidence, Gradients, Looks, Probes, Spread, StepFigure
+from saga_dist.evidence.verdicts import early_and_late
+from saga_dist.observability import MetricsLog
+from saga_dist.standin.language import COLOR_WORDS, PARTS
+from saga_dist.standin.masks import scene_masks
+
+LOOKS_PER_CLASS = 4
+"""Images of each class on which it is measured where attention lies."""
+
+
+@dataclass
+class _Bench:
+    """A run on the bench."""
+
+    run_dir: Path
+    config: RunConfig
+    checkpoint: CheckpointInfo
+    splits: Splits
+    image_ids: list[int]
+    """[I] of the test split: the first image of each class, then the second of each, and so on."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def labels_I(self) -> np.ndarray:  # noqa: N802  (shape suffix)
+        """[I] classes of the images."""
+        return self.splits.test.labels_I[self.image_ids]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the images are the built-in birds, of which everything is known."""
+        return self.config.data.layout == "birds"
+
+
+def measure(run_dir: Path, *, num_images: int) -> Evidence:
+    """Returns the evidence of a run.
+
+    Args:
+        run_dir: with ``config.json`` and a checkpoint.
+        num_images: of the test split, at most; equally many of each class.
+
+    Raises:
+        ConfigError: there is no run.
+        CheckpointError: it has no valid checkpoint.
+        DataError: its images are not there, or not those that were recorded.
+    """
+    started = time.monotonic()
+    bench = _set_up(run_dir, num_images)
+    observed, step = _observe(bench)
+    gradients, spread = _pull(bench, step)
+    seed = bench.config.run.seed
+    return Evidence(
+        step=step,
+        num_images=len(bench.image_ids),
+        num_classes=len(np.unique(bench.labels_I)),
+        recalls=recall_figures(
+            observed, bench.labels_I, seed=seed, resamples=bench.config.evaluation.bootstrap_resamples
+        ),
+        probes=_probes(bench, observed),
+        steps=_steps(bench),
+        gradients=gradients,
+        spread=spread,
+        looks=_looks(bench, observed),
+        notes=tuple(bench.notes),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _set_up(run_dir: Path, num_images: int) -> _Bench:
+    config = _lighter(load_run_config(run_dir))
+    checkpoint = _selected(run_dir)
+    splits = build_splits(config.data, seed=config.run.seed)
+    return _Bench(run_dir, config, checkpoint, splits, _first_of_each(splits.test.labels_I, num_images))
+
+
+def _lighter(config: RunConfig) -> RunConfig:
+    """The same run without the drawn birds that nobody looks at here: those of validation and for other probes."""
+    if config.data.layout != "birds":
+        return config
+    birds = config.data.birds.model_copy(update={"probe_images": 0, "val_images_per_class": 2})
+    return config.model_copy(update={"data": config.data.model_copy(update={"birds": birds})})
+
+
+def _selected(run_dir: Path) -> CheckpointInfo:
+    store = CheckpointStore(run_dir / "checkpoints", keep=1)
+    steps = store.steps()
+    if not steps:
+        raise CheckpointError(
+            "no checkpoint", where=str(run_dir / "checkpoints"), expected="step_*", fix="train the run first"
+        )
+    return verify(store.best() or store.path(steps[-1]))
+
+
+def _first_of_each(labels_I: np.ndarray, num_images: int) -> list[int]:
+    """The first images of every class, by rank within the class, then by class."""
+    of_class = [np.flatnonzero(labels_I == label).tolist() for label in np.unique(labels_I)]
+    per_class = max(2, num_images // len(of_class))
+    return [
+        images[rank]
+        for rank in range(min(per_class, max(map(len, of_class))))
+        for images in of_class
+        if rank < len(images)
+    ]
+
+
+def _observe(bench: _Bench) -> tuple[dict[str, Observed], int]:
+    """What the encoder makes of the unseen images, before training and at the checkpoint; and the latter's step."""
+    learner, reader = build_learner(bench.config), _reader(bench)
+
+    def look() -> Observed:
+        return observe(
+            learner,
+            "test",
+            bench.image_ids,
+            reader=reader,
+            num_looks=_num_looks(bench) if bench.drawn else 0,
+            flat=bench.splits.test.attributes_IA is not None,
+        )
+
+    before = look()
+    learner.load(bench.checkpoint.path)
+    return {TRAINED: look(), PRETRAINED: before}, learner.step
+
+
+def _num_looks(bench: _Bench) -> int:
+    return LOOKS_PER_CLASS * len(bench.splits.test.class_names)
+
+
+def _reader(bench: _Bench) -> Reader | None:
+    """The frozen MLLM, where the words that it may say of each attribute are known."""
+    spec = build_prompt(bench.config)
+    if not bench.drawn:
+        bench.notes.append(
+            "MLLM read-out, attribute probes, attention on parts: only the built-in birds have attributes"
+        )
+        return None
+    if not spec.describes_images or spec.vocabulary.attribute_keys != PARTS:
+        bench.notes.append("MLLM read-out, its attention: the prompt does not ask for the parts of the built-in birds")
+        return None
+    family = build_family(bench.config)
+    tokenizer = family.load_tokenizer()
+    try:
+        template = build_template(tokenizer, spec, COLOR_WORDS)
+    except DataError as error:
+        bench.notes.append(f"MLLM read-out, its attention: {error}")
+        return None
+    return Reader(
+        family.load_backbone(dtype=torch_dtype(bench.config), device=resolve_device(bench.config.model.device)),
+        tokenizer.encode(prompt_text(bench.config, family), add_special_tokens=False),
+        template,
+        layer=bench.config.objective.kl_layer,
+    )
+
+
+def _probes(bench: _Bench, observed: Mapping[str, Observed]) -> Probes | None:
+    values_IA = bench.splits.test.attributes_IA
+    if values_IA is None:
+        return None  # the reader's note says so
+    if len(np.unique(bench.labels_I)) < FEWEST_CLASSES:
+        bench.notes.append(f"attribute probes: fewer than {FEWEST_CLASSES} unseen classes to divide")
+        return None
+    return probe_figures(
+        observed,
+        values_IA[bench.image_ids],
+        bench.labels_I,
+        bench.splits.attribute_names,
+        seed=bench.config.run.seed,
+    )
+
+
+def _looks(bench: _Bench, observed: Mapping[str, Observed]) -> tuple[Looks, ...]:
+    if not bench.drawn:
+        return ()
+    per_class = min(LOOKS_PER_CLASS, len(bench.image_ids) // len(bench.splits.test.class_names))
+    birds = bench.config.data.birds.model_copy(update={"test_images_per_class": per_class})
+    # Drawn class by class; the images on the bench go round the classes.
+    in_turn = np.arange(per_class * len(bench.splits.test.class_names)).reshape(-1, per_class).T.flatten()
+    return look_figures(observed, scene_masks("test", birds)[in_turn])
+
+
+def _pull(bench: _Bench, step: int) -> tuple[Gradients | None, Spread | None]:
+    data, run_dir = bench.config.data, bench.run_dir
+    sampler = ClassBalancedSampler(
+        bench.splits.train.labels_I, data.batch_size, data.images_per_class, seed=bench.config.run.seed
+    )
+    recorded = recorded_step(load_run_config(run_dir), run_dir, sampler, near=step)
+    if recorded is None:
+        bench.notes.append("gradients, entropy of the targets: no recorded rollouts")
+        return None, None
+    if not recorded.groups:
+        bench.notes.append(f"gradients, entropy of the targets: no group of step {recorded.step} carries a gradient")
+        return None, None
+    return pull(bench.config, bench.checkpoint.path, recorded)
+
+
+def _steps(bench: _Bench) -> tuple[StepFigure, ...]:
+    path = bench.run_dir / "metrics.jsonl"
+    found = early_and_late(MetricsLog(path).rows(allow_cut_tail=True) if path.exists() else [])
+    if not found:
+        bench.notes.append("verdicts and contributing groups: the run has no step with rollouts")
+    return tuple(
+        StepFigure(metric=one.metric, early=one.early, late=one.late, num_steps=one.num_steps) for one in found
+    )
