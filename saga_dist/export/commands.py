@@ -84,11 +84,19 @@ def index(
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
-    """Build a faiss index; prints the recall of hnsw and ivf against exact search."""
+    """Build a faiss index, with progress; prints the recall of hnsw and ivf against exact search."""
     from saga_dist.retrieval.index import RECALL_AT, build_index
     from saga_dist.retrieval.tables import read_embeddings
 
-    done = build_index(read_embeddings(embeddings), out, kind=cast("Kind", kind))
+    table = read_embeddings(embeddings)
+    with _progress() as progress:
+        task = progress.add_task("indexing", total=None)
+        done = build_index(
+            table,
+            out,
+            kind=cast("Kind", kind),
+            on_progress=lambda number, total: progress.update(task, completed=number, total=total),
+        )
     _say(
         f"{out}: {kind} index of {done.num_images:,} images, {done.width} wide, built in {done.build_s:.1f} s, "
         f"{done.num_bytes / 1e6:.1f} MB"
