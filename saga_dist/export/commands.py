@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from saga_dist.errors import DataError
+from saga_dist.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -167,9 +168,4 @@ def _quiet() -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """Escapes what a terminal would obey: file names are the data set's."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    typer.echo(printable(line))
