@@ -23,6 +23,7 @@ from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
 from saga_dist.evidence.commands import app as evidence_app
 from saga_dist.export.commands import register as register_encoder_commands
+from saga_dist.printable import log_to_stderr, printable, printable_lines
 from saga_dist.report.commands import register as register_report_commands
 from saga_dist.sweep.commands import sweep
 
@@ -64,7 +65,7 @@ def train(
     if dry_run:
         from saga_dist.preflight import describe
 
-        typer.echo(describe(resolved, directory))
+        typer.echo(printable_lines(describe(resolved, directory)))
         return
     _configure_logging(verbose)
     from rich.console import Console
@@ -76,7 +77,7 @@ def train(
     with step_progress(console, "train", resolved.run.steps) as on_step:
         results = run.train(resolved, directory, on_step=on_step)
     print_results(console, results.methods)
-    console.print(f"run directory: {directory}", highlight=False)
+    console.print(f"run directory: {printable(str(directory))}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -100,7 +101,9 @@ def rollout(
     console = Console()
     with step_progress(console, "rollout", resolved.run.steps) as on_step:
         number = run.record(resolved, directory, on_step=on_step)
-    console.print(f"{number} new steps in {directory / 'rollouts'}", highlight=False)
+    console.print(
+        f"{number} new steps in {printable(str(directory / 'rollouts'))}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -155,12 +158,7 @@ def _configure_logging(verbose: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    log_to_stderr()
     logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -170,15 +168,10 @@ def main() -> None:
         app()
     except SagaError as error:
         line = " ".join(str(error).split())
-        typer.echo(f"error: {_printable(line)}", err=True)
+        typer.echo(f"error: {printable(line)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _printable(text: str) -> str:
-    """Escapes what a terminal would obey."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from saga_dist.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,14 +34,17 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
         def print_line(result: StepResult) -> None:
             if result.step % every == 0 or result.step == num_steps:
                 console.print(
-                    f"{title}  step {result.step}/{num_steps}  {step_line(result)}", highlight=False, soft_wrap=True
+                    f"{printable(title)}  step {result.step}/{num_steps}  {step_line(result)}",
+                    highlight=False,
+                    soft_wrap=True,
+                    markup=False,
                 )
 
         yield print_line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress, numbers = Progress(*columns, console=console), Text()
-    task = progress.add_task(title, total=num_steps)
+    task = progress.add_task(printable(title), total=num_steps)
 
     def show(result: StepResult) -> None:
         progress.update(task, completed=result.step)
@@ -73,7 +78,9 @@ def step_line(result: StepResult) -> str:
 
 def _table(title: str) -> Table:
     """An open table that fits 80 columns, its first column the method."""
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(f"\n{printable(title)}"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("method", no_wrap=True)
     return table
 
@@ -91,7 +98,7 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
             for value in (result.recall_at_1, result.recall_at_2, result.recall_at_4, result.recall_at_8)
         ]
         table.add_row(
-            method.name,
+            Text(printable(method.name)),
             recalls[0],
             f"{100 * low:.1f}–{100 * high:.1f}",
             *recalls[1:],
@@ -112,7 +119,7 @@ def verdict_table(methods: Iterable[MethodResult]) -> Table:
         if judged:
             shares = [share for one in judged for share in (one.same_accuracy, one.different_accuracy)]
             valid = min(one.json_valid_share for one in judged)
-            table.add_row(method.name, *(f"{100 * share:.0f}" for share in (*shares, valid)))
+            table.add_row(Text(printable(method.name)), *(f"{100 * share:.0f}" for share in (*shares, valid)))
     return table
 
 
@@ -122,10 +129,12 @@ def probe_table(methods: Iterable[MethodResult]) -> Table:
     probed = [method for method in methods if method.probes]
     attributes = list(dict.fromkeys(name for method in probed for name in method.probes or {}))
     for heading in (*attributes, "mean"):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(printable(heading)), justify="right")
     for method in probed:
         values = [(method.probes or {}).get(name, float("nan")) for name in attributes]
-        table.add_row(method.name, *(f"{100 * value:.0f}" for value in (*values, sum(values) / len(values))))
+        table.add_row(
+            Text(printable(method.name)), *(f"{100 * value:.0f}" for value in (*values, sum(values) / len(values)))
+        )
     return table
 
 

@@ -26,7 +26,7 @@ from saga_dist.observability import MetricsLog, Stopwatch
 from saga_dist.pools import run_or_set_aside
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.recorded_rollouts import RecordedRollouts
-from saga_dist.rollout_buffer import RolloutBuffer
+from saga_dist.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.rollout_stream import RolloutSource, RolloutStream
 from saga_dist.sinks import MetricSink
 from saga_dist.step_metrics import step_metrics
@@ -188,7 +188,7 @@ class Coordinator:
             gradients = self._replay(step)
         with step.clock.phase("update"):
             result = self._runtime.learner.finish_step([gradient.handle for gradient in gradients])
-        self._record(step)
+        self._record(step, gradients)
         return self._summarise(step, result, gradients)
 
     def _run_ahead(self, step: OpenStep) -> None:
@@ -245,11 +245,12 @@ class Coordinator:
             truncate_at=truncate_at,
         )
 
-    def _record(self, step: OpenStep) -> None:
-        """Writes the step's groups and what became of each pair."""
+    def _record(self, step: OpenStep, gradients: Sequence[GradientHandle]) -> None:
+        """Writes the step's groups, what replay made of them, and what became of each pair."""
         if self._config.rollout.record and step.buffer.groups:
             self._recordings.mkdir(exist_ok=True)
-            write_recording(self._recordings / f"step_{step.number:06d}.arrow", step.buffer.groups)
+            groups = with_replay(step.buffer.groups, gradients)
+            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
         if self._config.objective.needs_rollouts:
             self._ledger.enter(step.number + 1, step.num_batches, step.buffer, step.quarantined)
 

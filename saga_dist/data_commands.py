@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga_dist.printable import printable
+
 if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
 
@@ -79,9 +81,4 @@ def _decode_all(splits: Splits, jobs: int) -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """Escapes what a terminal would obey: file names are the data set's."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    typer.echo(printable(line))

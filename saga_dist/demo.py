@@ -17,6 +17,7 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.console import print_results, step_progress
 from saga_dist.evaluation import evaluate_method
 from saga_dist.observability import MetricsLog
+from saga_dist.printable import printable
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.results import MethodResult, Results
 from saga_dist.run import build_runtime, open_run_directory, stop_on_signal, train_method
@@ -64,7 +65,9 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = 
     console.print(_learning_line(run_dir), highlight=False)
     console.print(f"frozen MLLM bit-identical after training: {'yes' if results.backbone_unchanged else 'NO'}")
     console.print(WHAT_IT_IS, highlight=False)
-    console.print(f"run directory: {run_dir}   {time.monotonic() - started:.0f} s", highlight=False)
+    console.print(
+        printable(f"run directory: {run_dir}   {time.monotonic() - started:.0f} s"), highlight=False, markup=False
+    )
     return results
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import SagaError
 from saga_dist.preflight import describe
+from saga_dist.printable import printable
 
 PACKAGES = (
     "torch",
@@ -54,7 +55,7 @@ def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) 
         except SagaError as error:
             finding, mark = str(error), "FAIL"
             failed += 1
-        console.print(f"{mark} {name}: {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
     return 2 if failed else 0
 
 

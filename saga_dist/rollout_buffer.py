@@ -8,11 +8,14 @@ of a micro-batch before it asks ``full``.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from saga_dist.errors import TrainingError
 from saga_dist.objectives.reward import json_is_valid
+from saga_dist.protocols import GradientHandle
 from saga_dist.types import ScoredGroup
 
 _DIGITS = re.compile(r"(\d+)")
@@ -95,6 +98,12 @@ class RolloutBuffer:
             if right:
                 metrics[f"rollout/verdict_accuracy_{name}"] = _mean(right)
         return metrics
+
+
+def with_replay(groups: Sequence[ScoredGroup], gradients: Sequence[GradientHandle]) -> list[ScoredGroup]:
+    """Returns the groups as they are recorded: those that trained with what replay made of their tokens."""
+    replayed = {gradient.pair_id: gradient.agreement.replayed for gradient in gradients}
+    return [replace(group, replayed=replayed.get(group.pair_id, ())) for group in groups]
 
 
 def submission_order(pair_id: str) -> list[int | str]:

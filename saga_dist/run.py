@@ -23,6 +23,7 @@ from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.models.encoder import load
+from saga_dist.printable import printable
 from saga_dist.protocols import Runtime
 from saga_dist.record import record_rollouts
 from saga_dist.retrieval.hits import HITS_NAME, QueryHits, save_hits
@@ -235,7 +236,7 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
         seed=config.run.seed,
         resamples=config.evaluation.bootstrap_resamples,
     )
-    return MethodResult(name=run_dir.name, splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)
+    return MethodResult(name=printable(run_dir.name), splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)
 
 
 @contextmanager

@@ -160,6 +160,8 @@ class ScoredGroup:
     describes_a: tuple[np.ndarray, ...]
     """G bool arrays [T_g]: tokens that describe image a; all False where no description was found."""
     describes_b: tuple[np.ndarray, ...]
+    replayed: tuple[np.ndarray, ...] = ()
+    """G float32 arrays [T_g], once the group has trained: ``Agreement.replayed``. Only recordings have it."""
 
     @property
     def pair_id(self) -> str:
@@ -221,6 +223,9 @@ class Agreement:
     """Importance weights before truncation at ``WEIGHT_QUANTILES``; empty where all are exactly 1."""
     truncated_share: float = 0.0
     """Share of tokens whose weight was cut."""
+    replayed: tuple[np.ndarray, ...] = field(default=(), compare=False)
+    """G float32 arrays [T_g]: what replay makes of each token with the encoder tokens that the engine had, to be held
+    against ``Completions.log_probs``; empty where no model replayed."""
 
 
 WEIGHT_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -162,6 +162,23 @@ def test_one_step_takes_the_first_contributing_groups_and_their_tokens(tiny_chec
     assert coordinator._runtime.backbone_digest() == digest
 
 
+def test_recordings_hold_what_replay_made_of_the_groups_that_trained(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = make_coordinator(make_config(tiny_checkpoint), tmp_path).train_step()
+    groups = read_recording(tmp_path / "rollouts" / "step_000000.arrow")
+    trained = [group for group in groups if group.replayed]
+    assert [group.contributes for group in trained] == [True] * 3
+    assert len(groups) > 3
+    gaps = [
+        replayed_T.astype(np.float64) - log_probs_T
+        for group in trained
+        for replayed_T, log_probs_T in zip(group.replayed, group.completions.log_probs, strict=True)
+    ]
+    lengths = [len(ids) for group in trained for ids in group.completions.token_ids]
+    assert [len(gaps_T) for gaps_T in gaps] == lengths
+    mean = np.abs(np.concatenate(gaps)).mean()
+    assert result.metrics["replay/log_prob_gap_mean"] == pytest.approx(mean, rel=1e-5)
+
+
 def test_further_micro_batches_until_enough_groups_contribute(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = make_config(tiny_checkpoint, rollout={"contributing_groups": 7})
     coordinator = make_coordinator(config, tmp_path)

@@ -90,6 +90,7 @@ def random_group(seed: int) -> ScoredGroup:
         advantages_G=random_floats(generator, num),
         describes_a=tuple(generator.integers(0, 2, n).astype(bool) for n in lengths),
         describes_b=tuple(generator.integers(0, 2, n).astype(bool) for n in lengths),
+        replayed=tuple(random_floats(generator, n) for n in lengths) if seed % 2 else (),
     )
 
 
@@ -103,6 +104,8 @@ def assert_same_group(got: ScoredGroup, want: ScoredGroup) -> None:
         assert mine.dtype == np.float32
         assert mine.shape == theirs.shape
         assert mine.tobytes() == theirs.tobytes()
+    assert [row.tobytes() for row in got.replayed] == [row.tobytes() for row in want.replayed]
+    assert all(row.dtype == np.float32 for row in got.replayed)
     for name in ("rewards_G", "advantages_G"):
         assert getattr(got, name).dtype == np.float32
         assert getattr(got, name).tobytes() == getattr(want, name).tobytes()
@@ -179,7 +182,8 @@ def test_tokens_of_another_dtype_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("attended", [False, True])
-def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool) -> None:
+@pytest.mark.parametrize("replayed", [0, 3])
+def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool, replayed: int) -> None:
     generator = np.random.default_rng(7)
     gradients = TokenGradients(
         pair_id="s000000.m0.p00",
@@ -190,7 +194,9 @@ def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool) -> 
         num_attended=3,
         loss=float("nan"),
         num_tokens=360,
-        agreement=Agreement(1e-300, 0.25, (0.5, 2.0), 0.125),
+        agreement=Agreement(
+            1e-300, 0.25, (0.5, 2.0), 0.125, tuple(random_floats(generator, length) for length in range(replayed))
+        ),
         encoder_version=12,
     )
     got = gradients_from_batch(over_ipc(gradients_to_batch(gradients)))
@@ -201,6 +207,7 @@ def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool) -> 
         assert (mine is None and theirs is None) or bits(mine) == bits(theirs)
     for name in ("pair_id", "negative_entropy", "num_attended", "num_tokens", "agreement", "encoder_version"):
         assert getattr(got, name) == getattr(gradients, name)
+    assert [row.tobytes() for row in got.agreement.replayed] == [row.tobytes() for row in gradients.agreement.replayed]
     assert np.isnan(got.loss)
 
 
@@ -296,10 +303,10 @@ def test_a_batch_of_somebody_else_is_refused() -> None:
             read(batch)
 
 
-@pytest.mark.parametrize("version", ["1", "3", ""])
+@pytest.mark.parametrize("version", ["2", "4", ""])
 def test_another_version_is_refused(version: str) -> None:
     batch = with_metadata(groups_to_batch([random_group(0)]), record="ScoredGroup", version=version)
-    with pytest.raises(WireError, match="expected version 2") as caught:
+    with pytest.raises(WireError, match="expected version 3") as caught:
         groups_from_batch(batch)
     one_line(caught)
 

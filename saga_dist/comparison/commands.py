@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.errors import ConfigError
+from saga_dist.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,10 +87,14 @@ def _print(row: Comparison, console: Console) -> None:
     from rich.table import Table
 
     card, result = row.encoder, row.result
-    table = Table(title=escape(f"\n{card.spec} on {row.data} ({row.split})"), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="\n" + escape(printable(f"{card.spec} on {row.data} ({row.split})")),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     low, high = result.confidence_interval
     cells = {
-        "backbone": escape(card.backbone),
+        "backbone": escape(printable(card.backbone)),
         "dim": f"{card.dimension:,}",
         "params": f"{card.parameters / 1e6:.1f} M",
         "px": f"{card.image_height}×{card.image_width}",
@@ -115,4 +120,4 @@ def _print(row: Comparison, console: Console) -> None:
         "ms": f"an image on {row.device}, in batches, decoding left out",
     }
     for name, text in notes.items():
-        console.print(f"{name:<13}{text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"{name:<13}{text}"), highlight=False, markup=False, soft_wrap=True)

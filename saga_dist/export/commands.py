@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from saga_dist.errors import DataError
+from saga_dist.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -84,11 +85,19 @@ def index(
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
-    """Build a faiss index; prints the recall of hnsw and ivf against exact search."""
+    """Build a faiss index, with progress; prints the recall of hnsw and ivf against exact search."""
     from saga_dist.retrieval.index import RECALL_AT, build_index
     from saga_dist.retrieval.tables import read_embeddings
 
-    done = build_index(read_embeddings(embeddings), out, kind=cast("Kind", kind))
+    table = read_embeddings(embeddings)
+    with _progress() as progress:
+        task = progress.add_task("indexing", total=None)
+        done = build_index(
+            table,
+            out,
+            kind=cast("Kind", kind),
+            on_progress=lambda number, total: progress.update(task, completed=number, total=total),
+        )
     _say(
         f"{out}: {kind} index of {done.num_images:,} images, {done.width} wide, built in {done.build_s:.1f} s, "
         f"{done.num_bytes / 1e6:.1f} MB"
@@ -159,9 +168,4 @@ def _quiet() -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """Escapes what a terminal would obey: file names are the data set's."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    typer.echo(printable(line))

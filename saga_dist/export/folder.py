@@ -127,11 +127,11 @@ def _write_onnx(encoder: Encoder, source: Path, folder: Path) -> Encode:
         import onnxscript  # noqa: F401  (what torch.onnx needs, and would miss only half-way)
     except ImportError as error:
         raise onnx_encoder.missing_package(error) from error
-    from saga_dist.export.onnx_graph import Qwen3VLGraph
+    from saga_dist.export.onnx_graph import build_graph
 
     example = torch.zeros(2, encoder.image_size, encoder.image_size, 3, dtype=torch.uint8)
     graph = torch.onnx.export(
-        Qwen3VLGraph(encoder).eval(),
+        build_graph(encoder),
         (example,),
         input_names=["images"],
         output_names=["embeddings"],

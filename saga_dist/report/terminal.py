@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -14,6 +15,7 @@ from rich.text import Text
 from saga_dist.errors import DataError
 from saga_dist.report.sources import RecordedGroup
 from saga_dist.report.text import shown, shown_name
+from saga_dist.report.viewer import engine_gaps
 
 
 def print_groups(console: Console, groups: Sequence[RecordedGroup]) -> None:
@@ -80,6 +82,9 @@ def _completion(recorded: RecordedGroup, index: int, text: str) -> RenderableTyp
     word = "no verdict" if verdict is None else "same" if verdict else "different"
     log_probs_T = completions.log_probs[index]
     likely = f", log p {float(log_probs_T.mean()):.3f} a token" if len(log_probs_T) else ""
+    gaps_T = engine_gaps(group, index)
+    if gaps_T is not None and len(gaps_T):
+        likely += f", replay differs by {float(np.abs(gaps_T).mean()):.2g}"
     head = Text.assemble(
         (word, "green" if right else "red"),
         f"  reward {float(group.rewards_G[index]):g}, advantage {float(group.advantages_G[index]):+.2f}, "

@@ -25,6 +25,7 @@ from saga_dist.types import ScoredGroup
 
 _PAIR_ID = re.compile(r"s(\d+)\.m(\d+)\.p\d+")
 _DECIMALS = 3
+_GAP_DECIMALS = 5
 _GROUPS_AT_ONCE = 32
 
 
@@ -146,6 +147,16 @@ def token_pieces(tokenizer: Decoder, token_ids: Sequence[int], text: str) -> lis
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def engine_gaps(group: ScoredGroup, index: int) -> np.ndarray | None:
+    """Returns log p of replay minus log p of the engine, float64 [T], of one completion; None where none was replayed.
+
+    Both read the same tokens after the same encoder tokens: what differs is how two programs compute.
+    """
+    if not group.replayed:
+        return None
+    return np.asarray(group.replayed[index], np.float64) - np.asarray(group.completions.log_probs[index], np.float64)
+
+
 def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> dict[str, Any]:
     completions = group.completions
     text, log_probs_T = completions.texts[index], np.asarray(completions.log_probs[index], np.float64)
@@ -159,6 +170,9 @@ def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> di
         "finish": shown_name(completions.finish_reasons[index]),
         "mean_log_prob": _rounded(log_probs_T.mean()) if len(log_probs_T) else 0.0,
     }
+    gaps_T = engine_gaps(group, index)
+    if gaps_T is not None:
+        data["mean_gap"] = _rounded(np.abs(gaps_T).mean(), _GAP_DECIMALS) if len(gaps_T) else 0.0
     if pieces is None:
         return {**data, "text": shown(text)}
     kept, length = 0, 0
@@ -169,6 +183,7 @@ def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> di
         **data,
         "pieces": [shown(piece) for piece in pieces[:kept]],
         "log_probs": [_rounded(value) for value in log_probs_T[:kept]],
+        "gaps": None if gaps_T is None else [_rounded(value, _GAP_DECIMALS) for value in gaps_T[:kept]],
         "describes": [
             1 if in_a else 2 if in_b else 0
             for in_a, in_b in zip(group.describes_a[index][:kept], group.describes_b[index][:kept], strict=True)
@@ -197,6 +212,6 @@ def _class_name(pictures: PairImages | None, label: int) -> str:
     return f"class {label}" if pictures is None else shown_name(pictures.class_name(label))
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float, decimals: int = _DECIMALS) -> float:
     """A finite number of few digits; log-probabilities of -inf become a very unlikely -99."""
-    return round(float(np.nan_to_num(value, nan=0.0, neginf=-99.0, posinf=99.0)), _DECIMALS)
+    return round(float(np.nan_to_num(value, nan=0.0, neginf=-99.0, posinf=99.0)), decimals)

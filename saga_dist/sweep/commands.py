@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.errors import TrainingError
+from saga_dist.printable import log_to_stderr, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +75,12 @@ def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
     from saga_dist.preflight import describe
 
     base = next(cell for cell in cells if cell.variant.name == table.baseline)
-    console.print(describe(base.config, base.directory), highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        printable_lines(describe(base.config, base.directory)),
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
     console.print(f"\n{len(cells)} cells, and what sets each apart from {base.name}:", highlight=False)
     width = max(len(cell.name) for cell in cells) + 2
     for cell in cells:
@@ -83,7 +88,7 @@ def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
         values = [line.rpartition(" != ")[0] for line in changed if not line.startswith("run.seed")]
         what = "evaluation only" if cell.variant.pretrained else f"{cell.config.run.steps} steps"
         line = f"{cell.name:<{width}}{cell.progress():<22}{what:<17}{', '.join(values)}"
-        console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(line.rstrip()), highlight=False, soft_wrap=True, markup=False)
 
 
 def _show(
@@ -102,10 +107,10 @@ def _show(
         console.print(part)
     console.print(HOW_TO_READ, highlight=False)
     for name, reason in summary.missing.items():
-        console.print(escape(f"without results: {name}: {reason}"), highlight=False, soft_wrap=True)
+        console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)
     if write:
         write_summary(summary, out)
-        console.print(f"written: {out / MARKDOWN_NAME}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"written: {printable(str(out / MARKDOWN_NAME))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:
@@ -119,10 +124,5 @@ def _configure_logging() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    log_to_stderr()
     logging.getLogger("saga_dist").setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from saga_dist.files import write_atomic
+from saga_dist.printable import printable
 from saga_dist.sweep.summary import Figure, Row, Summary
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
@@ -33,7 +35,7 @@ def markdown(summary: Summary) -> str:
     """Returns the table as Markdown."""
     headings = _headings(summary)
     lines = [
-        f"# {summary.title}",
+        f"# {_plain(summary.title)}",
         "",
         f"{summary.num_queries:,} queries of {summary.num_classes:,} unseen classes.",
         "",
@@ -44,7 +46,12 @@ def markdown(summary: Summary) -> str:
         HOW_TO_READ,
     ]
     if summary.missing:
-        lines += ["", "Without results:", "", *(f"- {name}: {reason}" for name, reason in summary.missing.items())]
+        lines += [
+            "",
+            "Without results:",
+            "",
+            *(f"- {name}: {_plain(reason)}" for name, reason in summary.missing.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -55,12 +62,18 @@ def terminal(summary: Summary) -> list[RichTable]:
 
 
 def _part(summary: Summary, title: str, headings: Sequence[str]) -> RichTable:
-    table = RichTable(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = RichTable(
+        title=Text(printable(title)) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("variant")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=heading != "against")
     for row in summary.rows:
-        table.add_row(Text(row.label), *(Text(_cells(row, summary)[name]) for name in headings))
+        table.add_row(Text(printable(row.label)), *(Text(printable(_cells(row, summary)[name])) for name in headings))
     return table
 
 
@@ -94,4 +107,9 @@ def _figure(figure: Figure, scale: float, digits: int) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that begins no markup and ends no cell: labels are the user's, reasons quote names of files."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig
 from saga_dist.errors import ConfigError, Interrupted
+from saga_dist.printable import printable
 from saga_dist.protocols import Runtime
 from saga_dist.run import build_runtime, open_run_directory, stop_on_signal, train_on
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
@@ -68,7 +69,7 @@ def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[s
                     raise
                 except Exception as error:  # days of other cells must not end with this one
                     log.exception("%s failed", cell.name)
-                    failures[cell.name] = " ".join(str(error).split()) or type(error).__name__
+                    failures[cell.name] = printable(" ".join(str(error).split())) or type(error).__name__
                     shared.close()  # whatever state it is in
         finally:
             shared.close()

@@ -11,7 +11,7 @@ import torch
 
 from saga_dist.errors import WireError
 
-VERSION = "2"
+VERSION = "3"
 _RECORD_KEY, _VERSION_KEY = b"saga_dist.record", b"saga_dist.version"
 _WIRE_TYPES = {torch.bfloat16: pa.uint16(), torch.float32: pa.float32()}
 
@@ -95,6 +95,12 @@ def nested(rows: Sequence[Sequence[np.ndarray]], dtype: Any) -> pa.Array:
     return lists([len(row) for row in rows], nested_once([array for row in rows for array in row], dtype))
 
 
+def nested_value(column: pa.Array, row: int, *, zero_copy: bool) -> tuple[np.ndarray, ...]:
+    """Returns the arrays of one row of what ``nested`` made."""
+    inner = column[row].values
+    return tuple(inner[index].values.to_numpy(zero_copy_only=zero_copy) for index in range(len(inner)))
+
+
 def lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(values.type))
@@ -135,7 +141,7 @@ def single_row(batch: pa.RecordBatch, schema: pa.Schema) -> dict[str, Any]:
     record = (schema.metadata or {})[_RECORD_KEY].decode()
     if batch.num_rows != 1:
         raise WireError(f"{batch.num_rows} rows", where=f"{record} batch", expected="one")
-    tensors = ("values", "attention_a", "attention_b")
+    tensors = ("values", "attention_a", "attention_b", "replayed")
     return {name: batch.column(name)[0].as_py() for name in schema.names if name not in tensors}
 
 

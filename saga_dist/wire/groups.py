@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from saga_dist.errors import WireError
 from saga_dist.types import Completions, ImagePair, Sampling, ScoredGroup
-from saga_dist.wire.columns import check_schema, field, nested, nested_once, record_schema, to_batch
+from saga_dist.wire.columns import check_schema, field, nested, nested_once, nested_value, record_schema, to_batch
 
 GROUPS_SCHEMA = record_schema(
     "ScoredGroup",
@@ -35,6 +35,7 @@ GROUPS_SCHEMA = record_schema(
         field("advantages", pa.list_(pa.float32())),
         field("describes_a", pa.list_(pa.list_(pa.bool_()))),
         field("describes_b", pa.list_(pa.list_(pa.bool_()))),
+        field("replayed", pa.list_(pa.list_(pa.float32()))),
     ],
 )
 
@@ -72,6 +73,7 @@ def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
             "advantages": nested_once([group.advantages_G for group in groups], np.float32),
             "describes_a": nested([group.describes_a for group in groups], np.bool_),
             "describes_b": nested([group.describes_b for group in groups], np.bool_),
+            "replayed": nested([group.replayed for group in groups], np.float32),
         },
     )
 
@@ -91,8 +93,7 @@ def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
         return batch.column(name)[row].as_py()
 
     def arrays(name: str, zero_copy: bool) -> tuple[np.ndarray, ...]:
-        inner = batch.column(name)[row].values
-        return tuple(inner[index].values.to_numpy(zero_copy_only=zero_copy) for index in range(len(inner)))
+        return nested_value(batch.column(name), row, zero_copy=zero_copy)
 
     completions = Completions(
         pair_id=plain("pair_id"),
@@ -123,6 +124,7 @@ def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
         advantages_G=batch.column("advantages")[row].values.to_numpy(zero_copy_only=True),
         describes_a=arrays("describes_a", zero_copy=False),  # booleans are bit-packed in Arrow
         describes_b=arrays("describes_b", zero_copy=False),
+        replayed=arrays("replayed", zero_copy=True),
     )
 
 
@@ -141,6 +143,7 @@ def _check_group(group: ScoredGroup) -> None:
         "advantages": len(group.advantages_G),
         "describes_a": len(group.describes_a),
         "describes_b": len(group.describes_b),
+        "replayed": len(group.replayed) or len(group.verdicts),  # or none at all
     }
     if len(set(counts.values())) != 1:
         raise WireError(f"lists of unequal length ({counts})", where=where, expected="one entry per completion")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -12,6 +13,8 @@ from saga_dist.wire.columns import (
     matrix_parameters,
     matrix_type,
     matrix_value,
+    nested,
+    nested_value,
     optional_vector,
     record_schema,
     single_row,
@@ -49,6 +52,7 @@ def _gradients_schema(kind: pa.DataType, width: int) -> pa.Schema:
             field("mismatch_kl", pa.float64()),
             field("weight_quantiles", pa.list_(pa.float64())),
             field("truncated_share", pa.float64()),
+            field("replayed", pa.list_(pa.list_(pa.float32()))),
             field("encoder_version", pa.int64()),
         ],
     )
@@ -118,6 +122,7 @@ def gradients_to_batch(gradients: TokenGradients) -> pa.RecordBatch:
             "mismatch_kl": [gradients.agreement.mismatch_kl],
             "weight_quantiles": [gradients.agreement.weight_quantiles],
             "truncated_share": [gradients.agreement.truncated_share],
+            "replayed": nested([gradients.agreement.replayed], np.float32),
             "encoder_version": [gradients.encoder_version],
         },
     )
@@ -149,6 +154,7 @@ def gradients_from_batch(batch: pa.RecordBatch) -> TokenGradients:
             mismatch_kl=row["mismatch_kl"],
             weight_quantiles=tuple(row["weight_quantiles"]),
             truncated_share=row["truncated_share"],
+            replayed=nested_value(batch.column("replayed"), 0, zero_copy=True),
         ),
         encoder_version=row["encoder_version"],
     )

@@ -84,7 +84,7 @@ class Learner:
         self._batch_of_pair: dict[str, tuple[_OpenBatch, ImagePair]] = {}
         self._metrics: dict[str, list[float]] = {}
         self.optimizer = build_optimizer(
-            optimizer, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
+            optimizer, encoder=encoder, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
         )
         ranks.adopt_weights([*encoder.parameters(), *self.metric_loss.parameters()])
 

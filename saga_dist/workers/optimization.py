@@ -19,9 +19,16 @@ from saga_dist.errors import TrainingError
 
 
 def build_optimizer(
-    settings: OptimizerSection, *, tower: nn.Module, pooler: nn.Module, metric_loss: nn.Module
+    settings: OptimizerSection, *, encoder: nn.Module, tower: nn.Module, pooler: nn.Module, metric_loss: nn.Module
 ) -> torch.optim.AdamW:
     """Returns AdamW over three groups named ``encoder``, ``pooler`` and, where the metric loss has any, ``proxies``.
+
+    Args:
+        settings: rates and decay.
+        encoder: all that is deployed; nothing of it may stay untrained unnoticed.
+        tower: its part with the encoder's rate.
+        pooler: its part with the pooler's rate.
+        metric_loss: with the proxies, if it has any.
 
     Raises:
         TrainingError: a trainable tensor is in no group or in two.
@@ -40,6 +47,11 @@ def build_optimizer(
     if len(set(grouped)) != len(grouped):
         raise TrainingError(
             "a tensor is in two groups", where="optimizer", expected="encoder, pooler and proxies apart"
+        )
+    forgotten = [name for name, parameter in encoder.named_parameters() if id(parameter) not in grouped]
+    if forgotten:
+        raise TrainingError(
+            f"tensor {forgotten[0]} of the encoder is in no group", where="optimizer", expected="tower and pooler alone"
         )
     frozen = [group["name"] for group in groups for parameter in group["params"] if not parameter.requires_grad]
     if frozen:

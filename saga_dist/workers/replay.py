@@ -164,7 +164,7 @@ class ReplayWorker:
             leaves, chunk.inputs_GT, chunk.prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
         )
         log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_GTD), sampled, results)
-        results.compare(sampled.engine_R, log_probs_R if sampled.replay_R is None else sampled.replay_R)
+        results.compare(chunk, sampled.engine_R, log_probs_R if sampled.replay_R is None else sampled.replay_R)
         for row in attended:
             assert run.probe is not None
             self._read_attention(run.probe, row, group, chunk.indices[row], chunk.prompt, results)

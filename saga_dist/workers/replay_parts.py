@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from saga_dist.models.families.base import PromptLayout
@@ -72,14 +73,19 @@ class Results:
     loss: float = 0.0
     differences: list[torch.Tensor] = field(default_factory=list)
     """Replay minus engine log-probabilities with the same encoder tokens, [R] of each chunk."""
+    replayed: dict[int, np.ndarray] = field(default_factory=dict)
+    """Index of a completion to its replay log-probabilities, float32 [T]."""
     weights: list[torch.Tensor] = field(default_factory=list)
     """Importance weights before truncation, [R] of each piece."""
     targets: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
     """For image a and image b, the attention target [N] of every completion that has one for both."""
 
-    def compare(self, engine_R: torch.Tensor, replay_R: torch.Tensor) -> None:
+    def compare(self, chunk: Chunk, engine_R: torch.Tensor, replay_R: torch.Tensor) -> None:
         """Notes what engine and replay say about the same tokens."""
-        self.differences.append(replay_R.cpu() - engine_R)
+        replay_R = replay_R.cpu()
+        self.differences.append(replay_R - engine_R)
+        rows = replay_R.split(chunk.mask_GT.sum(1).tolist())
+        self.replayed.update((index, row_T.numpy()) for index, row_T in zip(chunk.indices, rows, strict=True))
 
     def agreement(self, truncate_at: float | None) -> Agreement:
         """Returns how replay and sampler compare."""
@@ -87,6 +93,7 @@ class Results:
         agreement = Agreement(
             log_prob_gap=differences_R.abs().mean().item(),
             mismatch_kl=(differences_R.exp() - 1 - differences_R).mean().item(),
+            replayed=tuple(self.replayed[index] for index in range(len(self.replayed))),
         )
         if truncate_at is None:
             return agreement

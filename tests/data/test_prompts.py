@@ -56,6 +56,15 @@ def test_generic_text_first_prompt_in_another_chat_format() -> None:
     assert render(spec, ChatFormat("<u>", "</u>")) == GENERIC_TEXT_FIRST
 
 
+@pytest.mark.parametrize("order", ["images_first", "text_first"])
+@pytest.mark.parametrize("variant", ["structured", "generic"])
+@pytest.mark.parametrize("name", ["birds", "cars", "aircraft"])
+def test_the_papers_prompts_are_their_snapshots(name: str, variant: str, order: str) -> None:
+    """A change of wording is a change of the method: it must be seen, and the snapshot changed with it."""
+    snapshot = Path(__file__).with_name("prompts") / f"{name}_{variant}_{order}.txt"
+    assert render(PromptSpec(VOCABULARIES[name], variant=variant, order=order)) == snapshot.read_text("utf-8")
+
+
 def test_orders_hold_the_same_text_and_put_the_images_at_either_end() -> None:
     images_first, text_first = (render(PromptSpec(BIRDS, order=order)) for order in ("images_first", "text_first"))
     assert sorted(images_first.replace("<|im_end|>", "\n").split()) == sorted(

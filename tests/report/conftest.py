@@ -112,6 +112,11 @@ def run_dir(images: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
         groups = worker.rollout(tasks, tokens)
         if step == 1:
             groups[0] = with_texts(groups[0], HOSTILE_TEXT, "x" * 1_000_000, "a lone \ud800 surrogate", "")
+        if step == 2:  # as if replay found every token likelier by 0.05
+            groups = [
+                replace(group, replayed=tuple(row_T + 0.05 for row_T in group.completions.log_probs))
+                for group in groups
+            ]
         write_recording(path / "rollouts" / f"step_{step:06d}.arrow", groups)
         metrics = {"loss/dml": 1.0 - 0.1 * step, "rollout/reward_mean": 0.5 + 0.1 * step, "made/up": float(step)}
         log.write(StepResult(step=step + 1, metrics=metrics))

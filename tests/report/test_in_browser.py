@@ -58,6 +58,19 @@ def test_any_group_in_three_clicks(tab: Any) -> None:
     assert tab.complaints() == []
 
 
+def test_tokens_show_where_engine_and_replay_differ(tab: Any) -> None:
+    painted = "[...document.querySelectorAll('#viewer .body span')].filter(span => span.style.backgroundColor).length"
+    for step, there in (("1", False), ("2", True)):  # only the groups of the last step were replayed
+        tab.choose("#viewer .filters label:nth-child(1) select", step)
+        tab.click(f"#viewer .item[data-id='s00000{step}.m0.p01']")
+        tab.choose("#colour", "mismatch")
+        assert (tab.run(painted) > 50) == there
+        figures = tab.run("document.querySelector('#viewer .figures').textContent")
+        assert ("mismatch 0.05" in figures) == there
+    assert "replay +0.05" in tab.run("document.querySelector('#viewer .body span').title")
+    assert tab.complaints() == []
+
+
 def test_filters_keep_what_they_name(tab: Any) -> None:
     def found(test: str) -> list[bool]:
         return tab.run(f"[...document.querySelectorAll('#viewer .item')].map(item => {test})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_a_group_as_data() -> None:
     assert second["verdict"] is None
     assert second["pieces"] == ["\\x1b", "<"]
     assert second["log_probs"] == [-0.25, -0.25]
+
+
+def test_mismatch_is_replay_minus_engine_token_by_token(run_dir: Path) -> None:
+    recorded = _group(["abc", "d"])
+    replayed = (np.array([-0.5, -0.25, -0.0], np.float32), np.array([np.nan], np.float32))
+    group = replace(recorded.group, replayed=replayed)
+    first, second = group_data(RecordedGroup(7, group), Letters(), None)["completions"]
+    assert first["gaps"] == [-0.25, 0.0, 0.25] and first["mean_gap"] == pytest.approx(0.5 / 3, abs=1e-5)
+    assert second["gaps"] == [0.0]  # JSON has no word for what is no number
+    (untrained, _) = group_data(recorded, Letters(), None)["completions"]
+    assert untrained["gaps"] is None and "mean_gap" not in untrained
 
 
 def test_a_huge_completion_is_cut_with_its_tokens() -> None:

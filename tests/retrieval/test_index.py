@@ -70,6 +70,53 @@ def test_recall_of_an_approximate_index_is_what_counting_gives(tmp_path: Path, k
     assert json.loads((tmp_path / "index" / "manifest.json").read_text())["recall_at_10"] == built.recall
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_is_told_after_every_batch(tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saga_dist.retrieval.index._BATCH", 200)
+    told: list[tuple[int, int]] = []
+    vectors_IE = clustered(500)
+    build_index(table_of(vectors_IE), tmp_path / "i", kind=kind, on_progress=lambda *counts: told.append(counts))
+    assert told == [(200, 500), (400, 500), (500, 500)]
+    (found,) = open_index(tmp_path / "i").search(vectors_IE[450:451], 1)
+    assert found[0][0] == "450.png"
+
+
+def test_a_large_graph_is_built_with_less_care_and_searched_with_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parameters(name: str) -> dict[str, int]:
+        build_index(table_of(clustered(500)), tmp_path / name, kind="hnsw")
+        return json.loads((tmp_path / name / "manifest.json").read_text())["parameters"]
+
+    assert parameters("small") == {"links": 32, "ef_construction": 80, "ef_search": 128}
+    monkeypatch.setattr("saga_dist.retrieval.index._HNSW_LARGE", 500)
+    assert parameters("large") == {"links": 16, "ef_construction": 40, "ef_search": 256}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_million_vectors_by_the_command(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((10_000, 64), np.float32)
+    vectors_IE = centres[generator.integers(0, 10_000, 1_000_000)]
+    vectors_IE += 0.7 * generator.standard_normal(vectors_IE.shape, np.float32)
+    vectors_IE /= np.linalg.norm(vectors_IE, axis=1, keepdims=True)
+    write_embeddings(tmp_path / "million.arrow", table_of(vectors_IE))
+    recalls = {}
+    for kind in KINDS:
+        arguments = ["index", str(tmp_path / "million.arrow"), "--out", str(tmp_path / kind), "--kind", kind]
+        program = f"import sys\nfrom saga_dist.cli import main\nsys.argv = ['saga-dist', *{arguments!r}]\nmain()\n"
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=3000, check=False
+        )
+        assert f"{kind} index of 1,000,000 images, 64 wide" in done.stdout, done.stderr[-2000:]
+        assert ("recall@10 against exact" in done.stdout) == (kind != "flat")
+        recalls[kind] = json.loads((tmp_path / kind / "manifest.json").read_text())["recall_at_10"]
+        assert len(open_index(tmp_path / kind)) == 1_000_000
+    assert recalls["flat"] == 1
+    assert min(recalls.values()) > 0.9
+
+
 def test_recall_falls_when_the_index_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = build_index(table_of(clustered(4000)), tmp_path / "good", kind="hnsw")
     monkeypatch.setattr("saga_dist.retrieval.index._HNSW_SEARCH", 1)

@@ -238,10 +238,23 @@ def test_optimizer_groups(tiny_checkpoint: Path) -> None:
 
 def test_optimizer_refuses_frozen_or_shared_tensors(tiny_checkpoint: Path) -> None:
     learner = make_learner(make_config(tiny_checkpoint))
-    parts = {"tower": learner.encoder.tower, "pooler": learner.encoder.pooler, "metric_loss": learner.metric_loss}
+    encoder = learner.encoder
+    parts = {
+        "encoder": encoder,
+        "tower": encoder.tower,
+        "pooler": encoder.pooler,
+        "metric_loss": learner.metric_loss,
+    }
     settings = learner._settings
     with pytest.raises(TrainingError, match="in two groups"):
-        build_optimizer(settings, **{**parts, "metric_loss": learner.encoder.pooler})
+        build_optimizer(settings, **{**parts, "metric_loss": encoder.pooler})
+    with pytest.raises(TrainingError, match="in two groups"):  # a proxy that also learns at the encoder's rate
+        tower = torch.nn.ModuleList([encoder.tower, learner.metric_loss])
+        build_optimizer(settings, **{**parts, "tower": tower})
+    encoder.temperature = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(TrainingError, match="tensor temperature of the encoder is in no group"):
+        build_optimizer(settings, **parts)
+    del encoder.temperature
     next(learner.encoder.tower.parameters()).requires_grad_(False)
     with pytest.raises(TrainingError, match="encoder is frozen"):
         build_optimizer(settings, **parts)

@@ -337,6 +337,8 @@ def test_the_gap_to_the_engine_is_the_mean_absolute_difference(deep_world: World
     results, _ = _replayed(deep_world, completions_per_chunk=3)
     for found, log_probs in zip(results, deep_reference.log_probs, strict=True):
         assert found.agreement.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
+        for mine, theirs in zip(found.agreement.replayed, log_probs, strict=True):
+            np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def _log_probs_by_hand(world: World, group: ScoredGroup, pixels: list[np.ndarray], temperature: float) -> torch.Tensor:
@@ -385,6 +387,7 @@ def test_stale_groups_weigh_by_the_tempered_ratio_and_the_cut(deep_world: World,
     behaviour = _log_probs_by_hand(deep_world, group, deep_world.pairs[1], 1.0)
     assert found.agreement.log_prob_gap == pytest.approx(behaviour.abs().mean().item(), rel=1e-4)
     assert found.agreement.mismatch_kl == pytest.approx((behaviour.exp() - 1 - behaviour).mean().item(), rel=1e-4)
+    np.testing.assert_allclose(np.concatenate(found.agreement.replayed), behaviour.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_one_change_nothing(deep_world: World) -> None:

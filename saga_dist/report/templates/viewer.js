@@ -126,6 +126,7 @@
     ];
     const colouring = select("colour tokens by", [
       ["plain", "nothing"], ["log_prob", "log-probability"], ["gradient", "advantage × gradient"], ["describes", "described image"],
+      ["mismatch", "engine − replay"],
     ], (value) => { state.colour = value; showTexts(); });
     colouring.box.id = "colour";
     colouring.box.value = state.colour;
@@ -184,7 +185,7 @@
     return node(
       "article", `text ${kind}`,
       node("div", "said", node("span", kind, `${mark} ${said}`), node("span", "note", `#${index}`)),
-      node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${signed(one.mean_log_prob)}`),
+      node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${signed(one.mean_log_prob)}${one.mean_gap === undefined ? "" : ` · mismatch ${one.mean_gap}`}`),
       body,
     );
   }
@@ -194,6 +195,7 @@
     log_prob: "Stronger: less expected by the model. Hover for the number.",
     gradient: "Blue pushes the token up, orange down; the strength is |advantage| × (1 − p), the size of the policy gradient at its logit.",
     describes: "Blue: describes the first image. Orange: the second.",
+    mismatch: "Engine and replay on the same token; blue: replay finds it likelier, orange: less likely. Full strength from 0.1 nats on. Groups that did not train were not replayed.",
   };
 
   function token(piece, place, one) {
@@ -208,6 +210,10 @@
       const weight = one.advantage * (1 - Math.exp(Math.min(p, 0)));
       span.title += `, gradient ${signed(Number(weight.toFixed(3)))}`;
       paint(weight < 0 ? "--s1" : "--s0", Math.abs(weight) * 0.7);
+    }
+    if (one.gaps) {
+      span.title += `, replay ${signed(one.gaps[place])}`;
+      if (state.colour === "mismatch") paint(one.gaps[place] < 0 ? "--s1" : "--s0", Math.abs(one.gaps[place]) * 7);
     }
     if (state.colour === "describes" && one.describes[place]) paint(one.describes[place] === 1 ? "--s0" : "--s1", 0.28);
     return span;
