@@ -17,8 +17,9 @@ from saga_dist.data.sampling import evaluation_pairs
 from saga_dist.objectives.reward import json_is_valid
 from saga_dist.pools import run_all
 from saga_dist.protocols import Embeddings, Learner, Runtime
+from saga_dist.retrieval.clusters import nmi
 from saga_dist.retrieval.hits import LARGEST_K, QueryHits
-from saga_dist.retrieval.metrics import clustered_interval, nmi, precision_at_r, recall_at_k
+from saga_dist.retrieval.metrics import clustered_interval, rank_figures, recall_at_k
 from saga_dist.retrieval.probe import linear_probe_accuracy
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import RolloutTask, Sampling
@@ -52,18 +53,19 @@ def retrieval_result(
         gallery: what they search; None means each other, every query left out of its own ranking.
         seed: of k-means and of the bootstrap.
         resamples: of the bootstrap.
-        precision: MAP@R and R-precision too; a second ranking, as deep as the largest class.
+        precision: MAP@R and R-precision too; the ranking is then as deep as the largest class.
         on_hits: given what each query found.
     """
     values_IE, labels_I = embeddings.values_IE, embeddings.labels_I
     gallery_GE, gallery_labels_G = (None, None) if gallery is None else (gallery.values_IE, gallery.labels_I)
-    found = recall_at_k(values_IE, labels_I, ks=RECALL_AT, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G)
+    if precision:
+        found, at_r = rank_figures(
+            values_IE, labels_I, ks=RECALL_AT, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G
+        )
+    else:
+        found = recall_at_k(values_IE, labels_I, ks=RECALL_AT, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G)
+        at_r = None
     on_hits(QueryHits(np.asarray(labels_I, np.int64), found.first_hit_I.astype(np.uint8)))
-    at_r = (
-        precision_at_r(values_IE, labels_I, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G)
-        if precision
-        else None
-    )
     low, high = clustered_interval(found.correct_at_1_I, labels_I, seed=seed, num_resamples=resamples)
     return SplitResult(
         recall_at_1=found.recall[1],

@@ -1,6 +1,6 @@
 """Retrieval figures: ours against pytorch-metric-learning's AccuracyCalculator and against a plain torch top-k.
 
-Made-up embeddings: a cloud per class, the classes close enough that about half of the nearest neighbours are right.
+Made-up embeddings: a cloud per class, the classes close enough that about half of the R nearest are right.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from saga_dist.bench.common import Report, Row, Size, in_own_process, in_turns, less_is_better, one_thread, peak_memory
-from saga_dist.retrieval.metrics import nmi, precision_at_r, recall_at_k
+from saga_dist.retrieval.clusters import nmi
+from saga_dist.retrieval.metrics import rank_figures
 
 RECALL_AT = (1, 2, 4, 8)
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
+"""The others rank by float32 scores, which swap neighbours that are nearly as near: a query or two in ten thousand."""
 MEMORY_BAR_MB = 1000.0
 TORCH_BLOCK = 1024
 
@@ -74,9 +76,8 @@ class _Sides:
 
     def ours_without_nmi(self) -> dict[str, float]:
         """Recall@K and MAP@R."""
-        found = recall_at_k(self._embeddings, self._labels, ks=RECALL_AT)
-        figures = {f"recall_at_{k}": value for k, value in found.recall.items()}
-        return figures | {"map_at_r": precision_at_r(self._embeddings, self._labels).map_at_r}
+        found, precision = rank_figures(self._embeddings, self._labels, ks=RECALL_AT)
+        return {f"recall_at_{k}": value for k, value in found.recall.items()} | {"map_at_r": precision.map_at_r}
 
     def accuracy_calculator(self) -> dict[str, float]:
         """Recall@1, MAP@R and NMI of pytorch-metric-learning; it has no Recall@K for other K."""
@@ -131,7 +132,7 @@ def _made_up(work: Work) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(work.num_images) % work.num_classes
     centres = rng.standard_normal((work.num_classes, work.width), dtype=np.float32)
     embeddings = rng.standard_normal((work.num_images, work.width), dtype=np.float32)
-    embeddings += 2.2 * work.width**-0.25 * centres[labels]
+    embeddings += 1.9 * work.width**-0.25 * centres[labels]
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings, labels
 

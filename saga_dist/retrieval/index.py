@@ -21,8 +21,8 @@ import numpy as np
 from saga_dist.errors import CheckpointError, DataError
 from saga_dist.files import file_sha256, new_folder, write_atomic
 from saga_dist.retrieval.identity import ModelIdentity
-from saga_dist.retrieval.neighbours import unit_rows
 from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
+from saga_dist.retrieval.unit import unit_rows
 
 Kind = Literal["flat", "hnsw", "ivf"]
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")

@@ -1,4 +1,4 @@
-"""Recall@K, MAP@R, R-precision and NMI as the literature defines them, with intervals that respect classes.
+"""Recall@K, MAP@R and R-precision as the literature defines them, with intervals that respect classes.
 
 Rules where implementations differ:
 
@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from saga_dist.errors import DataError
-from saga_dist.retrieval.neighbours import check_labels, ranked_matches, unit_rows
+from saga_dist.retrieval.neighbours import ranked_matches
+from saga_dist.retrieval.unit import check_labels
 
 _EXACT_CLASSES = 14
 """Up to here all sign patterns of the paired test are tried."""
@@ -56,6 +57,29 @@ class PrecisionAtR(NamedTuple):
     r_precision: float
 
 
+class RankFigures(NamedTuple):
+    """All figures of one ranking."""
+
+    recall: Recall
+    precision: PrecisionAtR
+
+
+def rank_figures(
+    embeddings_IE: np.ndarray,
+    labels_I: np.ndarray,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    gallery_GE: np.ndarray | None = None,
+    gallery_labels_G: np.ndarray | None = None,
+) -> RankFigures:
+    """Returns Recall@K, MAP@R and R-precision of one ranking; arguments and errors as in ``recall_at_k``."""
+    _check_ks(ks)
+    relevant_I = _count_relevant(labels_I, gallery_labels_G)
+    num_ranks = max(*ks, int(relevant_I.max()))
+    matches_IK = ranked_matches(embeddings_IE, labels_I, num_ranks, gallery_GE, gallery_labels_G)
+    return RankFigures(_recall(matches_IK[:, : max(ks)], relevant_I, ks), _precision(matches_IK, relevant_I))
+
+
 def recall_at_k(
     embeddings_IE: np.ndarray,
     labels_I: np.ndarray,
@@ -76,15 +100,9 @@ def recall_at_k(
     Raises:
         DataError: shapes, types or values do not fit.
     """
-    if not ks or min(ks) < 1:
-        raise DataError(f"ks = {tuple(ks)}", expected="whole numbers >= 1")
+    _check_ks(ks)
     relevant_I = _count_relevant(labels_I, gallery_labels_G)
-    matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(ks))
-    first_hit_I = np.zeros(len(matches_IK), np.int64)
-    if matches_IK.shape[1]:
-        first_hit_I = np.where(matches_IK.any(1), matches_IK.argmax(1) + 1, 0)
-    recall = {k: float(hits_at(first_hit_I, k).mean()) for k in ks}
-    return Recall(recall, first_hit_I, int((relevant_I == 0).sum()))
+    return _recall(ranked_matches(embeddings_IE, labels_I, max(ks), gallery_GE, gallery_labels_G), relevant_I, ks)
 
 
 def precision_at_r(
@@ -96,53 +114,8 @@ def precision_at_r(
 ) -> PrecisionAtR:
     """Returns MAP@R and R-precision, R being the relevant items of each query; arguments as in ``recall_at_k``."""
     relevant_I = _count_relevant(labels_I, gallery_labels_G)
-    matches_IK = _ranked(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, max(int(relevant_I.max()), 1))
-    ranks_K = np.arange(1, matches_IK.shape[1] + 1)
-    inside_IK = matches_IK & (ranks_K <= relevant_I[:, None])
-    precision_IK = np.cumsum(inside_IK, axis=1) / ranks_K
-    divisor_I = np.maximum(relevant_I, 1)
-    map_at_r = ((precision_IK * inside_IK).sum(1) / divisor_I).mean()
-    return PrecisionAtR(float(map_at_r), float((inside_IK.sum(1) / divisor_I).mean()))
-
-
-def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_iterations: int = 20) -> float:
-    """Returns the normalised mutual information (arithmetic mean) between classes and k-means clusters.
-
-    As many clusters as there are classes (``kmeans_clusters``); the score is scikit-learn's.
-
-    Args:
-        embeddings_IE: [I, E] floating.
-        labels_I: [I] integers.
-        seed: of the initial centroids.
-        num_iterations: of k-means.
-    """
-    from sklearn.metrics import normalized_mutual_info_score
-
-    labels = check_labels(labels_I, len(embeddings_IE))
-    cluster_I = kmeans_clusters(embeddings_IE, len(np.unique(labels)), seed=seed, num_iterations=num_iterations)
-    return float(np.clip(normalized_mutual_info_score(labels, cluster_I), 0.0, 1.0))
-
-
-def kmeans_clusters(
-    embeddings_IE: np.ndarray, num_clusters: int, *, seed: int = 0, num_iterations: int = 20
-) -> np.ndarray:
-    """Returns the cluster of each embedding, int64 [I]: faiss k-means on unit vectors, one start from ``seed``."""
-    import faiss
-
-    embeddings = unit_rows(embeddings_IE)
-    kmeans = faiss.Kmeans(
-        embeddings.shape[1],
-        num_clusters,
-        niter=num_iterations,
-        seed=seed % 2**31,  # a C int
-        # All points, always: the library would subsample large classes and complain about small ones.
-        max_points_per_centroid=len(embeddings),
-        min_points_per_centroid=1,
-    )
-    kmeans.train(embeddings)
-    _, cluster_I1 = kmeans.index.search(embeddings, 1)
-    cluster_I: np.ndarray = cluster_I1[:, 0]
-    return cluster_I
+    num_ranks = max(int(relevant_I.max()), 1)
+    return _precision(ranked_matches(embeddings_IE, labels_I, num_ranks, gallery_GE, gallery_labels_G), relevant_I)
 
 
 def clustered_interval(
@@ -224,18 +197,26 @@ def paired_test(
     return PairedTest(float(gains_C.sum() / counts_C.sum()), low, high, p_value)
 
 
-def _ranked(
-    embeddings_IE: np.ndarray,
-    labels_I: np.ndarray,
-    gallery_GE: np.ndarray | None,
-    gallery_labels_G: np.ndarray | None,
-    num_ranks: int,
-) -> np.ndarray:
-    if gallery_GE is not None and gallery_labels_G is not None:
-        return ranked_matches(embeddings_IE, labels_I, gallery_GE, gallery_labels_G, num_ranks, exclude_self=False)
-    if gallery_GE is None and gallery_labels_G is None:
-        return ranked_matches(embeddings_IE, labels_I, embeddings_IE, labels_I, num_ranks, exclude_self=True)
-    raise DataError("a gallery with embeddings or labels alone", expected="both or neither")
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        raise DataError(f"ks = {tuple(ks)}", expected="whole numbers >= 1")
+
+
+def _recall(matches_IK: np.ndarray, relevant_I: np.ndarray, ks: Sequence[int]) -> Recall:
+    first_hit_I = np.zeros(len(matches_IK), np.int64)
+    if matches_IK.shape[1]:
+        first_hit_I = np.where(matches_IK.any(1), matches_IK.argmax(1) + 1, 0)
+    recall = {k: float(hits_at(first_hit_I, k).mean()) for k in ks}
+    return Recall(recall, first_hit_I, int((relevant_I == 0).sum()))
+
+
+def _precision(matches_IK: np.ndarray, relevant_I: np.ndarray) -> PrecisionAtR:
+    ranks_K = np.arange(1, matches_IK.shape[1] + 1)
+    inside_IK = matches_IK & (ranks_K <= relevant_I[:, None])
+    precision_IK = np.cumsum(inside_IK, axis=1) / ranks_K
+    divisor_I = np.maximum(relevant_I, 1)
+    map_at_r = ((precision_IK * inside_IK).sum(1) / divisor_I).mean()
+    return PrecisionAtR(float(map_at_r), float((inside_IK.sum(1) / divisor_I).mean()))
 
 
 def _count_relevant(labels_I: np.ndarray, gallery_labels_G: np.ndarray | None) -> np.ndarray:

@@ -1,31 +1,39 @@
-"""Exact ranking: faiss proposes, fp64 decides, and ties never depend on the order of the gallery.
+"""Exact ranking: fast products propose, fp64 decides, and ties never depend on the order of the gallery.
 
-faiss scores in fp32 and orders ties as it pleases. Here its best candidates are scored again in fp64, and a query
-whose border is too close to call, such as one among many duplicates, is compared with the whole gallery. What comes out
-is what a plain fp64 loop gives.
+Scores in bfloat16 (where the processor is faster with it) name a few candidates for each query and a bound on their
+error: everything that could be among the wanted ranks is scored again, in float32 and then in float64. A query whose
+border is too close for the bound, such as one among many duplicates, is asked again with float32 scores, and if that is
+not enough either, compared with the whole gallery in fp64. What comes out is what a plain fp64 loop gives.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from saga_dist.errors import DataError
+from saga_dist.retrieval.candidates import Best, best_of_gallery, best_of_others
+from saga_dist.retrieval.products import Products, half_is_faster, listed_cosines
+from saga_dist.retrieval.unit import UnitRows, blocks, check_labels
 
-_SPARE_CANDIDATES = 8
+_CANDIDATES_PER_RANK = 8
+_SPARE_CANDIDATES = 32
 _SCORE_DECIMALS = 10
 """Cosines that agree to so many decimals are a tie."""
+_SLACK = 1e-9
+"""More than that rounding can move."""
 _BLOCK_BYTES = 128 * 2**20
-_QUERIES_PER_SEARCH = 4096
+_QUERIES_AT_ONCE = 4096
+_PAIRS_AT_ONCE = 4_000_000
 
 
 def ranked_matches(
     queries_QE: np.ndarray,
     query_labels_Q: np.ndarray,
-    gallery_GE: np.ndarray,
-    gallery_labels_G: np.ndarray,
     num_ranks: int,
-    *,
-    exclude_self: bool,
+    gallery_GE: np.ndarray | None = None,
+    gallery_labels_G: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns bool [Q, K]: whether the item at each rank has the query's class; K = num_ranks or what the gallery has.
 
@@ -35,109 +43,127 @@ def ranked_matches(
     Args:
         queries_QE: [Q, E] floating; normalised here.
         query_labels_Q: [Q] integers.
-        gallery_GE: [G, E] floating.
-        gallery_labels_G: [G] integers.
         num_ranks: at least 1.
-        exclude_self: query q is gallery item q, and is left out of its own ranking by that index (never by its score).
+        gallery_GE: [G, E] floating; None: the queries are the gallery, and query q leaves item q out of its ranking, by
+            that index (never by its score).
+        gallery_labels_G: [G] integers, given together with ``gallery_GE``.
 
     Raises:
         DataError: shapes or types do not fit, or an embedding is zero or not finite.
     """
-    import faiss
-
-    queries, gallery = unit_rows(queries_QE), unit_rows(gallery_GE)
-    query_labels, gallery_labels = (
-        check_labels(query_labels_Q, len(queries)),
-        check_labels(gallery_labels_G, len(gallery)),
-    )
-    if queries.shape[1] != gallery.shape[1] or num_ranks < 1 or (exclude_self and len(queries) != len(gallery)):
+    if (gallery_GE is None) != (gallery_labels_G is None):
+        raise DataError("a gallery with embeddings or labels alone", expected="both or neither")
+    queries = UnitRows(queries_QE)
+    query_labels = check_labels(query_labels_Q, len(queries))
+    own = gallery_GE is None
+    gallery = queries if gallery_GE is None else UnitRows(gallery_GE)
+    gallery_labels = query_labels if gallery_labels_G is None else check_labels(gallery_labels_G, len(gallery))
+    if queries.width != gallery.width or num_ranks < 1:
         raise DataError(
-            f"queries {queries.shape}, gallery {gallery.shape}, {num_ranks} ranks", expected="one dimension, ranks >= 1"
+            f"queries {queries_QE.shape}, gallery {len(gallery)} x {gallery.width}, {num_ranks} ranks",
+            expected="one dimension, ranks >= 1",
         )
-    num_ranks = min(num_ranks, len(gallery) - exclude_self)
-    num_candidates = min(num_ranks + exclude_self + _SPARE_CANDIDATES, len(gallery))
-    matches_QK = np.zeros((len(queries), num_ranks), dtype=bool)
-    if num_ranks == 0:
-        return matches_QK
-    step = max(1, min(_QUERIES_PER_SEARCH, _BLOCK_BYTES // (8 * num_candidates * gallery.shape[1])))
-    for start in range(0, len(queries), step):
-        rows = np.arange(start, min(start + step, len(queries)))
-        scores_RC, found_RC = faiss.knn(queries[rows], gallery, num_candidates, metric=faiss.METRIC_INNER_PRODUCT)
-        exact_RC = np.matmul(gallery[found_RC].astype(np.float64), queries[rows, :, None].astype(np.float64))[..., 0]
-        if exclude_self:
-            exact_RC[found_RC == rows[:, None]] = -np.inf
-        same_RC = gallery_labels[found_RC] == query_labels[rows, None]
-        ranked_RC, matches_QK[rows] = _pessimistic_order(exact_RC, same_RC, num_ranks)
-        if num_candidates < len(gallery):
-            rounding = 2 * np.finfo(np.float32).eps * np.sqrt(gallery.shape[1])
-            unsure = rows[scores_RC[:, -1] + rounding >= ranked_RC[:, -1]]
-            matches_QK[unsure] = _against_everything(
-                queries, query_labels, gallery, gallery_labels, unsure, num_ranks, exclude_self
-            )
+    task = _Task(
+        queries, query_labels, gallery, gallery_labels, min(num_ranks, len(gallery) - own), own, len(gallery) - own
+    )
+    matches_QK = np.zeros((len(queries), task.num_ranks), dtype=bool)
+    unsure = np.arange(len(queries) if task.num_ranks else 0)
+    if task.num_candidates < task.num_items:
+        for half in (True, False) if half_is_faster() else (False,):
+            unsure = _settle(task, unsure, matches_QK, half=half)
+    matches_QK[unsure] = _against_everything(task, unsure)
     return matches_QK
 
 
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Returns contiguous float32 rows of length 1.
+@dataclass(frozen=True, slots=True)
+class _Task:
+    queries: UnitRows
+    query_labels: np.ndarray
+    gallery: UnitRows
+    gallery_labels: np.ndarray
+    num_ranks: int
+    own: bool
+    """The queries are the gallery."""
+    num_items: int
+    """That a query can find."""
 
-    Raises:
-        DataError: not a non-empty floating matrix, or a row is zero or not finite.
-    """
-    if embeddings.ndim != 2 or 0 in embeddings.shape or not np.issubdtype(embeddings.dtype, np.floating):
-        raise DataError(
-            f"embeddings are {embeddings.dtype} {embeddings.shape}", expected="a floating matrix, one row each"
-        )
-    values = embeddings.astype(np.float64)
-    norms = np.linalg.norm(values, axis=1)
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(bad):
-        raise DataError(
-            f"{len(bad)} embeddings are zero or not finite, first at row {bad[0]}",
-            fix="check the image at that row and the encoder",
-        )
-    return np.ascontiguousarray(values / norms[:, None], dtype=np.float32)
+    @property
+    def num_candidates(self) -> int:
+        return _CANDIDATES_PER_RANK * self.num_ranks + _SPARE_CANDIDATES
 
-
-def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
-    """Returns the labels as int64 [count].
-
-    Raises:
-        DataError: none at all, wrong shape, or not integers (float labels collide above 2^24).
-    """
-    labels = np.asarray(labels)
-    if count == 0 or labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels are {labels.dtype} {labels.shape}", expected=f"{max(count, 1)} integers")
-    return labels.astype(np.int64)
+    def same(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.equal(self.gallery_labels[items], self.query_labels[rows])
 
 
-def _against_everything(
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    gallery: np.ndarray,
-    gallery_labels: np.ndarray,
-    rows: np.ndarray,
-    num_ranks: int,
-    exclude_self: bool,
-) -> np.ndarray:
+def _settle(task: _Task, unsure: np.ndarray, matches_QK: np.ndarray, *, half: bool) -> np.ndarray:
+    """Fills the matches of the queries that candidates by fast scores decide; returns the others."""
+    if len(unsure) == 0:
+        return unsure
+    centre_E = task.gallery.mean()
+    gallery = Products(task.gallery, centre_E, half=half)
+    if task.own and len(unsure) == len(gallery):
+        best = best_of_others(gallery, task.num_candidates)
+        counts_Q = _num_possible(best, gallery.margins(gallery, best.scores_QM), task.num_ranks)
+        del gallery
+        return _decide(task, unsure, best, counts_Q, matches_QK)
+    left = []
+    for part in blocks(len(unsure), _QUERIES_AT_ONCE):
+        rows = unsure[part]
+        queries = Products(task.queries.take(rows), centre_E, half=half)
+        best = best_of_gallery(queries, gallery, task.num_candidates, rows if task.own else None)
+        counts_Q = _num_possible(best, queries.margins(gallery, best.scores_QM), task.num_ranks)
+        left.append(_decide(task, rows, best, counts_Q, matches_QK))
+    return np.concatenate(left)
+
+
+def _num_possible(best: Best, margins_QM: np.ndarray, num_ranks: int) -> np.ndarray:
+    """How many candidates could be among the wanted ranks; 0 when items beyond the candidates could be."""
+    lowest_Q1 = (best.scores_QM - margins_QM)[:, num_ranks - 1 : num_ranks]
+    possible_QM = best.scores_QM + margins_QM >= lowest_Q1 - _SLACK
+    return np.where(possible_QM[:, -1], 0, possible_QM.sum(1))
+
+
+def _decide(task: _Task, rows_Q: np.ndarray, best: Best, counts_Q: np.ndarray, matches_QK: np.ndarray) -> np.ndarray:
+    """Fills the matches of queries with candidates; returns those without."""
+    with_some = np.flatnonzero(counts_Q)
+    step = max(1, _PAIRS_AT_ONCE // best.items_QM.shape[1])
+    for part in blocks(len(with_some), step):
+        chosen = with_some[part]
+        possible_QM = np.arange(counts_Q[chosen].max()) < counts_Q[chosen, None]
+        items_QM = best.items_QM[chosen, : possible_QM.shape[1]]
+        whole = task.own and len(chosen) == len(task.queries)
+        queries = task.gallery if whole else task.queries.take(rows_Q[chosen])
+        for double in (False, True):
+            starts_Q1 = np.concatenate([[0], possible_QM.sum(1).cumsum()])
+            cosine_L, error = listed_cosines(queries, task.gallery, starts_Q1, items_QM[possible_QM], double=double)
+            scores_QM = np.full(items_QM.shape, -np.inf)
+            scores_QM[possible_QM] = cosine_L
+            if not double:
+                border_Q = np.partition(scores_QM, -task.num_ranks, axis=1)[:, -task.num_ranks]
+                possible_QM = scores_QM >= border_Q[:, None] - 2 * error - _SLACK
+        same_QM = task.same(rows_Q[chosen, None], items_QM)
+        matches_QK[rows_Q[chosen]] = _pessimistic_order(scores_QM, same_QM, task.num_ranks)
+    return rows_Q[counts_Q == 0]
+
+
+def _against_everything(task: _Task, rows: np.ndarray) -> np.ndarray:
     """Match flags of some queries by fp64 comparison with the whole gallery."""
-    matches = np.zeros((len(rows), num_ranks), dtype=bool)
-    step = max(1, _BLOCK_BYTES // (8 * len(gallery)))
-    columns = max(1, _BLOCK_BYTES // (8 * gallery.shape[1]))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        scores = np.empty((len(part), len(gallery)))
-        for left in range(0, len(gallery), columns):
-            block = gallery[left : left + columns].astype(np.float64)
-            scores[:, left : left + columns] = queries[part].astype(np.float64) @ block.T
-        if exclude_self:
-            scores[np.arange(len(part)), part] = -np.inf
-        same = gallery_labels[None] == query_labels[part, None]
-        _, matches[start : start + len(part)] = _pessimistic_order(scores, same, num_ranks)
+    matches = np.zeros((len(rows), task.num_ranks), dtype=bool)
+    columns = max(1, _BLOCK_BYTES // (8 * task.gallery.width))
+    for part in blocks(len(rows), max(1, _BLOCK_BYTES // (8 * len(task.gallery)))):
+        chosen = rows[part]
+        queries_RE = task.queries.rows(chosen).astype(np.float64)
+        scores = np.empty((len(chosen), len(task.gallery)))
+        for items in blocks(len(task.gallery), columns):
+            scores[:, items] = queries_RE @ task.gallery.rows(items).astype(np.float64).T
+        if task.own:
+            scores[np.arange(len(chosen)), chosen] = -np.inf
+        same = task.same(chosen[:, None], np.arange(len(task.gallery)))
+        matches[part] = _pessimistic_order(scores, same, task.num_ranks)
     return matches
 
 
-def _pessimistic_order(scores_RC: np.ndarray, same_RC: np.ndarray, num_ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and match flags of the best ranks, other classes first among equals."""
-    rounded_RC = np.round(scores_RC, _SCORE_DECIMALS)
-    order_RC = np.lexsort((same_RC, -rounded_RC), axis=-1)[:, :num_ranks]
-    return np.take_along_axis(rounded_RC, order_RC, 1), np.take_along_axis(same_RC, order_RC, 1)
+def _pessimistic_order(scores_RC: np.ndarray, same_RC: np.ndarray, num_ranks: int) -> np.ndarray:
+    """Match flags of the best ranks, other classes first among equals."""
+    order_RC = np.lexsort((same_RC, -np.round(scores_RC, _SCORE_DECIMALS)), axis=-1)[:, :num_ranks]
+    return np.take_along_axis(same_RC, order_RC, 1)

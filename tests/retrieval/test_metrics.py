@@ -11,16 +11,18 @@ from scipy.stats import t as student_t
 from sklearn.metrics import normalized_mutual_info_score
 
 from saga_dist.errors import DataError
+from saga_dist.retrieval import candidates, neighbours
+from saga_dist.retrieval.clusters import kmeans_clusters, nmi
 from saga_dist.retrieval.metrics import (
     clustered_interval,
     hits_at,
-    kmeans_clusters,
-    nmi,
     paired_test,
     precision_at_r,
+    rank_figures,
     recall_at_k,
 )
-from saga_dist.retrieval.neighbours import ranked_matches, unit_rows
+from saga_dist.retrieval.neighbours import ranked_matches
+from saga_dist.retrieval.unit import unit_rows
 
 
 def _oracle(
@@ -63,9 +65,31 @@ def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return values, generator.integers(0, generator.integers(1, count + 1), count) * 2**40
 
 
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small galleries go through all stages too: blocks of five, two candidates more than ranks, bfloat16 first."""
+    monkeypatch.setattr(candidates, "BLOCK", 5)
+    monkeypatch.setattr(neighbours, "_CANDIDATES_PER_RANK", 1)
+    monkeypatch.setattr(neighbours, "_SPARE_CANDIDATES", 2)
+    monkeypatch.setattr(neighbours, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(neighbours, "_PAIRS_AT_ONCE", 40)
+    monkeypatch.setattr(neighbours, "half_is_faster", lambda: True)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_the_loop_on_random_cases(seed: int) -> None:
     """20 x 50 = 1,000 data sets; every query's hits, and every figure, are those of the loop."""
+    _compare_with_the_loop(seed)
+
+
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize("seed", range(20, 40))
+def test_fast_scores_and_candidates_change_nothing(seed: int) -> None:
+    """1,000 more data sets, each of them through candidates."""
+    _compare_with_the_loop(seed)
+
+
+def _compare_with_the_loop(seed: int) -> None:
     generator = np.random.default_rng(seed)
     for _ in range(50):
         values, labels = _case(generator)
@@ -83,10 +107,26 @@ def test_equals_the_loop_on_random_cases(seed: int) -> None:
         ]
         shares = [sum(row[:r]) / r if r else 0.0 for row, r in zip(flags, relevant, strict=True)]
         assert precision_at_r(values, labels) == pytest.approx((np.mean(precisions), np.mean(shares)), abs=1e-12)
+        few = recall_at_k(values, labels, ks=(1, 2))
+        assert few.recall == {k: result.recall[k] for k in (1, 2)}
+        both = rank_figures(values, labels, ks=(2, 1))
+        assert both.recall.recall == few.recall
+        assert both.recall.first_hit_I.tolist() == few.first_hit_I.tolist()
+        assert both.precision == precision_at_r(values, labels)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_separate_gallery_equals_the_loop(seed: int) -> None:
+    _compare_with_the_loop_of_a_gallery(seed)
+
+
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_candidates_of_a_separate_gallery_change_nothing(seed: int) -> None:
+    _compare_with_the_loop_of_a_gallery(seed)
+
+
+def _compare_with_the_loop_of_a_gallery(seed: int) -> None:
     generator = np.random.default_rng(100 + seed)
     for _ in range(10):
         values, labels = _case(generator)
@@ -121,16 +161,16 @@ def test_a_collapsed_encoder_finds_nothing_and_its_order_does_not_matter() -> No
     assert recall_at_k(values, labels).recall == recall_at_k(values[order], labels[order]).recall
 
 
-def test_the_usual_path_needs_no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_the_usual_path_needs_no_fall_back(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
     """A gallery much larger than the candidates, against a full fp64 matrix product."""
 
-    def refuse(*arguments: object) -> np.ndarray:
-        queries_to_repeat = arguments[4]
-        assert isinstance(queries_to_repeat, np.ndarray)
-        assert len(queries_to_repeat) == 0, "well separated scores must not need the whole gallery"
+    def refuse(task: object, unsure: np.ndarray) -> np.ndarray:
+        assert len(unsure) == 0, "well separated scores must not need the whole gallery"
         return np.zeros((0, 8), bool)
 
-    monkeypatch.setattr("saga_dist.retrieval.neighbours._against_everything", refuse)
+    monkeypatch.setattr(neighbours, "_against_everything", refuse)
+    monkeypatch.setattr(neighbours, "half_is_faster", lambda: half)
     generator = np.random.default_rng(2)
     labels = np.repeat(np.arange(60), 10)
     values = generator.normal(size=(60, 512))[labels] * 0.35 + generator.normal(size=(600, 512))
@@ -183,7 +223,7 @@ def test_half_a_gallery_and_bad_ks_are_refused() -> None:
     with pytest.raises(DataError, match="ks = "):
         recall_at_k(np.eye(2), np.arange(2), ks=(0, 1))
     with pytest.raises(DataError, match="one dimension"):
-        ranked_matches(np.eye(2), np.arange(2), np.eye(3), np.arange(3), 1, exclude_self=False)
+        ranked_matches(np.eye(2), np.arange(2), 1, np.eye(3), np.arange(3))
 
 
 def test_nmi_by_hand_and_by_seed() -> None:

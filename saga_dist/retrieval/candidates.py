@@ -1,0 +1,108 @@
+"""The best few of a gallery for every query by fast scores, block by block in little memory.
+
+Where the queries are the gallery, the table of scores is symmetric: a block above the diagonal serves its rows and its
+columns, which halves the operations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saga_dist.retrieval.products import Products
+from saga_dist.retrieval.unit import blocks
+
+BLOCK = 2048
+
+
+class Best:
+    """The M best items of each query so far."""
+
+    def __init__(self, num_queries: int, num_candidates: int) -> None:
+        self.scores_QM = np.full((num_queries, num_candidates), -np.inf, np.float32)
+        """Best first; -inf where there are fewer."""
+        self.items_QM = np.zeros((num_queries, num_candidates), np.int32)
+
+    def add(self, queries: slice, items: slice, scores_RC: np.ndarray) -> None:
+        """Takes the scores of some queries (rows) for some items (columns)."""
+        border_R = self.scores_QM[queries, -1]
+        if np.isneginf(border_R).any():
+            self._add_all(queries, items, scores_RC)
+            return
+        hits = np.flatnonzero(scores_RC > border_R[:, None])
+        row_H, column_H = np.divmod(hits, scores_RC.shape[1])
+        self._merge(queries, row_H, (column_H + items.start).astype(np.int32), scores_RC.ravel()[hits])
+
+    def add_transposed(self, queries: slice, items: slice, scores_CR: np.ndarray) -> None:
+        """Takes the scores of some queries (columns) for some items (rows)."""
+        border_R = self.scores_QM[queries, -1]
+        if np.isneginf(border_R).any():
+            self._add_all(queries, items, np.ascontiguousarray(scores_CR.T))
+            return
+        hits = np.flatnonzero(scores_CR > border_R)
+        item_H, row_H = np.divmod(hits, scores_CR.shape[1])
+        order_H = np.argsort(row_H.astype(np.uint16), kind="stable")  # 16 bits: sorted by counting
+        item_H = (item_H[order_H] + items.start).astype(np.int32)
+        self._merge(queries, row_H[order_H], item_H, scores_CR.ravel()[hits[order_H]])
+
+    def _add_all(self, queries: slice, items: slice, scores_RC: np.ndarray) -> None:
+        """Without a border every score counts."""
+        items_RC = np.broadcast_to(np.arange(items.start, items.stop, dtype=np.int32), scores_RC.shape)
+        scores = np.concatenate([self.scores_QM[queries], scores_RC], 1)
+        self._keep_best(queries, scores, np.concatenate([self.items_QM[queries], items_RC], 1))
+
+    def _merge(self, queries: slice, row_H: np.ndarray, item_H: np.ndarray, score_H: np.ndarray) -> None:
+        """Takes scores above the border, sorted by row."""
+        rows_T, place_H, counts_T = np.unique(row_H, return_inverse=True, return_counts=True)
+        if len(rows_T) == 0:
+            return
+        rows_T += queries.start
+        kept = self.scores_QM.shape[1]
+        column_H = kept + np.arange(len(row_H)) - np.repeat(np.cumsum(counts_T) - counts_T, counts_T)
+        scores = np.full((len(rows_T), kept + counts_T.max()), -np.inf, np.float32)
+        items = np.zeros(scores.shape, np.int32)
+        scores[:, :kept], items[:, :kept] = self.scores_QM[rows_T], self.items_QM[rows_T]
+        scores[place_H, column_H], items[place_H, column_H] = score_H, item_H
+        self._keep_best(rows_T, scores, items)
+
+    def _keep_best(self, queries: slice | np.ndarray, scores: np.ndarray, items: np.ndarray) -> None:
+        import torch
+
+        best, columns = torch.from_numpy(scores).topk(self.scores_QM.shape[1])
+        self.scores_QM[queries] = best.numpy()
+        self.items_QM[queries] = np.take_along_axis(items, columns.numpy(), 1)
+
+
+def best_of_others(gallery: Products, num_candidates: int) -> Best:
+    """Returns the best other items for every item of a gallery."""
+    best = Best(len(gallery), num_candidates)
+    parts = list(blocks(len(gallery), BLOCK))
+    for index, rows in enumerate(parts):
+        for columns in parts[index:]:
+            scores_RC = gallery.scores(rows, gallery, columns)
+            if columns is rows:
+                np.fill_diagonal(scores_RC, -np.inf)
+            else:
+                best.add_transposed(columns, rows, scores_RC)
+            best.add(rows, columns, scores_RC)
+    return best
+
+
+def best_of_gallery(queries: Products, gallery: Products, num_candidates: int, own_Q: np.ndarray | None = None) -> Best:
+    """Returns the best items for every query.
+
+    Args:
+        queries: Q rows.
+        gallery: G rows, at least ``num_candidates`` of them allowed.
+        num_candidates: M.
+        own_Q: int64 [Q], the item that each query must not find.
+    """
+    best = Best(len(queries), num_candidates)
+    for rows in blocks(len(queries), BLOCK):
+        for columns in blocks(len(gallery), BLOCK):
+            scores_RC = queries.scores(rows, gallery, columns)
+            if own_Q is not None:
+                own_R = own_Q[rows] - columns.start
+                inside = np.flatnonzero((own_R >= 0) & (own_R < scores_RC.shape[1]))
+                scores_RC[inside, own_R[inside]] = -np.inf
+            best.add(rows, columns, scores_RC)
+    return best

@@ -1,0 +1,47 @@
+"""k-means clusters of embeddings, and how far they agree with classes (NMI)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saga_dist.retrieval.unit import check_labels, unit_rows
+
+
+def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_iterations: int = 20) -> float:
+    """Returns the normalised mutual information (arithmetic mean) between classes and k-means clusters.
+
+    As many clusters as there are classes (``kmeans_clusters``); the score is scikit-learn's.
+
+    Args:
+        embeddings_IE: [I, E] floating.
+        labels_I: [I] integers.
+        seed: of the initial centroids.
+        num_iterations: of k-means.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    labels = check_labels(labels_I, len(embeddings_IE))
+    cluster_I = kmeans_clusters(embeddings_IE, len(np.unique(labels)), seed=seed, num_iterations=num_iterations)
+    return float(np.clip(normalized_mutual_info_score(labels, cluster_I), 0.0, 1.0))
+
+
+def kmeans_clusters(
+    embeddings_IE: np.ndarray, num_clusters: int, *, seed: int = 0, num_iterations: int = 20
+) -> np.ndarray:
+    """Returns the cluster of each embedding, int64 [I]: faiss k-means on unit vectors, one start from ``seed``."""
+    import faiss
+
+    embeddings = unit_rows(embeddings_IE)
+    kmeans = faiss.Kmeans(
+        embeddings.shape[1],
+        num_clusters,
+        niter=num_iterations,
+        seed=seed % 2**31,  # a C int
+        # All points, always: the library would subsample large classes and complain about small ones.
+        max_points_per_centroid=len(embeddings),
+        min_points_per_centroid=1,
+    )
+    kmeans.train(embeddings)
+    _, cluster_I1 = kmeans.index.search(embeddings, 1)
+    cluster_I: np.ndarray = cluster_I1[:, 0]
+    return cluster_I
