@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from saga_dist.evidence.tables import Grid
 
-app = typer.Typer(help="Measure what the method does to the encoder, and where it can help.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Measure what the method does to the encoder, and where it can help.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.callback()

@@ -6,9 +6,9 @@ The language model is frozen, so dL/d(tokens) is all the encoder needs from it. 
     (constant)  │                                         └► attention rows of one layer (no gradient)
                 └◄── one backward through the prompt, from what the leaves collected
 
-So the prompt runs once for all G completions, activations exist for at most ``completions_per_chunk`` of them (of
-similar length, so that little is padding), and logits for ``logits_chunk`` positions. What stands before the first
-image is a constant of the run and is read once.
+So the prompt runs once for all G completions, equal completions run once with their advantages added up, activations
+exist for at most ``completions_per_chunk`` of them, and logits for ``logits_chunk`` positions. What stands before the
+first image is a constant of the run and is read once.
 
 Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
 completions are also read on the tokens that they were sampled from, without gradient. Both numbers then come from one
@@ -31,7 +31,7 @@ from saga_dist.objectives.attention import attention_targets, renormalised_atten
 from saga_dist.objectives.grpo import grpo_loss, importance_weights
 from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
 from saga_dist.workers.engines.validation import validate_tokens
-from saga_dist.workers.replay_parts import Chunk, Results, Sampled, chunk_indices
+from saga_dist.workers.replay_parts import Chunk, Results, Sampled, distinct_completions, packed_chunks, padded_chunks
 
 
 class ReplayWorker:
@@ -96,13 +96,11 @@ class ReplayWorker:
         prefix = self._read_prefix(prompt, values_NW)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
 
-        chunks = chunk_indices([len(ids) for ids in task.group.completions.token_ids], self._completions_per_chunk)
+        chunks = self._chunks(task.group, prompt)
         sampled = self._sampled_log_probs(task.group, chunks, behaviour)
         results = Results()
         for chunk, sampled_chunk in zip(chunks, sampled, strict=True):
-            self._replay_chunk(
-                task, Chunk.of(task.group, chunk, prompt, self._backbone.device), sampled_chunk, leaves, results
-            )
+            self._replay_chunk(task, chunk, prompt, sampled_chunk, leaves, results)
         _back_propagate(prefix, leaves)
         return results.collect(task, values_NW, tokens)
 
@@ -123,84 +121,99 @@ class ReplayWorker:
         columns = slice(prompt.images[0].start, len(prompt.token_ids_S) - 1)
         return self._backbone.read_prompt(prompt, values_NW, columns, self._constant_head(prompt))
 
+    def _chunks(self, group: ScoredGroup, prompt: PromptLayout) -> list[Chunk]:
+        token_ids = group.completions.token_ids
+        copies = distinct_completions(token_ids)
+        divide = packed_chunks if self._backbone.packs else padded_chunks
+        parts = divide([len(token_ids[indices[0]]) for indices in copies], self._completions_per_chunk)
+        return [Chunk.of(group, [copies[row] for row in part], prompt, self._backbone.device) for part in parts]
+
     @torch.no_grad()
     def _sampled_log_probs(
-        self, group: ScoredGroup, chunks: Sequence[Sequence[int]], behaviour: EncoderTokens | None
+        self, group: ScoredGroup, chunks: Sequence[Chunk], behaviour: EncoderTokens | None
     ) -> list[Sampled]:
         """For each chunk, what its tokens were worth to the encoder that they were sampled with."""
-        engine = [
-            torch.from_numpy(np.concatenate([group.completions.log_probs[index] for index in chunk]))
-            for chunk in chunks
-        ]
+        log_probs = [torch.from_numpy(log_probs_T) for log_probs_T in group.completions.log_probs]
+        engine = [chunk.in_order(log_probs) for chunk in chunks]
         if behaviour is None:
             return [Sampled(engine_R) for engine_R in engine]
         prompt, values_NW = self._read_tokens(behaviour)
         prefix = self._read_prefix(prompt, values_NW)
         sampled = []
-        for indices, engine_R in zip(chunks, engine, strict=True):
-            chunk = Chunk.of(group, indices, prompt, self._backbone.device)
-            hidden_GTD = self._backbone.read_completions(prefix, chunk.inputs_GT, prompt.next_position - 1).hidden_GTD
+        for chunk, engine_R in zip(chunks, engine, strict=True):
+            hidden_SD = self._backbone.read_group(prefix, chunk.sequences, prompt.next_position - 1).hidden_RD
             pieces = zip(
-                chunk.predictors(hidden_GTD).split(self._logits_chunk),
-                chunk.targets().split(self._logits_chunk),
+                chunk.predictors(hidden_SD).split(self._logits_chunk),
+                chunk.targets_U.split(self._logits_chunk),
                 strict=True,
             )
             plain, tempered = [], []
-            for hidden_RD, targets_R in pieces:
-                logits_RV = self._backbone.logits(hidden_RD)
-                plain.append(_log_probs(logits_RV, targets_R))
-                tempered.append(_log_probs(logits_RV / group.completions.sampling.temperature, targets_R))
-            sampled.append(Sampled(engine_R, torch.cat(plain), torch.cat(tempered)))
+            for hidden_UD, targets_U in pieces:
+                logits_UV = self._backbone.logits(hidden_UD)
+                plain.append(_log_probs(logits_UV, targets_U))
+                tempered.append(_log_probs(logits_UV / group.completions.sampling.temperature, targets_U))
+            plain_R, tempered_R = (torch.cat(each).repeat_interleave(chunk.counts()) for each in (plain, tempered))
+            sampled.append(Sampled(engine_R, plain_R, tempered_R))
         return sampled
 
     def _replay_chunk(
-        self, task: ReplayTask, chunk: Chunk, sampled: Sampled, leaves: KeyValues, results: Results
+        self,
+        task: ReplayTask,
+        chunk: Chunk,
+        prompt: PromptLayout,
+        sampled: Sampled,
+        leaves: KeyValues,
+        results: Results,
     ) -> None:
-        group = task.group
         attended = [
-            row for row, index in enumerate(chunk.indices) if task.want_attention and _has_targets(group, index)
+            (row, index)
+            for row, indices in enumerate(chunk.copies)
+            for index in indices
+            if task.want_attention and _has_targets(task.group, index)
         ]
-        run = self._backbone.read_completions(
-            leaves, chunk.inputs_GT, chunk.prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
+        run = self._backbone.read_group(
+            leaves, chunk.sequences, prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
         )
-        log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_GTD), sampled, results)
+        log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_RD), sampled, results)
         results.compare(chunk, sampled.engine_R, log_probs_R if sampled.replay_R is None else sampled.replay_R)
-        for row in attended:
+        for row, index in attended:
             assert run.probe is not None
-            self._read_attention(run.probe, row, group, chunk.indices[row], chunk.prompt, results)
+            self._read_attention(run.probe, row, task.group, index, prompt, results)
 
     def _back_propagate_loss(
-        self, task: ReplayTask, chunk: Chunk, hidden_RD: torch.Tensor, sampled: Sampled, results: Results
+        self, task: ReplayTask, chunk: Chunk, hidden_UD: torch.Tensor, sampled: Sampled, results: Results
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
         size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
-        advantages_R = chunk.per_token(torch.tensor(task.group.advantages_G))
+        advantages_R, counts = chunk.per_token(torch.from_numpy(task.group.advantages_G)), chunk.counts().split(size)
         if sampled.tempered_R is None:  # the engine knows the untempered model only
-            reference_R, temperature = sampled.engine_R.to(hidden_RD.device), 1.0
+            reference_R, temperature = sampled.engine_R.to(hidden_UD.device), 1.0
         else:
             reference_R = sampled.tempered_R
+        sizes = [int(counts_U.sum()) for counts_U in counts]
         gradients, log_probs = [], []
-        for leaf_RD, targets, advantages, reference in zip(
-            hidden_RD.detach().split(size),
-            chunk.targets().split(size),
-            advantages_R.split(size),
-            reference_R.split(size),
+        for leaf_UD, targets_U, counts_U, advantages, reference in zip(
+            hidden_UD.detach().split(size),
+            chunk.targets_U.split(size),
+            counts,
+            advantages_R.split(sizes),
+            reference_R.split(sizes),
             strict=True,
         ):
-            logits_RV = self._backbone.logits(leaf_RD.requires_grad_())
-            log_probs_R1 = _log_probs(logits_RV, targets)[:, None]
+            logits_UV = self._backbone.logits(leaf_UD.requires_grad_())
+            log_probs_R1 = _log_probs(logits_UV, targets_U).repeat_interleave(counts_U)[:, None]
             weights_R1 = None
             if task.truncate_at is not None:
-                today = _log_probs(logits_RV.detach() / temperature, targets)
+                today = _log_probs(logits_UV.detach() / temperature, targets_U).repeat_interleave(counts_U)
                 results.weights.append(importance_weights(today, reference, float("inf")))
                 weights_R1 = importance_weights(today, reference, task.truncate_at)[:, None]
             # The loss is a sum over tokens, so each token stands as a completion of its own and chunks add up.
             every_R1 = torch.ones_like(log_probs_R1, dtype=torch.bool)
             loss = grpo_loss(log_probs_R1, every_R1, advantages, task.num_tokens_total, weights_R1)
-            gradients += torch.autograd.grad(loss, leaf_RD)
+            gradients += torch.autograd.grad(loss, leaf_UD)
             results.loss += loss.item()
             log_probs.append(log_probs_R1.detach()[:, 0])
-        hidden_RD.backward(torch.cat(gradients))
+        hidden_UD.backward(torch.cat(gradients))
         return torch.cat(log_probs)
 
     def _read_attention(

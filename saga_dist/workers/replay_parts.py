@@ -14,44 +14,74 @@ from saga_dist.types import WEIGHT_QUANTILES, Agreement, EncoderTokens, ReplayTa
 
 MAX_PADDING = 64
 """Columns that a completion is padded by at most; about what one more pass over the weights costs in tokens."""
+PACKED_TOKENS = 1024
+"""Of a packed chunk: larger matrices are not faster any more, and their activations leave the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some completions of a group, padded to one length, on top of the prompt's last token."""
+    """Some distinct completions of a group, on top of the prompt's last token.
 
-    indices: Sequence[int]
-    prompt: PromptLayout
-    inputs_GT: torch.Tensor
-    """int64 [G, 1 + T]."""
-    mask_GT: torch.Tensor
-    """bool [G, T], True at generated tokens; R of them in row order."""
+    Completions of the same tokens are read once: U tokens are predicted, R >= U generated tokens get their numbers
+    from them. In a row of R, the copies of a token are neighbours.
+    """
+
+    copies: tuple[tuple[int, ...], ...]
+    """For each distinct completion, which ones of the group it is."""
+    sequences: tuple[torch.Tensor, ...]
+    """int64: the prompt's last token and the completion, without its own last token where nobody asks what that one
+    looks at: it predicts nothing."""
+    lengths: tuple[int, ...]
+    """Of the distinct completions; they add up to U."""
+    targets_U: torch.Tensor
+    """int64, the tokens to predict."""
 
     @classmethod
-    def of(cls, group: ScoredGroup, indices: Sequence[int], prompt: PromptLayout, device: torch.device) -> Chunk:
-        """Returns the completions ``indices`` of a group as one padded batch."""
-        sequences = [group.completions.token_ids[index] for index in indices]
-        longest = max(map(len, sequences))
-        inputs_GT = torch.zeros(len(indices), longest + 1, dtype=torch.int64, device=device)
-        inputs_GT[:, 0] = prompt.token_ids_S[-1]
-        for row, sequence in enumerate(sequences):
-            inputs_GT[row, 1 : len(sequence) + 1] = torch.tensor(sequence, dtype=torch.int64)
-        lengths_G = torch.tensor([len(sequence) for sequence in sequences], device=device)
-        return cls(indices, prompt, inputs_GT, torch.arange(longest, device=device) < lengths_G[:, None])
+    def of(
+        cls, group: ScoredGroup, copies: Sequence[Sequence[int]], prompt: PromptLayout, device: torch.device
+    ) -> Chunk:
+        """Returns the distinct completions that ``copies`` names."""
+        sequences, targets = [], []
+        for indices in copies:
+            ids = torch.tensor(group.completions.token_ids[indices[0]], device=device)
+            to_the_end = any(group.describes_a[index][-1] or group.describes_b[index][-1] for index in indices)
+            sequences.append(torch.cat([prompt.token_ids_S[-1:], ids if to_the_end else ids[:-1]]))
+            targets.append(ids)
+        lengths = tuple(map(len, targets))
+        return cls(tuple(map(tuple, copies)), tuple(sequences), lengths, torch.cat(targets))
 
-    def targets(self) -> torch.Tensor:
-        """Returns the generated tokens, int64 [R]."""
-        return self.inputs_GT[:, 1:][self.mask_GT]
+    def predictors(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        """Returns the hidden state [U, D] that predicts each token: the one that stands before it."""
+        rows = hidden_SD.split([len(sequence) for sequence in self.sequences])
+        if len(hidden_SD) == len(self.targets_U):
+            return hidden_SD
+        return torch.cat([row_TD[:length] for row_TD, length in zip(rows, self.lengths, strict=True)])
 
-    def predictors(self, hidden_GTD: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden state [R, D] that predicts each generated token: column t predicts token t, and the last
-        token's column predicts nothing that was sampled."""
-        return hidden_GTD[:, :-1][self.mask_GT]
+    def counts(self) -> torch.Tensor:
+        """Returns how many generated tokens get their numbers from each of the U, int64."""
+        per_row = torch.tensor([len(indices) for indices in self.copies], device=self.targets_U.device)
+        return per_row.repeat_interleave(torch.tensor(self.lengths, device=self.targets_U.device))
+
+    def in_order(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns what stands in [T_g] tensors of all completions of the group as [R]."""
+        rows = [torch.stack([values[index] for index in indices], dim=1).flatten() for indices in self.copies]
+        return torch.cat(rows)
+
+    def by_completion(self, values_R: torch.Tensor) -> dict[int, np.ndarray]:
+        """Returns the numbers [T_g] of each completion by its index in the group: the way back from ``in_order``."""
+        rows = values_R.split(
+            [len(indices) * length for indices, length in zip(self.copies, self.lengths, strict=True)]
+        )
+        return {
+            index: row.reshape(length, len(indices))[:, copy].numpy()
+            for indices, length, row in zip(self.copies, self.lengths, rows, strict=True)
+            for copy, index in enumerate(indices)
+        }
 
     def per_token(self, values_G: torch.Tensor) -> torch.Tensor:
         """Returns a number per completion of the whole group as [R], one for each generated token."""
-        own_G = values_G.to(self.mask_GT.device)[list(self.indices)]
-        return own_G[:, None].expand_as(self.mask_GT)[self.mask_GT]
+        rows = zip(self.copies, self.lengths, strict=True)
+        return torch.cat([values_G[list(indices)].repeat(length) for indices, length in rows]).to(self.targets_U.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +114,7 @@ class Results:
         """Notes what engine and replay say about the same tokens."""
         replay_R = replay_R.cpu()
         self.differences.append(replay_R - engine_R)
-        rows = replay_R.split(chunk.mask_GT.sum(1).tolist())
-        self.replayed.update((index, row_T.numpy()) for index, row_T in zip(chunk.indices, rows, strict=True))
+        self.replayed.update(chunk.by_completion(replay_R))
 
     def agreement(self, truncate_at: float | None) -> Agreement:
         """Returns how replay and sampler compare."""
@@ -130,7 +159,15 @@ class Results:
         )
 
 
-def chunk_indices(lengths: Sequence[int], largest: int) -> list[list[int]]:
+def distinct_completions(token_ids: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Returns the indices of equal completions together, in the order of their first ones."""
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for index, ids in enumerate(token_ids):
+        copies.setdefault(ids, []).append(index)
+    return list(copies.values())
+
+
+def padded_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
     """Returns completions of similar length together, at most ``largest``: padding costs what tokens cost."""
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
@@ -138,3 +175,16 @@ def chunk_indices(lengths: Sequence[int], largest: int) -> list[list[int]]:
             chunks.append([])
         chunks[-1].append(index)
     return [sorted(chunk) for chunk in chunks]
+
+
+def packed_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
+    """Returns completions in their order, at most ``largest`` and ``PACKED_TOKENS`` together; a longer one alone."""
+    chunks: list[list[int]] = []
+    num_tokens = 0
+    for index, length in enumerate(lengths):
+        if not chunks or len(chunks[-1]) == largest or num_tokens + length > PACKED_TOKENS:
+            chunks.append([])
+            num_tokens = 0
+        chunks[-1].append(index)
+        num_tokens += length
+    return chunks

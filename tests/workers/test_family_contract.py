@@ -185,26 +185,27 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
 
 
 def test_attention_of_every_layer_is_eager_attention(world: World) -> None:
-    """Rows of a ragged batch on a shared prefix against the untouched model's attention, one sequence at a time."""
+    """Rows of a ragged group on a shared prefix, padded and packed, against the untouched model's attention, one sequence at a time."""
     family, completions = world.family, ((9, 30, 12, 40, 11), (33, 21), (17, 10, 9))
     backbone, tower = family.load_backbone(), family.load_tower()
     pixels = tower.preprocess(world.images)
     prompt_ids = family.load_tokenizer().encode(world.prompt_text, add_special_tokens=False)
     prompt = backbone.lay_out(prompt_ids, pixels.grids)
-    padded_GT = torch.zeros(len(completions), 5, dtype=torch.int64)
-    for row, completion in enumerate(completions):
-        padded_GT[row, : len(completion)] = torch.tensor(completion)
+    sequences = [torch.tensor(completion) for completion in completions]
+    padded_GT = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     with torch.no_grad():
         past = backbone.read_prompt(prompt, tower(pixels), slice(0, len(prompt.token_ids_S)))
         outputs = [world.reference(**world.inputs(each), output_attentions=True) for each in completions]
         for layer in range(backbone.num_layers):
-            run = backbone.read_completions(past, padded_GT, prompt.next_position, probe_layer=layer)
-            assert run.probe is not None
+            padded = backbone.read_completions(past, padded_GT, prompt.next_position, probe_layer=layer).probe
+            packed = backbone.read_group(past, sequences, prompt.next_position, probe_layer=layer).probe
+            assert backbone.packs and padded is not None and packed is not None
             for row, (completion, output) in enumerate(zip(completions, outputs, strict=True)):
                 length = len(prompt.token_ids_S) + len(completion)
-                rows_RK = run.probe.rows(row, torch.arange(len(completion)))[:, :length]
                 expected_RK = output.attentions[layer][0].mean(0)[-len(completion) :]
-                torch.testing.assert_close(rows_RK, expected_RK, rtol=1e-4, atol=1e-6)
+                for probe in (padded, packed):
+                    rows_RK = probe.rows(row, torch.arange(len(completion)))[:, :length]
+                    torch.testing.assert_close(rows_RK, expected_RK, rtol=1e-4, atol=1e-6)
                 assert expected_RK.std() > 1e-4  # uniform rows would show nothing
 
 

@@ -16,6 +16,7 @@ import torch
 from saga_dist.errors import ModelError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
+from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.types import (
     WEIGHT_QUANTILES,
     Completions,
@@ -26,7 +27,7 @@ from saga_dist.types import (
     ScoredGroup,
     TokenGradients,
 )
-from saga_dist.workers import replay_parts
+from saga_dist.workers import replay, replay_parts
 from saga_dist.workers.replay import ReplayWorker
 
 LENGTHS = (5, 11, 8, 1, 9)
@@ -265,11 +266,19 @@ def _assert_equal(
         assert (tower[name] - expected).norm().item() <= 1e-5 * max(expected.norm().item(), 1e-2 * scale), name
 
 
+@pytest.fixture(params=["packed", "padded"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How groups are read: as on a CPU, and as on every other device."""
+    monkeypatch.setattr(DecoderBackbone, "packs", request.param == "packed")
+    return str(request.param)
+
+
 def test_replay_and_tower_backward_are_end_to_end_autograd_with_two_deepstack_levels(
-    deep_world: World, deep_reference: Reference
+    deep_world: World, deep_reference: Reference, layout: str
 ) -> None:
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
+    _assert_attention(results, deep_reference)
 
 
 def test_replay_and_tower_backward_are_end_to_end_autograd_on_the_stand_in_shape(tiny_checkpoint: Path) -> None:
@@ -278,7 +287,7 @@ def test_replay_and_tower_backward_are_end_to_end_autograd_on_the_stand_in_shape
     _assert_equal(results, tower, _end_to_end(world), levels=1)
 
 
-def test_text_first_prompts_and_images_of_different_sizes_are_exact_too(tmp_path: Path) -> None:
+def test_text_first_prompts_and_images_of_different_sizes_are_exact_too(tmp_path: Path, layout: str) -> None:
     world = _world(_checkpoint(tmp_path / "model", tower_depth=2, deepstack=(0, 1)), text_first=True, sizes=(48, 80))
     results, tower = _replayed(world, completions_per_chunk=2)
     reference = _end_to_end(world)
@@ -296,12 +305,78 @@ def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, com
 def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(DecoderBackbone, "packs", False)
     monkeypatch.setattr(replay_parts, "MAX_PADDING", 2)
-    assert replay_parts.chunk_indices(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
-    assert replay_parts.chunk_indices((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
+    assert replay_parts.padded_chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
+    assert replay_parts.padded_chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
     _assert_attention(results, deep_reference)
+
+
+def test_packed_chunks_hold_so_many_completions_and_so_many_tokens(
+    deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_parts, "PACKED_TOKENS", 10)
+    assert replay_parts.packed_chunks((3, 3, 4, 11, 1, 1, 1), 2) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert replay_parts.packed_chunks(LENGTHS, 8) == [[0], [1], [2, 3], [4]]
+    results, tower = _replayed(deep_world)
+    _assert_equal(results, tower, deep_reference, levels=2)
+
+
+def _with_copies(group: ScoredGroup) -> ScoredGroup:
+    """Completion 1 becomes completion 0's twin and 4 that of 2: same tokens, same verdict; others differ."""
+    twins = (0, 0, 2, 3, 2)
+
+    def pick(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[twin] for twin in twins)
+
+    completions = replace(
+        group.completions,
+        token_ids=pick(group.completions.token_ids),
+        log_probs=tuple(np.full(LENGTHS[twin], -0.1 * row, np.float32) for row, twin in enumerate(twins)),
+    )
+    rewards_G = np.array(REWARDS, np.float32)[list(twins)]
+    return replace(
+        group,
+        completions=completions,
+        verdicts=pick(group.verdicts),
+        rewards_G=rewards_G,
+        advantages_G=np.array((0.5, -1.0, 0.25, 2.0, 1.5), np.float32),
+        describes_a=pick(group.describes_a),
+        describes_b=pick(group.describes_b),
+    )
+
+
+@pytest.mark.parametrize("truncate_at", [None, 1.05])
+def test_equal_completions_are_read_once_and_count_each(
+    deep_world: World, monkeypatch: pytest.MonkeyPatch, layout: str, truncate_at: float | None
+) -> None:
+    """Against the same worker made to read every completion; copies differ in advantage and engine log-probability."""
+    group = _with_copies(deep_world.groups()[0])
+    tower = deep_world.family.load_tower()
+    pixels = tower.preprocess(deep_world.pairs[0])
+    record = _record(group, pixels, tower(pixels), tower.layout.num_deepstack)
+    task = ReplayTask(group, record, 100, True, truncate_at=truncate_at)
+    read: list[int] = []
+    read_group = DecoderBackbone.read_group
+
+    def counted(self: DecoderBackbone, past: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append(len(sequences))
+        return read_group(self, past, sequences, *args, **kwargs)
+
+    monkeypatch.setattr(DecoderBackbone, "read_group", counted)
+    found = _worker(deep_world, logits_chunk=7).replay(task, record)
+    assert sum(read) == 3
+    monkeypatch.setattr(replay, "distinct_completions", lambda token_ids: [[index] for index in range(len(token_ids))])
+    expected = _worker(deep_world, logits_chunk=7).replay(task, record)
+    assert sum(read) == 3 + 5
+    assert _relative_error(found.values_NW, expected.values_NW) <= 1e-5
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.num_attended == expected.num_attended == 4
+    torch.testing.assert_close(found.attention_a_N, expected.attention_a_N, rtol=1e-5, atol=1e-7)
+    assert found.agreement.log_prob_gap == pytest.approx(expected.agreement.log_prob_gap, rel=1e-5)
+    assert found.agreement.weight_quantiles == pytest.approx(expected.agreement.weight_quantiles, rel=1e-5)
 
 
 def test_replay_is_deterministic(deep_world: World) -> None:

@@ -189,6 +189,29 @@ class FrozenBackbone(nn.Module, ABC):
             probe_layer: decoder layer (from 0) whose attention is wanted.
         """
 
+    @property
+    @abstractmethod
+    def packs(self) -> bool:
+        """Whether ``read_group`` takes sequences of any lengths without padding."""
+
+    @abstractmethod
+    def read_group(
+        self,
+        past: KeyValues,
+        sequences: Sequence[torch.Tensor],
+        first_position: int,
+        *,
+        probe_layer: int | None = None,
+    ) -> GroupRun:
+        """Returns what the decoder makes of a group of sequences on the prefix that they share.
+
+        Args:
+            past: keys and values of all earlier positions, batch size 1.
+            sequences: int64 [T_g] each, of any lengths.
+            first_position: rotary position of every sequence's first token.
+            probe_layer: decoder layer (from 0) whose attention is wanted.
+        """
+
     @abstractmethod
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V]."""
@@ -215,6 +238,16 @@ class Continuation:
     """[G, T, D] after the last norm, in the backbone's dtype."""
     past: KeyValues
     """Keys and values of all positions so far, batch size G."""
+    probe: AttentionProbe | None
+    """Attention of the probed layer, when one was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRun:
+    """The decoder's run over a group of sequences."""
+
+    hidden_RD: torch.Tensor
+    """[sum of T_g, D] after the last norm, one sequence behind the other."""
     probe: AttentionProbe | None
     """Attention of the probed layer, when one was asked for."""
 

@@ -1,10 +1,14 @@
 """A frozen decoder of transformers: prompts with encoder tokens, completions on top, one layer's attention.
 
 Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
+
+On a CPU, prompts and groups are read packed (``packed_attention``): one row of tokens, no padding, the prefix where it
+is. Elsewhere, and where a cache has to grow token by token, transformers' cache and its attention do it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,10 +24,12 @@ from saga_dist.models.families.base import (
     AttentionProbe,
     Continuation,
     FrozenBackbone,
+    GroupRun,
     KeyValues,
     PromptLayout,
     TokenLayout,
 )
+from saga_dist.models.families.packed_attention import PACKED, AllRead, Reading
 from saga_dist.types import Grid
 
 
@@ -64,6 +70,11 @@ class DecoderBackbone(FrozenBackbone):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.language_model.embed_tokens.weight.device
+
+    @property
+    def packs(self) -> bool:
+        """Whether groups are read packed; the kernel for that is the CPU's."""
+        return self.device.type == "cpu"
 
     @abstractmethod
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
@@ -121,15 +132,42 @@ class DecoderBackbone(FrozenBackbone):
                 mask_1S[0, positions_N] = True
                 levels = list(self.layout.levels(values_NW))
                 deepstack = {"visual_pos_masks": mask_1S, "deepstack_visual_embeds": levels}
+        position_ids = _of_batch(prompt.position_ids_RS[:, start:stop], 1)
+        if self.packs:
+            reading = Reading(past, (stop - start,), num_layers=self.num_layers)
+            with contextlib.suppress(AllRead):  # what follows the last layer's keys and values is of no use
+                self._read_packed(reading, inputs_SD, position_ids, deepstack)
+            return reading.key_values()
         cache = self._cache(past, batch=1)
         self.language_model(
             inputs_embeds=inputs_SD[None],
-            position_ids=_of_batch(prompt.position_ids_RS[:, start:stop], 1),
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
             **deepstack,
         )
         return _key_values(cache)
+
+    def read_group(
+        self,
+        past: KeyValues,
+        sequences: Sequence[torch.Tensor],
+        first_position: int,
+        *,
+        probe_layer: int | None = None,
+    ) -> GroupRun:
+        """Returns the hidden states of sequences on a shared prefix, one behind the other."""
+        lengths = [len(sequence) for sequence in sequences]
+        if not self.packs:
+            padded_GT = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+            run = self.read_completions(past, padded_GT, first_position, probe_layer=probe_layer)
+            rows = zip(run.hidden_GTD, lengths, strict=True)
+            return GroupRun(torch.cat([row_TD[:length] for row_TD, length in rows]), run.probe)
+        reading = Reading(past, lengths, probe_layer)
+        positions_RT = torch.cat([self._text_positions(first_position, length) for length in lengths], dim=1)
+        inputs_TD = self.language_model.embed_tokens(torch.cat(list(sequences)))
+        hidden_TD = self._read_packed(reading, inputs_TD, _of_batch(positions_RT, 1), {})
+        return GroupRun(hidden_TD, reading.probe)
 
     def read_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
@@ -155,6 +193,22 @@ class DecoderBackbone(FrozenBackbone):
         """Returns float32 logits [R, V]."""
         weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight
         return nn.functional.linear(hidden_RD, weight).float()
+
+    def _read_packed(
+        self, reading: Reading, inputs_SD: torch.Tensor, position_ids: torch.Tensor, deepstack: dict[str, Any]
+    ) -> torch.Tensor:
+        """Hidden states [S, D] of one row of tokens."""
+        config = self.language_model.config
+        usual = config._attn_implementation
+        config._attn_implementation = PACKED  # read by every layer in every pass; with this name no mask is made
+        try:
+            output = self.language_model(
+                inputs_embeds=inputs_SD[None], position_ids=position_ids, use_cache=False, reading=reading, **deepstack
+            )
+        finally:
+            config._attn_implementation = usual
+        hidden_SD: torch.Tensor = output.last_hidden_state[0]
+        return hidden_SD
 
     def _text_positions(self, first: int, count: int) -> torch.Tensor:
         """Positions [R, count] of text, the same on every axis."""
