@@ -9,7 +9,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from saga_dist.config import DataSection, RunConfig
+from saga_dist.config import STANDINS, DataSection, RunConfig
 from saga_dist.counters import counter_seed
 from saga_dist.data.prompts import VOCABULARIES, PromptSpec, load_vocabulary, render_prompt
 from saga_dist.errors import ConfigError, ModelError
@@ -36,11 +36,11 @@ def set_threads(config: RunConfig) -> None:
 
 def model_path(config: RunConfig) -> str:
     """Returns the local folder of the built-in stand-in, or the configured path or hub name."""
-    if config.model.path != "standin":
+    if config.model.path not in STANDINS:
         return config.model.path
     from saga_dist.standin import checkpoint_path
 
-    return str(checkpoint_path())
+    return str(checkpoint_path(STANDINS[config.model.path]))
 
 
 def build_family(config: RunConfig) -> Family:

@@ -49,6 +49,10 @@ FREE_KEYS = (
 """Where and how patiently a run is computed, not what: a resume may change these."""
 
 
+STANDINS = {"standin": 0, "standin-1": 1}
+"""Names that stand for shipped weights in ``model.path``, and the seed of their pre-training."""
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strict, no unknown keys."""
 
@@ -176,7 +180,7 @@ class PromptSection(Section):
 class ModelSection(Section):
     """The MLLM whose tower is trained and whose language model judges; and the pooler."""
 
-    path: str = Field("Qwen/Qwen3-VL-8B-Instruct", description='hub name, folder, or "standin"')
+    path: str = Field("Qwen/Qwen3-VL-8B-Instruct", description='hub name, folder, "standin" or "standin-1"')
     revision: str = Field("main", description="hub revision; pin a commit for a paper run")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")

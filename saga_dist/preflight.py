@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.assembly import build_splits
-from saga_dist.config import RunConfig
+from saga_dist.config import STANDINS, RunConfig
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.sinks import require_loggers
@@ -73,8 +73,9 @@ def check_model_files(path: str) -> str:
 def _model_line(config: RunConfig) -> str:
     path, model = config.model.path, config.model
     pooler = f"{model.pooler} pooler, embedding {model.embedding_dim}, {model.dtype}"
-    if path == "standin":
-        return f"built-in stand-in, {pooler}"
+    if path in STANDINS:
+        other = f" of pre-training seed {STANDINS[path]}" if STANDINS[path] else ""
+        return f"built-in stand-in{other}, {pooler}"
     if Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")):
         return f"{path} ({check_model_files(path)}), {pooler}"
     return f"{path} at {model.revision} (hub; looked up when training starts), {pooler}"

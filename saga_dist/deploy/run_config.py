@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from saga_dist.config import RunConfig, parse_config
+from saga_dist.config import STANDINS, RunConfig, parse_config
 from saga_dist.errors import ConfigError
 
 CONFIG_FOLDER = "/config"
@@ -78,7 +78,7 @@ def pack(config: RunConfig) -> TravellingConfig:
             expected=f"at most {_MAX_BYTES}",
             fix=f"put the lists into the data volume and name them by their path below {DATA_FOLDER}",
         )
-    needs_weights = path != "standin"
+    needs_weights = path not in STANDINS
     return TravellingConfig(files, needs_weights, needs_data, hub_cache=needs_weights and not is_folder)
 
 

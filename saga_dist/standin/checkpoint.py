@@ -14,7 +14,8 @@ from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+WEIGHTS_FOLDERS = {0: Path(__file__).parent / "weights", 1: Path(__file__).parent / "weights_1"}
+"""The shipped weights by the seed of their pre-training."""
 MANIFEST_NAME = "MANIFEST.json"
 
 _CHAT_TEMPLATE = """\
@@ -70,14 +71,17 @@ class Architecture:
             )
 
 
-def checkpoint_path() -> Path:
-    """Returns the folder of the shipped stand-in after checking every file against its manifest.
+def checkpoint_path(seed: int = 0) -> Path:
+    """Returns the folder of a shipped stand-in after checking every file against its manifest.
+
+    Args:
+        seed: of its pre-training, a key of ``WEIGHTS_FOLDERS``.
 
     Raises:
         CheckpointError: a file is missing, added or altered.
     """
-    verify_manifest(WEIGHTS_FOLDER)
-    return WEIGHTS_FOLDER
+    verify_manifest(WEIGHTS_FOLDERS[seed])
+    return WEIGHTS_FOLDERS[seed]
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from saga_dist.config import BirdsSection
 from saga_dist.standin import checkpoint_path
 from saga_dist.standin.birds import PLAIN_STYLE
+from saga_dist.standin.checkpoint import verify_manifest
 from saga_dist.standin.examine import examine_pairs
 from saga_dist.standin.reader import PairReader
 from saga_dist.standin.world import NUISANCE_PRETRAIN, split
@@ -19,6 +20,14 @@ def reader() -> PairReader:
 
     model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_path(), dtype=torch.float32).eval()
     return PairReader(model, image_size=80)
+
+
+def test_both_pre_trainings_are_shipped_whole_and_differ() -> None:
+    first, second = (verify_manifest(checkpoint_path(seed)) for seed in (0, 1))
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["stages"] == second["stages"]  # one recipe
+    assert first["sha256"]["model.safetensors"] != second["sha256"]["model.safetensors"]
+    assert first["sha256"]["tokenizer.json"] == second["sha256"]["tokenizer.json"]
 
 
 def test_on_birds_that_look_as_in_pre_training(reader: PairReader) -> None:
