@@ -248,9 +248,9 @@ def test_optimizer_refuses_frozen_or_shared_tensors(tiny_checkpoint: Path) -> No
     settings = learner._settings
     with pytest.raises(TrainingError, match="in two groups"):
         build_optimizer(settings, **{**parts, "metric_loss": encoder.pooler})
-    tower = torch.nn.ModuleList([encoder.tower, learner.metric_loss])
-    with pytest.raises(TrainingError, match="in two groups"):  # a proxy that also learns at the encoder's rate
-        build_optimizer(settings, **{**parts, "tower": tower})
+    with_proxies = torch.nn.ModuleList([encoder.tower, learner.metric_loss])  # they would learn at the encoder's rate
+    with pytest.raises(TrainingError, match="in two groups"):
+        build_optimizer(settings, **{**parts, "tower": with_proxies})
     encoder.temperature = torch.nn.Parameter(torch.ones(()))
     with pytest.raises(TrainingError, match="tensor temperature of the encoder is in no group"):
         build_optimizer(settings, **parts)
