@@ -17,7 +17,7 @@ class Grid:
 
     title: str
     headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
     drawn: bool = False
     """Whether the report has a chart of it."""
