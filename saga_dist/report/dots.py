@@ -16,7 +16,7 @@ from saga_dist.report.text import shown_name
 
 WIDTH = 480
 _RIGHT, _TOP, _AXIS = 14, 6, 22
-_DOT_ROOM, _ROW_ROOM = 6.5, 15
+_DOT_ROOM, _ROW_ROOM = 6.0, 22
 _LETTER = 5.9
 """Width of a letter of a label, roughly."""
 

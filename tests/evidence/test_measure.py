@@ -95,7 +95,7 @@ def test_gradients_reach_what_the_method_says(evidence: Evidence) -> None:
     assert 0 < evidence.spread.teacher < evidence.spread.uniform
 
 
-def test_norm_of_grpo_at_step_0_is_the_one_that_training_saw(finished_run: Path, tmp_path: Path) -> None:
+def test_norms_and_cosines_make_up_the_norm_that_training_saw(finished_run: Path, tmp_path: Path) -> None:
     """The checkpoint of step 1 and the recording of step 1, made by the same weights: all is on-policy."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -105,7 +105,6 @@ def test_norm_of_grpo_at_step_0_is_the_one_that_training_saw(finished_run: Path,
     assert found.step == 1 and found.gradients is not None and found.gradients.step == 1
     (row,) = [row for row in MetricsLog(run / "metrics.jsonl").rows() if row["step"] == 2 and "loss/grpo" in row]
     assert found.gradients.num_groups == row["rollout/selected"]
-    assert found.gradients.num_same == row["rollout/contributing_same"] if row["rollout/selected"] < 8 else True
     dml, grpo, kl = found.gradients.norms
     cosines = {one.losses: one.encoder for one in found.gradients.cosines}
     weighted = np.array([one.weight * one.encoder for one in (dml, grpo, kl)])
