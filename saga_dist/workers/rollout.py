@@ -165,7 +165,9 @@ class RolloutWorker:
         """Verdicts, rewards, advantages and the tokens that describe each image."""
         verdicts = tuple(parse_verdict(text, self._prompt.verdict_key) for text in completions.texts)
         rewards_G = torch.tensor([verdict_reward(verdict, pair.same) for verdict in verdicts], dtype=torch.float32)
-        masks = [self._masks(text, ids) for text, ids in zip(completions.texts, completions.token_ids, strict=True)]
+        distinct = dict(zip(completions.token_ids, completions.texts, strict=True))  # many are often the same
+        masks_of = {ids: self._masks(text, ids) for ids, text in distinct.items()}
+        masks = [masks_of[ids] for ids in completions.token_ids]
         return ScoredGroup(
             pair=pair,
             completions=completions,

@@ -185,7 +185,7 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
 
 
 def test_attention_of_every_layer_is_eager_attention(world: World) -> None:
-    """Rows of a ragged group on a shared prefix, padded and packed, against the untouched model's attention, one sequence at a time."""
+    """Rows of a ragged group on a shared prefix, padded and packed, against the untouched model's own attention."""
     family, completions = world.family, ((9, 30, 12, 40, 11), (33, 21), (17, 10, 9))
     backbone, tower = family.load_backbone(), family.load_tower()
     pixels = tower.preprocess(world.images)
