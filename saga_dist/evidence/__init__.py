@@ -1,1 +1,1 @@
-"""Evidence: instruments that show what each loss does to the encoder, and worlds where its worth can be tested."""
+"""Evidence: worlds on which the method can be tested fairly, and what could be gained there at best."""
