@@ -1,1 +1,1 @@
-"""Evidence: what each loss does to the encoder, and worlds on which the method's worth can be tested fairly."""
+"""Evidence: worlds on which the method can be tested fairly, and what could be gained there at best."""

@@ -35,7 +35,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run", "console"),
     ("report", "evidence"),
     ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
-    ("evidence",),
     ("sweep",),
     ("cli",),
 )
