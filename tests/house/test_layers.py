@@ -34,8 +34,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime_serial", "cluster"),
     ("run", "console"),
     ("report",),
-    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
-    ("sweep",),
+    ("estimate",),
+    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison", "sweep"),
     ("cli",),
 )
 
