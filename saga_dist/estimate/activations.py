@@ -1,8 +1,8 @@
 """Bytes that autograd keeps for the backward pass, counted on the real modules instead of guessed from a formula.
 
-The decoder runs on fake tensors (shapes and dtypes, no numbers) with few layers and with one more; the tower for real on
-images of one token, likewise. Every layer keeps the same, so two runs give any depth.
-What is kept is what ``saved_tensors_hooks`` sees, each storage once, weights left out.
+The decoder runs on fake tensors (shapes and dtypes, no numbers) with few layers and with one more; the tower likewise,
+for real, on images of one token. Every layer keeps the same, so two runs give any depth. What is kept is what
+``saved_tensors_hooks`` sees, each storage once, weights left out.
 """
 
 from __future__ import annotations
@@ -175,9 +175,7 @@ def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, colum
         kept_prefix = saved_bytes(lambda: past.append(backbone.read_prompt(prompt, values_NW, span)), weights)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
         token_ids_GT = torch.zeros(rows, columns, dtype=torch.int64)
-        kept_chunk = saved_bytes(
-            lambda: backbone.read_completions(leaves, token_ids_GT, prompt.next_position), weights
-        )
+        kept_chunk = saved_bytes(lambda: backbone.read_completions(leaves, token_ids_GT, prompt.next_position), weights)
     return ReplayActivations(kept_prefix, kept_chunk)
 
 

@@ -16,9 +16,7 @@ CALIBRATION_STEPS = 3
 
 def estimate(
     config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")] = None,
     gpus: Annotated[list[int] | None, typer.Option(min=1, help="plan for so many; repeat it [1, 8, 64]")] = None,
     card: Annotated[
         str, typer.Option(help="auto (the GPU here, else the paper's H200 or this processor), h100, h200, …, cpu")

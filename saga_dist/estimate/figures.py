@@ -61,9 +61,7 @@ def as_json(estimate: Estimate, price: float | None, measured: Measured | None =
             "host": estimate.host,
         },
         "cache_tokens": cache_tokens(work.config, rollout, setting.card),
-        "devices": {
-            str(count): [_device(device) for device in devices] for count, devices in estimate.devices.items()
-        },
+        "devices": {str(count): [_device(device) for device in devices] for count, devices in estimate.devices.items()},
         "most_groups": estimate.most_groups,
         "operations": {
             "encoder_forward_image": encoder_forward(work.shape.tower),

@@ -94,7 +94,8 @@ def measured_run(run: Path, config: RunConfig) -> Measured:
         ConfigError: it has no steps yet.
     """
     path = run / "metrics.jsonl"
-    rows = [row for row in MetricsLog(path).rows(allow_cut_tail=True) if "step/update_s" in row] if path.exists() else []
+    written = MetricsLog(path).rows(allow_cut_tail=True) if path.exists() else []
+    rows = [row for row in written if "step/update_s" in row]
     if len(rows) <= WARM_UP:
         raise ConfigError(f"has {len(rows)} steps", where=str(run), expected=f"a run with more than {WARM_UP}")
     return measured_from(rows[WARM_UP:], config)

@@ -145,9 +145,7 @@ def pooler_weights(config: RunConfig, width: int) -> Weights:
     """Returns the size of the configured pooler."""
     model = config.model
     with torch.device("meta"):
-        pooler = Pooler(
-            model.pooler, key=model.pooler_key, width=width, embedding_dim=model.embedding_dim, seed=None
-        )
+        pooler = Pooler(model.pooler, key=model.pooler_key, width=width, embedding_dim=model.embedding_dim, seed=None)
     return Weights.of(pooler)
 
 

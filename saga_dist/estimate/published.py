@@ -115,7 +115,11 @@ def _qwen2_5_vl(
             "tie_word_embeddings": tied,
             "vision_config": vision,
         },
-        "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2},
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": 14,
+            "merge_size": 2,
+        },
     }
 
 

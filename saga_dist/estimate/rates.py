@@ -84,7 +84,7 @@ class Rates:
     encode_overhead: Rate
     """Seconds a micro-batch besides: reading images, preprocessing."""
     rollout_tokens: Rate = NOT_MEASURED
-    """Generated tokens per second of one worker, all in all; where measured, the four rates of the engine are unread."""
+    """Generated tokens per second of one worker, all in all; where measured, the engine's four rates are unread."""
 
 
 ASSUMED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,7 +21,7 @@ from saga_dist.estimate.room import has_room, room
 from saga_dist.estimate.scaling import Plan
 from saga_dist.estimate.sizes import number, size
 from saga_dist.estimate.steps import ROLES, Split, step_time
-from saga_dist.estimate.whole import Estimate
+from saga_dist.estimate.whole import Estimate, assumed_basis
 
 TERA = 1e12
 
@@ -51,7 +51,7 @@ def print_estimate(console: Console, estimate: Estimate, price: float | None) ->
 
 
 def print_agreement(console: Console, estimate: Estimate, measured: Measured, peak: int) -> None:
-    """Prints what was just measured beside what the formulas make of it: one process, one role after the other.
+    """Prints what was just measured beside what the assumed rates would have made of it, in one process.
 
     Args:
         console: where.
@@ -59,9 +59,12 @@ def print_agreement(console: Console, estimate: Estimate, measured: Measured, pe
         measured: the steps.
         peak: bytes of the process.
     """
-    work = estimate.setting.work
+    assumed = assumed_basis(estimate.setting.work.config, estimate.setting.card).rates
+    work = replace(estimate.setting.work, rates=assumed)
     alone = step_time(work, Split(1, 1, 0, shared=True))
-    table = _table("agreement, everything in one process", "what", "estimated", "measured", "ratio", "")
+    table = _table(
+        "how far the assumptions were off, everything in one process", "what", "assumed", "measured", "ratio", ""
+    )
     for role, seconds in measured.seconds.items():
         expected = float(getattr(alone, role))
         ratio = number(expected / seconds) if seconds else ""
@@ -173,7 +176,8 @@ def memory_lines(estimate: Estimate) -> list[str]:
     work = setting.work
     lines = ["memory:"]
     for count, devices in sorted(estimate.devices.items()):
-        lines += [f"  {count} micro-batch{'es' if count > 1 else ''} in a step: {_device(device)}" for device in devices]
+        batches = "1 micro-batch" if count == 1 else f"{count} micro-batches"
+        lines += [f"  {batches} in a step: {_device(device)}" for device in devices]
     if work.config.objective.needs_rollouts:
         group, found = work.config.rollout.group_size, estimate.most_groups
         lines.append(
@@ -202,7 +206,8 @@ def _device(device: Device) -> str:
 
 def _plans(estimate: Estimate, price: float | None) -> Table:
     title = "the run on GPUs: the fastest division in which every role fits"
-    table = _table(title, "GPUs", "mode", "division", "s/step", "steps/h", "hours", "GPU h" if price is None else "cost")
+    spent = "GPU h" if price is None else "cost"
+    table = _table(title, "GPUs", "mode", "division", "s/step", "steps/h", "hours", spent)
     for pair in estimate.plans:
         for plan in pair:
             if plan is None:

@@ -14,7 +14,7 @@ from saga_dist.estimate.payloads import disk_bytes
 from saga_dist.estimate.placement import Device, Memories, place
 from saga_dist.estimate.rates import Card
 from saga_dist.estimate.sizes import size
-from saga_dist.estimate.whole import Estimate, Setting
+from saga_dist.estimate.whole import Occupancy, Setting
 
 SPARE = 1.2
 """Ray's object store keeps some room for itself."""
@@ -59,28 +59,28 @@ def starts_own_ray(config: RunConfig) -> bool:
     return config.runtime.kind == "serial" or not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
 
 
-def troubles(estimate: Estimate, limits: Limits) -> Iterator[str]:
+def troubles(filled: Occupancy, limits: Limits) -> Iterator[str]:
     """Yields one line for everything that has no room; what would be changed comes last in each."""
-    setting = estimate.setting
+    setting = filled.setting
     config, work = setting.work.config, setting.work
-    needed = sum(device.count for device in next(iter(estimate.devices.values()))) if setting.card.on_gpu else 0
+    needed = sum(device.count for device in next(iter(filled.devices.values()))) if setting.card.on_gpu else 0
     if needed > limits.gpus:
         yield f"{needed} GPUs wanted, {limits.gpus} here; use a cluster, or fewer workers"
-    largest = max(estimate.devices)
-    for device in estimate.devices[largest] if setting.card.on_gpu else ():
+    largest = max(filled.devices)
+    for device in filled.devices[largest] if setting.card.on_gpu else ():
         if not device.fits:
             yield (
-                f"{_roles(device)} on one {device.name} take {size(device.used)} of {size(device.capacity)} in a step of "
-                f"{largest} micro-batches (rollout.max_micro_batches); {_way_out(setting, largest)}"
+                f"{_roles(device)} on one {device.name} take {size(device.used)} of {size(device.capacity)} in a step "
+                f"of {largest} micro-batches (rollout.max_micro_batches); {_way_out(setting, largest)}"
             )
-    if limits.host and estimate.host > limits.host:
+    if limits.host and filled.host > limits.host:
         yield (
-            f"all processes take {size(estimate.host)} of host memory, {size(limits.host)} are free; use fewer workers "
+            f"all processes take {size(filled.host)} of host memory, {size(limits.host)} are free; use fewer workers "
             "or a smaller batch"
         )
     if config.runtime.kind == "ray" and config.objective.needs_rollouts:
-        yield from _store_troubles(estimate, limits)
-    left = disk_bytes(config, work.learner) + estimate.payloads.recording(config, work.demand)
+        yield from _store_troubles(filled, limits)
+    left = disk_bytes(config, work.learner) + filled.payloads.recording(config, work.demand)
     if limits.disk and left > limits.disk:
         yield (
             f"checkpoints, encoder and recordings take {size(left)}, {size(limits.disk)} are free; lower "
@@ -88,9 +88,9 @@ def troubles(estimate: Estimate, limits: Limits) -> Iterator[str]:
         )
 
 
-def _store_troubles(estimate: Estimate, limits: Limits) -> Iterator[str]:
-    wanted = round(estimate.payloads.store_peak * SPARE)
-    store = estimate.setting.work.config.runtime.object_store_mb << 20
+def _store_troubles(filled: Occupancy, limits: Limits) -> Iterator[str]:
+    wanted = round(filled.payloads.store_peak * SPARE)
+    store = filled.setting.work.config.runtime.object_store_mb << 20
     if wanted > store:
         yield (
             f"a step has {size(wanted)} in the object store of {size(store)}, the rest goes through the disk; set "

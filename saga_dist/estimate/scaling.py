@@ -13,6 +13,8 @@ from saga_dist.estimate.steps import Split, StepTime, Workload, step_time
 
 WHOLE_CARD = 0.95
 """Share of a card that a role alone on it may fill."""
+ALIKE = 0.02
+"""Of two divisions whose times differ by less, the one with fewer GPUs is taken."""
 ENGINE_SHARE = 0.9
 """``rollout.gpu_memory_utilization`` of an engine alone on its card."""
 
@@ -90,8 +92,11 @@ def best_plan(work: Workload, card: Card, replay: ReplayMemory, gpus: int, *, ov
     if gpus == 1:
         return plan(Split(1, 1, 0, shared=True))
     plans = [plan(split) for split in _splits(work, card, replay, gpus)]
-    # Among equally fast ones the smallest.
-    return min(plans, key=lambda one: (round(one.seconds, 3), one.split.gpus), default=None)
+    if not plans:
+        return None
+    fastest = min(one.seconds for one in plans)
+    fast = [one for one in plans if one.seconds <= (1 + ALIKE) * fastest]
+    return min(fast, key=lambda one: (one.split.gpus, one.seconds))
 
 
 def _splits(work: Workload, card: Card, replay: ReplayMemory, gpus: int) -> Iterator[Split]:
@@ -155,7 +160,7 @@ def saturations(work: Workload) -> list[Saturation]:
         groups = max(1, math.ceil(work.demand.trained_groups))
         rollout, replay = (step_time(work, Split(1, pairs, 1)), step_time(work, Split(1, 1, groups)))
         found += [
-            Saturation("rollout", pairs, rollout.rollout, "a worker for every pair; a completion is one after the other"),
+            Saturation("rollout", pairs, rollout.rollout, "a worker for every pair; tokens come one after the other"),
             Saturation("replay", groups, replay.replay, "a worker for every group that trains"),
         ]
     return found

@@ -49,8 +49,8 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """All figures of one configuration."""
+class Occupancy:
+    """How full everything gets."""
 
     setting: Setting
     payloads: Payloads
@@ -60,6 +60,12 @@ class Estimate:
     """The largest K with room."""
     host: int
     """Bytes of host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Occupancy):
+    """All figures of one configuration."""
+
     own: StepTime
     """A step as the configuration divides it."""
     saturations: list[Saturation]
@@ -105,6 +111,21 @@ def setting(config: RunConfig, card: Card, basis: Basis) -> Iterator[Setting]:
         yield Setting(work, data, card, memories, replay)
 
 
+def occupancy(setting: Setting) -> Occupancy:
+    """Returns how full everything gets; rates are not looked at."""
+    config, needed = setting.work.config, setting.work.demand
+    counts = (math.ceil(needed.micro_batches), needed.micro_batches_often, needed.micro_batches_most)
+    moved = payloads(config, setting.work.shape, setting.work.words, needed)
+    store = moved.store_peak if config.runtime.kind == "ray" else 0
+    return Occupancy(
+        setting=setting,
+        payloads=moved,
+        devices={count: place(config, setting.memories, setting.card, count) for count in counts},
+        most_groups=most_groups(config, setting.memories, setting.card, needed),
+        host=host_bytes(config, setting.memories, setting.card, store),
+    )
+
+
 def estimate(setting: Setting, gpus: Sequence[int] = GPUS) -> Estimate:
     """Returns all figures of a setting.
 
@@ -112,18 +133,14 @@ def estimate(setting: Setting, gpus: Sequence[int] = GPUS) -> Estimate:
         setting: the configuration on a kind of device.
         gpus: numbers of GPUs to plan for; unread where the device is a processor.
     """
-    work, card, memories = setting.work, setting.card, setting.memories
-    config, needed = work.config, work.demand
-    counts = (math.ceil(needed.micro_batches), needed.micro_batches_often, needed.micro_batches_most)
-    devices = {count: place(config, memories, card, count) for count in counts}
-    shared = card.on_gpu and sum(device.count for device in devices[counts[0]]) == 1
-    moved = payloads(config, work.shape, work.words, needed)
+    work, card, filled = setting.work, setting.card, occupancy(setting)
+    shared = card.on_gpu and sum(device.count for device in next(iter(filled.devices.values()))) == 1
     return Estimate(
         setting=setting,
-        payloads=moved,
-        devices=devices,
-        most_groups=most_groups(config, memories, card, needed),
-        host=host_bytes(config, memories, card, moved.store_peak if config.runtime.kind == "ray" else 0),
+        payloads=filled.payloads,
+        devices=filled.devices,
+        most_groups=filled.most_groups,
+        host=filled.host,
         own=step_time(work, own_split(work, shared=shared)),
         saturations=saturations(work),
         plans=[
