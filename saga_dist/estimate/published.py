@@ -6,6 +6,7 @@ Used only where neither the folder nor the hub's cache has a config.json; whoeve
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 # width, layers, heads, MLP width, tied; tower width, depth, MLP width, DeepStack layers
@@ -48,7 +49,8 @@ def published_files(name: str) -> dict[str, dict[str, Any]] | None:
     for family, (pattern, sizes) in _NAMES.items():
         found = re.fullmatch(pattern, last)
         if found and found[1] in sizes:
-            return _FAMILIES[family](*sizes[found[1]])
+            build = _FAMILIES[family]
+            return build(*sizes[found[1]])
     return None
 
 
@@ -159,4 +161,8 @@ def _internvl(
     }
 
 
-_FAMILIES = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl, "internvl": _internvl}
+_FAMILIES: dict[str, Callable[..., dict[str, dict[str, Any]]]] = {
+    "qwen3_vl": _qwen3_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "internvl": _internvl,
+}

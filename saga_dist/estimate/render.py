@@ -192,7 +192,7 @@ def memory_lines(estimate: Estimate) -> list[str]:
 
 
 def _device(device: Device) -> str:
-    roles = {}
+    roles: dict[str, list[int]] = {}
     for role, taken in device.actors:
         roles.setdefault(role, []).append(taken)
     parts = [
