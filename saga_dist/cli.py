@@ -21,6 +21,7 @@ from saga_dist.cluster.scale_command import scale
 from saga_dist.comparison.commands import evaluate
 from saga_dist.deploy.commands import manifest
 from saga_dist.errors import SagaError
+from saga_dist.estimate.command import estimate
 from saga_dist.evidence.commands import app as evidence_app
 from saga_dist.export.commands import register as register_encoder_commands
 from saga_dist.printable import log_to_stderr, printable, printable_lines
@@ -140,6 +141,7 @@ def doctor(
     raise typer.Exit(examine(config, overrides or [], smoke=smoke))
 
 
+app.command()(estimate)
 app.command()(evaluate)
 app.command()(sweep)
 app.command()(manifest)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import SagaError
+from saga_dist.estimate.sizes import size
 from saga_dist.preflight import describe
 from saga_dist.printable import printable
 
@@ -33,7 +34,10 @@ GIB = 1024**3
 
 
 def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) -> int:
-    """Prints every check with its finding and returns the exit code: 0 all fine, 2 something to mend."""
+    """Prints every check with its finding and returns the exit code: 0 all fine, 2 something to mend.
+
+    What an estimate says has no room is a warning: it is an estimate.
+    """
     console = Console()
     config = load_config(config_path or DEFAULT_CONFIG, overrides)
     checks: list[tuple[str, Callable[[], str]]] = [
@@ -48,7 +52,8 @@ def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) 
     ]
     if smoke:
         checks.append(("one pair", lambda: judge_one_pair(config)))
-    failed = 0
+    failed, doubts = 0, list[str]()
+    checks.insert(-1 if smoke else len(checks), ("room", lambda: _room(config, doubts)))
     for name, check in checks:
         try:
             finding, mark = check(), "ok  "
@@ -56,6 +61,9 @@ def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) 
             finding, mark = str(error), "FAIL"
             failed += 1
         console.print(printable(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
+        for doubt in doubts:
+            console.print(printable(f"WARN {name}: {doubt}"), highlight=False, markup=False, soft_wrap=True)
+        doubts.clear()
     return 2 if failed else 0
 
 
@@ -126,6 +134,31 @@ def _disk() -> str:
     if free < 1:
         raise SagaError(f"{free:.1f} GiB free", expected="at least 1 GiB for checkpoints", fix="free some space")
     return f"{free:.0f} GiB free here"
+
+
+def _room(config: RunConfig, doubts: list[str]) -> str:
+    """Returns the expected bytes in one line; adds to ``doubts`` what has no room on this machine."""
+    from saga_dist.estimate import room, whole
+    from saga_dist.estimate.payloads import disk_bytes
+    from saga_dist.estimate.rates import choose_card, present_card
+
+    present = present_card()
+    card = present or choose_card("auto", wants_gpu=whole.wants_gpu(config))
+    with whole.setting(config, card, whole.assumed_basis(config, card)) as setting:
+        found = whole.occupancy(setting)
+        run_dir = Path(config.run.directory or "runs")
+        if room.starts_own_ray(config):
+            doubts += room.troubles(found, room.limits_here(run_dir, present))
+        most = max(found.devices)
+        expected = [
+            f"{device.count} x {device.name}: "
+            + " + ".join(f"{role} {size(taken)}" for role, taken in device.actors)
+            + f" of {size(device.capacity)}"
+            for device in found.devices[most]
+        ]
+        disk = disk_bytes(config, setting.work.learner)
+    steps = f" in a step of {most} micro-batches" if most > 1 else ""
+    return f"expected{steps} {'; '.join(expected)}; host memory {size(found.host)}; disk {size(disk)}"
 
 
 def _ray_auth() -> str:

@@ -29,7 +29,9 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
     assert examine(None, SMALL, smoke=True) == 0
     found = lines(capsys)
-    assert set(found) == {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth", "plan", "one pair"}
+    machine = {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth"}
+    assert set(found) == machine | {"plan", "room", "one pair"}
+    assert "expected 1 x this processor: learner" in found["room"]
     assert "torch 2." in found["packages"]
     assert "verdict" in found["one pair"]
     assert "truth" in found["one pair"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saga_dist.comparison.evaluate import Comparison
+    from saga_dist.retrieval.results import SplitResult
 
 
 def evaluate(
@@ -29,6 +30,12 @@ def evaluate(
     ] = "",
     split: Annotated[str, typer.Option(help="test or val")] = "test",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE.toml", help="show the published rows of a table too: configs/tables/table1_cub.toml"
+        ),
+    ] = None,
 ) -> None:
     """Evaluate an encoder on unseen classes: a run's own, or any frozen one under the same protocol."""
     # Before any heavy import: libraries read these once.
@@ -37,10 +44,19 @@ def evaluate(
     from rich.console import Console
 
     console = Console()
+    published = None
+    if beside is not None:
+        from saga_dist.sweep.table import load_table
+
+        published = load_table(beside)  # a mistake in it comes before minutes of encoding
     if encoder:
-        text = _frozen(encoder, target, overrides or [], split, console)
+        result, text = _frozen(encoder, target, overrides or [], split, console)
     else:
-        text = _run(target, overrides or [], split, console)
+        result, text = _run(target, overrides or [], split, console)
+    if published is not None:
+        from saga_dist.comparison.beside import beside_table
+
+        console.print(beside_table(published, result, name=encoder or str(target)))
     if json_file is not None:
         try:
             json_file.write_text(text + "\n", "utf-8")
@@ -50,7 +66,7 @@ def evaluate(
             ) from error
 
 
-def _run(run: Path, overrides: list[str], split: str, console: Console) -> str:
+def _run(run: Path, overrides: list[str], split: str, console: Console) -> tuple[SplitResult, str]:
     if overrides:
         raise ConfigError(f"override {overrides[0]!r}", where="command line", expected="overrides with --encoder only")
     from saga_dist.console import results_table
@@ -58,10 +74,10 @@ def _run(run: Path, overrides: list[str], split: str, console: Console) -> str:
 
     result = evaluate_encoder(run, split)
     console.print(results_table([result], split=split, title=f"{run} ({split})"))
-    return result.model_dump_json(indent=2)
+    return result.splits[split], result.model_dump_json(indent=2)
 
 
-def _frozen(encoder: str, config: Path, overrides: list[str], split: str, console: Console) -> str:
+def _frozen(encoder: str, config: Path, overrides: list[str], split: str, console: Console) -> tuple[SplitResult, str]:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from saga_dist.comparison.frozen import parse_spec
@@ -78,7 +94,7 @@ def _frozen(encoder: str, config: Path, overrides: list[str], split: str, consol
             encoder, resolved, split, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
     _print(row, console)
-    return row.model_dump_json(indent=2)
+    return row.result, row.model_dump_json(indent=2)
 
 
 def _print(row: Comparison, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 from saga_dist.assembly import build_splits
-from saga_dist.cli import main
+from saga_dist.cli import app, main
+from saga_dist.comparison.beside import beside_table
 from saga_dist.comparison.evaluate import compare, open_encoder
 from saga_dist.comparison.frozen import parse_spec
 from saga_dist.config import load_config
@@ -23,9 +26,12 @@ from saga_dist.data.images import read_image, read_original, square_image
 from saga_dist.errors import ConfigError, ModelError, UserError
 from saga_dist.evaluation import retrieval_result
 from saga_dist.protocols import Embeddings
+from saga_dist.retrieval.results import SplitResult
 from saga_dist.run import evaluate_encoder, train
+from saga_dist.sweep.table import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
+BIRDS = ROOT / "configs" / "birds.toml"
 CPU = torch.device("cpu")
 FEW_BIRDS = ["data.birds.test_images_per_class=2", "data.birds.val_images_per_class=2", "runtime.kind=serial"]
 NAME = "vit_tiny_patch16_224"
@@ -263,11 +269,15 @@ def test_a_run_is_evaluated_as_by_its_own_command(
     assert "then 1 steps on birds: 1 x multi_similarity, 0 x GRPO" in output
     assert compare(f"run:{directory}", config, "val").result.num_queries > 0
 
-    monkeypatch.setattr(sys, "argv", ["saga-dist", "evaluate", str(directory), "--json", str(file)])
+    table = ["--beside", str(ROOT / "configs" / "tables" / "table1_cub.toml")]
+    monkeypatch.setattr(sys, "argv", ["saga-dist", "evaluate", str(directory), *table, "--json", str(file)])
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
     assert json.loads(file.read_text())["splits"]["test"]["recall_at_1"] == own.recall_at_1
+    output = capfd.readouterr().out
+    assert "Main results, CUB-200-2011: published, and this one" in output
+    assert "87.9 ± 0.3" in output
 
 
 def test_figures_are_those_of_the_encoders_vectors(tmp_path: Path) -> None:
@@ -309,3 +319,37 @@ def test_originals_are_whole_upright_and_without_the_banner(tmp_path: Path) -> N
     assert np.array_equal(np.asarray(original), pixels[:40])
     # From the original, the training size comes out as it does from the file.
     assert np.array_equal(square_image(original, 16), read_image(tmp_path / "a.png", 16, banner=10))
+
+
+# ---------------------------------------------------------------------- beside the published rows
+
+
+def test_published_rows_beside_a_result() -> None:
+    """87.9 of SAGA lies within [86, 88], 81.6 below it; a row without figures is left out."""
+    result = SplitResult(
+        recall_at_1=0.87, recall_at_2=0.9, recall_at_4=0.95, recall_at_8=0.97, nmi=0.825,
+        confidence_interval=(0.86, 0.88), num_queries=5924, num_classes=100,
+    )  # fmt: skip
+    table = load_table(ROOT / "configs" / "tables" / "table1_cub.toml")
+    unpublished = table.variant[0].model_copy(update={"name": "mine", "label": "unpublished", "paper": None})
+    table = table.model_copy(update={"variant": (*table.variant, unpublished)})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(beside_table(table, result, name="runs/[bold]mine"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
+    assert rows["SAGA (Potential Field)"][-5:] == ["87.9", "±", "0.3", "0.83", "within"]
+    assert rows["Potential Field"][-3:] == ["81.6", "0.81", "below"]
+    assert rows["runs/[bold]mine"][-3:] == ["87.0", "86.0–88.0", "0.825"]
+    assert "unpublished" not in text
+    worse = result.model_copy(update={"confidence_interval": (0.5, 0.6)})
+    console.print(beside_table(table, worse, name="worse"))
+    assert console.file.getvalue().count("above") == 4  # type: ignore[attr-defined]
+
+
+def test_a_table_that_is_none_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "table.toml").write_text("title = 3")
+    with pytest.raises(ConfigError, match="expected a table of variants"):
+        app(
+            ["evaluate", "--encoder", f"timm:{NAME}", str(BIRDS), "--beside", str(tmp_path / "table.toml")],
+            standalone_mode=False,
+        )

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime_serial", "cluster"),
     ("run", "console"),
     ("report", "evidence"),
+    ("estimate",),
     ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
     ("sweep",),
     ("cli",),
@@ -173,7 +174,7 @@ def test_nothing_prints_but_the_command_line() -> None:
     assert prints == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["estimate", "--help"]], ids=" ".join)
 def test_help_imports_neither_torch_nor_ray(arguments: list[str]) -> None:
     code = (
         "import sys\n"

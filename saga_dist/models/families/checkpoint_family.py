@@ -15,7 +15,7 @@ import torch
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import Family, VisionTower
 from saga_dist.models.families.decoder import DecoderBackbone
-from saga_dist.models.model_files import ModelFiles
+from saga_dist.models.model_files import INDEX_NAME, SINGLE_NAME, ModelFiles
 from saga_dist.models.weights import fill, renamed
 
 if TYPE_CHECKING:
@@ -71,6 +71,37 @@ class CheckpointFamily(Family):
     @abstractmethod
     def _empty_backbone(self, *, tied: bool, dtype: torch.dtype, device: str | torch.device) -> DecoderBackbone:
         """Returns the language model, its weights not yet set."""
+
+    @property
+    def parsed(self) -> PreTrainedConfig:
+        """The checkpoint's configuration as transformers reads it, defaults filled in."""
+        return self._parsed
+
+    @property
+    def tied(self) -> bool:
+        """True when the output layer is the transposed embedding table."""
+        has_index = self.files.find(INDEX_NAME) is not None
+        # As transformers does: an output layer that is in the checkpoint counts, whatever the configuration says. A
+        # hub's only file is not fetched to look: it is all of the weights.
+        if has_index or (self.files.revision is None and self.files.find(SINGLE_NAME) is not None):
+            return bool(self._parsed.tie_word_embeddings) and not self.files.has_tensor(tuple(self.head_prefixes))
+        return bool(self._parsed.tie_word_embeddings)
+
+    def shaped_like(self, config: dict[str, Any]) -> CheckpointFamily:
+        """Returns the same family with another configuration, e.g. of fewer layers."""
+        return type(self)(self.files, config)
+
+    def empty_tower(self, device: str = "meta") -> ModelTower:
+        """Returns the tower, its weights not set; on torch's meta device it takes no memory."""
+        return self._empty_tower(dtype=torch.float32, device=device)
+
+    def empty_backbone(
+        self, device: str = "meta", *, dtype: torch.dtype = torch.float32, tied: bool | None = None
+    ) -> DecoderBackbone:
+        """Returns the frozen language model, its weights not set; ``tied`` (None: as it is) leaves no output layer."""
+        backbone = self._empty_backbone(tied=self.tied if tied is None else tied, dtype=dtype, device=device)
+        backbone.freeze()
+        return backbone
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""A run on paper: what it holds, computes and costs, before anything is loaded."""

@@ -1,0 +1,79 @@
+"""The command ``saga-dist estimate``. Heavy imports happen inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saga_dist.errors import ConfigError
+
+CALIBRATION_STEPS = 3
+
+
+def estimate(
+    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")] = None,
+    gpus: Annotated[list[int] | None, typer.Option(min=1, help="plan for so many; repeat it [1, 8, 64]")] = None,
+    card: Annotated[
+        str, typer.Option(help="auto (the GPU here, else the paper's H200 or this processor), h100, h200, …, cpu")
+    ] = "auto",
+    price: Annotated[float | None, typer.Option(min=0, help="of one GPU and hour, in any currency")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="rates from --calibrate --json, or a run directory whose steps to go by")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="first take a few real steps here, in one process, and go by them")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+) -> None:
+    """Work out a run on paper: bytes, operations, seconds, hours and cost, and where each role saturates."""
+    if measured is not None and calibrate:
+        raise ConfigError("--measured and --calibrate", where="command line", expected="one of them")
+    # Before any heavy import: libraries read these once.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rich.console import Console
+
+    from saga_dist.assembly import set_threads
+    from saga_dist.config import load_config
+    from saga_dist.estimate import whole
+    from saga_dist.estimate.figures import as_json
+    from saga_dist.estimate.rates import choose_card
+    from saga_dist.estimate.render import print_agreement, print_estimate
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    resolved = load_config(config, overrides or [])
+    set_threads(resolved)
+    device = choose_card(card, wants_gpu=whole.wants_gpu(resolved))
+    steps = None
+    if calibrate:
+        basis, steps, peak = whole.calibrated_basis(resolved, device, CALIBRATION_STEPS)
+    elif measured is not None:
+        basis = whole.measured_basis(resolved, device, measured)
+    else:
+        basis = whole.assumed_basis(resolved, device)
+    with whole.setting(resolved, device, basis) as setting:
+        found = whole.estimate(setting, gpus or whole.GPUS)
+        print_estimate(console, found, price)
+        if steps is not None:
+            print_agreement(console, found, steps, peak)
+        if json_file is not None:
+            _write(json_file, as_json(found, price, steps))
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
+    from saga_dist.files import write_atomic
+
+    try:
+        write_atomic(path, (json.dumps(figures, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --json"
+        ) from error

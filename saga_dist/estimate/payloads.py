@@ -1,0 +1,116 @@
+"""Bytes that move and bytes that stay: what the wire format makes of a pair, and what a run leaves on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saga_dist.config import RunConfig
+from saga_dist.estimate.memory import FLOAT32, LearnerMemory
+from saga_dist.estimate.sampling import Demand
+from saga_dist.estimate.shapes import ModelShape
+from saga_dist.estimate.words import ANSWER_LETTERS_PER_TOKEN, Words
+from saga_dist.types import Agreement, Completions, EncoderTokens, ImagePair, Sampling, ScoredGroup, TokenGradients
+from saga_dist.wire import gradients_to_batch, groups_to_batch, tokens_to_batch
+
+PAIR_ID = "s000000.m0.p00"
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """Bytes of a run's records."""
+
+    tokens: int
+    """Encoder tokens of one pair."""
+    gradients: int
+    """Token gradients of one pair; in the object store only from replay workers of their own."""
+    group: int
+    """One scored group."""
+    step: int
+    """Into the object store in an average step."""
+    store_peak: int
+    """In the object store at the same time, in a step of many micro-batches."""
+
+    def recording(self, config: RunConfig, demand: Demand) -> int:
+        """Returns the bytes of ``rollouts/`` after the whole run."""
+        if not (config.rollout.record and config.objective.needs_rollouts):
+            return 0
+        return round(config.run.steps * demand.micro_batches * config.rollout.pairs_per_batch * self.group)
+
+
+def payloads(config: RunConfig, shape: ModelShape, words: Words, demand: Demand) -> Payloads:
+    """Returns the bytes of records, measured on empty ones in the wire format itself."""
+    tokens = EncoderTokens(
+        pair_id=PAIR_ID,
+        values_NW=torch.zeros(2 * shape.tower.tokens, shape.wire_width, dtype=shape.dtype),
+        lengths=(shape.tower.tokens,) * 2,
+        grids=(shape.grid,) * 2,
+        num_deepstack=shape.family.layout.num_deepstack,
+        encoder_version=0,
+    )
+    token_bytes = int(tokens_to_batch(tokens).nbytes)
+    gradient_bytes = int(gradients_to_batch(_gradients(tokens)).nbytes)
+    group_bytes = int(groups_to_batch([_group(config.rollout.group_size, round(words.completion))]).nbytes)
+    pairs = config.rollout.pairs_per_batch if config.objective.needs_rollouts else 0
+    returned = demand.trained_groups * gradient_bytes if config.replay.workers else 0.0
+    ahead = config.rollout.max_staleness
+
+    def of_batches(count: float, token_copies: int) -> float:
+        return count * pairs * (token_copies * token_bytes + group_bytes)
+
+    # Batches that run ahead are encoded again when their step comes.
+    step = of_batches(demand.micro_batches, 2 if ahead else 1) + returned
+    peak = of_batches(demand.micro_batches_often, 1 + ahead) + returned
+    return Payloads(token_bytes, gradient_bytes, group_bytes, round(step), round(peak))
+
+
+def checkpoint_bytes(learner: LearnerMemory) -> int:
+    """Returns the bytes of one checkpoint: weights and optimizer state."""
+    return learner.weights + learner.optimizer
+
+
+def disk_bytes(config: RunConfig, learner: LearnerMemory) -> int:
+    """Returns the bytes of checkpoints and deployable encoder: the newest, the best, and one while it is written."""
+    kept = config.checkpoint.keep + 1 + (1 if config.data.val_fraction else 0)
+    return kept * checkpoint_bytes(learner) + FLOAT32 * (learner.tower.params + learner.pooler.params)
+
+
+def _gradients(tokens: EncoderTokens) -> TokenGradients:
+    attention_N = torch.zeros(tokens.lengths[0])
+    return TokenGradients(
+        pair_id=tokens.pair_id,
+        values_NW=tokens.values_NW.float(),
+        attention_a_N=attention_N,
+        attention_b_N=attention_N,
+        negative_entropy=0.0,
+        num_attended=1,
+        loss=0.0,
+        num_tokens=1,
+        agreement=Agreement(0.0, 0.0),
+        encoder_version=0,
+    )
+
+
+def _group(size: int, length: int) -> ScoredGroup:
+    """A group of answers of one length."""
+    sampling = Sampling(num_completions=size, temperature=0.7, top_p=0.95, max_tokens=length, seed=0)
+    mask_T = np.zeros(length, dtype=bool)
+    return ScoredGroup(
+        pair=ImagePair(PAIR_ID, 0, 1, 0, 1),
+        completions=Completions(
+            pair_id=PAIR_ID,
+            token_ids=((0,) * length,) * size,
+            texts=("x" * round(length * ANSWER_LETTERS_PER_TOKEN),) * size,
+            log_probs=(np.zeros(length, np.float32),) * size,
+            finish_reasons=("stop",) * size,
+            sampling=sampling,
+            encoder_version=0,
+        ),
+        verdicts=(True,) * size,
+        rewards_G=np.zeros(size, np.float32),
+        advantages_G=np.zeros(size, np.float32),
+        describes_a=(mask_T,) * size,
+        describes_b=(mask_T,) * size,
+    )

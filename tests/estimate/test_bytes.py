@@ -1,0 +1,93 @@
+"""Bytes on paper are those of a real step: optimizer state, checkpoint, what goes over the wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saga_dist.assembly import build_learner
+from saga_dist.config import RunConfig, load_config
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.estimate.data import data_shape
+from saga_dist.estimate.memory import Weights, learner_memory
+from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes, payloads
+from saga_dist.estimate.sampling import demand
+from saga_dist.estimate.shapes import model_shape
+from saga_dist.estimate.words import count_words
+from saga_dist.wire import gradients_to_batch, tokens_to_batch
+from saga_dist.workers.learner import Learner
+
+ROOT = Path(__file__).resolve().parents[2]
+PROXIES = ["objective.metric_loss=potential_field", "objective.metric_params={proxies_per_class = 3}"]
+FEW = ["data.birds.val_images_per_class=2", "data.birds.test_images_per_class=2", "data.birds.probe_images=0"]
+
+
+def stepped(config: RunConfig) -> tuple[Learner, list[object]]:
+    """A learner after one real step, and the payloads of its batch."""
+    learner = build_learner(config)
+    sampler = ClassBalancedSampler(
+        learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=0
+    )
+    encoded = learner.encode(sampler.micro_batch(0, 0, config.rollout.pairs_per_batch))
+    learner.finish_step([])
+    return learner, list(encoded.handles)
+
+
+@pytest.mark.parametrize(
+    "overrides", [PROXIES, ["objective.metric_loss=proxy_anchor"], ["model.pooler=mean", "objective.lambda_kl=0"]]
+)
+def test_optimizer_and_checkpoint(overrides: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", *FEW, *overrides])
+    learner, _ = stepped(config)
+    state = learner.optimizer.state_dict()["state"]
+    parts = (learner.encoder.tower, learner.encoder.pooler, learner.metric_loss)
+    with model_shape(config) as shape:
+        found = learner_memory(config, shape, data_shape(config), on_gpu=False, replay=None)
+    assert (found.tower, found.pooler, found.proxies) == tuple(map(Weights.of, parts))
+    assert found.weights == sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    assert found.optimizer == sum(tensor.nbytes for entry in state.values() for tensor in entry.values())
+    learner.save(tmp_path)
+    on_disk = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert checkpoint_bytes(found) == pytest.approx(on_disk, rel=0.05)  # the rest is names
+    deployed = 4 * (found.tower.params + found.pooler.params)
+    assert disk_bytes(config, found) == (3 + 1 + 1) * checkpoint_bytes(found) + deployed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_payloads_are_those_on_the_wire(dtype: str, family_checkpoint: Path) -> None:
+    config = load_config(
+        ROOT / "configs" / "birds.toml",
+        [f"model.path={family_checkpoint}", f"model.dtype={dtype}", "replay.workers=1", *FEW],
+    )
+    _, records = stepped(config)
+    real = [tokens_to_batch(record).nbytes for record in records]  # type: ignore[arg-type]
+    with model_shape(config) as shape:
+        words, needed = count_words(config, shape), demand(config, 0.5)
+        found = payloads(config, shape, words, needed)
+        values = 2 * shape.tower.tokens * shape.wire_width
+    assert set(real) == {found.tokens}
+    assert 0 < found.tokens - values * shape.value_bytes < 300
+    assert 0 < found.gradients - 4 * values - 2 * 4 * shape.tower.tokens < 300
+    assert needed.micro_batches == 1
+    expected = 16 * (found.tokens + found.group) + needed.trained_groups * found.gradients
+    assert found.step == found.store_peak == round(expected)
+    assert found.recording(config, needed) == 40 * 16 * found.group
+
+
+def test_running_ahead_keeps_a_second_copy(tiny_checkpoint: Path) -> None:
+    config = load_config(
+        ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", "rollout.max_staleness=1", *FEW]
+    )
+    with model_shape(config) as shape:
+        found = payloads(config, shape, count_words(config, shape), demand(config))
+    assert found.step == found.store_peak == 16 * (2 * found.tokens + found.group)
+
+
+def test_gradients_travel_in_float32(tiny_checkpoint: Path) -> None:
+    from saga_dist.estimate import payloads as module
+
+    config = load_config(ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", *FEW])
+    _, records = stepped(config)
+    record = module._gradients(records[0])  # type: ignore[arg-type]
+    assert gradients_to_batch(record).column("values").nbytes >= 4 * record.values_NW.numel()

@@ -1,0 +1,125 @@
+"""Replay on paper processes the tokens, operations and bytes that the real replay does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saga_dist.assembly import build_learner, build_replay_worker
+from saga_dist.config import RunConfig, load_config
+from saga_dist.data.sampling import evaluation_pairs
+from saga_dist.estimate.activations import saved_bytes
+from saga_dist.estimate.memory import replay_memory
+from saga_dist.estimate.operations import group_operations
+from saga_dist.estimate.shapes import ModelShape, model_shape
+from saga_dist.estimate.words import Words, count_words
+from saga_dist.types import Completions, ReplayTask, Sampling, ScoredGroup
+from saga_dist.workers.engines.vllm_engine import _cache_bytes
+from saga_dist.workers.replay import ReplayWorker
+
+DEMO = Path(__file__).resolve().parents[2] / "saga_dist" / "standin" / "demo.toml"
+SIZE, LENGTH = 8, 45
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The demo's model and prompt, and one group of equally long completions."""
+
+    config: RunConfig
+    shape: ModelShape
+    words: Words
+    worker: ReplayWorker
+    task: ReplayTask
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    config = load_config(DEMO, ["data.birds.test_images_per_class=2", "data.birds.probe_images=0"])
+    learner = build_learner(config)
+    pair = evaluation_pairs(learner.labels("test"), 2, seed=0)[0]
+    (tokens,) = learner.encode_pairs("test", [pair])
+    ids = np.random.default_rng(0).integers(20, 300, (SIZE, LENGTH)).tolist()
+    completions = Completions(
+        pair_id=pair.pair_id,
+        token_ids=tuple(map(tuple, ids)),
+        texts=("",) * SIZE,
+        log_probs=(np.full(LENGTH, -1.0, np.float32),) * SIZE,
+        finish_reasons=("stop",) * SIZE,
+        sampling=Sampling(SIZE, 0.7, 0.95, LENGTH, seed=0),
+        encoder_version=0,
+    )
+    nowhere = (np.zeros(LENGTH, dtype=bool),) * SIZE
+    group = ScoredGroup(
+        pair=pair,
+        completions=completions,
+        verdicts=(True,) * SIZE,
+        rewards_G=np.array([1, 0] * 4, np.float32),
+        advantages_G=np.array([1, -1] * 4, np.float32),
+        describes_a=nowhere,
+        describes_b=nowhere,
+    )
+    task = ReplayTask(group, tokens, num_tokens_total=SIZE * LENGTH, want_attention=False)
+    worker = build_replay_worker(config)
+    worker.replay(task, tokens)  # the constant head is read once
+    with model_shape(config) as shape:
+        words = replace(count_words(config, shape), completion=float(LENGTH))
+        yield Scene(config, shape, words, worker, task)
+
+
+def test_tokens_through_the_layers(scene: Scene) -> None:
+    passed = 0
+
+    def count(layer: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        nonlocal passed
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]  # type: ignore[index]
+        passed += hidden.shape[0] * hidden.shape[1]
+
+    layer = scene.worker._backbone.language_model.layers[1]  # type: ignore[union-attr, index]
+    hook = layer.register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[union-attr]
+    scene.worker.replay(scene.task, scene.task.tokens)
+    hook.remove()
+    assert scene.words.prefix == scene.words.prompt - scene.words.head - 1
+    assert passed == scene.words.prefix + SIZE * (LENGTH + 1)
+
+
+def test_operations_by_hand(scene: Scene) -> None:
+    """The demo's decoder: 3 layers, 4 heads of 32, 442,368 weights in its layers, 352 x 128 in the output layer."""
+    words, decoder = scene.words, scene.shape.decoder
+    assert (decoder.layer_products, decoder.head_products, decoder.attention_width) == (442_368, 45_056, 384)
+    found = group_operations(decoder, words, SIZE)
+    prompt, head = words.prompt, words.head
+    in_prompt = sum(position for position in range(head + 1, prompt + 1))
+    in_completions = SIZE * sum(prompt + position for position in range(1, LENGTH + 1))
+    assert found.prefill == 2 * 442_368 * (prompt - head) + 4 * 384 * in_prompt
+    assert found.decode == SIZE * LENGTH * 2 * (442_368 + 45_056) + 4 * 384 * in_completions
+    tokens = words.prefix + SIZE * (LENGTH + 1)
+    linear = 2 * 442_368 * tokens + 2 * 45_056 * SIZE * LENGTH
+    attention = 4 * 384 * (in_prompt + in_completions + SIZE * prompt)
+    assert found.replay_forward == linear + attention
+    assert found.replay_backward == linear + 2 * attention
+    assert found.replay(stale=True) - found.replay(stale=False) == found.replay_forward
+
+
+def test_bytes_that_replay_keeps(scene: Scene) -> None:
+    backbone = scene.worker._backbone
+    kept = saved_bytes(
+        lambda: scene.worker.replay(scene.task, scene.task.tokens), [*backbone.parameters(), *backbone.buffers()]
+    )
+    found = replay_memory(scene.config, scene.shape, scene.words)
+    log_softmax = 4 * SIZE * LENGTH * scene.shape.decoder.vocabulary
+    assert found.activations.prefix + found.activations.chunk + log_softmax == pytest.approx(kept, rel=0.1)
+    assert found.logits == 3 * log_softmax
+    assert found.weights == sum(parameter.nbytes for parameter in backbone.parameters())
+
+
+def test_the_engines_cache_by_hand(scene: Scene) -> None:
+    """Keys and values: 2 x 3 layers x 2 heads x 32 x 4 bytes a token."""
+    assert scene.shape.decoder.kv_bytes(4) == 1536
+    tokens = 128 * 512
+    assert _cache_bytes(scene.shape.family, "float32", tokens) == tokens * 1536
+    assert _cache_bytes(scene.shape.family, "bfloat16", 2 * tokens) == tokens * 1536
