@@ -35,8 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run", "console"),
     ("report", "evidence"),
     ("estimate",),
-    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison"),
-    ("sweep",),
+    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison", "sweep"),
     ("cli",),
 )
 
