@@ -18,6 +18,7 @@ from saga_dist.estimate.memory import replay_memory
 from saga_dist.estimate.operations import group_operations
 from saga_dist.estimate.shapes import ModelShape, model_shape
 from saga_dist.estimate.words import Words, count_words
+from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.types import Completions, ReplayTask, Sampling, ScoredGroup
 from saga_dist.workers.engines.vllm_engine import _cache_bytes
 from saga_dist.workers.replay import ReplayWorker
@@ -53,20 +54,21 @@ def scene() -> Iterator[Scene]:
         sampling=Sampling(SIZE, 0.7, 0.95, LENGTH, seed=0),
         encoder_version=0,
     )
-    nowhere = (np.zeros(LENGTH, dtype=bool),) * SIZE
+    everywhere = (np.ones(LENGTH, dtype=bool),) * SIZE  # so that the last token is read too
     group = ScoredGroup(
         pair=pair,
         completions=completions,
         verdicts=(True,) * SIZE,
         rewards_G=np.array([1, 0] * 4, np.float32),
         advantages_G=np.array([1, -1] * 4, np.float32),
-        describes_a=nowhere,
-        describes_b=nowhere,
+        describes_a=everywhere,
+        describes_b=everywhere,
     )
     task = ReplayTask(group, tokens, num_tokens_total=SIZE * LENGTH, want_attention=False)
     worker = build_replay_worker(config)
     worker.replay(task, tokens)  # the constant head is read once
-    with model_shape(config) as shape:
+    with model_shape(config) as shape, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecoderBackbone, "packs", False)  # as on a GPU
         words = replace(count_words(config, shape), completion=float(LENGTH))
         yield Scene(config, shape, words, worker, task)
 
