@@ -6,9 +6,6 @@
 
 Who is guilty when a worker fails on a lease of many tasks? Each of them is tried again alone: the innocent succeed, and
 with the default of three attempts a task that also fails alone on two workers is set aside.
-
-Who comes first? The least key: pair ids sort by step, so that what the open step still needs goes before what was
-submitted earlier for the steps ahead of it.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 from saga_dist.errors import WorkerError
@@ -43,8 +39,7 @@ class WorkQueue(Generic[TaskT]):
         self._max_attempts, self._max_quarantined = max_attempts, max_quarantined
         self._entries: dict[str, _Entry[TaskT]] = {}
         """Every task that is not done."""
-        self._fresh: list[str] = []
-        """A heap."""
+        self._fresh: deque[str] = deque()
         self._suspects: deque[str] = deque()
         """Tasks that were on a lease that failed; leased alone from now on."""
         self._leases: dict[str, tuple[str, ...]] = {}
@@ -71,7 +66,7 @@ class WorkQueue(Generic[TaskT]):
             self.count_duplicates(1)
             return
         self._entries[key] = _Entry(task)
-        heappush(self._fresh, key)
+        self._fresh.append(key)
 
     def count_duplicates(self, number: int) -> None:
         """Counts results or tasks that were dropped because their keys are in other hands."""
@@ -95,8 +90,9 @@ class WorkQueue(Generic[TaskT]):
             share = min(most, -(-len(self._fresh) // (len(free) + num_coming)))
             while free and self._fresh:
                 worker = free.popleft()
-                number = min(share, len(self._fresh))
-                given[worker] = self._lease(worker, tuple(heappop(self._fresh) for _ in range(number)))
+                given[worker] = self._lease(
+                    worker, tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
+                )
         return given
 
     def on_lease(self, worker: str) -> tuple[str, ...]:
@@ -111,9 +107,8 @@ class WorkQueue(Generic[TaskT]):
         return keys
 
     def give_back(self, worker: str) -> None:
-        """Ends a lease that came to nothing without anybody's fault: its tasks wait again."""
-        for key in self._leases.pop(worker, ()):
-            heappush(self._fresh, key)
+        """Ends a lease that came to nothing without anybody's fault: its tasks wait again, at the front."""
+        self._fresh.extendleft(reversed(self._leases.pop(worker, ())))
 
     def fail(self, worker: str, reason: str) -> list[Quarantined]:
         """Ends a lease on which its worker failed; its tasks wait again, each to be leased alone.
