@@ -1,8 +1,7 @@
 """Rollouts without vLLM: a batched sampling loop over the frozen backbone.
 
-The same backbone replays the completions later, so the two log-probabilities differ by rounding alone. Completions of
-a group that said the same so far are one *state* of the model: it is computed once, and each draws its own next token
-from it. So the prompt is read once per pair, and a group costs what its distinct beginnings cost.
+The same backbone replays the completions later, so the two log-probabilities differ by rounding alone. Slower than vLLM
+on long prompts and large groups, with nothing to install.
 """
 
 from __future__ import annotations
@@ -138,23 +137,21 @@ class TransformersEngine:
         for record in tokens:
             _check_clock(deadline)
             prefixes.append(self._read_prefix(prompt, record))
-        # At first the rows of a group are in one state.
-        past: KeyValues = tuple(_stacked(layer) for layer in zip(*prefixes, strict=True))
         alive = [row for rows in groups for row in rows]
-        state_of = [state for state, rows in enumerate(groups) for _ in rows]
-        ids_S = prompt.token_ids_S[-1:].expand(len(groups))
+        past = _repeat(prefixes, [len(rows) for rows in groups])
+        ids_B = prompt.token_ids_S[-1:].expand(len(alive))
         for position in range(prompt.next_position - 1, prompt.next_position - 1 + max(map(_limit, alive))):
             _check_clock(deadline)
-            read = backbone.read_completions(past, ids_S[:, None], position)
-            ids_B, log_probs_B = self._sample(backbone.logits(read.hidden_GTD[:, 0]), alive, state_of)
-            keep = self._append(alive, ids_B, log_probs_B)
-            if not keep:
-                return
-            alive, said = [alive[row] for row in keep], [(state_of[row], ids_B[row]) for row in keep]
-            states = {each: state for state, each in enumerate(dict.fromkeys(said))}
-            state_of = [states[each] for each in said]
-            parents, ids = zip(*states, strict=True)
-            ids_S, past = torch.tensor(ids, device=backbone.device), _of_states(read.past, parents)
+            read = backbone.read_completions(past, ids_B[:, None], position)
+            ids_B, log_probs_B = self._sample(backbone.logits(read.hidden_GTD[:, 0]), alive)
+            past = read.past
+            keep = self._append(alive, ids_B.tolist(), log_probs_B.tolist())
+            if len(keep) < len(alive):
+                if not keep:
+                    return
+                alive = [alive[row] for row in keep]
+                kept_B = torch.tensor(keep, device=ids_B.device)
+                ids_B, past = ids_B[kept_B], tuple((keys[kept_B], values[kept_B]) for keys, values in past)
 
     def _read_prefix(self, prompt: PromptLayout, record: EncoderTokens) -> KeyValues:
         """Keys and values of the prompt but for its last token, which starts the sampling."""
@@ -165,20 +162,17 @@ class TransformersEngine:
         values_NW = record.values_NW.to(self._backbone.device)
         return self._backbone.read_prompt(prompt, values_NW, slice(first_image, last), self._opening)
 
-    def _sample(
-        self, logits_SV: torch.Tensor, rows: Sequence[_Row], state_of: Sequence[int]
-    ) -> tuple[list[int], list[float]]:
+    def _sample(self, logits_BV: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Next token of each row and its log-probability under the untempered, untruncated distribution."""
-        log_probs_SV = logits_SV.log_softmax(-1)
-        if bool(log_probs_SV.isnan().any()):
+        log_probs_BV = logits_BV.log_softmax(-1)
+        if bool(log_probs_BV.isnan().any()):
             raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
-        allowed_SV = log_probs_SV.index_fill(1, self._forbidden, -torch.inf)
+        allowed_BV = log_probs_BV.index_fill(1, self._forbidden, -torch.inf)
         settings = [(row.sampling.temperature, row.sampling.top_p, row.uniforms_T[len(row.token_ids)]) for row in rows]
-        settings_B3 = torch.tensor(settings, dtype=torch.float64).to(logits_SV.device)
+        settings_B3 = torch.tensor(settings, dtype=torch.float64).to(logits_BV.device)
         temperature_B, top_p_B, uniforms_B = settings_B3.unbind(1)
-        state_B = torch.tensor(state_of, device=logits_SV.device)
-        ids_B = draw(allowed_SV[state_B], temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B)
-        return ids_B.tolist(), log_probs_SV[state_B, ids_B].tolist()
+        ids_B = draw(allowed_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B)
+        return ids_B, log_probs_BV.gather(1, ids_B[:, None])[:, 0]
 
     def _append(self, rows: Sequence[_Row], ids: Sequence[int], log_probs: Sequence[float]) -> list[int]:
         """Adds one token to each row; returns the rows that go on."""
@@ -248,17 +242,16 @@ def _rows(sampling: Sampling) -> list[_Row]:
     ]
 
 
-def _stacked(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    keys, values = zip(*layers, strict=True)
-    return torch.cat(keys), torch.cat(values)
-
-
-def _of_states(past: KeyValues, parents: Sequence[int]) -> KeyValues:
-    """Keys and values of the states that come from these; without a copy where every state went on as it was."""
-    if list(parents) == list(range(len(past[0][0]))):
-        return past
-    parents_S = torch.tensor(parents, device=past[0][0].device)
-    return tuple((keys[parents_S.to(keys.device)], values[parents_S.to(keys.device)]) for keys, values in past)
+def _repeat(prefixes: Sequence[KeyValues], counts: Sequence[int]) -> KeyValues:
+    """Prefixes one below the other, each repeated once per completion."""
+    layers = []
+    for layer in zip(*prefixes, strict=True):
+        keys, values = (
+            torch.cat([pair[part].expand(count, -1, -1, -1) for pair, count in zip(layer, counts, strict=True)])
+            for part in (0, 1)
+        )
+        layers.append((keys, values))
+    return tuple(layers)
 
 
 def _limit(row: _Row) -> int:
