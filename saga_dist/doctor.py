@@ -16,7 +16,7 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import SagaError
 from saga_dist.estimate.sizes import size
 from saga_dist.preflight import describe
-from saga_dist.printable import printable
+from saga_dist.printable import printable, printable_lines
 
 PACKAGES = (
     "torch",
@@ -50,17 +50,17 @@ def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) 
         ("ray auth", _ray_auth),
         ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
     ]
+    failed, doubts = 0, list[str]()
+    checks.append(("room", lambda: _room(config, doubts)))
     if smoke:
         checks.append(("one pair", lambda: judge_one_pair(config)))
-    failed, doubts = 0, list[str]()
-    checks.insert(-1 if smoke else len(checks), ("room", lambda: _room(config, doubts)))
     for name, check in checks:
         try:
             finding, mark = check(), "ok  "
         except SagaError as error:
             finding, mark = str(error), "FAIL"
             failed += 1
-        console.print(printable(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable_lines(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
         for doubt in doubts:
             console.print(printable(f"WARN {name}: {doubt}"), highlight=False, markup=False, soft_wrap=True)
         doubts.clear()

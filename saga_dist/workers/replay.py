@@ -133,7 +133,7 @@ class ReplayWorker:
         self, group: ScoredGroup, chunks: Sequence[Chunk], behaviour: EncoderTokens | None
     ) -> list[Sampled]:
         """For each chunk, what its tokens were worth to the encoder that they were sampled with."""
-        log_probs = [torch.from_numpy(log_probs_T) for log_probs_T in group.completions.log_probs]
+        log_probs = [torch.tensor(log_probs_T) for log_probs_T in group.completions.log_probs]
         engine = [chunk.in_order(log_probs) for chunk in chunks]
         if behaviour is None:
             return [Sampled(engine_R) for engine_R in engine]
@@ -185,7 +185,7 @@ class ReplayWorker:
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
         size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
-        advantages_R, counts = chunk.per_token(torch.from_numpy(task.group.advantages_G)), chunk.counts().split(size)
+        advantages_R, counts = chunk.per_token(torch.tensor(task.group.advantages_G)), chunk.counts().split(size)
         if sampled.tempered_R is None:  # the engine knows the untempered model only
             reference_R, temperature = sampled.engine_R.to(hidden_UD.device), 1.0
         else:
