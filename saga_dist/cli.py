@@ -7,7 +7,6 @@ writing a checkpoint (the same command resumes).
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from saga_dist.estimate.command import estimate
 from saga_dist.evidence.commands import app as evidence_app
 from saga_dist.export.commands import register as register_encoder_commands
 from saga_dist.printable import log_to_stderr, printable, printable_lines
+from saga_dist.quiet import quiet_libraries
 from saga_dist.report.commands import register as register_report_commands
 from saga_dist.sweep.commands import sweep
 
@@ -156,10 +156,7 @@ def _run_directory(option: Path | None, configured: str, *, default: Path) -> Pa
 
 
 def _configure_logging(verbose: bool) -> None:
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries(verbose=verbose)
     log_to_stderr()
     logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -64,6 +64,25 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     fsync_path(path.parent)
 
 
+def write_output(path: Path, content: bytes, *, option: str) -> None:
+    """Writes what a command was asked for, whole or not at all.
+
+    Args:
+        path: of the file.
+        content: of it.
+        option: of the command that named it, for the error.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be written ({error.strerror or error})", where=str(path), fix=f"choose another {option}"
+        ) from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a folder beside ``path`` to be filled; afterwards it is ``path``, and after an error nothing is left.

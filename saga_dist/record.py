@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saga_dist.config import RunConfig
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.engine_check import check_engine
 from saga_dist.errors import ConfigError, Interrupted
 from saga_dist.observability import MetricsLog
@@ -41,9 +41,7 @@ def record_rollouts(
         raise ConfigError(
             "objective.lambda_lm = 0 and objective.lambda_kl = 0", where="rollout", expected="one of them above 0"
         )
-    sampler = ClassBalancedSampler(
-        runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
-    )
+    sampler = training_sampler(config, runtime.learner.labels("train"))
     folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
     missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]

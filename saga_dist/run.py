@@ -18,7 +18,7 @@ from types import FrameType
 from saga_dist.assembly import build_splits
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.coordinator import Coordinator
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.files import remove_leftovers, replaced_folder, write_atomic
@@ -127,9 +127,7 @@ def train_method(
         Interrupted: ``should_stop`` said so; a checkpoint was written.
     """
     started = time.monotonic()
-    sampler = ClassBalancedSampler(
-        runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
-    )
+    sampler = training_sampler(config, runtime.learner.labels("train"))
     with metric_sinks(config, run_dir) as sinks:
         coordinator = Coordinator(
             config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop, sinks=sinks

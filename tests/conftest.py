@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -42,6 +45,21 @@ def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     from saga_dist.standin.random_families import write_random_family
 
     return write_random_family(tmp_path_factory.mktemp(request.param), request.param, seed=3)
+
+
+@pytest.fixture(scope="session")
+def layout_makers() -> dict[str, Callable[[Path], object]]:
+    """By layout, what makes a small tree of it in a folder: they lie beside the tests of the layouts."""
+    return {**_test_module("data/conftest.py").MAKERS, "cars": _test_module("data/layouts/test_cars.py").form_a}
+
+
+def _test_module(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"trees_of_{Path(path).stem}", Path(__file__).parent / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,10 @@ Trees, model and step are small, the rest is what the file says; all that is cha
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -66,25 +63,13 @@ ROOM_FOR_AN_ANSWER = {"rollout.max_tokens": 512}  # its letters are single token
 A_SCRIPT_IS_NO_MODEL = {"rollout.max_log_prob_gap": 1e9}  # the start-up check would see the difference
 
 
-def loaded(path: str) -> ModuleType:
-    """A test module: the made-up trees lie beside the tests of the layouts."""
-    spec = importlib.util.spec_from_file_location(f"trees_of_{Path(path).stem}", ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def make_data() -> Callable[[str, Path], Path]:
+def make_data(layout_makers: dict[str, Callable[[Path], object]]) -> Callable[[str, Path], Path]:
     """Makes a small tree in the layout of a shipped configuration: ``make_data(name, folder)``."""
-    makers = loaded("tests/data/conftest.py").MAKERS
-    make_cars = loaded("tests/data/layouts/test_cars.py").form_a
 
     def make(name: str, folder: Path) -> Path:
         layout = {"inat_aves": "inat"}.get(name, name)
-        (make_cars if layout == "cars" else makers[layout])(folder)
+        layout_makers[layout](folder)
         return folder
 
     return make

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga_dist.files import write_output
+from saga_dist.quiet import quiet_libraries
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,9 +47,7 @@ def bench(
     # Read once, when torch and vLLM are imported: one thread makes processor time comparable.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
     from rich.console import Console
@@ -61,7 +62,8 @@ def bench(
         print_report(console, report)
         reports.append(report.as_json())
         if json_file is not None:  # after each: a bench that fails later loses nothing
-            _write(json_file, {"size": size.value, "machine": machine(), "benches": reports})
+            content = {"size": size.value, "machine": machine(), "benches": reports}
+            write_output(json_file, (json.dumps(content, indent=2) + "\n").encode(), option="--json")
 
 
 def measure(name: Bench, size: Size) -> Report:
@@ -100,15 +102,3 @@ def print_report(console: Console, report: Report) -> None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _write(path: Path, content: dict[str, object]) -> None:
-    from saga_dist.errors import ConfigError
-    from saga_dist.files import write_atomic
-
-    try:
-        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --json"
-        ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from saga_dist.assembly import build_learner, build_rollout_worker
 from saga_dist.config import load_config
 from saga_dist.counters import counter_seed
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.demo import DEMO_CONFIG
 from saga_dist.files import write_atomic
 from saga_dist.types import RolloutTask, Sampling
@@ -27,7 +27,7 @@ def record() -> dict[str, object]:
     config = load_config(DEMO_CONFIG, ["runtime.kind=serial"])
     learner, worker = build_learner(config), build_rollout_worker(config)
     settings = config.rollout
-    sampler = ClassBalancedSampler(learner.labels("train"), config.data.batch_size, config.data.images_per_class, 0)
+    sampler = training_sampler(config, learner.labels("train"))
     seconds: list[float] = []
     step = 0
     while len(seconds) < WARM_UP + GROUPS:

@@ -24,7 +24,7 @@ from saga_dist.bench.common import Report, Size, Timing, less_is_better, one_thr
 from saga_dist.bench.scene import Scene, open_scene
 from saga_dist.config import RunConfig, load_config
 from saga_dist.coordinator import Coordinator
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.demo import DEMO_CONFIG
 from saga_dist.protocols import EncodedBatch
 from saga_dist.runtime_serial import SerialRuntime
@@ -104,9 +104,7 @@ class _Ours:
         self._runtime = SerialRuntime(config)
         self.learner: Learner = self._runtime.learner  # type: ignore[assignment]
         self._folder = folder
-        sampler = ClassBalancedSampler(
-            self.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
-        )
+        sampler = training_sampler(config, self.learner.labels("train"))
         self._coordinator = Coordinator(config, self._runtime, sampler, folder)
         self._batches: list[MicroBatch] = []
         encode = self.learner.encode

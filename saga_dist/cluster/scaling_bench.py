@@ -24,7 +24,7 @@ from saga_dist.cluster.supervision import Clocks
 from saga_dist.config import RunConfig
 from saga_dist.coordinator import Coordinator
 from saga_dist.counters import counter_seed
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.observability import MetricsLog
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle
@@ -166,7 +166,7 @@ def train(config: RunConfig, role: SleeperRole, *, update_s: float) -> tuple[flo
         runtime.rollouts.start()
         wait_for_workers(runtime.rollouts, config.rollout.workers)
         labels = runtime.learner.labels("train")
-        sampler = ClassBalancedSampler(labels, config.data.batch_size, config.data.images_per_class, seed=0)
+        sampler = training_sampler(config, labels)
         ends: list[float] = []
         with tempfile.TemporaryDirectory() as folder:
             Coordinator(config, runtime, sampler, Path(folder), on_step=lambda _: ends.append(time.monotonic())).run()
@@ -182,9 +182,7 @@ def split_evenly(config: RunConfig, role: SleeperRole) -> float:
     workers = [role.spawn() for _ in range(config.rollout.workers)]
     try:
         ray.get([worker.start.remote() for worker in workers], timeout=_CLOCKS.start_s)
-        sampler = ClassBalancedSampler(
-            BenchLearner(config, 0.0).labels("train"), config.data.batch_size, config.data.images_per_class, seed=0
-        )
+        sampler = training_sampler(config, BenchLearner(config, 0.0).labels("train"))
         started, groups = time.monotonic(), 0
         for step in range(1, config.run.steps):
             names = [pair.pair_id for pair in sampler.micro_batch(step, 0, config.rollout.pairs_per_batch).pairs]

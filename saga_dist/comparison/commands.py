@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saga_dist.errors import ConfigError
+from saga_dist.files import write_output
 from saga_dist.printable import printable
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,9 +39,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate an encoder on unseen classes: a run's own, or any frozen one under the same protocol."""
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     from rich.console import Console
 
     console = Console()
@@ -58,12 +57,7 @@ def evaluate(
 
         console.print(beside_table(published, result, name=encoder or str(target)))
     if json_file is not None:
-        try:
-            json_file.write_text(text + "\n", "utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be written ({error.strerror})", where=str(json_file), fix="check --json"
-            ) from error
+        write_output(json_file, f"{text}\n".encode(), option="--json")
 
 
 def _run(run: Path, overrides: list[str], split: str, console: Console) -> tuple[SplitResult, str]:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from saga_dist.config import RunConfig
 from saga_dist.counters import counter_generator, counter_seed
 from saga_dist.errors import DataError
 from saga_dist.types import ImagePair, MicroBatch
@@ -209,3 +210,14 @@ def _draw_unordered(
     ranks = generator.choice(capacity, size=count, replace=False) if count else np.zeros(0, np.int64)
     rows = np.searchsorted(cumulative, ranks, side="right")
     return np.stack([rows, end[rows] - (cumulative[rows] - ranks)], axis=1)
+
+
+def training_sampler(config: RunConfig, labels_I: np.ndarray) -> ClassBalancedSampler:
+    """Returns the micro-batches of a run.
+
+    Args:
+        config: of the run.
+        labels_I: int64 [I] of its training images.
+    """
+    data = config.data
+    return ClassBalancedSampler(labels_I, data.batch_size, data.images_per_class, seed=config.run.seed)

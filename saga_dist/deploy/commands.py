@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saga_dist.files import write_output
+
 
 class Kind(StrEnum):
     """What to print."""
@@ -123,7 +125,7 @@ def manifest(
     if out is None:
         typer.echo(text, nl=False)
         return
-    _write(out, text)
+    write_output(out, text.encode(), option="--out")
 
 
 def _labels(role: str, pairs: list[str] | None) -> dict[str, str] | None:
@@ -136,15 +138,3 @@ def _labels(role: str, pairs: list[str] | None) -> dict[str, str] | None:
             raise ConfigError(f"--{role}-node {pair!r}", where="command line", expected="KEY=VALUE")
         labels[key] = value
     return labels or None
-
-
-def _write(path: Path, text: str) -> None:
-    from saga_dist.errors import ConfigError
-    from saga_dist.files import write_atomic
-
-    try:
-        write_atomic(path, text.encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --out"
-        ) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from saga_dist.errors import ConfigError
+from saga_dist.files import write_output
+from saga_dist.quiet import quiet_libraries
 
 CALIBRATION_STEPS = 3
 
@@ -33,10 +34,7 @@ def estimate(
     """Work out a run on paper: bytes, operations, seconds, hours and cost, and where each role saturates."""
     if measured is not None and calibrate:
         raise ConfigError("--measured and --calibrate", where="command line", expected="one of them")
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     from rich.console import Console
 
     from saga_dist.assembly import set_threads
@@ -65,15 +63,5 @@ def estimate(
         if steps is not None:
             print_agreement(console, found, steps, peak)
         if json_file is not None:
-            _write(json_file, as_json(found, price, steps))
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    from saga_dist.files import write_atomic
-
-    try:
-        write_atomic(path, (json.dumps(figures, indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --json"
-        ) from error
+            figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
+            write_output(json_file, figures.encode(), option="--json")

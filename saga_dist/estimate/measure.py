@@ -10,7 +10,7 @@ from typing import Any
 
 from saga_dist.config import RunConfig, RuntimeSection
 from saga_dist.coordinator import Coordinator
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import ConfigError
 from saga_dist.estimate.operations import (
     OPTIMIZER_BYTES,
@@ -76,9 +76,7 @@ def measure_now(config: RunConfig, num_steps: int) -> tuple[Measured, int]:
         running = SerialRuntime(serial)
         try:
             labels = running.learner.labels("train")
-            sampler = ClassBalancedSampler(
-                labels, serial.data.batch_size, serial.data.images_per_class, seed=serial.run.seed
-            )
+            sampler = training_sampler(serial, labels)
             coordinator = Coordinator(serial, running, sampler, Path(folder))
             rows = [coordinator.train_step().metrics for _ in range(WARM_UP + num_steps)]
             peak = _peak_bytes()

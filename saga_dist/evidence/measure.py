@@ -26,7 +26,7 @@ from saga_dist.checkpoint.manifest import CheckpointInfo, verify
 from saga_dist.checkpoint.store import CheckpointStore
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import CheckpointError, DataError
 from saga_dist.evidence.compare import probe_figures, recall_figures
 from saga_dist.evidence.looking import look_figures
@@ -214,11 +214,8 @@ def _looks(bench: _Bench, observed: Mapping[str, Observed]) -> tuple[Looks, ...]
 
 
 def _pull(bench: _Bench, step: int) -> tuple[Gradients | None, Spread | None]:
-    data, run_dir = bench.config.data, bench.run_dir
-    sampler = ClassBalancedSampler(
-        bench.splits.train.labels_I, data.batch_size, data.images_per_class, seed=bench.config.run.seed
-    )
-    recorded = recorded_step(load_run_config(run_dir), run_dir, sampler, near=step)
+    sampler = training_sampler(bench.config, bench.splits.train.labels_I)
+    recorded = recorded_step(load_run_config(bench.run_dir), bench.run_dir, sampler, near=step)
     if recorded is None:
         bench.notes.append("gradients, entropy of the targets: no recorded rollouts")
         return None, None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saga_dist.errors import DataError
-from saga_dist.files import write_atomic
+from saga_dist.files import write_output
 
 EVIDENCE_NAME = "evidence.json"
 
@@ -156,14 +156,9 @@ class Evidence(_Record):
         """Writes the file in one piece.
 
         Raises:
-            DataError: it cannot be written.
+            ConfigError: it cannot be written.
         """
-        try:
-            write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
-        except OSError as error:
-            raise DataError(
-                f"cannot be written ({error.strerror or error})", where=str(path), fix="give --json"
-            ) from error
+        write_output(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
 
     @classmethod
     def load(cls, path: Path) -> Evidence:

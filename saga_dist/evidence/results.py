@@ -14,7 +14,7 @@ from rich.table import Table
 
 from saga_dist.config import Section
 from saga_dist.errors import DataError
-from saga_dist.files import write_atomic
+from saga_dist.files import write_output
 
 METRIC, TEXT, ATTENTION, BOTH = "metric", "text", "attention", "both"
 HEADINGS = {
@@ -91,8 +91,12 @@ class Screen(Section):
         return Screen(command=command, worlds=(*others, result))
 
     def save(self, path: Path) -> None:
-        """Writes the file, whole or not at all."""
-        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
+        """Writes the file, whole or not at all.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        write_output(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
 
 
 def load_screen(path: Path) -> Screen:

@@ -19,7 +19,7 @@ import numpy as np
 from saga_dist.assembly import build_learner, build_splits
 from saga_dist.config import RunConfig
 from saga_dist.coordinator import Selection
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import ConfigError
 from saga_dist.evaluation import validation_recall
 from saga_dist.evidence.oracle import Oracle, train_step
@@ -136,9 +136,7 @@ class _Screen:
         """Trains one configuration and keeps the weights of its best step by validation classes."""
         config = self._config(name, setting, seed)
         learner = build_learner(config)
-        sampler = ClassBalancedSampler(
-            learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=seed
-        )
+        sampler = training_sampler(config, learner.labels("train"))
         selection, weights = Selection(), {}
         while learner.step < config.run.steps:
             train_step(learner, sampler, config, None if name == METRIC else self._oracle)

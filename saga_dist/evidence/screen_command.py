@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from saga_dist.printable import log_to_stderr
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,8 @@ def screen(
     ] = None,
 ) -> None:
     """Screen worlds with the oracle: what could the MLLM's gradient gain over a tuned metric loss, at best?"""
-    _configure_logging()
+    quiet_libraries()
+    log_to_stderr()
     from rich.console import Console
 
     from saga_dist.evidence.results import Screen, load_screen
@@ -67,10 +68,3 @@ def _show(done: Screen, console: Console) -> None:
     console.print()
     console.print(table(done))
     console.print(HOW_TO_READ, highlight=False)
-
-
-def _configure_logging() -> None:
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,9 +24,7 @@ def show(
 
     Prints tables and writes evidence.json, which `saga-dist report` draws.
     """
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     from rich.console import Console
 
     from saga_dist.evidence.measure import measure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,6 +9,7 @@ import typer
 
 from saga_dist.errors import DataError
 from saga_dist.printable import printable
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,7 +34,7 @@ def export(
     """Write the encoder (tower and pooler, no MLLM) in a form that other software reads, with a model card."""
     if form not in FORMATS:
         raise DataError(f"unknown format {form!r}", where="--format", expected=", ".join(FORMATS))
-    _quiet()
+    quiet_libraries()
     from saga_dist.export.folder import export_encoder
 
     done = export_encoder(run, out, form=form)
@@ -52,7 +52,7 @@ def embed(
     jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
-    _quiet()
+    quiet_libraries()
     from saga_dist.retrieval.embed import embed_folder, list_images
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
@@ -120,7 +120,7 @@ def search(
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
 ) -> None:
     """Print the k nearest images: rank, cosine, path."""
-    _quiet()
+    quiet_libraries()
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.index import open_index
     from saga_dist.retrieval.search import contact_sheet, search_image
@@ -159,12 +159,6 @@ def _progress() -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _quiet() -> None:
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _say(line: str) -> None:

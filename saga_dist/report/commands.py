@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga_dist.errors import ConfigError, DataError
+from saga_dist.errors import ConfigError
+from saga_dist.files import write_output
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ def report(
     device: Annotated[str, typer.Option(help="where the encoder runs: cpu, cuda, …")] = "cpu",
 ) -> None:
     """Write one self-contained HTML page: results, curves, retrieval, attention, attributes, rollouts."""
-    _quiet()
+    quiet_libraries()
     from saga_dist.report.build import Settings, report_page
 
     settings = Settings(groups=groups, rows=rows, images=images, attention=attention, device=device)
@@ -56,7 +57,7 @@ def rollouts(
     device: Annotated[str, typer.Option(help="where the encoder runs: cpu, cuda, …")] = "cpu",
 ) -> None:
     """Look at recorded rollouts: a page with every completion of a group side by side, or one group in the terminal."""
-    _quiet()
+    quiet_libraries()
     if pair is not None and out is not None:
         raise ConfigError("--pair with --out", where="command line", expected="one of them", fix="drop one")
     if (pair is not None or step is not None) and out is None:
@@ -79,23 +80,12 @@ def rollouts(
 
 
 def _write(path: Path, make: Callable[[], Page]) -> None:
-    from saga_dist.files import write_atomic
-
     page = make()
     content = page.html.encode()
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise DataError(f"cannot be written ({error.strerror or error})", where=str(path), fix="give --out") from error
+    write_output(path, content, option="--out")
     for line in page.lines:
         _say(line)
     _say(f"{path}: {len(content) / 1e6:.1f} MB, open it in a browser")
-
-
-def _quiet() -> None:
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from saga_dist.errors import TrainingError
 from saga_dist.printable import log_to_stderr, printable, printable_lines
+from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,9 +120,6 @@ def _progress(console: Console) -> Progress:
 
 
 def _configure_logging() -> None:
-    # Before any heavy import: libraries read these once.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     log_to_stderr()
     logging.getLogger("saga_dist").setLevel(logging.INFO)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -41,29 +38,17 @@ NMI = {
 }
 
 
-def _loaded(path: str) -> ModuleType:
-    """A test module: the made-up trees lie beside the tests of the layouts."""
-    spec = importlib.util.spec_from_file_location(f"sweep_trees_of_{Path(path).stem}", ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tree(
+    tmp_path_factory: pytest.TempPathFactory, layout_makers: dict[str, Callable[[Path], object]]
+) -> Callable[[str], Path]:
     """Makes a small tree in a layout, once."""
-    makers = {
-        **_loaded("tests/data/conftest.py").MAKERS,
-        "cars": _loaded("tests/data/layouts/test_cars.py").form_a,
-    }
     made: dict[str, Path] = {}
 
     def make(layout: str) -> Path:
         if layout not in made:
             made[layout] = tmp_path_factory.mktemp(layout)
-            makers[layout](made[layout])
+            layout_makers[layout](made[layout])
         return made[layout]
 
     return make

@@ -6,15 +6,12 @@ layout and every family at least once; and the ablations that are single setting
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -139,23 +136,11 @@ COVERING = _covering(ROWS)
 PARAMS = [pytest.param(row, id=str(row), marks=() if row in COVERING else pytest.mark.slow) for row in ROWS]
 
 
-def _loaded(path: str) -> ModuleType:
-    """A test module: the made-up trees lie beside the tests of the layouts."""
-    spec = importlib.util.spec_from_file_location(f"training_trees_of_{Path(path).stem}", ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], dict[str, Any]]:
+def overrides(
+    tmp_path_factory: pytest.TempPathFactory, layout_makers: dict[str, Callable[[Path], object]]
+) -> Callable[[RunConfig], dict[str, Any]]:
     """What makes a configuration tiny: ``overrides(config)``, with a tree of its layout and a model of its family."""
-    makers = {
-        **_loaded("tests/data/conftest.py").MAKERS,
-        "cars": _loaded("tests/data/layouts/test_cars.py").form_a,
-    }
     made: dict[str, Path] = {}
 
     def folder(name: str, make: Callable[[Path], object]) -> str:
@@ -169,7 +154,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig],
             return {**TINY, **BIRDS}
         family = "internvl" if "InternVL" in config.model.path else "qwen3_vl"
         model = folder(family, lambda path: write_random_family(path, family, seed=3))
-        data = folder(config.data.layout, makers[config.data.layout])
+        data = folder(config.data.layout, layout_makers[config.data.layout])
         return {**TINY, **ON_DISK, "model.path": model, "data.root": data}
 
     return settings

@@ -230,6 +230,22 @@ class AttentionProbe(ABC):
         """
 
 
+def attention_rows(
+    query_HRd: torch.Tensor, keys_HKd: torch.Tensor, positions_R: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Returns attention [R, K] float32 from queries on keys: full causal softmax, mean over heads.
+
+    Args:
+        query_HRd: [H, R, d] after rotation.
+        keys_HKd: [H, K, d] after rotation.
+        positions_R: int64 [R], the column of each query's own key; later ones are not seen.
+        scale: of the products.
+    """
+    scores_HRK = torch.einsum("hrd,hkd->hrk", query_HRd.float(), keys_HKd.float()) * scale
+    later_RK = torch.arange(keys_HKd.shape[1], device=positions_R.device)[None] > positions_R[:, None]
+    return scores_HRK.masked_fill(later_RK, -torch.inf).softmax(-1).mean(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """The decoder's run over G completions."""

@@ -80,12 +80,10 @@ class CheckpointFamily(Family):
     @property
     def tied(self) -> bool:
         """True when the output layer is the transposed embedding table."""
+        # A hub's only file is not fetched to look: it is all of the weights.
         has_index = self.files.find(INDEX_NAME) is not None
-        # As transformers does: an output layer that is in the checkpoint counts, whatever the configuration says. A
-        # hub's only file is not fetched to look: it is all of the weights.
-        if has_index or (self.files.revision is None and self.files.find(SINGLE_NAME) is not None):
-            return bool(self._parsed.tie_word_embeddings) and not self.files.has_tensor(tuple(self.head_prefixes))
-        return bool(self._parsed.tie_word_embeddings)
+        look = has_index or (self.files.revision is None and self.files.find(SINGLE_NAME) is not None)
+        return self._tied_by_weights() if look else bool(self._parsed.tie_word_embeddings)
 
     def shaped_like(self, config: dict[str, Any]) -> CheckpointFamily:
         """Returns the same family with another configuration, e.g. of fewer layers."""
@@ -121,13 +119,16 @@ class CheckpointFamily(Family):
         self, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> DecoderBackbone:
         """Returns the frozen language model; the tower's weights are not read."""
-        # As transformers does: an output layer that is in the checkpoint counts, whatever the configuration says.
-        tied = bool(self._parsed.tie_word_embeddings) and not self.files.has_tensor(tuple(self.head_prefixes))
+        tied = self._tied_by_weights()
         backbone = self._empty_backbone(tied=tied, dtype=dtype, device=device)
         prefixes = self.language_prefixes if tied else self.language_prefixes | self.head_prefixes
         fill(backbone, renamed(self.files.tensors(tuple(prefixes)), prefixes), where=self.files.name)
         backbone.freeze()
         return backbone
+
+    def _tied_by_weights(self) -> bool:
+        """As transformers does: an output layer that is in the checkpoint counts, whatever the configuration says."""
+        return bool(self._parsed.tie_word_embeddings) and not self.files.has_tensor(tuple(self.head_prefixes))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the checkpoint's tokenizer."""

@@ -28,6 +28,7 @@ from saga_dist.models.families.base import (
     KeyValues,
     PromptLayout,
     TokenLayout,
+    attention_rows,
 )
 from saga_dist.models.families.packed_attention import PACKED, AllRead, Reading
 from saga_dist.types import Grid
@@ -278,8 +279,5 @@ class _DecoderProbe(AttentionProbe):
         # The same function turns queries and keys; the keys in the cache are turned already.
         query_RHd, _ = apply_rotary_pos_emb(query_RHd, query_RHd, cos_Rd, sin_Rd, unsqueeze_dim=1)
         keys_HKd = self._cache_layer.keys[completion].detach().repeat_interleave(attention.num_key_value_groups, dim=0)
-        scores_RHK = torch.einsum("rhd,hkd->rhk", query_RHd.float(), keys_HKd.float()) * attention.scaling
-        num_tokens = self._hidden_GTD.shape[1]
-        own_position_R = keys_HKd.shape[1] - num_tokens + columns
-        later_RK = torch.arange(keys_HKd.shape[1], device=columns.device)[None] > own_position_R[:, None]
-        return scores_RHK.masked_fill(later_RK[:, None], -torch.inf).softmax(-1).mean(1).to(asked_from)
+        positions_R = keys_HKd.shape[1] - self._hidden_GTD.shape[1] + columns
+        return attention_rows(query_RHd.transpose(0, 1), keys_HKd, positions_R, attention.scaling).to(asked_from)

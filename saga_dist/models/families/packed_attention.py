@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from saga_dist.models.families.base import AttentionProbe, KeyValues
+from saga_dist.models.families.base import AttentionProbe, KeyValues, attention_rows
 
 PACKED = "saga_dist_packed"
 """Name of this attention among those of transformers."""
@@ -179,10 +179,8 @@ class _PackedProbe(AttentionProbe):
             keys_hKd = torch.cat([self._prefix_hPd, keys_hKd], dim=1)
         query_HRd = self._query_HRd[:, own][:, columns]
         keys_HKd = keys_hKd.repeat_interleave(len(query_HRd) // len(keys_hKd), dim=0)
-        scores_HRK = torch.einsum("hrd,hkd->hrk", query_HRd.float(), keys_HKd.float()) * self._scale
-        own_position_R = keys_hKd.shape[1] - (own.stop - own.start) + columns
-        later_RK = torch.arange(keys_hKd.shape[1], device=columns.device)[None] > own_position_R[:, None]
-        return scores_HRK.masked_fill(later_RK, -torch.inf).softmax(-1).mean(0)
+        positions_R = keys_hKd.shape[1] - (own.stop - own.start) + columns
+        return attention_rows(query_HRd, keys_HKd, positions_R, self._scale)
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
