@@ -75,18 +75,19 @@ def saved_bytes(work: Callable[[], object], weights: Iterable[torch.Tensor]) -> 
         weights: not counted: they are there anyway.
     """
     own = {weight.untyped_storage()._cdata for weight in weights}
-    kept: dict[int, torch.Tensor] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            kept.setdefault(storage, tensor)  # holds it, so that its place is not taken by another one
-        return tensor
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept.setdefault(storage._cdata, storage)  # held, so that its place is not taken by another one
+        # An output as it is would hold its own graph and, out of the collector's sight, all of this for ever.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         graph = work()
     del graph
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 # ---------------------------------------------------------------------- the tower

@@ -76,7 +76,9 @@ def say(line: str) -> None:
 def run_stream(number: int, seeds: list[int], tally: Tally) -> int:
     """Runs the seeds of one stream in a process of its own; returns its exit status."""
     command = [sys.executable, str(STREAM), str(number), *map(str, seeds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # A thread that is late when a stream ends must not join, or start, another Ray.
+    env = os.environ | {"RAY_ENABLE_AUTO_CONNECT": "0"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=env) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:

@@ -14,11 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
@@ -28,6 +29,7 @@ from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
 from saga_dist.counters import counter_generator
 from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import LearnerLost
 from saga_dist.ledger import Ledger
 
 STEPS, PAIRS = 6, 4
@@ -273,8 +275,7 @@ class Rehearsal:
 
     def _train(self, config: RunConfig, faults: list[Fault]) -> tuple[dict[str, int], list[Any]]:
         """Trains from the start; returns the audited fates of all pairs and the final state of the learner."""
-        self._renew(config)
-        sampler = ClassBalancedSampler(self._runtime.learner.labels("train"), 4, 2, seed=config.run.seed)
+        sampler = ClassBalancedSampler(self._renew(config), 4, 2, seed=config.run.seed)
         nodes = [fault.name for fault in faults if fault.kind == "node"]
         with (
             tempfile.TemporaryDirectory(dir=self._place) as folder,
@@ -285,10 +286,23 @@ class Rehearsal:
             state = json.loads((run_dir / "checkpoints" / f"step_{STEPS:08d}" / "learner.json").read_text())
             return Ledger(run_dir / "ledger.jsonl").audit(sampler, STEPS, PAIRS), state
 
-    def _renew(self, config: RunConfig) -> None:
+    def _renew(self, config: RunConfig) -> np.ndarray:
+        """Puts everything back to the start; returns the labels of the training images."""
         self._runtime.rollouts.forget()
         self._runtime.replays.forget()
-        self._runtime.renew_learner(config)
+        try:
+            self._runtime.renew_learner(config)
+            return self._runtime.learner.labels("train")
+        except LearnerLost:  # these calls get lost too, and no coordinator is there yet to mend it
+            return self._revived()
+
+    def _revived(self, attempts: int = 5) -> np.ndarray:
+        for _ in range(attempts - 1):
+            with suppress(LearnerLost):
+                self._runtime.revive_learner()
+                return self._runtime.learner.labels("train")
+        self._runtime.revive_learner()
+        return self._runtime.learner.labels("train")
 
 
 def main() -> None:
@@ -307,12 +321,11 @@ def main() -> None:
         nodes = Nodes(stream, Path(place))
         try:
             ray.init(address=nodes.address, namespace="chaos", log_to_driver=False)
-            rehearsal = Rehearsal(stream, Path(place), nodes)
-            for seed in map(int, sys.argv[2:]):
-                faulthandler.dump_traceback_later(HANG_S, exit=True)
-                sys.stdout.write(json.dumps(asdict(rehearsal.run(seed))) + "\n")
-                sys.stdout.flush()
-            rehearsal.close()
+            with closing(Rehearsal(stream, Path(place), nodes)) as rehearsal:
+                for seed in map(int, sys.argv[2:]):
+                    faulthandler.dump_traceback_later(HANG_S, exit=True)
+                    sys.stdout.write(json.dumps(asdict(rehearsal.run(seed))) + "\n")
+                    sys.stdout.flush()
         finally:
             ray.shutdown()
             nodes.close()

@@ -57,7 +57,7 @@ class Flow:
 
 
 def test_one_to_three_to_one_while_tasks_flow(make_pool: Any, scene: Any) -> None:
-    pool = make_pool(CALM, num_cpus=0.1)
+    pool = make_pool(CALM, Script("", group_s=0.05), num_cpus=0.1)
     pool.start()
     scene.until(lambda: scene.states(pool) == ["idle"])
     first = scene.pids(pool)["rollout-0"]
@@ -66,6 +66,7 @@ def test_one_to_three_to_one_while_tasks_flow(make_pool: Any, scene: Any) -> Non
     scene.until(lambda: len(scene.pids(pool)) == 3, seconds=180)
     grown = flow.found.total()
     scene.until(lambda: flow.found.total() > grown + 20)
+    scene.until(lambda: scene.states(pool) == ["busy"] * 3)  # one that idles between two leases would leave first
     pool.resize(1)
     scene.until(lambda: scene.states(pool) in (["idle"], ["busy"]))
     shrunk = flow.found.total()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from saga_dist.assembly import build_learner
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.estimate.activations import saved_bytes
 from saga_dist.estimate.data import data_shape
 from saga_dist.estimate.memory import Weights, learner_memory
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes, payloads
@@ -91,3 +94,17 @@ def test_gradients_travel_in_float32(tiny_checkpoint: Path) -> None:
     _, records = stepped(config)
     record = module._gradients(records[0])  # type: ignore[arg-type]
     assert gradients_to_batch(record).column("values").nbytes >= 4 * record.values_NW.numel()
+
+
+def test_counting_keeps_nothing() -> None:
+    layer = torch.nn.Linear(8, 16)
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> torch.Tensor:
+        # Of sigmoid the graph keeps the output itself.
+        output = torch.sigmoid(layer(torch.ones(4, 8)))
+        held.append(weakref.ref(output))
+        return output
+
+    assert saved_bytes(forward, layer.parameters()) == 4 * (4 * 8 + 4 * 16)
+    assert held[0]() is None
