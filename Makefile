@@ -1,6 +1,8 @@
 # One environment (.venv), one word for everything. `make` alone lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Processes of the test suite: one more than cores, since many tests wait for processes to start.
+TEST_PROCESSES ?= 3
 
 # No telemetry from anything that runs here.
 export VLLM_NO_USAGE_STATS := 1
@@ -25,7 +27,7 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 
 test: export HF_HUB_OFFLINE := 1
 test: env  ## the test suite (under 15 minutes on two cores)
-	@$(BIN)/python -m pytest --durations=15
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=15
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each
