@@ -25,6 +25,8 @@ from saga_dist.types import EncoderTokens, Grid
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from saga_dist.models.families.growing import GrowingRows
+
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 """Keys (after rotation) and values of every decoder layer: [B, H_kv, S, head width] each."""
 
@@ -189,6 +191,25 @@ class FrozenBackbone(nn.Module, ABC):
             probe_layer: decoder layer (from 0) whose attention is wanted.
         """
 
+    @abstractmethod
+    def open_rows(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> GrowingRows:
+        """Returns rows to grow token by token.
+
+        Args:
+            prefixes: keys and values of what comes before, batch size 1 each, all of one length.
+            counts: rows on each prefix.
+        """
+
+    @abstractmethod
+    def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
+        """Returns hidden states [B, D] of one more token in each row, after the last norm.
+
+        Args:
+            rows: what the rows hold so far; it takes the token in.
+            token_ids_B: int64.
+            position: rotary position of the token.
+        """
+
     @property
     @abstractmethod
     def packs(self) -> bool:
@@ -252,8 +273,6 @@ class Continuation:
 
     hidden_GTD: torch.Tensor
     """[G, T, D] after the last norm, in the backbone's dtype."""
-    past: KeyValues
-    """Keys and values of all positions so far, batch size G."""
     probe: AttentionProbe | None
     """Attention of the probed layer, when one was asked for."""
 

@@ -3,7 +3,8 @@
 Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
 
 On a CPU, prompts and groups are read packed (``packed_attention``): one row of tokens, no padding, the prefix where it
-is. Elsewhere, and where a cache has to grow token by token, transformers' cache and its attention do it.
+is. Elsewhere transformers' cache and its attention do it; rows that grow token by token have a cache of their own
+(``growing``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from saga_dist.models.families.base import (
     TokenLayout,
     attention_rows,
 )
+from saga_dist.models.families.growing import GrowingRows
 from saga_dist.models.families.packed_attention import PACKED, AllRead, Reading
 from saga_dist.types import Grid
 
@@ -188,7 +190,22 @@ class DecoderBackbone(FrozenBackbone):
         finally:
             if probe is not None:
                 probe.detach()
-        return Continuation(output.last_hidden_state, _key_values(cache), probe)
+        return Continuation(output.last_hidden_state, probe)
+
+    def open_rows(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> GrowingRows:
+        """Returns rows to grow, so many on each prefix."""
+        return GrowingRows(prefixes, counts)
+
+    def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
+        """Returns hidden states [B, D] of one more token in each row."""
+        output = self.language_model(
+            inputs_embeds=self.language_model.embed_tokens(token_ids_B[:, None]),
+            position_ids=_of_batch(self._text_positions(position, 1).to(self.device), len(token_ids_B)),
+            past_key_values=rows,
+            use_cache=True,
+        )
+        hidden_BD: torch.Tensor = output.last_hidden_state[:, 0]
+        return hidden_BD
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V]."""

@@ -36,6 +36,35 @@ class _Row:
     """Empty while unfinished."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """How the rows of a batch are drawn, side by side."""
+
+    temperature_B: torch.Tensor
+    top_p_B: torch.Tensor
+    uniforms_BT: torch.Tensor
+    """float64; behind a row's own end: zeros, never used."""
+
+    @classmethod
+    def of(cls, rows: Sequence[_Row], device: torch.device) -> _Draws:
+        """Returns those of rows that have no token yet."""
+        uniforms_BT = np.zeros((len(rows), max(len(row.uniforms_T) for row in rows)))
+        for target, row in zip(uniforms_BT, rows, strict=True):
+            target[: len(row.uniforms_T)] = row.uniforms_T
+        settings = torch.tensor([(row.sampling.temperature, row.sampling.top_p) for row in rows], dtype=torch.float64)
+        temperature_B, top_p_B = settings.to(device).unbind(1)
+        return cls(temperature_B, top_p_B, torch.from_numpy(uniforms_BT).to(device))
+
+    @property
+    def num_steps(self) -> int:
+        """Tokens of the longest row."""
+        return self.uniforms_BT.shape[1]
+
+    def of_rows(self, rows_R: torch.Tensor) -> _Draws:
+        """Returns those of some rows, in the given order."""
+        return _Draws(self.temperature_B[rows_R], self.top_p_B[rows_R], self.uniforms_BT[rows_R])
+
+
 class TransformersEngine:
     """Samples completions with the frozen backbone; implements ``protocols.Engine``.
 
@@ -55,7 +84,7 @@ class TransformersEngine:
         family: Family,
         prompt_text: str,
         max_model_len: int | None = None,
-        max_rows: int = 128,
+        max_rows: int = 256,
     ) -> None:
         self.broken = ""
         """Why the engine cannot be used any more; empty while it can."""
@@ -137,21 +166,22 @@ class TransformersEngine:
         for record in tokens:
             _check_clock(deadline)
             prefixes.append(self._read_prefix(prompt, record))
-        alive = [row for rows in groups for row in rows]
-        past = _repeat(prefixes, [len(rows) for rows in groups])
+        rows = backbone.open_rows(prefixes, [len(group) for group in groups])
+        del prefixes
+        alive = [row for group in groups for row in group]
+        draws = _Draws.of(alive, backbone.device)
         ids_B = prompt.token_ids_S[-1:].expand(len(alive))
-        for position in range(prompt.next_position - 1, prompt.next_position - 1 + max(map(_limit, alive))):
+        for step in range(draws.num_steps):
             _check_clock(deadline)
-            read = backbone.read_completions(past, ids_B[:, None], position)
-            ids_B, log_probs_B = self._sample(backbone.logits(read.hidden_GTD[:, 0]), alive)
-            past = read.past
-            keep = self._append(alive, ids_B.tolist(), log_probs_B.tolist())
-            if len(keep) < len(alive):
-                if not keep:
+            hidden_BD = backbone.grow(rows, ids_B, prompt.next_position - 1 + step)
+            ids_B, log_probs_B = self._sample(backbone.logits(hidden_BD), draws, step)
+            if finished := self._append(alive, ids_B.tolist(), log_probs_B.tolist()):
+                order = rows.drop(finished)
+                if not order:
                     return
-                alive = [alive[row] for row in keep]
-                kept_B = torch.tensor(keep, device=ids_B.device)
-                ids_B, past = ids_B[kept_B], tuple((keys[kept_B], values[kept_B]) for keys, values in past)
+                alive = [alive[row] for row in order]
+                order_B = torch.tensor(order, device=ids_B.device)
+                ids_B, draws = ids_B[order_B], draws.of_rows(order_B)
 
     def _read_prefix(self, prompt: PromptLayout, record: EncoderTokens) -> KeyValues:
         """Keys and values of the prompt but for its last token, which starts the sampling."""
@@ -162,21 +192,23 @@ class TransformersEngine:
         values_NW = record.values_NW.to(self._backbone.device)
         return self._backbone.read_prompt(prompt, values_NW, slice(first_image, last), self._opening)
 
-    def _sample(self, logits_BV: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, logits_BV: torch.Tensor, draws: _Draws, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Next token of each row and its log-probability under the untempered, untruncated distribution."""
         log_probs_BV = logits_BV.log_softmax(-1)
         if bool(log_probs_BV.isnan().any()):
             raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
         allowed_BV = log_probs_BV.index_fill(1, self._forbidden, -torch.inf)
-        settings = [(row.sampling.temperature, row.sampling.top_p, row.uniforms_T[len(row.token_ids)]) for row in rows]
-        settings_B3 = torch.tensor(settings, dtype=torch.float64).to(logits_BV.device)
-        temperature_B, top_p_B, uniforms_B = settings_B3.unbind(1)
-        ids_B = draw(allowed_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B)
+        ids_B = draw(
+            allowed_BV,
+            temperature_B=draws.temperature_B,
+            top_p_B=draws.top_p_B,
+            uniforms_B=draws.uniforms_BT[:, step],
+        )
         return ids_B, log_probs_BV.gather(1, ids_B[:, None])[:, 0]
 
     def _append(self, rows: Sequence[_Row], ids: Sequence[int], log_probs: Sequence[float]) -> list[int]:
-        """Adds one token to each row; returns the rows that go on."""
-        keep = []
+        """Adds one token to each row; returns those that it finishes."""
+        finished = []
         for index, (row, token_id, log_prob) in enumerate(zip(rows, ids, log_probs, strict=True)):
             row.token_ids.append(token_id)
             row.log_probs.append(log_prob)
@@ -184,9 +216,9 @@ class TransformersEngine:
                 row.finish_reason = "stop"
             elif len(row.token_ids) == row.sampling.max_tokens:
                 row.finish_reason = "length"
-            else:
-                keep.append(index)
-        return keep
+            if row.finish_reason:
+                finished.append(index)
+        return finished
 
     def _completions(self, record: EncoderTokens, rows: Sequence[_Row]) -> Completions:
         return Completions(
@@ -213,8 +245,8 @@ def draw(
     """
     greedy_B = temperature_B <= 0
     # Ties are broken by id (stable sort), so that the answer does not depend on the sorting algorithm of the device.
-    sorted_BV, ids_BV = log_probs_BV.double().sort(dim=-1, descending=True, stable=True)
-    probs_BV = (sorted_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]).softmax(-1)
+    sorted_BV, ids_BV = log_probs_BV.sort(dim=-1, descending=True, stable=True)
+    probs_BV = (sorted_BV.double() / torch.where(greedy_B, 1.0, temperature_B)[:, None]).softmax(-1)
     before_BV = probs_BV.cumsum(-1) - probs_BV
     probs_BV = probs_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
     cumulative_BV = probs_BV.cumsum(-1)
@@ -240,22 +272,6 @@ def _rows(sampling: Sampling) -> list[_Row]:
         _Row(sampling, counter_generator(sampling.seed, completion).random(sampling.max_tokens))
         for completion in range(sampling.num_completions)
     ]
-
-
-def _repeat(prefixes: Sequence[KeyValues], counts: Sequence[int]) -> KeyValues:
-    """Prefixes one below the other, each repeated once per completion."""
-    layers = []
-    for layer in zip(*prefixes, strict=True):
-        keys, values = (
-            torch.cat([pair[part].expand(count, -1, -1, -1) for pair, count in zip(layer, counts, strict=True)])
-            for part in (0, 1)
-        )
-        layers.append((keys, values))
-    return tuple(layers)
-
-
-def _limit(row: _Row) -> int:
-    return row.sampling.max_tokens
 
 
 def _check_clock(deadline: float) -> None:
