@@ -18,7 +18,7 @@ from saga_dist.cli import app
 
 CASES = {
     Bench.REPLAY: ["T = 6: time", "T = 6: memory", "ragged: time", "ragged: memory"],
-    Bench.ROLLOUT: ["stand-in: transformers"],
+    Bench.ROLLOUT: ["stand-in: transformers", "payload of a group"],
     Bench.EVALUATION: ["all, AccuracyCalculator", "R@K, MAP@R, torch", "memory"],
     Bench.IMAGES: ["the same pixels", "fast_jpeg"],
     Bench.STEP: ["one step"],

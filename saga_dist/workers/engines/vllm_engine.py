@@ -81,6 +81,8 @@ class VllmEngine:
     ) -> None:
         self.broken = ""
         """Why the engine cannot be used any more; empty while it can."""
+        self.num_cached_tokens: list[int] = []
+        """Of every prompt of the last call: tokens whose keys and values were there already."""
         self._llm: LLMEngine | None = None
         self._max_model_len = max_model_len
         self._family = family
@@ -162,6 +164,7 @@ class VllmEngine:
             self.broken = _last_words(error)
             raise EngineError(self.broken, where="vLLM", fix="the worker starts a new engine") from error
         self.broken = ""
+        self.num_cached_tokens = [outputs[name].num_cached_tokens or 0 for name in names]
         return results
 
     def close(self) -> None:
