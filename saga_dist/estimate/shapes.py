@@ -22,6 +22,7 @@ from saga_dist.errors import DataError, ModelError
 from saga_dist.estimate.published import published_files, published_names
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
+from saga_dist.models.model_files import at_hand
 from saga_dist.types import Grid
 
 MERGERS = ("merger", "multi_modal_projector")
@@ -122,20 +123,20 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
         ModelError: there is no config.json, here or on the hub, and the name is of no known release.
         DataError: the tower does not take images of this size.
     """
-    path = model_path(config)
-    try:
-        family, reason = resolve_family(path, revision=config.model.revision), ""
-    except ModelError as error:
-        family, reason = None, str(error)
-    if family is not None:
+    path, revision = model_path(config), config.model.revision
+    files = None if at_hand(path, "config.json", revision) else published_files(path)
+    if files is None:
+        try:
+            family = resolve_family(path, revision=revision)
+        except ModelError as error:
+            if at_hand(path, "config.json", revision):
+                raise
+            raise ModelError(
+                f"{error}; and its name is of no release whose sizes are known",
+                expected=f"a folder with config.json, or one of {published_names()}",
+            ) from error
         yield _shape(config, family, path, f"config.json of {path}")
         return
-    files = published_files(path)
-    if files is None:
-        raise ModelError(
-            f"{reason}; and its name is of no release whose sizes are known",
-            expected=f"a folder with config.json, or one of {published_names()}",
-        )
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_text(json.dumps(content), "utf-8")

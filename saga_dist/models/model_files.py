@@ -16,6 +16,19 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 
+def at_hand(path: str, name: str, revision: str = "main") -> bool:
+    """Returns whether a file of a checkpoint is on this machine, in its folder or in the hub's cache; asks nobody."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(path).expanduser().is_dir():
+        return (Path(path).expanduser() / name).is_file()
+    try:
+        return isinstance(huggingface_hub.try_to_load_from_cache(path, name, revision=revision), str)
+    except HFValidationError:  # a folder that is not there
+        return False
+
+
 class ModelFiles:
     """A checkpoint folder, or a hub repository at one revision.
 
