@@ -32,7 +32,7 @@ from saga_dist.models.families.base import (
     attention_rows,
 )
 from saga_dist.models.families.growing import GrowingRows
-from saga_dist.models.families.packed_attention import PACKED, AllRead, Reading
+from saga_dist.models.families.packed_attention import AVAILABLE, PACKED, AllRead, Reading
 from saga_dist.types import Grid
 
 
@@ -77,7 +77,7 @@ class DecoderBackbone(FrozenBackbone):
     @property
     def packs(self) -> bool:
         """Whether groups are read packed; the kernel for that is the CPU's."""
-        return self.device.type == "cpu"
+        return self.device.type == "cpu" and AVAILABLE
 
     @abstractmethod
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:

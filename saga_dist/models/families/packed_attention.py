@@ -25,8 +25,11 @@ from saga_dist.models.families.base import AttentionProbe, KeyValues, attention_
 PACKED = "saga_dist_packed"
 """Name of this attention among those of transformers."""
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Not part of torch's public interface, which gives no log-sum-exp: another version may lack them.
+_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+AVAILABLE = _flash is not None and _flash_backward is not None
+"""Where False, groups are read padded."""
 
 
 class AllRead(Exception):
