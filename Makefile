@@ -1,7 +1,7 @@
 # One environment (.venv), one word for everything. `make` alone lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Processes of the test suite: one more than cores, since many tests wait for processes to start.
+# Processes of the test suite: one for all that start Ray, which mostly waits, and two.
 TEST_PROCESSES ?= 3
 
 # No telemetry from anything that runs here.
@@ -27,7 +27,7 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 
 test: export HF_HUB_OFFLINE := 1
 test: env  ## the test suite (under 15 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=15
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --durations=15
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each

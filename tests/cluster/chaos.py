@@ -85,7 +85,9 @@ def run_stream(number: int, seeds: list[int], tally: Tally) -> int:
                 if line.startswith("{"):  # Ray has things to say too
                     tally.add(json.loads(line))
         finally:
-            if process.poll() is None and process.wait(120):
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode
 
