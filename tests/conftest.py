@@ -30,16 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and sums k
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps to one test process what starts Ray, and each other file: Ray gives a node 30 s to start, full stop."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "cluster" if item.get_closest_marker("cluster") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Lets a report with a lone surrogate, out of a test of hostile names, travel between test processes."""
