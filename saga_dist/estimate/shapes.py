@@ -124,12 +124,13 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
         DataError: the tower does not take images of this size.
     """
     path, revision = model_path(config), config.model.revision
-    files = None if at_hand(path, "config.json", revision) else published_files(path)
+    here = at_hand(path, "config.json", revision)
+    files = None if here else published_files(path)
     if files is None:
         try:
             family = resolve_family(path, revision=revision)
         except ModelError as error:
-            if at_hand(path, "config.json", revision):
+            if here:
                 raise
             raise ModelError(
                 f"{error}; and its name is of no release whose sizes are known",

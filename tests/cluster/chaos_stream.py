@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -290,19 +290,18 @@ class Rehearsal:
         """Puts everything back to the start; returns the labels of the training images."""
         self._runtime.rollouts.forget()
         self._runtime.replays.forget()
-        try:
-            self._runtime.renew_learner(config)
-            return self._runtime.learner.labels("train")
-        except LearnerLost:  # these calls get lost too, and no coordinator is there yet to mend it
-            return self._revived()
-
-    def _revived(self, attempts: int = 5) -> np.ndarray:
-        for _ in range(attempts - 1):
-            with suppress(LearnerLost):
-                self._runtime.revive_learner()
+        losses = 0
+        while True:
+            try:
+                if losses:
+                    self._runtime.revive_learner()
+                else:
+                    self._runtime.renew_learner(config)
                 return self._runtime.learner.labels("train")
-        self._runtime.revive_learner()
-        return self._runtime.learner.labels("train")
+            except LearnerLost:  # these calls get lost too, and no coordinator is there yet to mend it
+                losses += 1
+                if losses > config.runtime.max_learner_restarts:
+                    raise
 
 
 def main() -> None:

@@ -131,9 +131,7 @@ def test_the_decoder_keeps_what_is_said(family_checkpoint: Path, dtype: torch.dt
     ],
 )
 def test_released_sizes_without_the_files(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", None
-    )  # the hub is not asked: that takes half a minute offline
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)  # asking the hub takes half a minute offline
     config = load_config(ROOT / "configs" / "cub.toml", [f"model.path={name}"])
     with model_shape(config) as shape:
         assert shape.tower.weights.params + shape.decoder.weights.params == parameters
