@@ -26,6 +26,7 @@ from saga_dist.export.commands import register as register_encoder_commands
 from saga_dist.printable import log_to_stderr, printable, printable_lines
 from saga_dist.quiet import quiet_libraries
 from saga_dist.report.commands import register as register_report_commands
+from saga_dist.sweep.collect_command import collect
 from saga_dist.sweep.commands import sweep
 
 app = typer.Typer(
@@ -144,6 +145,7 @@ def doctor(
 app.command()(estimate)
 app.command()(evaluate)
 app.command()(sweep)
+evidence_app.command()(collect)  # of sweeps, which know the instruments and not the other way round
 app.command()(manifest)
 register_encoder_commands(app)
 register_report_commands(app)

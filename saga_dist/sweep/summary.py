@@ -27,6 +27,8 @@ class Figure(Section):
     mean: float
     sd: float | None
     """Sample standard deviation over seeds; None with one seed."""
+    values: tuple[float, ...]
+    """Of each seed."""
 
 
 class Versus(Section):
@@ -120,8 +122,9 @@ def _figures(cells: Sequence[Cell]) -> dict[str, Figure]:
 
 
 def over_seeds(values: Sequence[float]) -> Figure:
-    """Returns mean and sample standard deviation."""
-    return Figure(mean=math.fsum(values) / len(values), sd=statistics.stdev(values) if len(values) > 1 else None)
+    """Returns the values with their mean and sample standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Figure(mean=math.fsum(values) / len(values), sd=spread, values=tuple(values))
 
 
 def _mean_hits(cells: Sequence[Cell], hits: dict[str, QueryHits]) -> np.ndarray:

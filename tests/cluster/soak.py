@@ -2,7 +2,7 @@
 
     python tests/cluster/soak.py --minutes 10
 
-Scripted workers, a quarter of a second a group, on a private Ray: four for rollouts, two for replay, the learner. A
+Scripted workers, half a second a group, on a private Ray: four for rollouts, two for replay, the learner. A
 first minute without a kill gives the quiet rate; productive time is the number of steps that the disturbed minutes
 came to, each step counted once however often it had to be done, by the steps of as many quiet minutes.
 """
@@ -30,12 +30,12 @@ from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import Interrupted
 from saga_dist.ledger import Ledger
 
-PAIRS = 16
-GROUP_S = 0.25
+PAIRS = 8
+GROUP_S = 0.5
 WARM_UP_S = 10.0
 CONFIG = {
     "run": {"steps": 1_000_000},
-    "data": {"layout": "birds", "image_size": 80, "batch_size": 4, "images_per_class": 2},
+    "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2},
     "rollout": {
         "workers": 4,
         "num_cpus": 0.1,
@@ -43,7 +43,7 @@ CONFIG = {
         "group_size": 2,
         "contributing_groups": PAIRS,
         "max_micro_batches": 1,
-        "groups_per_lease": 2,
+        "groups_per_lease": 1,
         "deadline_s": 20.0,
         "start_deadline_s": 120.0,
         "max_staleness": 1,
@@ -126,7 +126,9 @@ def main() -> None:
         until = noisy_from + 60.0 * options.minutes
         killer = Killer(runtime, noisy_from + 1.0, options.seed)
         killer.start()
-        sampler = ClassBalancedSampler(runtime.learner.labels("train"), 4, 2, seed=config.run.seed)
+        data = config.data
+        labels = runtime.learner.labels("train")
+        sampler = ClassBalancedSampler(labels, data.batch_size, data.images_per_class, seed=config.run.seed)
         ends: list[tuple[float, int]] = []
         coordinator = Coordinator(
             config,
