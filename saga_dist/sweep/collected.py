@@ -1,0 +1,88 @@
+"""Several tables in one file, and side by side: what the real tests found in each world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from saga_dist.config import Section
+from saga_dist.errors import DataError
+from saga_dist.sweep.render import JSON_NAME
+from saga_dist.sweep.summary import Row, Summary
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+class Collected(Section):
+    """What ``saga-dist evidence collect`` writes: tables by the names of their directories."""
+
+    tables: dict[str, Summary]
+
+    @property
+    def num_runs(self) -> int:
+        """Runs behind the tables."""
+        return sum(len(row.seeds) for table in self.tables.values() for row in table.rows)
+
+
+def collect(directories: Sequence[Path]) -> Collected:
+    """Returns the tables that sweeps left in their directories.
+
+    Raises:
+        DataError: a directory has no table, or two have one name.
+    """
+    tables: dict[str, Summary] = {}
+    for directory in directories:
+        name = directory.resolve().name
+        if name in tables:
+            raise DataError(f"two tables are called {name}", where=str(directory), fix="rename one of the directories")
+        tables[name] = _read(directory / JSON_NAME, Summary, "saga-dist sweep TABLE.toml --out DIRECTORY writes it")
+    return Collected(tables=tables)
+
+
+def load_collected(path: Path) -> Collected:
+    """Returns the tables in a file.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    return _read(path, Collected, "saga-dist evidence collect writes it")
+
+
+def side_by_side(collected: Collected) -> str:
+    """Returns Markdown: a line for each variant, Recall@1 in percent for each table, gain and p in brackets."""
+    labels = dict.fromkeys(row.label for table in collected.tables.values() for row in table.rows)
+    lines = ["| | " + " | ".join(f"`{name}`" for name in collected.tables) + " |"]
+    lines.append("|---" + "|---:" * len(collected.tables) + "|")
+    for label in labels:
+        rows = [{row.label: row for row in table.rows}.get(label) for table in collected.tables.values()]
+        lines.append(f"| {label} | " + " | ".join(map(cell, rows)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: Row | None) -> str:
+    """Returns ``37.9 ± 0.4 (+4.1, p < 0.001)``: Recall@1 in percent over seeds, points over the opponent."""
+    if row is None or not row.figures:
+        return "–"
+    recall = row.figures["recall_at_1"]
+    spread = "" if recall.sd is None else f" ± {100 * recall.sd:.1f}"
+    return f"{100 * recall.mean:.1f}{spread}{gain(row)}"
+
+
+def gain(row: Row) -> str:
+    """Returns `` (+4.1, p < 0.001)``, or nothing for a row that is tested against nobody."""
+    if row.versus is None:
+        return ""
+    p_value = "< 0.001" if row.versus.p_value < 0.001 else f"{row.versus.p_value:.3f}"
+    return f" ({100 * row.versus.difference:+.1f}, p {p_value})"
+
+
+def _read(path: Path, kind: type[_Kind], fix: str) -> _Kind:
+    try:
+        return kind.model_validate_json(json.dumps(json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"no tables in it ({reason})", where=str(path), fix=fix) from error

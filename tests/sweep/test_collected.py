@@ -1,0 +1,102 @@
+"""Tables of several sweeps in one file, one table and one picture."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from saga_dist.cli import app
+from saga_dist.errors import DataError
+from saga_dist.sweep.collected import collect, load_collected, side_by_side
+from saga_dist.sweep.figure import figure
+from saga_dist.sweep.render import write_summary
+from saga_dist.sweep.summary import FIGURES, Row, Summary, Versus, over_seeds
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def row(name: str, label: str, values: tuple[float, ...], versus: Versus | None = None) -> Row:
+    return Row(
+        name=name,
+        label=label,
+        seeds=tuple(range(len(values))),
+        figures={key: over_seeds(values) for key in FIGURES} if values else {},
+        confidence_interval=(min(values) - 0.05, max(values) + 0.05) if values else None,
+        paper=None,
+        versus=versus,
+    )
+
+
+def sweep(folder: Path, name: str, *rows: Row, missing: dict[str, str] | None = None) -> Path:
+    (folder / name).mkdir()
+    write_summary(
+        Summary(title=f"World {name}", num_queries=80, num_classes=4, rows=rows, missing=missing or {}), folder / name
+    )
+    return folder / name
+
+
+@pytest.fixture
+def directories(tmp_path: Path) -> list[Path]:
+    ahead = Versus(variant="metric", seeds=(0, 1), difference=0.123, low=0.1, high=0.15, p_value=0.0004)
+    behind = Versus(variant="metric", seeds=(0,), difference=-0.02, low=-0.05, high=0.01, p_value=0.25)
+    return [
+        sweep(tmp_path, "g", row("metric", "metric <loss>", (0.2, 0.3)), row("saga", "+ all", (0.35, 0.4), ahead)),
+        sweep(
+            tmp_path,
+            "h",
+            row("metric", "metric <loss>", (0.1,)),
+            row("grpo", "+ GRPO", (0.08,), behind),
+            row("saga", "+ all", ()),
+            missing={"saga/seed_0": "not begun"},
+        ),
+    ]
+
+
+def test_command_writes_table_file_and_picture(directories: list[Path], tmp_path: Path) -> None:
+    file, picture = tmp_path / "results.json", tmp_path / "results.svg"
+    options = [*map(str, directories), "--json", str(file), "--figure", str(picture)]
+    said = CliRunner().invoke(app, ["evidence", "collect", *options], catch_exceptions=False).output
+    assert "2 tables, 6 runs, 1 without results" in said
+    collected = load_collected(file)
+    assert collected == collect(directories)
+    assert list(collected.tables) == ["g", "h"]
+    assert side_by_side(collected) in said
+    assert picture.read_text("utf-8") == figure(collected)
+
+
+def test_table_has_a_line_for_each_variant(directories: list[Path]) -> None:
+    assert side_by_side(collect(directories)).splitlines() == [
+        "| | `g` | `h` |",
+        "|---|---:|---:|",
+        "| metric <loss> | 25.0 ± 7.1 | 10.0 |",
+        "| + all | 37.5 ± 3.5 (+12.3, p < 0.001) | – |",
+        "| + GRPO | – | 8.0 (-2.0, p 0.250) |",
+    ]
+
+
+def test_picture_has_a_dot_for_every_run_where_it_belongs(directories: list[Path]) -> None:
+    tree = ET.fromstring(figure(collect(directories)))
+    words = [text.text for text in tree.iter(f"{SVG}text")]
+    assert {"World g", "World h", "metric <loss>", "+12.3, p < 0.001", "-2.0, p 0.250"} <= set(words)
+    assert words.count("+ all") == 1  # nothing is drawn of a row without runs
+    runs = [circle for circle in tree.iter(f"{SVG}circle") if circle.get("class") == "run"]
+    assert len(runs) == 6
+    # Panel g ends at 50 %: five steps of 10 over 360 units from 268.
+    assert [float(circle.get("cx", "")) for circle in runs[:4]] == pytest.approx(
+        [268 + 360 * share / 0.5 for share in (0.2, 0.3, 0.35, 0.4)], abs=0.06
+    )
+    means = [float(line.get("x1", "")) for line in tree.iter(f"{SVG}line") if line.get("class") == "mean"]
+    assert means[:2] == pytest.approx([268 + 360 * 0.25 / 0.5, 268 + 360 * 0.375 / 0.5], abs=0.06)
+
+
+def test_what_is_no_sweep_is_one_line(directories: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere/table\.json.*saga-dist sweep"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="two tables are called g"):
+        collect([directories[0], directories[0]])
+    (directories[0] / "table.json").write_text("[]")
+    with pytest.raises(DataError, match="no tables in it"):
+        collect(directories)
