@@ -224,8 +224,9 @@ class Coordinator:
         perhaps, are replayed again without it.
         """
         while True:
-            groups = step.buffer.selected()
-            outcomes = run_or_set_aside(self._runtime.replays, [self._replay_task(step, group) for group in groups])
+            groups, num_tokens = step.buffer.selected(), step.buffer.num_tokens
+            tasks = [self._replay_task(step, group, num_tokens) for group in groups]
+            outcomes = run_or_set_aside(self._runtime.replays, tasks)
             failed = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
             if not failed:
                 gradients = {gradient.pair_id: gradient for gradient in outcomes}
@@ -234,12 +235,12 @@ class Coordinator:
             for one in failed:
                 step.buffer.remove(one.pair_id)
 
-    def _replay_task(self, step: OpenStep, group: ScoredGroup) -> ReplayTask:
+    def _replay_task(self, step: OpenStep, group: ScoredGroup, num_tokens: int) -> ReplayTask:
         behaviour, truncate_at = self._source.off_policy(group, step.number)
         return ReplayTask(
             group=group,
             tokens=step.tokens[group.pair_id],
-            num_tokens_total=step.buffer.num_tokens,
+            num_tokens_total=num_tokens,
             want_attention=self._config.objective.lambda_kl > 0,
             behaviour=behaviour,
             truncate_at=truncate_at,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from enum import StrEnum
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga_dist.files import write_output
 from saga_dist.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -36,7 +34,9 @@ class Bench(StrEnum):
 
 def bench(
     name: Annotated[Bench, typer.Argument(help="what to measure", metavar="[NAME]")] = Bench.ALL,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="keep the figures there, the latest of each bench")
+    ] = None,
     quick: Annotated[
         bool | None,
         typer.Option("--quick/--full", help="less work, or what the bars are stated for"),
@@ -52,18 +52,19 @@ def bench(
 
     from rich.console import Console
 
-    from saga_dist.bench.common import Size, machine
+    from saga_dist.bench.common import Size
+    from saga_dist.bench.figures import Measured, figures_here, save, with_bench
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
-    reports = []
+    figures = figures_here(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
+        load = round(os.getloadavg()[0], 1)
         report = measure(chosen, size)
         print_report(console, report)
-        reports.append(report.as_json())
+        figures = with_bench(figures, Measured(size=size, load=load, report=report))
         if json_file is not None:  # after each: a bench that fails later loses nothing
-            content = {"size": size.value, "machine": machine(), "benches": reports}
-            write_output(json_file, (json.dumps(content, indent=2) + "\n").encode(), option="--json")
+            save(figures, json_file)
 
 
 def measure(name: Bench, size: Size) -> Report:
@@ -79,6 +80,8 @@ def print_report(console: Console, report: Report) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from saga_dist.bench.figures import number, verdict
+
     title = f"\n{report.bench}: ours against {report.alternative}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("case")
@@ -87,18 +90,14 @@ def print_report(console: Console, report: Report) -> None:
     for row in report.rows:
         table.add_row(
             row.case,
-            _number(row.ours),
-            _number(row.other),
+            number(row.ours),
+            number(row.other),
             row.unit,
-            _number(row.ratio),
-            _number(row.bar),
-            "" if row.met is None else ("yes" if row.met else "NO"),
+            number(row.ratio),
+            number(row.bar),
+            verdict(row.met),
             "yes" if row.equal else "NO",
         )
     console.print(table)
     for note in report.notes:
         console.print(note, highlight=False)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from saga_dist.config import Section
 
 OursT = TypeVar("OursT")
 OtherT = TypeVar("OtherT")
@@ -70,16 +72,6 @@ class Report:
     def equal(self) -> bool:
         """True when all results agreed."""
         return all(row.equal for row in self.rows)
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the report as plain values."""
-        return {
-            "bench": self.bench,
-            "alternative": self.alternative,
-            "equal": self.equal,
-            "rows": [asdict(row) for row in self.rows],
-            "notes": list(self.notes),
-        }
 
 
 def less_is_better(
@@ -210,8 +202,17 @@ def random_model(folder: Path, **sizes: Any) -> Path:
     return write_random_checkpoint(folder, **sizes)
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the figures were measured on."""
+class Machine(Section):
+    """What figures were measured on."""
+
+    processor: str
+    cores: int
+    torch: str
+    device: str
+
+
+def machine() -> Machine:
+    """Returns this machine."""
     import torch
 
     names = [
@@ -219,13 +220,12 @@ def machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         if line.startswith("model name")
     ]
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count() or 1,
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    return Machine(
+        processor=names[0] if names else platform.machine(),
+        cores=os.cpu_count() or 1,
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    )
 
 
 def _status_bytes(name: str) -> int:

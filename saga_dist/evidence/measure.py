@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,23 @@ from saga_dist.errors import CheckpointError, DataError
 from saga_dist.evidence.compare import probe_figures, recall_figures
 from saga_dist.evidence.looking import look_figures
 from saga_dist.evidence.observe import Observed, observe
+from saga_dist.evidence.oracle import Oracle
 from saga_dist.evidence.probes import FEWEST_CLASSES
-from saga_dist.evidence.pulling import pull, recorded_step
+from saga_dist.evidence.pulling import pull
 from saga_dist.evidence.readout import Reader, build_template
-from saga_dist.evidence.record import PRETRAINED, TRAINED, Evidence, Gradients, Looks, Probes, Spread, StepFigure
+from saga_dist.evidence.record import (
+    PRETRAINED,
+    TRAINED,
+    Evidence,
+    Gradients,
+    Looks,
+    Probes,
+    Spread,
+    StepCosines,
+    StepFigure,
+)
+from saga_dist.evidence.recorded_steps import recorded_steps
+from saga_dist.evidence.step_cosines import STEPS, step_cosines
 from saga_dist.evidence.verdicts import early_and_late
 from saga_dist.observability import MetricsLog
 from saga_dist.standin.language import COLOR_WORDS, PARTS
@@ -82,7 +96,7 @@ def measure(run_dir: Path, *, num_images: int) -> Evidence:
     started = time.monotonic()
     bench = _set_up(run_dir, num_images)
     observed, step = _observe(bench)
-    gradients, spread = _pull(bench, step)
+    gradients, spread, between = _pull(bench, step)
     seed = bench.config.run.seed
     return Evidence(
         step=step,
@@ -94,6 +108,7 @@ def measure(run_dir: Path, *, num_images: int) -> Evidence:
         probes=_probes(bench, observed),
         steps=_steps(bench),
         gradients=gradients,
+        step_cosines=between,
         spread=spread,
         looks=_looks(bench, observed),
         notes=tuple(bench.notes),
@@ -213,16 +228,25 @@ def _looks(bench: _Bench, observed: Mapping[str, Observed]) -> tuple[Looks, ...]
     return look_figures(observed, scene_masks("test", birds)[in_turn])
 
 
-def _pull(bench: _Bench, step: int) -> tuple[Gradients | None, Spread | None]:
+def _pull(bench: _Bench, step: int) -> tuple[Gradients | None, Spread | None, tuple[StepCosines, ...]]:
     sampler = training_sampler(bench.config, bench.splits.train.labels_I)
-    recorded = recorded_step(load_run_config(bench.run_dir), bench.run_dir, sampler, near=step)
-    if recorded is None:
-        bench.notes.append("gradients, entropy of the targets: no recorded rollouts")
-        return None, None
-    if not recorded.groups:
-        bench.notes.append(f"gradients, entropy of the targets: no group of step {recorded.step} carries a gradient")
-        return None, None
-    return pull(bench.config, bench.checkpoint.path, recorded)
+    recorded = recorded_steps(load_run_config(bench.run_dir), bench.run_dir, sampler, near=step)
+    steps = list(islice((one for one in recorded if one.groups), STEPS))
+    if not steps:
+        bench.notes.append("gradients, entropy of the targets: no recorded group that carries a gradient")
+        return None, None, ()
+    gradients, spread = pull(bench.config, bench.checkpoint.path, steps[0])
+    between = step_cosines(bench.config, bench.checkpoint.path, steps, _oracle(bench)) if len(steps) > 1 else ()
+    return gradients, spread, between
+
+
+def _oracle(bench: _Bench) -> Oracle | None:
+    """Who knows the true text of a training pair; nobody where the MLLM read-out is missing, as its note says."""
+    spec = build_prompt(bench.config)
+    if not bench.drawn or not spec.describes_images or spec.vocabulary.attribute_keys != PARTS:
+        return None
+    assert bench.splits.train.attributes_IA is not None
+    return Oracle(bench.config, bench.splits.train.attributes_IA)
 
 
 def _steps(bench: _Bench) -> tuple[StepFigure, ...]:

@@ -110,6 +110,20 @@ class Gradients(_Record):
     cosines: tuple[LossCosine, ...]
 
 
+class StepCosines(_Record):
+    """Gradients of one loss at one checkpoint, from several recorded steps."""
+
+    loss: str
+    """``text``: the true text of each pair, in place of the completions."""
+    part: str
+    """Of the encoder, where it is looked at."""
+    num_steps: Count
+    between_steps: float | None
+    """Mean cosine of two steps' gradients; None with fewer than two."""
+    along_text: float | None
+    """Mean cosine with the gradient of the true text of the same step; None where there is none to compare with."""
+
+
 class Spread(_Record):
     """Entropy in nats of the attention targets, and of the pooler on the same training images."""
 
@@ -147,6 +161,7 @@ class Evidence(_Record):
     probes: Probes | None = None
     steps: tuple[StepFigure, ...] = ()
     gradients: Gradients | None = None
+    step_cosines: tuple[StepCosines, ...] = ()
     spread: Spread | None = None
     looks: tuple[Looks, ...] = ()
     notes: tuple[str, ...] = ()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from saga_dist.evidence.record import Evidence, Gradients, Looks, Probes, RecallFigure, Spread, StepFigure
+from saga_dist.evidence.record import Evidence, Gradients, Looks, Probes, RecallFigure, Spread, StepCosines, StepFigure
 from saga_dist.evidence.verdicts import STEP_METRICS
 
-LOSS_NAMES = {"dml": "metric loss", "grpo": "GRPO", "kl": "attention"}
+LOSS_NAMES = {"dml": "metric loss", "grpo": "GRPO", "kl": "attention", "text": "true text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ def grids(evidence: Evidence) -> Iterator[Grid]:
     if evidence.gradients is not None:
         yield _norms(evidence.gradients)
         yield _cosines(evidence.gradients)
+    if evidence.step_cosines:
+        yield _step_cosines(evidence.step_cosines)
     if evidence.spread is not None:
         yield _spread(evidence.spread)
     if evidence.steps:
@@ -104,6 +106,20 @@ def _cosines(gradients: Gradients) -> Grid:
         for one in gradients.cosines
     ]
     return Grid("Cosines of these gradients", ("losses", "tower", "pooler", "encoder"), rows)
+
+
+def _step_cosines(found: Sequence[StepCosines]) -> Grid:
+    rows = [
+        (LOSS_NAMES[one.loss], one.part, _signed(one.between_steps), _signed(one.along_text), f"{one.num_steps}")
+        for one in found
+    ]
+    return Grid(
+        "Gradients of several recorded steps at these weights: mean cosines",
+        ("loss", "at the", "of two steps", "with the true text", "steps"),
+        rows,
+        "Of two steps: the share of a step's squared gradient that is no noise. True text: what is true of each pair, "
+        "replayed in place of the completions that carry a gradient.",
+    )
 
 
 def _spread(spread: Spread) -> Grid:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from pathlib import Path
 
@@ -13,8 +12,10 @@ from typer.testing import CliRunner
 
 from saga_dist.bench import commands
 from saga_dist.bench.commands import Bench, measure, print_report
-from saga_dist.bench.common import Report, Row, Size, in_turns, less_is_better, more_is_better, peak_memory
+from saga_dist.bench.common import Machine, Report, Row, Size, in_turns, less_is_better, more_is_better, peak_memory
+from saga_dist.bench.figures import Figures, Measured, load_figures, markdown, save
 from saga_dist.cli import app
+from saga_dist.errors import ConfigError
 
 CASES = {
     Bench.REPLAY: ["T = 6: time", "T = 6: memory", "ragged: time", "ragged: memory"],
@@ -27,13 +28,14 @@ CASES = {
 
 def assert_readable(report: Report) -> None:
     """Figures survive JSON, are finite and positive, and the table keeps to 80 columns."""
-    content = json.loads(json.dumps(report.as_json(), allow_nan=False))
-    assert content["equal"] is True, content["rows"]
-    for row in content["rows"]:
-        assert row["equal"] is True
-        assert row["ours"] >= 0 and math.isfinite(row["ours"])
-        assert (row["ratio"] is None) == (row["other"] is None)
-        assert row["ratio"] is None or row["ratio"] > 0
+    for row in report.rows:
+        assert row.equal is True, row
+        assert row.ours >= 0 and math.isfinite(row.ours)
+        assert (row.ratio is None) == (row.other is None)
+        assert row.ratio is None or row.ratio > 0
+    measured = Measured(size=Size.TINY, load=0.5, report=report)
+    assert Measured.model_validate_json(measured.model_dump_json()) == measured
+    assert markdown(measured).count("\n| ") == len(report.rows) + 1
     shown = io.StringIO()
     print_report(Console(file=shown, width=80), report)
     lines = shown.getvalue().splitlines()
@@ -84,13 +86,28 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.M
     done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert "2.5" in done.output and "NO" in done.output
-    content = json.loads(file.read_text())
-    assert content["size"] == "full"
-    assert content["machine"]["cores"] >= 1
-    assert content["benches"][0]["rows"][0] | {"ratio": 2.5, "met": False} == content["benches"][0]["rows"][0]
+    figures = load_figures(file)
+    assert figures.machine.cores >= 1
+    assert figures.benches["replay"].size is Size.FULL
+    assert figures.benches["replay"].report.rows[0].ratio == 2.5
+    assert figures.benches["replay"].report.rows[0].met is False
+    assert CliRunner().invoke(app, ["bench", "images", "--json", str(file), "--quick"]).exit_code == 0
+    both = load_figures(file)
+    assert (both.benches["replay"], both.benches["images"].size) == (figures.benches["replay"], Size.QUICK)
+    asked.pop()
     assert CliRunner().invoke(app, ["bench"]).exit_code == 0
     assert asked[0] == (Bench.REPLAY, Size.FULL)
     assert asked[1:] == [(name, Size.QUICK) for name in Bench if name is not Bench.ALL]
+
+
+def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    save(Figures(machine=Machine(processor="abacus", cores=1, torch="0.1", device="beads"), benches={}), file)
+    done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
+    assert isinstance(done.exception, ConfigError) and "another machine (beads, abacus" in str(done.exception)
+    file.write_text("{}")
+    done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
+    assert isinstance(done.exception, ConfigError) and "no figures of a bench" in str(done.exception)
 
 
 def test_ratios_say_how_many_times_better_ours_is() -> None:

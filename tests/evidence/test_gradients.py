@@ -22,6 +22,7 @@ from saga_dist.evidence.gradients import (
     parameter_gradients,
     teacher_spread,
 )
+from saga_dist.evidence.step_cosines import Directions
 from saga_dist.types import Agreement, EncoderTokens, MicroBatch, TokenGradients
 
 
@@ -166,3 +167,17 @@ def test_spread_of_teacher_and_pooler_against_a_loop(tiny_checkpoint: Path) -> N
     assert spread.divergence_nats == pytest.approx(divergence, rel=1e-3)
     assert spread.uniform_entropy_nats == pytest.approx(math.log(25))
     assert teacher_spread(learner.encoder, [replace(gradients[0], num_attended=0)], tokens) is None
+
+
+def test_mean_cosine_of_steps_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    units, truths = (torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(5, 7)))) for _ in range(2))
+    found = Directions()
+    for unit, truth in zip(units, truths, strict=True):
+        found.add(unit, truth)
+    pairs = [float(units[i] @ units[j]) for i in range(5) for j in range(5) if i != j]
+    assert found.between_steps == pytest.approx(np.mean(pairs))
+    assert found.along_text == pytest.approx(np.mean([float(u @ t) for u, t in zip(units, truths, strict=True)]))
+    one = Directions()
+    one.add(units[0], None)
+    assert one.between_steps is None

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from saga_dist.assembly import build_splits
+from saga_dist.checkpoint.store import CheckpointStore
 from saga_dist.cli import app
 from saga_dist.config import load_run_config
+from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import CheckpointError, DataError
+from saga_dist.evidence.gradients import encode_recorded, parameter_gradients
 from saga_dist.evidence.measure import measure
+from saga_dist.evidence.pulling import learner_alone
 from saga_dist.evidence.record import EMBEDDING, MEAN, PRETRAINED, READ_OUT, TOKENS, TRAINED, Evidence
+from saga_dist.evidence.recorded_steps import recorded_steps
 from saga_dist.models.encoder import load
 from saga_dist.observability import MetricsLog
 from saga_dist.report.build import Settings, report_page
@@ -95,6 +101,25 @@ def test_gradients_reach_what_the_method_says(evidence: Evidence) -> None:
     assert 0 < evidence.spread.teacher < evidence.spread.uniform
 
 
+def test_step_cosines_are_those_of_the_recorded_steps(finished_run: Path, evidence: Evidence) -> None:
+    text, dml, grpo, kl = evidence.step_cosines
+    assert [(one.loss, one.part) for one in (text, dml, grpo, kl)] == [
+        ("text", "tower"), ("dml", "tower"), ("grpo", "tower"), ("kl", "pooler")
+    ]  # fmt: skip
+    assert {one.num_steps for one in evidence.step_cosines} == {2}
+    assert text.along_text is None and kl.along_text is None
+    config = load_run_config(finished_run)
+    sampler = training_sampler(config, build_splits(config.data, seed=config.run.seed).train.labels_I)
+    checkpoint = CheckpointStore(finished_run / "checkpoints", keep=1).best()
+    assert checkpoint is not None
+    learner, units = learner_alone(config, checkpoint, "dml"), []
+    for step in recorded_steps(config, finished_run, sampler, near=0):
+        encode_recorded(learner, step.batches)
+        gradient = parameter_gradients(learner, [])["tower"]
+        units.append(gradient / gradient.norm())
+    assert dml.between_steps == pytest.approx(float(units[0] @ units[1]), abs=1e-5)
+
+
 def test_norms_and_cosines_make_up_the_norm_that_training_saw(finished_run: Path, tmp_path: Path) -> None:
     """The checkpoint of step 1 and the recording of step 1, made by the same weights: all is on-policy."""
     run = tmp_path / "run"
@@ -139,7 +164,7 @@ def test_without_recordings_only_the_gradients_are_missing(finished_run: Path, t
     assert found.gradients is None and found.spread is None and found.steps == ()
     assert found.probes is not None and found.looks
     assert found.notes == (
-        "gradients, entropy of the targets: no recorded rollouts",
+        "gradients, entropy of the targets: no recorded group that carries a gradient",
         "verdicts and contributing groups: the run has no step with rollouts",
     )
 
