@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from saga_dist.errors import DataError
 
@@ -39,8 +39,8 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
         path: a JPEG, PNG or WebP file, whatever its name ends in.
         size: side of the square, pixels.
         banner: rows at the bottom that are not part of the image (a copyright line), removed before scaling, pixels.
-        fast_jpeg: let the JPEG decoder scale a large image down to no less than twice the wanted size, which saves
-            most of the decoding time and changes pixels slightly (a deviation from the paper).
+        fast_jpeg: let the JPEG decoder scale a large image down to no less than the wanted size, and torch do the rest,
+            which saves most of the time and changes pixels slightly (a deviation from the paper).
 
     Raises:
         DataError: missing, not a regular file, another format, too many pixels, nothing above the banner, or damaged.
@@ -51,6 +51,7 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
     with _readable(path, banner) as image:
         if fast_jpeg and image.format == "JPEG":
             image, banner = _draft(image, size, banner)
+            return _fast_square(_upright_rgb(image, banner), size)
         return square_image(image, size, banner=banner)
 
 
@@ -174,7 +175,8 @@ def square_image(image: Image.Image, size: int, *, banner: int = 0) -> np.ndarra
 
 def _upright_rgb(image: Image.Image, banner: int) -> Image.Image:
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    # Without this question Pillow copies what need not be turned, and below what is RGB already.
+    upright = ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     if banner:
         upright = upright.crop((0, 0, upright.width, upright.height - banner))
     return _to_rgb(upright)
@@ -183,9 +185,19 @@ def _upright_rgb(image: Image.Image, banner: int) -> Image.Image:
 def _draft(image: Image.Image, size: int, banner: int) -> tuple[Image.Image, int]:
     """Returns the image set to be decoded at 1/1, 1/2, 1/4 or 1/8, and the banner's height at that scale."""
     height = image.height
-    image.draft(None, (2 * size, 2 * size))
+    image.draft(None, (size, size))
     # Rounded up: a blended row of the banner is worse than a lost row of the image.
     return image, math.ceil(banner * image.height / height)
+
+
+def _fast_square(image: Image.Image, size: int) -> np.ndarray:
+    """Pillow's bicubic filter as torch has it for uint8: vectorised, coefficients of 16 bits, so off by at most one."""
+    import torch
+
+    pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    small_1CHW = torch.nn.functional.interpolate(pixels_1CHW, (size, size), mode="bicubic", antialias=True)
+    small: np.ndarray = small_1CHW[0].permute(1, 2, 0).contiguous().numpy()
+    return small
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -195,7 +207,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         colors = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colors.size, _WHITE), colors).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _line(error: BaseException) -> str:

@@ -138,20 +138,22 @@ def smooth(height: int, width: int) -> Image.Image:
     )
 
 
-@pytest.mark.parametrize(("height", "width", "decoded"), [(640, 800, (160, 200)), (400, 130, (400, 130))])
-def test_fast_decoding_keeps_twice_the_size_and_nearly_the_pixels(
+@pytest.mark.parametrize(("height", "width", "decoded"), [(640, 800, (80, 100)), (400, 130, (400, 130))])
+def test_fast_decoding_keeps_the_size_and_nearly_the_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, decoded: tuple[int, int]
 ) -> None:
     path = saved(tmp_path / "a.jpg", smooth(height, width), quality=95)
     sizes = []
-    square = images.square_image
+    upright = images._upright_rgb
 
-    def spy(image: Image.Image, size: int, *, banner: int) -> np.ndarray:
+    def spy(image: Image.Image, banner: int) -> Image.Image:
         sizes.append((image.height, image.width))
-        return square(image, size, banner=banner)
+        return upright(image, banner)
 
-    monkeypatch.setattr(images, "square_image", spy)
-    fast, exact = (read_image(path, 72, fast_jpeg=fast).astype(int) for fast in (True, False))
+    monkeypatch.setattr(images, "_upright_rgb", spy)
+    fast, exact = (read_image(path, 72, fast_jpeg=fast) for fast in (True, False))
+    assert (fast.dtype, fast.shape, fast.flags.writeable) == (np.uint8, (72, 72, 3), True)
+    fast, exact = fast.astype(int), exact.astype(int)
     assert sizes == [decoded, (height, width)]
     assert np.abs(fast - exact).mean() < 1.5
 

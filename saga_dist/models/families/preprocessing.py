@@ -27,6 +27,19 @@ def load_processor(path: Path) -> Any:
         raise ModelError(f"the image processor cannot be loaded ({reason})", where=str(path)) from error
 
 
+def value_table(processor: Any) -> np.ndarray:
+    """Returns what a PIL-backed processor makes of every pixel value, float32 [3, 256].
+
+    It rescales and normalises each value by itself, in float64; looking its own results up gives the same bits.
+    """
+    values_C1V = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+    if processor.do_rescale:
+        values_C1V = processor.rescale(values_C1V, processor.rescale_factor)
+    if processor.do_normalize:
+        values_C1V = processor.normalize(values_C1V, processor.image_mean, processor.image_std)
+    return values_C1V[:, 0].astype(np.float32)
+
+
 def check_images(images: Sequence[np.ndarray], multiple: int) -> None:
     """Returns when all images are uint8 RGB with sides that are multiples of ``multiple`` pixels.
 

@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
-from saga_dist.models.families.preprocessing import check_images, load_processor
+from saga_dist.models.families.preprocessing import check_images, load_processor, value_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -90,20 +90,34 @@ class QwenVLTower(ModelTower):
                 where=str(preprocessing),
                 expected=f"{layout.patch_size} and {layout.merge_size} as in config.json",
             )
+        self._table_CV = value_table(self._processor)
 
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
         """Returns pixels of uint8 [height, width, 3] images, rescaled and normalised, never resized."""
         check_images(images, self.layout.pixels_per_token)
         # The checkpoint's own smallest size (65,536 pixels in released ones) would silently enlarge a 224-pixel image.
-        pixels = self._processor(
-            images=list(images), do_resize=False, return_tensors="pt", input_data_format="channels_last"
-        )
-        grids = tuple((int(frames), int(rows), int(columns)) for frames, rows, columns in pixels["image_grid_thw"])
+        # So nothing is resized; patches are cut and the processor's values looked up here, bit by bit the same.
+        patch = self.layout.patch_size
+        grids = tuple((1, image.shape[0] // patch, image.shape[1] // patch) for image in images)
+        counts = [rows * columns for _, rows, columns in grids]
+        values_PX = torch.empty(sum(counts), 3 * self._processor.temporal_patch_size * patch**2)
+        for image, part_PX in zip(images, values_PX.split(counts), strict=True):
+            self._cut(image, part_PX.numpy())
         return PixelBatch(
-            pixel_values=pixels["pixel_values"].float(),
+            pixel_values=values_PX,
             grids=grids,
             lengths=tuple(self.layout.num_tokens(grid) for grid in grids),
         )
+
+    def _cut(self, image_HWC: np.ndarray, out_PX: np.ndarray) -> None:
+        """Writes an image's patches in the processor's order: merged blocks; channels, frames, rows of each."""
+        patch, merge = self.layout.patch_size, self.layout.merge_size
+        rows, columns = (side // (merge * patch) for side in image_HWC.shape[:2])
+        blocks = out_PX.reshape(rows, columns, merge, merge, 3, -1, patch, patch)
+        for channel, table_V in enumerate(self._table_CV):
+            plane_HW = table_V.take(image_HWC[..., channel], mode="clip")  # of 256 values none is clipped; it is faster
+            cut = plane_HW.reshape(rows, merge, patch, columns, merge, patch).transpose(0, 3, 1, 4, 2, 5)
+            blocks[:, :, :, :, channel] = cut[:, :, :, :, None]
 
     def forward(self, batch: PixelBatch) -> torch.Tensor:
         """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then DeepStack maps by layer, if any."""
