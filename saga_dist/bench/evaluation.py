@@ -1,5 +1,10 @@
 """Retrieval figures: ours against pytorch-metric-learning's AccuracyCalculator and against a plain torch top-k.
 
+The floor is the product of all pairs, 2 x 37,150^2 x 4096 = 11.3 TFLOP: at the 100 GFLOP/s of one core of this kind
+113 s in float32, half of it where each pair is multiplied once, and a quarter in bfloat16 at 200 GFLOP/s, 28 s. k-means
+(20 rounds, 9 TFLOP, 90 s) is faiss's on both sides. At the quick size, 5,000 x 1024, choosing
+candidates costs more than the product saves, and plain torch is a little faster.
+
 Made-up embeddings: a cloud per class, the classes close enough that about half of the R nearest are right.
 """
 
@@ -17,7 +22,8 @@ from saga_dist.retrieval.metrics import rank_figures
 
 RECALL_AT = (1, 2, 4, 8)
 TOLERANCE = 1e-4
-"""The others rank by float32 scores, which swap neighbours that are nearly as near: a query or two in ten thousand."""
+SWAPPED_QUERIES = 2
+"""AccuracyCalculator ranks by float32 distances, which swap neighbours that are nearly as near."""
 MEMORY_BAR_MB = 1000.0
 TORCH_BLOCK = 1024
 
@@ -47,7 +53,7 @@ def run(size: Size) -> Report:
             warm_up()
         rows = [
             _row("all, AccuracyCalculator", sides.ours, sides.accuracy_calculator, repeats, work.num_images),
-            _row("R@K, MAP@R, torch", sides.ours_without_nmi, sides.torch_top_k, repeats, work.num_images),
+            _row("R@K, MAP@R, torch", sides.ours_without_nmi, sides.torch_top_k, repeats, None),
         ]
     peaks = [in_own_process(_peak, name, work) / 2**20 for name in ("ours", "accuracy_calculator")]
     met = None if size is Size.TINY else peaks[0] < MEMORY_BAR_MB
@@ -115,13 +121,14 @@ def _row(
     ours: Callable[[], dict[str, float]],
     other: Callable[[], dict[str, float]],
     repeats: int,
-    num_images: int,
+    num_images: int | None,
 ) -> Row:
     timing_ours, timing_other = in_turns(ours, other, repeats, warm_up=False)
     found, expected = timing_ours.results[-1], timing_other.results[-1]
     differences = {name: abs(found[name] - value) for name, value in expected.items()}
-    nmi_gap = 2 / num_images**0.5  # k-means starts from other random points on both sides
-    equal = all(gap <= (nmi_gap if name == "nmi" else TOLERANCE) for name, gap in differences.items())
+    rank_gap = TOLERANCE if num_images is None else SWAPPED_QUERIES / num_images
+    nmi_gap = 0.0 if num_images is None else 2 / num_images**0.5  # k-means starts from other random points on each side
+    equal = all(gap <= (nmi_gap if name == "nmi" else rank_gap) for name, gap in differences.items())
     detail = {**found, **{f"difference_{name}": gap for name, gap in differences.items()}}
     return less_is_better(case, timing_ours.cpu, timing_other.cpu, "s", equal=equal, bar=1.0, detail=detail)
 

@@ -4,8 +4,8 @@ Two rows: as the paper reads images (the same pixels, bit by bit), and with ``da
 decoder scale down and so changes pixels a little.
 
 The floor of the first row is Pillow's decoder and filter, which define the pixels: about nine tenths of the
-alternative's time, so that 3 times is out of reach. That of the second is the decoder at reduced scale, a quarter of the
-alternative's time (four fifths of that the entropy code, at any scale); writing the patches costs a twentieth.
+alternative's time, so that 3 times is out of reach. That of the second is the decoder at reduced scale, a quarter of
+the alternative's time (four fifths of that the entropy code, at any scale); writing the patches costs a twentieth.
 """
 
 from __future__ import annotations
