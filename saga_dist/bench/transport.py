@@ -1,8 +1,9 @@
 """Encoder tokens from the learner's process to a worker's on the same node: Arrow against pickled tensors.
 
 Both go through Ray's object store. The floor is one copy into shared memory, about 2 ms for 3.2 MB, which both pay;
-readers copy nothing. So only reading can be 5 times faster: with the write and two reads at the measured 2.4 ms of the
-alternative, even readers that cost nothing would make it 3.5 times. In training a payload is written once and read by a rollout worker and, when its group contributes, by a replay worker.
+readers copy nothing. So only reading can be 5 times faster: with one write and two reads at the measured 2.4 ms of the
+alternative, readers that cost nothing would make it 3.5 times. In training a payload is written once and read by a
+rollout worker and, when its group contributes, by a replay worker.
 """
 
 from __future__ import annotations
