@@ -2,8 +2,8 @@
 
 The floor is the product of all pairs, 2 x 37,150^2 x 4096 = 11.3 TFLOP: at the 100 GFLOP/s of one core of this kind
 113 s in float32, half of it where each pair is multiplied once, and a quarter in bfloat16 at 200 GFLOP/s, 28 s. k-means
-(20 rounds, 9 TFLOP, 90 s) is faiss's on both sides. At the quick size, 5,000 x 1024, choosing
-candidates costs more than the product saves, and plain torch is a little faster.
+is faiss's on both sides, 30 s. At the quick size, 5,000 x 1024, choosing candidates costs more than the product saves,
+and plain torch is a little faster.
 
 Made-up embeddings: a cloud per class, the classes close enough that about half of the R nearest are right.
 """

@@ -103,7 +103,7 @@ def _settle(task: _Task, unsure: np.ndarray, matches_QK: np.ndarray, *, half: bo
     gallery = Products(task.gallery, centre_E, half=half)
     if task.own and len(unsure) == len(gallery):
         best = best_of_others(gallery, task.num_candidates)
-        counts_Q = _num_possible(best, gallery.margins(gallery, best.scores_QM), task.num_ranks)
+        counts_Q = _num_possible(best, gallery, gallery, task.num_ranks)
         del gallery
         return _decide(task, unsure, best, counts_Q, matches_QK)
     left = []
@@ -111,16 +111,21 @@ def _settle(task: _Task, unsure: np.ndarray, matches_QK: np.ndarray, *, half: bo
         rows = unsure[part]
         queries = Products(task.queries.take(rows), centre_E, half=half)
         best = best_of_gallery(queries, gallery, task.num_candidates, rows if task.own else None)
-        counts_Q = _num_possible(best, queries.margins(gallery, best.scores_QM), task.num_ranks)
+        counts_Q = _num_possible(best, queries, gallery, task.num_ranks)
         left.append(_decide(task, rows, best, counts_Q, matches_QK))
     return np.concatenate(left)
 
 
-def _num_possible(best: Best, margins_QM: np.ndarray, num_ranks: int) -> np.ndarray:
+def _num_possible(best: Best, queries: Products, gallery: Products, num_ranks: int) -> np.ndarray:
     """How many candidates could be among the wanted ranks; 0 when items beyond the candidates could be."""
-    lowest_Q1 = (best.scores_QM - margins_QM)[:, num_ranks - 1 : num_ranks]
-    possible_QM = best.scores_QM + margins_QM >= lowest_Q1 - _SLACK
-    return np.where(possible_QM[:, -1], 0, possible_QM.sum(1))
+    counts_Q = np.empty(len(queries), np.int64)
+    for rows in blocks(len(queries)):
+        scores_RM = best.scores_QM[rows]
+        margins_RM = queries.margins(rows, gallery, scores_RM)
+        lowest_R1 = (scores_RM - margins_RM)[:, num_ranks - 1 : num_ranks]
+        possible_RM = scores_RM + margins_RM >= lowest_R1 - _SLACK
+        counts_Q[rows] = np.where(possible_RM[:, -1], 0, possible_RM.sum(1))
+    return counts_Q
 
 
 def _decide(task: _Task, rows_Q: np.ndarray, best: Best, counts_Q: np.ndarray, matches_QK: np.ndarray) -> np.ndarray:
@@ -131,11 +136,11 @@ def _decide(task: _Task, rows_Q: np.ndarray, best: Best, counts_Q: np.ndarray, m
         chosen = with_some[part]
         possible_QM = np.arange(counts_Q[chosen].max()) < counts_Q[chosen, None]
         items_QM = best.items_QM[chosen, : possible_QM.shape[1]]
-        whole = task.own and len(chosen) == len(task.queries)
-        queries = task.gallery if whole else task.queries.take(rows_Q[chosen])
         for double in (False, True):
             starts_Q1 = np.concatenate([[0], possible_QM.sum(1).cumsum()])
-            cosine_L, error = listed_cosines(queries, task.gallery, starts_Q1, items_QM[possible_QM], double=double)
+            cosine_L, error = listed_cosines(
+                task.queries, rows_Q[chosen], task.gallery, starts_Q1, items_QM[possible_QM], double=double
+            )
             scores_QM = np.full(items_QM.shape, -np.inf)
             scores_QM[possible_QM] = cosine_L
             if not double:

@@ -51,18 +51,18 @@ class Products:
         product_RC += gallery._offset_I[columns]
         return product_RC
 
-    def margins(self, gallery: Products, scores_QM: np.ndarray) -> np.ndarray:
-        """Returns how far scores of these queries can be from the truth, float64 [Q, M].
+    def margins(self, rows: slice, gallery: Products, scores_RM: np.ndarray) -> np.ndarray:
+        """Returns how far scores of some queries can be from the truth, float64 [R, M].
 
         What holds for a score holds for all smaller ones: score + margin and score - margin grow with the score.
         """
-        longest, offset = gallery._length_I.max(), np.abs(self._offset_I) + np.abs(gallery._offset_I).max()
-        lost_Q = self._lost_I * longest + self._length_I * gallery._lost_I.max()
+        longest, offset_R = gallery._length_I.max(), np.abs(self._offset_I[rows]) + np.abs(gallery._offset_I).max()
+        lost_R = self._lost_I[rows] * longest + self._length_I[rows] * gallery._lost_I.max()
         # A sum of E products is off by at most E roundings; the factor 2 leaves room for how processors pair them.
         width = self._values_IE.shape[1]
-        summed_Q = 2 * _UNIT_32 * ((width + 4) * self._length_I * longest + 4 * offset)
-        written_QM = 1.01 * _UNIT_16 * (np.abs(scores_QM) + offset[:, None]) if self.half else 0.0
-        return np.asarray((lost_Q + summed_Q)[:, None] + written_QM)
+        summed_R = 2 * _UNIT_32 * ((width + 4) * self._length_I[rows] * longest + 4 * offset_R)
+        written_RM = 1.01 * _UNIT_16 * (np.abs(scores_RM) + offset_R[:, None]) if self.half else 0.0
+        return np.asarray((lost_R + summed_R)[:, None] + written_RM)
 
 
 @cache
@@ -85,12 +85,19 @@ def half_is_faster() -> bool:
 
 
 def listed_cosines(
-    queries: UnitRows, gallery: UnitRows, starts_Q1: np.ndarray, items_L: np.ndarray, *, double: bool
+    queries: UnitRows,
+    rows_Q: np.ndarray,
+    gallery: UnitRows,
+    starts_Q1: np.ndarray,
+    items_L: np.ndarray,
+    *,
+    double: bool,
 ) -> tuple[np.ndarray, float]:
     """Returns cosines of listed pairs, float64 [L], and how far they can be off.
 
     Args:
-        queries: Q rows.
+        queries: rows, of which ``rows_Q`` are compared, int64 [Q].
+        rows_Q: see ``queries``.
         gallery: G rows.
         starts_Q1: int64 [Q + 1]; query q is compared with ``items_L[starts_Q1[q] : starts_Q1[q + 1]]``.
         items_L: int32 [L], rows of the gallery.
@@ -101,12 +108,12 @@ def listed_cosines(
     dtype = torch.float64 if double else torch.float32
     total_L = np.zeros(len(items_L))
     starts, zeros = torch.from_numpy(starts_Q1.astype(np.int32)), torch.zeros(len(items_L), dtype=dtype)
-    size = (len(queries), len(gallery))
+    size = (len(rows_Q), len(gallery))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)  # said to be in beta
         pattern = torch.sparse_csr_tensor(starts, torch.from_numpy(items_L), zeros, size, check_invariants=False)
         for part in blocks(gallery.width, _SLICE):
             right_GS = torch.from_numpy(gallery.columns(part)).to(dtype)
-            left_QS = right_GS if queries is gallery else torch.from_numpy(queries.columns(part)).to(dtype)
-            total_L += torch.sparse.sampled_addmm(pattern, left_QS, right_GS.T, beta=0.0).values().numpy()
+            left_IS = right_GS if queries is gallery else torch.from_numpy(queries.columns(part)).to(dtype)
+            total_L += torch.sparse.sampled_addmm(pattern, left_IS[rows_Q], right_GS.T, beta=0.0).values().numpy()
     return total_L, 1e-12 if double else 2 * _UNIT_32 * (_SLICE + 1)

@@ -33,7 +33,7 @@ def test_no_score_is_further_off_than_its_margin(kind: str, half: bool) -> None:
     found = products.scores(slice(0, 300), products, slice(0, 300))
     unit = unit_rows(values).astype(np.float64)
     error = np.abs(found - (unit @ unit.T - centre @ centre))
-    margins = products.margins(products, found)
+    margins = products.margins(slice(0, 300), products, found)
     assert (error <= margins).all()
     assert margins.max() < (0.02 if half else 1e-4), "a bound that says nothing"
 
@@ -47,7 +47,7 @@ def test_embeddings_that_point_one_way_lose_no_digits_to_it() -> None:
     for kind, part in products.items():
         scores = part.scores(slice(0, 300), part, slice(0, 300))
         off_diagonal = scores[~np.eye(300, dtype=bool)]
-        ranges[kind] = np.median(part.margins(part, scores)) / off_diagonal.std()
+        ranges[kind] = np.median(part.margins(slice(0, 300), part, scores)) / off_diagonal.std()
     assert ranges["one way"] < 2 * ranges["cloud"]
 
 
@@ -72,12 +72,12 @@ def test_the_best_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.Monkey
 def test_listed_cosines_are_those_of_a_loop(double: bool) -> None:
     queries = UnitRows(_embeddings("scales", 5, 150))
     gallery = UnitRows(_embeddings("cloud", 9, 150).astype(np.float32))
-    lists = [[0, 8, 3], [], [3], [3, 4], []]
+    lists, rows = [[0, 8, 3], [], [3], [3, 4], []], np.array([4, 0, 1, 3, 2])
     starts = np.cumsum([0, *map(len, lists)])
     items = np.array([item for items in lists for item in items], np.int32)
-    found, error = listed_cosines(queries, gallery, starts, items, double=double)
+    found, error = listed_cosines(queries, rows, gallery, starts, items, double=double)
     left, right = queries.rows(slice(0, 5)).astype(np.float64), gallery.rows(slice(0, 9)).astype(np.float64)
-    expected = [float(left[q] @ right[item]) for q, items in enumerate(lists) for item in items]
+    expected = [float(left[q] @ right[item]) for q, items in zip(rows, lists, strict=True) for item in items]
     assert np.abs(found - expected).max() <= error
     assert error == (1e-12 if double else pytest.approx(7.7e-6, rel=0.1))
 
