@@ -131,19 +131,21 @@ class RemoteLearner:
         return getattr(self._actor, method).remote(*arguments)
 
     def wait(self, ref: ray.ObjectRef, method: str, *, deadline_s: float | None = None) -> Any:
-        """Returns the answer behind ``ref``, feeling the pulse while it waits."""
+        """Returns the answer behind ``ref``, feeling the pulse every half heartbeat while it waits."""
         deadline_s = deadline_s or self._deadline_s
-        deadline, pulse = time.monotonic() + deadline_s, None
+        deadline, pulse, silent_at = time.monotonic() + deadline_s, None, 0.0
         while True:
-            patience = min(self._heartbeat_s, max(0.0, deadline - time.monotonic()))
+            patience = min(self._heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
             ready, _ = ray.wait([ref], timeout=patience)
             if ready:
                 return self._open(ref)
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise self._end(f"{method} did not finish within {deadline_s:g} s")
-            if pulse is not None and not ray.wait([pulse], timeout=0)[0]:
+            if pulse is None or ray.wait([pulse], timeout=0)[0]:
+                pulse, silent_at = self._actor.health.remote(), now + self._heartbeat_s
+            elif now >= silent_at:
                 raise self._end(f"no sign of life for {self._heartbeat_s:g} s during {method}")
-            pulse = self._actor.health.remote()
 
     def replace(self, actor: Any) -> None:
         """Ends the process, hung or not, and talks to ``actor`` from now on."""

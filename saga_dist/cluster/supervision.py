@@ -111,7 +111,7 @@ class SupervisedWorker:
     def rest(self) -> None:
         """Notes that it is up and has nothing to do."""
         self.state, self._answer, self._pulse = State.IDLE, None, None
-        self._pulse_at = time.monotonic() + self._clocks.heartbeat_s
+        self._feel_later()
 
     def kill(self) -> None:
         """Ends the process, hung or not, and leaves the place empty."""
@@ -170,8 +170,13 @@ class SupervisedWorker:
             ray.get(self._pulse, timeout=FETCH_ANSWER_S)
         except RayError as error:
             return Failure(own_error(error, where=self.name, info=self.info), error)
-        self._pulse, self._pulse_at = None, time.monotonic() + self._clocks.heartbeat_s
+        self._pulse = None
+        self._feel_later()
         return None
+
+    def _feel_later(self) -> None:
+        """Asks half a heartbeat after the last sign of life: whoever hangs then is found out within two."""
+        self._pulse_at = time.monotonic() + self._clocks.heartbeat_s / 2
 
     def _too_late(self) -> Failure:
         if self.state is State.BUSY:
