@@ -41,6 +41,7 @@ def bench(
         bool | None,
         typer.Option("--quick/--full", help="less work, or what the bars are stated for"),
     ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
 ) -> None:
     """Measure ours against an honest alternative, in turns in one run: replay, rollout, transport, evaluation, images,
     start, step, scaling; or all."""
@@ -53,16 +54,19 @@ def bench(
     from rich.console import Console
 
     from saga_dist.bench.common import Size
-    from saga_dist.bench.figures import Measured, figures_here, save, with_bench
+    from saga_dist.bench.figures import Measured, figures_here, markdown, save, with_bench
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
     figures = figures_here(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)
-        report = measure(chosen, size)
-        print_report(console, report)
-        figures = with_bench(figures, Measured(size=size, load=load, report=report))
+        measured = Measured(size=size, load=load, report=measure(chosen, size))
+        if as_markdown:
+            typer.echo(markdown(measured))
+        else:
+            print_report(console, measured.report)
+        figures = with_bench(figures, measured)
         if json_file is not None:  # after each: a bench that fails later loses nothing
             save(figures, json_file)
 
