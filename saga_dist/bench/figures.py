@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from saga_dist.bench.common import Machine, Report, Size, machine
 from saga_dist.config import Section
 from saga_dist.errors import ConfigError
 from saga_dist.files import write_output
+from saga_dist.json_files import load_json
 
 HEADINGS = ("case", "ours", "other", "unit", "ratio", "bar", "met")
 
@@ -35,20 +33,17 @@ def load_figures(path: Path) -> Figures:
     """Returns the figures in a file.
 
     Raises:
-        ConfigError: it cannot be read, or is something else.
+        DataError: it cannot be read, or is something else.
     """
-    try:
-        return Figures.model_validate_json(json.dumps(json.loads(path.read_text("utf-8"))))
-    except (OSError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"no figures of a bench ({reason})", where=str(path), fix="name another --json") from error
+    return load_json(path, Figures, what="figures of benches", fix="name another --json")
 
 
 def figures_here(path: Path | None) -> Figures:
     """Returns the figures in the file, or none yet.
 
     Raises:
-        ConfigError: the file has another machine's, or something else.
+        ConfigError: the file has another machine's.
+        DataError: it has something else.
     """
     here = machine()
     if path is None or not path.exists():

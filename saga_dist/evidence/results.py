@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from saga_dist.config import Section
-from saga_dist.errors import DataError
 from saga_dist.files import write_output
+from saga_dist.json_files import load_json
 
 METRIC, TEXT, ATTENTION, BOTH = "metric", "text", "attention", "both"
 HEADINGS = {
@@ -105,11 +104,7 @@ def load_screen(path: Path) -> Screen:
     Raises:
         DataError: it cannot be read, or is something else.
     """
-    try:
-        return Screen.model_validate_json(json.dumps(json.loads(path.read_text("utf-8"))))
-    except (OSError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"not a screen ({reason})", where=str(path), fix="name another --json") from error
+    return load_json(path, Screen, what="a screen", fix="name another --json")
 
 
 def table(screen: Screen) -> Table:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
 
 from saga_dist.config import Section
 from saga_dist.errors import DataError
+from saga_dist.json_files import load_json
 from saga_dist.sweep.render import JSON_NAME
 from saga_dist.sweep.summary import Row, Summary
-
-_Kind = TypeVar("_Kind", bound=Section)
 
 
 class Collected(Section):
@@ -39,7 +34,8 @@ def collect(directories: Sequence[Path]) -> Collected:
         name = directory.resolve().name
         if name in tables:
             raise DataError(f"two tables are called {name}", where=str(directory), fix="rename one of the directories")
-        tables[name] = _read(directory / JSON_NAME, Summary, "saga-dist sweep TABLE.toml --out DIRECTORY writes it")
+        fix = "saga-dist sweep TABLE.toml --out DIRECTORY writes it"
+        tables[name] = load_json(directory / JSON_NAME, Summary, what="a table", fix=fix)
     return Collected(tables=tables)
 
 
@@ -49,7 +45,7 @@ def load_collected(path: Path) -> Collected:
     Raises:
         DataError: it cannot be read, or is something else.
     """
-    return _read(path, Collected, "saga-dist evidence collect writes it")
+    return load_json(path, Collected, what="a file of tables", fix="saga-dist evidence collect writes it")
 
 
 def side_by_side(collected: Collected) -> str:
@@ -78,11 +74,3 @@ def gain(row: Row) -> str:
         return ""
     p_value = "< 0.001" if row.versus.p_value < 0.001 else f"{row.versus.p_value:.3f}"
     return f" ({100 * row.versus.difference:+.1f}, p {p_value})"
-
-
-def _read(path: Path, kind: type[_Kind], fix: str) -> _Kind:
-    try:
-        return kind.model_validate_json(json.dumps(json.loads(path.read_text("utf-8"))))
-    except (OSError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"no tables in it ({reason})", where=str(path), fix=fix) from error

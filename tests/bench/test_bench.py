@@ -15,7 +15,7 @@ from saga_dist.bench.commands import Bench, measure, print_report
 from saga_dist.bench.common import Machine, Report, Row, Size, in_turns, less_is_better, more_is_better, peak_memory
 from saga_dist.bench.figures import Figures, Measured, load_figures, markdown, save
 from saga_dist.cli import app
-from saga_dist.errors import ConfigError
+from saga_dist.errors import ConfigError, DataError
 
 CASES = {
     Bench.REPLAY: ["T = 6: time", "T = 6: memory", "ragged: time", "ragged: memory"],
@@ -131,7 +131,7 @@ def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
     assert isinstance(done.exception, ConfigError) and "another machine (beads, abacus" in str(done.exception)
     file.write_text("{}")
     done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
-    assert isinstance(done.exception, ConfigError) and "no figures of a bench" in str(done.exception)
+    assert isinstance(done.exception, DataError) and "not figures of benches" in str(done.exception)
 
 
 def test_ratios_say_how_many_times_better_ours_is() -> None:

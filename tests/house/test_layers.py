@@ -16,7 +16,7 @@ PACKAGE = ROOT / "saga_dist"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "counters", "files", "printable", "quiet"),
     ("types",),
-    ("config", "protocols", "wire", "checkpoint", "state_files"),
+    ("config", "json_files", "protocols", "wire", "checkpoint", "state_files"),
     ("deploy",),
     ("objectives",),
     ("data",),

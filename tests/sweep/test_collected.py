@@ -98,5 +98,5 @@ def test_what_is_no_sweep_is_one_line(directories: list[Path], tmp_path: Path) -
     with pytest.raises(DataError, match="two tables are called g"):
         collect([directories[0], directories[0]])
     (directories[0] / "table.json").write_text("[]")
-    with pytest.raises(DataError, match="no tables in it"):
+    with pytest.raises(DataError, match="not a table"):
         collect(directories)
