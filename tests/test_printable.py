@@ -84,7 +84,7 @@ def test_the_progress_of_a_run_with_a_hostile_name(terminal: bool) -> None:
 
 
 def test_a_table_with_hostile_labels_and_reasons(tmp_path: Path) -> None:
-    row = Row(name="a", label=NAME, seeds=(), figures={}, confidence_interval=None, paper=None, versus=None)
+    row = Row(name="a", label=NAME, seeds=(), figures={}, confidence_interval=None, paper=None, versus=())
     summary = Summary(
         title=NAME, rows=(row,), num_queries=0, num_classes=0, missing={"a/seed_0": f"failed: {printable(HOSTILE)}"}
     )

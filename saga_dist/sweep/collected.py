@@ -8,7 +8,7 @@ from pathlib import Path
 from saga_dist.config import Section
 from saga_dist.errors import DataError
 from saga_dist.json_files import load_json
-from saga_dist.sweep.render import JSON_NAME
+from saga_dist.sweep.render import JSON_NAME, p_value
 from saga_dist.sweep.summary import Row, Summary
 
 
@@ -60,7 +60,7 @@ def side_by_side(collected: Collected) -> str:
 
 
 def cell(row: Row | None) -> str:
-    """Returns ``37.9 ± 0.4 (+4.1, p < 0.001)``: Recall@1 in percent over seeds, points over the opponent."""
+    """Returns ``37.9 ± 0.4 (+4.1, p < 0.001)``: Recall@1 in percent over seeds, points over the opponents."""
     if row is None or not row.figures:
         return "–"
     recall = row.figures["recall_at_1"]
@@ -69,8 +69,6 @@ def cell(row: Row | None) -> str:
 
 
 def gain(row: Row) -> str:
-    """Returns `` (+4.1, p < 0.001)``, or nothing for a row that is tested against nobody."""
-    if row.versus is None:
-        return ""
-    p_value = "< 0.001" if row.versus.p_value < 0.001 else f"{row.versus.p_value:.3f}"
-    return f" ({100 * row.versus.difference:+.1f}, p {p_value})"
+    """Returns `` (+4.1, p < 0.001)``, a semicolon between opponents; nothing for a row that has none."""
+    tests = [f"{100 * one.difference:+.1f}, p {p_value(one)}" for one in row.versus]
+    return f" ({'; '.join(tests)})" if tests else ""

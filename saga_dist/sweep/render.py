@@ -12,7 +12,7 @@ from rich.text import Text
 
 from saga_dist.files import write_atomic
 from saga_dist.printable import printable
-from saga_dist.sweep.summary import Figure, Row, Summary
+from saga_dist.sweep.summary import Figure, Row, Summary, Versus
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
 FIGURES = ("seeds", "R@1", "95 %", "R@2", "R@4", "R@8", "NMI")
@@ -94,11 +94,21 @@ def _cells(row: Row, summary: Summary) -> dict[str, str]:
         spread = "" if paper.recall_sd is None else f" ± {paper.recall_sd:.1f}"
         cells["paper R@1"] = f"{paper.recall_at_1:.1f}{spread}"
         cells["paper NMI"] = "" if paper.nmi is None else f"{paper.nmi:.2f}"
-    if versus is not None:
-        cells["against"] = summary.label(versus.variant)
-        cells["points"] = f"{100 * versus.difference:+.1f} ({100 * versus.low:+.1f} to {100 * versus.high:+.1f})"
-        cells["p"] = "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
+    cells["against"] = "; ".join(summary.label(one.variant) for one in versus)
+    cells["points"] = "; ".join(
+        f"{_points(one.difference)} ({_points(one.low)} to {_points(one.high)})" for one in versus
+    )
+    cells["p"] = "; ".join(map(p_value, versus))
     return cells
+
+
+def p_value(versus: Versus) -> str:
+    """Returns three digits, or ``< 0.001``."""
+    return "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def _figure(figure: Figure, scale: float, digits: int) -> str:

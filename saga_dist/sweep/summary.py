@@ -54,7 +54,7 @@ class Row(Section):
     confidence_interval: tuple[float, float] | None
     """95 %, of mean Recall@1, by a bootstrap over classes."""
     paper: Published | None
-    versus: Versus | None
+    versus: tuple[Versus, ...]
 
 
 class Summary(Section):
@@ -90,7 +90,7 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
     rows = []
     for variant in table.variant:
         own = [cell for cell in done if cell.variant.name == variant.name]
-        other = [cell for cell in done if cell.variant.name == table.opponent(variant)]
+        others = [[cell for cell in done if cell.variant.name == name] for name in table.opponents(variant)]
         rows.append(
             Row(
                 name=variant.name,
@@ -101,7 +101,7 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
                 if own
                 else None,
                 paper=variant.paper,
-                versus=_versus(own, other, hits, labels_Q) if table.opponent(variant) != variant.name else None,
+                versus=tuple(filter(None, (_versus(own, other, hits, labels_Q) for other in others))),
             )
         )
     missing = {cell.name: cell.progress() for cell in cells if not cell.finished}

@@ -27,7 +27,7 @@ class Variant(Section):
     label: str = Field(min_length=1, description="what the table calls it")
     set: tuple[str, ...] = Field((), description="section.key=value over the base configuration")
     pretrained: bool = Field(False, description="evaluate the tower as it came, mean-pooled; train nothing")
-    against: str = Field("", description='variant of its paired test; "": the table\'s baseline')
+    against: str | tuple[str, ...] = Field("", description='variants of its paired tests; "": the table\'s baseline')
     paper: Published | None = Field(None, description="the published figures of this row")
 
     @property
@@ -60,7 +60,7 @@ class Table(Section):
             raise ValueError(f"seed_set.{min(strangers)}: expected one of the seeds {list(self.seeds)}")
         for key, name in (
             ("baseline", self.baseline),
-            *((v.name + ".against", self.opponent(v)) for v in self.variant),
+            *((v.name + ".against", name) for v in self.variant for name in self.opponents(v)),
         ):
             if name not in names:
                 raise ValueError(f"{key} = {name!r}; expected one of {', '.join(names)}")
@@ -70,9 +70,10 @@ class Table(Section):
         """Returns what every cell of a seed has over the base configuration."""
         return (*self.set, *self.seed_set.get(str(seed), ()))
 
-    def opponent(self, variant: Variant) -> str:
-        """Returns the name of the variant that a variant is tested against; its own for one that has none."""
-        return variant.against or self.baseline
+    def opponents(self, variant: Variant) -> tuple[str, ...]:
+        """Returns the names of the variants that a variant is tested against; none for the baseline."""
+        named = (variant.against,) if isinstance(variant.against, str) else variant.against
+        return tuple(name or self.baseline for name in named if (name or self.baseline) != variant.name)
 
 
 def load_table(path: Path) -> Table:

@@ -18,7 +18,7 @@ from saga_dist.sweep.summary import FIGURES, Row, Summary, Versus, over_seeds
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def row(name: str, label: str, values: tuple[float, ...], versus: Versus | None = None) -> Row:
+def row(name: str, label: str, values: tuple[float, ...], *versus: Versus) -> Row:
     return Row(
         name=name,
         label=label,
@@ -41,18 +41,19 @@ def sweep(folder: Path, name: str, *rows: Row, missing: dict[str, str] | None = 
 @pytest.fixture
 def directories(tmp_path: Path) -> list[Path]:
     ahead = Versus(variant="metric", seeds=(0, 1), difference=0.123, low=0.1, high=0.15, p_value=0.0004)
+    a_little = Versus(variant="grpo", seeds=(0,), difference=0.03, low=0.02, high=0.04, p_value=0.0123)
     behind = Versus(variant="metric", seeds=(0,), difference=-0.02, low=-0.05, high=0.01, p_value=0.25)
-    return [
-        sweep(tmp_path, "g", row("metric", "metric <loss>", (0.2, 0.3)), row("saga", "+ all", (0.35, 0.4), ahead)),
-        sweep(
-            tmp_path,
-            "h",
-            row("metric", "metric <loss>", (0.1,)),
-            row("grpo", "+ GRPO", (0.08,), behind),
-            row("saga", "+ all", ()),
-            missing={"saga/seed_0": "not begun"},
-        ),
+    g = [
+        row("metric", "metric <loss>", (0.2, 0.3)),
+        row("grpo", "+ GRPO", ()),
+        row("saga", "+ all", (0.35, 0.4), ahead, a_little),
     ]
+    h = [
+        row("metric", "metric <loss>", (0.1,)),
+        row("grpo", "+ GRPO", (0.08,), behind),
+        row("saga", "+ all", ()),
+    ]
+    return [sweep(tmp_path, "g", *g), sweep(tmp_path, "h", *h, missing={"saga/seed_0": "not begun"})]
 
 
 def test_command_writes_table_file_and_picture(directories: list[Path], tmp_path: Path) -> None:
@@ -72,15 +73,15 @@ def test_table_has_a_line_for_each_variant(directories: list[Path]) -> None:
         "| | `g` | `h` |",
         "|---|---:|---:|",
         "| metric <loss> | 25.0 ± 7.1 | 10.0 |",
-        "| + all | 37.5 ± 3.5 (+12.3, p < 0.001) | – |",
         "| + GRPO | – | 8.0 (-2.0, p 0.250) |",
+        "| + all | 37.5 ± 3.5 (+12.3, p < 0.001; +3.0, p 0.012) | – |",
     ]
 
 
 def test_picture_has_a_dot_for_every_run_where_it_belongs(directories: list[Path]) -> None:
     tree = ET.fromstring(figure(collect(directories)))
     words = [text.text for text in tree.iter(f"{SVG}text")]
-    assert {"World g", "World h", "metric <loss>", "+12.3, p < 0.001", "-2.0, p 0.250"} <= set(words)
+    assert {"World g", "World h", "metric <loss>", "+12.3, p < 0.001; +3.0, p 0.012", "-2.0, p 0.250"} <= set(words)
     assert words.count("+ all") == 1  # nothing is drawn of a row without runs
     runs = [circle for circle in tree.iter(f"{SVG}circle") if circle.get("class") == "run"]
     assert len(runs) == 6

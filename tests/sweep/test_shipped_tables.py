@@ -106,7 +106,7 @@ def test_rows_of_other_losses_and_widths(data: str) -> None:
         assert _losses(configs[f"{loss}_saga"]) == (loss, 1, 1)
         assert configs[loss].objective.metric_params == configs[f"{loss}_saga"].objective.metric_params
         (saga,) = [variant for variant in table.variant if variant.name == f"{loss}_saga"]
-        assert table.opponent(saga) == loss
+        assert table.opponents(saga) == (loss,)
     table, configs = _cells(f"embedding_dim_{data}")
     for width in (4096, 512, 128):
         assert configs[f"potential_field_{width}"].model.embedding_dim == width
@@ -114,7 +114,7 @@ def test_rows_of_other_losses_and_widths(data: str) -> None:
         assert _losses(configs[f"saga_{width}"])[1:] == (1, 1)
         assert _losses(configs[f"potential_field_{width}"])[1:] == (0, 0)
         (saga,) = [variant for variant in table.variant if variant.name == f"saga_{width}"]
-        assert table.opponent(saga) == f"potential_field_{width}"
+        assert table.opponents(saga) == (f"potential_field_{width}",)
 
 
 @pytest.mark.parametrize("name", ["table1_cub", "table1_cars", "table1_aircraft", "table1_inat_aves"])

@@ -159,12 +159,12 @@ def _check_by_hand(summary: dict, out: Path) -> None:
         hits[name] = np.mean([file["test/first_hit/trained"] == 1 for file in files], axis=0)
         labels = files[0]["test/labels"]
     expected = paired_test(hits["saga"], hits["metric"], labels, seed=0)
-    versus = summary["rows"][1]["versus"]
+    (versus,) = summary["rows"][1]["versus"]
     assert (versus["variant"], versus["seeds"]) == ("metric", [0, 1])
     assert (versus["difference"], versus["p_value"]) == (expected.difference, expected.p_value)
     means = [row["figures"]["recall_at_1"]["mean"] for row in summary["rows"]]
     assert versus["difference"] == pytest.approx(means[1] - means[0], abs=1e-12)
-    assert summary["rows"][0]["versus"] is None
+    assert summary["rows"][0]["versus"] == []
 
 
 def _check_show(table_file: Path, out: Path, summary: dict) -> None:

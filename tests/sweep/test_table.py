@@ -32,7 +32,7 @@ set = ["model.embedding_dim=96", "objective.lambda_lm=0", "objective.lambda_kl=0
 name = "zero"
 label = "pre-trained"
 pretrained = true
-against = "wide"
+against = ["wide", ""]
 """
 
 
@@ -59,7 +59,7 @@ def test_cells_are_the_base_the_table_the_variant_the_seed_and_the_command_line(
     assert {cell.config.needs_mllm for cell in cells} == {False}  # without training there is no MLLM to load
     assert [cell.method for cell in cells[:3]] == ["trained", "trained", "pre-trained"]
     assert cells[1].directory == tmp_path / "out" / "wide" / "seed_3"
-    assert [table.opponent(variant) for variant in table.variant] == ["plain", "plain", "wide"]
+    assert [table.opponents(variant) for variant in table.variant] == [(), ("plain",), ("wide", "plain")]
     assert table.variant[0].paper is not None and table.variant[0].paper.recall_at_1 == 80
     assert [cell.seed for cell in plan(table, path, tmp_path, overrides=(), seeds=(9,))] == [9, 9, 9]
 
@@ -68,7 +68,7 @@ def test_cells_are_the_base_the_table_the_variant_the_seed_and_the_command_line(
     ("old", "new", "message"),
     [
         ('baseline = "plain"', 'baseline = "plan"', "baseline = 'plan'; expected one of plain, wide, zero"),
-        ('against = "wide"', 'against = "width"', "zero.against = 'width'"),
+        ('against = ["wide", ""]', 'against = ["width", ""]', "zero.against = 'width'"),
         ('name = "wide"', 'name = "plain"', "expected each name once"),
         ('name = "wide"', 'name = "../wide"', "variant.1.name"),
         ("seeds = [3, 4]", "seeds = [3, 3]", "expected each seed once"),
