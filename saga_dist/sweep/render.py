@@ -20,7 +20,7 @@ PAPER = ("paper R@1", "paper NMI")
 TEST = ("against", "points", "p")
 HOW_TO_READ = (
     "Mean ± sample standard deviation over seeds. 95 %: of mean R@1, by a bootstrap over test classes. Points and p: a "
-    "paired test of R@1 against the variant named, on the same queries and seeds, swapping the two within whole "
+    "paired test of R@1 against each variant named, on the same queries and seeds, swapping the two within whole "
     "classes; it speaks of other classes, not of other seeds, and p is not corrected for the number of rows."
 )
 

@@ -79,30 +79,37 @@ def test_the_shipped_screen_is_of_these_worlds_and_reads() -> None:
             assert row.tried[row.setting] == max(row.tried.values())
 
 
-@pytest.mark.parametrize("name", ["h", "g16", "g8"])
-def test_tables_have_the_rows_of_table_2_for_both_keys(name: str, tmp_path: Path) -> None:
+LAMBDAS = {"metric": (0.0, 0.0), "grpo": (1.0, 0.0), "kl": (0.0, 3.0), "saga": (1.0, 3.0)}
+ROWS = {f"{row}_{key}": (key, 16, *weights) for key in ("mlp", "linear") for row, weights in LAMBDAS.items()}
+ROWS |= {f"{row}_mlp_p32": ("mlp", 32, *LAMBDAS[row]) for row in ("grpo", "kl", "saga")}
+
+
+@pytest.mark.parametrize("name", ["h", "h90", "h0", "g16", "g8"])
+def test_tables_have_the_rows_of_table_2_for_both_keys_and_more_pairs(name: str, tmp_path: Path) -> None:
     path = FOLDER / f"table_{name}.toml"
     table = load_table(path)
     cells = plan(table, path, tmp_path, overrides=(), seeds=(0,))
     paths = [load_config(path.parent / table.config, table.overrides_of(seed)).model.path for seed in table.seeds]
     assert len(paths) >= 5 and min(paths.count("standin"), paths.count("standin-1")) >= 2
-    weights = {
+    found = {
         cell.variant.name: (
             cell.config.model.pooler_key,
+            cell.config.rollout.pairs_per_batch,
             cell.config.objective.lambda_lm,
             cell.config.objective.lambda_kl,
         )
         for cell in cells
         if not cell.variant.pretrained
     }
-    losses = {"metric": (0.0, 0.0), "grpo": (1.0, 0.0), "kl": (0.0, 3.0), "saga": (1.0, 3.0)}
-    assert weights == {f"{row}_{key}": (key, *lambdas) for key in ("mlp", "linear") for row, lambdas in losses.items()}
+    assert found == ROWS
     for variant in table.variant:
-        if not variant.pretrained and not variant.name.startswith("metric"):
-            key = variant.name.rpartition("_")[2]
-            over = [f"metric_{key}", f"kl_{key}"] if variant.name.startswith("saga") else [f"metric_{key}"]
-            assert table.opponents(variant) == tuple(over)
+        if not variant.pretrained:
+            row, key = variant.name.split("_")[:2]
+            # Each against the metric loss with its own key, all three losses against the two without GRPO as well.
+            assert row == "metric" or table.opponents(variant)[0] == f"metric_{key}"
+            assert row != "saga" or table.opponents(variant)[1] == variant.name.replace("saga", "kl")
     # Equal start, steps, augmentation and tuning: rows differ in what the table says and in nothing else.
     base = cells[1].config
     changed = {line.partition(":")[0] for cell in cells[1:] for line in cell.config.differences(base)}
-    assert changed == {"model.pooler_key", "objective.lambda_lm", "objective.lambda_kl"}
+    pairs = {"rollout.pairs_per_batch", "rollout.contributing_groups"}
+    assert changed == {"model.pooler_key", "objective.lambda_lm", "objective.lambda_kl", *pairs}
