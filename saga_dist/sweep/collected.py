@@ -8,7 +8,7 @@ from pathlib import Path
 from saga_dist.config import Section
 from saga_dist.errors import DataError
 from saga_dist.json_files import load_json
-from saga_dist.sweep.render import JSON_NAME, p_value
+from saga_dist.sweep.render import JSON_NAME, p_value, points
 from saga_dist.sweep.summary import Row, Summary
 
 
@@ -70,5 +70,5 @@ def cell(row: Row | None) -> str:
 
 def gain(row: Row) -> str:
     """Returns `` (+4.1, p < 0.001)``, a semicolon between opponents; nothing for a row that has none."""
-    tests = [f"{100 * one.difference:+.1f}, p {p_value(one)}" for one in row.versus]
+    tests = [f"{points(one.difference)}, p {p_value(one)}" for one in row.versus]
     return f" ({'; '.join(tests)})" if tests else ""

@@ -95,9 +95,7 @@ def _cells(row: Row, summary: Summary) -> dict[str, str]:
         cells["paper R@1"] = f"{paper.recall_at_1:.1f}{spread}"
         cells["paper NMI"] = "" if paper.nmi is None else f"{paper.nmi:.2f}"
     cells["against"] = "; ".join(summary.label(one.variant) for one in versus)
-    cells["points"] = "; ".join(
-        f"{_points(one.difference)} ({_points(one.low)} to {_points(one.high)})" for one in versus
-    )
+    cells["points"] = "; ".join(f"{points(one.difference)} ({points(one.low)} to {points(one.high)})" for one in versus)
     cells["p"] = "; ".join(map(p_value, versus))
     return cells
 
@@ -107,8 +105,9 @@ def p_value(versus: Versus) -> str:
     return "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+def points(share: float) -> str:
+    """Returns percentage points with their sign, a plus before a zero."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def _figure(figure: Figure, scale: float, digits: int) -> str:

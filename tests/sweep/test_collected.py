@@ -85,12 +85,13 @@ def test_picture_has_a_dot_for_every_run_where_it_belongs(directories: list[Path
     assert words.count("+ all") == 1  # nothing is drawn of a row without runs
     runs = [circle for circle in tree.iter(f"{SVG}circle") if circle.get("class") == "run"]
     assert len(runs) == 6
-    # Panel g ends at 50 %: five steps of 10 over 360 units from 268.
+    # Panel g ends at 50 %: five steps of 10 over 360 units, right of 13 letters of 6.4 and 24 more.
+    left = 24 + 6.4 * len("metric <loss>")
     assert [float(circle.get("cx", "")) for circle in runs[:4]] == pytest.approx(
-        [268 + 360 * share / 0.5 for share in (0.2, 0.3, 0.35, 0.4)], abs=0.06
+        [left + 360 * share / 0.5 for share in (0.2, 0.3, 0.35, 0.4)], abs=0.06
     )
     means = [float(line.get("x1", "")) for line in tree.iter(f"{SVG}line") if line.get("class") == "mean"]
-    assert means[:2] == pytest.approx([268 + 360 * 0.25 / 0.5, 268 + 360 * 0.375 / 0.5], abs=0.06)
+    assert means[:2] == pytest.approx([left + 360 * 0.25 / 0.5, left + 360 * 0.375 / 0.5], abs=0.06)
 
 
 def test_what_is_no_sweep_is_one_line(directories: list[Path], tmp_path: Path) -> None:
