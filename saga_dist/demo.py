@@ -29,7 +29,8 @@ BASELINE_LR_FACTORS = (0.3, 1.0, 3.0)
 WHAT_IT_IS = (
     "The world: drawn birds; in training the flower behind the bird gives the species away, on unseen species it says "
     "nothing. The table shows whether the MLLM's gradient moves the encoder from flower to bird in this one made-up "
-    "world, with one seed; it says nothing about photographs."
+    "world, with one seed; it says nothing about photographs. Over six seeds of such a world nearly all of the gain "
+    "was the attention alignment's, which shows the pooler the bird (docs/evidence.md)."
 )
 
 
