@@ -26,7 +26,7 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 	@$(BIN)/saga-dist demo
 
 test: export HF_HUB_OFFLINE := 1
-test: env  ## the test suite (about 20 minutes on two cores)
+test: env  ## the test suite (about 25 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=10 -m "not slow and not gpu and not cluster"
 	@$(BIN)/python -m pytest --durations=10 -m "cluster and not slow and not gpu"
 

@@ -27,6 +27,7 @@ from saga_dist.checkpoint.manifest import CheckpointInfo, verify
 from saga_dist.checkpoint.store import CheckpointStore
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.data.image_sets import Splits
+from saga_dist.data.prompts import PromptSpec
 from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import CheckpointError, DataError
 from saga_dist.evidence.compare import probe_figures, recall_figures
@@ -184,7 +185,7 @@ def _reader(bench: _Bench) -> Reader | None:
             "MLLM read-out, attribute probes, attention on parts: only the built-in birds have attributes"
         )
         return None
-    if not spec.describes_images or spec.vocabulary.attribute_keys != PARTS:
+    if not _asks_for_parts(spec):
         bench.notes.append("MLLM read-out, its attention: the prompt does not ask for the parts of the built-in birds")
         return None
     family = build_family(bench.config)
@@ -200,6 +201,11 @@ def _reader(bench: _Bench) -> Reader | None:
         template,
         layer=bench.config.objective.kl_layer,
     )
+
+
+def _asks_for_parts(spec: PromptSpec) -> bool:
+    """Whether the answer names the parts of the built-in birds, of which the truth is known."""
+    return spec.describes_images and spec.vocabulary.attribute_keys == PARTS
 
 
 def _probes(bench: _Bench, observed: Mapping[str, Observed]) -> Probes | None:
@@ -242,8 +248,7 @@ def _pull(bench: _Bench, step: int) -> tuple[Gradients | None, Spread | None, tu
 
 def _oracle(bench: _Bench) -> Oracle | None:
     """Who knows the true text of a training pair; nobody where the MLLM read-out is missing, as its note says."""
-    spec = build_prompt(bench.config)
-    if not bench.drawn or not spec.describes_images or spec.vocabulary.attribute_keys != PARTS:
+    if not bench.drawn or not _asks_for_parts(build_prompt(bench.config)):
         return None
     assert bench.splits.train.attributes_IA is not None
     return Oracle(bench.config, bench.splits.train.attributes_IA)

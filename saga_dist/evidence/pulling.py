@@ -31,8 +31,8 @@ def pull(config: RunConfig, checkpoint: Path, recorded: RecordedStep) -> tuple[G
         checkpoint: folder of the weights.
         recorded: with at least one group that carries a gradient.
     """
-    has_teacher = config.model.pooler == "attention" and config.prompt.variant == "structured"
-    measured = [loss for loss in LOSSES if loss != "kl" or has_teacher]
+    taught = has_teacher(config)
+    measured = [loss for loss in LOSSES if loss != "kl" or taught]
     weights = {
         "dml": config.objective.lambda_dml, "grpo": config.objective.lambda_lm, "kl": config.objective.lambda_kl,
     }  # fmt: skip
@@ -44,9 +44,7 @@ def pull(config: RunConfig, checkpoint: Path, recorded: RecordedStep) -> tuple[G
         learner = learner_alone(config, checkpoint, loss)
         tokens = encode_recorded(learner, recorded.batches)
         if replayed is None:  # the weights are the same for all, so one replay serves them
-            replayed = replay_recorded(
-                worker, recorded.groups, tokens, recorded.truncations, want_attention=has_teacher
-            )
+            replayed = replay_recorded(worker, recorded.groups, tokens, recorded.truncations, want_attention=taught)
         if loss == "kl" and (found := teacher_spread(learner.encoder, replayed, tokens)) is not None:
             spread = Spread(
                 teacher=found.teacher_entropy_nats,
@@ -64,6 +62,11 @@ def pull(config: RunConfig, checkpoint: Path, recorded: RecordedStep) -> tuple[G
         cosines=tuple(LossCosine(losses=losses, **values) for losses, values in cosines(by_loss).items()),
     )
     return gradients, spread
+
+
+def has_teacher(config: RunConfig) -> bool:
+    """Returns True when there are weights over tokens to teach, and descriptions whose attention can teach them."""
+    return config.model.pooler == "attention" and config.prompt.variant == "structured"
 
 
 def learner_alone(config: RunConfig, checkpoint: Path, loss: str) -> Learner:

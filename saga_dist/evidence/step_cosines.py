@@ -17,7 +17,7 @@ from saga_dist.assembly import build_replay_worker
 from saga_dist.config import RunConfig
 from saga_dist.evidence.gradients import encode_recorded, parameter_gradients, replay_recorded
 from saga_dist.evidence.oracle import Oracle
-from saga_dist.evidence.pulling import learner_alone
+from saga_dist.evidence.pulling import has_teacher, learner_alone
 from saga_dist.evidence.record import StepCosines
 from saga_dist.evidence.recorded_steps import RecordedStep
 
@@ -67,15 +67,15 @@ def step_cosines(
         steps: recorded ones, each with at least one group that carries a gradient; at least two.
         oracle: knows the true text of each pair; None where nobody does.
     """
-    aligned = config.model.pooler == "attention" and config.prompt.variant == "structured"
-    losses = [loss for loss in PART_OF if (loss != TEXT or oracle) and (loss != "kl" or aligned)]
+    taught = has_teacher(config)
+    losses = [loss for loss in PART_OF if (loss != TEXT or oracle) and (loss != "kl" or taught)]
     # The true text goes where the policy gradient goes; only what is replayed is another.
     learners = {loss: learner_alone(config, checkpoint, "grpo" if loss == TEXT else loss) for loss in losses}
     worker = build_replay_worker(config)
     found = {loss: Directions() for loss in losses}
     for step in steps:
         tokens = encode_recorded(learners["dml"], step.batches)
-        replayed = replay_recorded(worker, step.groups, tokens, step.truncations, want_attention=aligned)
+        replayed = replay_recorded(worker, step.groups, tokens, step.truncations, want_attention=taught)
         told = []
         if oracle is not None:
             pairs = [group.pair for group in step.groups]
