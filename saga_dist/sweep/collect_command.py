@@ -10,6 +10,7 @@ import typer
 
 def collect(
     directories: Annotated[list[Path], typer.Argument(help="directories of sweeps", metavar="DIRECTORY…")],
+    keep: Annotated[Path | None, typer.Option(help="tables of an earlier --json: its rows with more runs stay")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the tables here")] = None,
     figure_file: Annotated[Path | None, typer.Option("--figure", help="draw them here, as SVG")] = None,
 ) -> None:
@@ -17,10 +18,12 @@ def collect(
     from saga_dist.files import write_output
     from saga_dist.printable import printable_lines
     from saga_dist.sweep.collected import collect as collect_tables
-    from saga_dist.sweep.collected import side_by_side
+    from saga_dist.sweep.collected import keep_longer_rows, load_collected, side_by_side
     from saga_dist.sweep.figure import figure
 
     collected = collect_tables(directories)
+    if keep:
+        collected = keep_longer_rows(load_collected(keep), collected)
     if json_file:
         write_output(json_file, (collected.model_dump_json(indent=1) + "\n").encode(), option="--json")
     if figure_file:

@@ -48,6 +48,37 @@ def load_collected(path: Path) -> Collected:
     return load_json(path, Collected, what="a file of tables", fix="saga-dist evidence collect writes it")
 
 
+def keep_longer_rows(older: Collected, newer: Collected) -> Collected:
+    """Returns the rows of both, of two with one name that with more runs behind it, the newer of equals.
+
+    So a table may grow on several machines, and rows outlive the directories of their runs. A row keeps its own tests:
+    they are paired over the runs that were there together.
+
+    Raises:
+        DataError: a table is of other queries in one than in the other, or has other rows.
+    """
+    tables = dict(older.tables)
+    for name, table in newer.tables.items():
+        tables[name] = _longer_rows(name, tables[name], table) if name in tables else table
+    return Collected(tables=tables)
+
+
+def _longer_rows(name: str, older: Summary, newer: Summary) -> Summary:
+    shapes = [(one.num_queries, one.num_classes, [row.name for row in one.rows]) for one in (older, newer)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"table {name} has other queries or rows than before",
+            where="--keep",
+            expected="the same test of the same rows",
+            fix="leave it out, or name the new directory otherwise",
+        )
+    pairs = zip(older.rows, newer.rows, strict=True)
+    rows = tuple(old if len(old.seeds) > len(new.seeds) else new for old, new in pairs)
+    done = {f"{row.name}/seed_{seed}" for row in rows for seed in row.seeds}
+    missing = {cell: why for cell, why in (older.missing | newer.missing).items() if cell not in done}
+    return newer.model_copy(update={"rows": rows, "missing": missing})
+
+
 def side_by_side(collected: Collected) -> str:
     """Returns Markdown: a line for each variant, Recall@1 in percent for each table, gain and p in brackets."""
     labels = dict.fromkeys(row.label for table in collected.tables.values() for row in table.rows)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from saga_dist.cli import app
 from saga_dist.errors import DataError
-from saga_dist.sweep.collected import collect, load_collected, side_by_side
+from saga_dist.sweep.collected import collect, keep_longer_rows, load_collected, side_by_side
 from saga_dist.sweep.figure import figure
 from saga_dist.sweep.render import write_summary
 from saga_dist.sweep.summary import FIGURES, Row, Summary, Versus, over_seeds
@@ -92,6 +92,33 @@ def test_picture_has_a_dot_for_every_run_where_it_belongs(directories: list[Path
     )
     means = [float(line.get("x1", "")) for line in tree.iter(f"{SVG}line") if line.get("class") == "mean"]
     assert means[:2] == pytest.approx([left + 360 * 0.25 / 0.5, left + 360 * 0.375 / 0.5], abs=0.06)
+
+
+def test_rows_with_more_runs_stay(directories: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    options = ["evidence", "collect", *map(str, directories), "--json", str(file)]
+    CliRunner().invoke(app, options, catch_exceptions=False)
+    (tmp_path / "elsewhere").mkdir()
+    shorter, equal, longer = (
+        row("metric", "metric <loss>", ()),
+        row("grpo", "+ GRPO", (0.09,)),
+        row("saga", "+ all", (0.5,)),
+    )
+    missing = {"metric/seed_0": "not begun", "metric/seed_1": "not begun"}
+    again = sweep(tmp_path / "elsewhere", "h", shorter, equal, longer, missing=missing)
+    options = ["evidence", "collect", str(again), "--keep", str(file), "--json", str(file)]
+    assert "2 tables, 7 runs, 1 without results" in CliRunner().invoke(app, options, catch_exceptions=False).output
+    kept = load_collected(file)
+    assert kept.tables["g"] == collect(directories).tables["g"]
+    assert [row.figures["recall_at_1"].values for row in kept.tables["h"].rows] == [(0.1,), (0.09,), (0.5,)]
+    assert kept.tables["h"].missing == {"metric/seed_1": "not begun"}
+
+
+def test_tables_of_another_test_are_not_mixed(directories: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    other = collect([sweep(tmp_path / "elsewhere", "h", row("metric", "metric <loss>", (0.1,)))])
+    with pytest.raises(DataError, match="table h has other queries or rows"):
+        keep_longer_rows(collect(directories), other)
 
 
 def test_what_is_no_sweep_is_one_line(directories: list[Path], tmp_path: Path) -> None:
