@@ -1,0 +1,114 @@
+"""From TOML, overrides and saved JSON to a configuration; what is wrong is one line that names file and key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from saga_dist.config.run import RunConfig
+from saga_dist.config.section import Section
+from saga_dist.errors import CheckpointError, ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration in a TOML file with ``section.key=value`` overrides applied.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key, type or value is wrong.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the file ({error.strerror})", where=str(path), fix="check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8 text", where=str(path), expected="TOML") from error
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"cannot read the file ({error})", where=repr(str(path)), fix="check the path") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Returns the resolved configuration of a run directory."""
+    saved = path / "config.json"
+    try:
+        tree = json.loads(saved.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=str(saved), expected="a run directory") from error
+    except ValueError as error:
+        raise CheckpointError(
+            "not valid JSON", where=str(saved), fix="the `train` command of this run writes it again"
+        ) from error
+    return parse_config(tree, where=str(saved))
+
+
+def parse_config(tree: dict[str, Any], *, where: str) -> RunConfig:
+    """Returns the validated configuration of a nested dict; ``where`` names its source in errors."""
+    try:
+        return RunConfig.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error), where=where) from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or len(path) < 2 or not all(path):
+        raise ConfigError(f"override {override!r}", where="command line", expected="section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")
+    except tomllib.TOMLDecodeError:
+        value = {"value": text.strip()}  # a bare word is a string: model.path=standin
+    if len(value) != 1:
+        raise ConfigError(f"override {override!r}", where="command line", expected="one section.key=value")
+    node = tree
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}", where="command line", expected="a key below a section")
+    node[path[-1]] = value["value"]
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays become tuples, which strict frozen models take."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(part if part.isprintable() else repr(part) for part in location) or "configuration"
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(location[-1], _names_at(location[:-1]), n=1, cutoff=0.5)
+            hint = f"; did you mean {'.'.join([*location[:-1], close[0]])}?" if close else "; remove it"
+            return f"unknown key {key}{hint}{more}"
+        case "missing":
+            return f"{key} is missing; add it{more}"
+        case "value_error":
+            return f"{key}: {message}{more}" if location else f"{message}{more}"
+        case _:
+            return f"{key} = {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+
+
+def _names_at(location: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for name in location:
+        model = model.model_fields[name].annotation if name in model.model_fields else Section
+    return list(getattr(model, "model_fields", {}))

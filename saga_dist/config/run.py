@@ -1,0 +1,172 @@
+"""The root of the configuration: all sections, what must hold between them, and what a resume must not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from saga_dist.config.data import DataSection
+from saga_dist.config.method import EvaluationSection, ModelSection, ObjectiveSection, OptimizerSection, PromptSection
+from saga_dist.config.section import Section
+from saga_dist.config.workers import ReplaySection, RolloutSection, RuntimeSection
+
+FREE_KEYS = (
+    "runtime.",
+    "checkpoint.",
+    "logging.",
+    "run.directory",
+    "rollout.ahead_budget_mb",
+    "rollout.deadline_s",
+    "rollout.gpu_memory_utilization",
+    "rollout.groups_per_lease",
+    "rollout.idle_release_s",
+    "rollout.max_attempts",
+    "rollout.max_log_prob_gap",
+    "rollout.max_quarantined",
+    "rollout.max_workers",
+    "rollout.min_workers",
+    "rollout.num_cpus",
+    "rollout.num_gpus",
+    "rollout.record",
+    "rollout.start_deadline_s",
+    "rollout.tensor_parallel_size",
+    "rollout.workers",
+    "replay.deadline_s",
+    "replay.max_workers",
+    "replay.min_workers",
+    "replay.num_cpus",
+    "replay.num_gpus",
+    "replay.workers",
+)
+"""Where and how patiently a run is computed, not what: a resume may change these."""
+
+
+class RunSection(Section):
+    """What a run is, over all."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    directory: str = Field("", description="run directory; the command line's --run-dir wins")
+
+
+class CheckpointSection(Section):
+    """Saving and resuming."""
+
+    every_steps: int = Field(100, ge=1)
+    keep: int = Field(3, ge=1, description="newest checkpoints to keep; the best one stays in any case")
+    mirror: str = Field(
+        "",
+        pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",
+        description='copy them to this URI too (s3://, gs://, hdfs://, file://); "" for none. A run without a local '
+        "checkpoint resumes from there",
+    )
+
+
+class LoggingSection(Section):
+    """Where metrics go besides metrics.jsonl. Has no part in the result of a run: a resume may change it."""
+
+    tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
+    wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
+    mlflow: str = Field("", description='MLflow tracking URI, e.g. of a server (extra "mlflow"); "": off')
+    prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
+
+
+class RunConfig(Section):
+    """Root of the configuration."""
+
+    run: RunSection = RunSection()
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    model: ModelSection = ModelSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    rollout: RolloutSection = RolloutSection()
+    replay: ReplaySection = ReplaySection()
+    optimizer: OptimizerSection = OptimizerSection()
+    runtime: RuntimeSection = RuntimeSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.objective.lambda_kl > 0 and self.prompt.variant == "generic":
+            raise ValueError(
+                'objective.lambda_kl > 0 with prompt.variant = "generic": the generic prompt describes no image, so '
+                "L_KL is undefined; set objective.lambda_kl = 0"
+            )
+        if self.objective.lambda_kl > 0 and self.model.pooler != "attention":
+            raise ValueError(
+                f'objective.lambda_kl > 0 with model.pooler = "{self.model.pooler}": only the attention pooler has '
+                'weights to align; set objective.lambda_kl = 0 or model.pooler = "attention"'
+            )
+        if self.rollout.recording and self.evaluation.verdict_pairs:
+            raise ValueError(
+                f"evaluation.verdict_pairs = {self.evaluation.verdict_pairs} with rollout.recording: verdicts need an "
+                "engine, a recording has none; set evaluation.verdict_pairs = 0"
+            )
+        if self.rollout.pairs_per_batch > self.data.batch_size:
+            raise ValueError(
+                f"rollout.pairs_per_batch = {self.rollout.pairs_per_batch} from data.batch_size = "
+                f"{self.data.batch_size} images; expected at most one pair per image; lower rollout.pairs_per_batch"
+            )
+        if self.logging.prometheus and self.runtime.kind != "ray":
+            raise ValueError(
+                f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
+                "set logging.prometheus = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learner_processes_have_work(self) -> RunConfig:
+        processes = self.runtime.learner_processes
+        if processes > self.data.batch_size:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} for data.batch_size = {self.data.batch_size} images; "
+                "expected at least one image for each; lower runtime.learner_processes"
+            )
+        if processes > 1 and self.needs_mllm and not self.replay.workers:
+            raise ValueError(
+                f"runtime.learner_processes = {processes} with replay.workers = 0: token gradients must reach every "
+                "process; expected replay workers of their own; set replay.workers = 1 or more"
+            )
+        return self
+
+    @property
+    def needs_mllm(self) -> bool:
+        """True when the frozen MLLM is needed: to train with it, or to judge evaluation pairs."""
+        return self.objective.needs_rollouts or self.evaluation.verdict_pairs > 0
+
+    @property
+    def needs_engine(self) -> bool:
+        """True when something must be generated: rollouts that no recording has."""
+        return self.needs_mllm and not self.rollout.recording
+
+    def digest(self) -> str:
+        """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
+        mine, theirs = self._deciding(), other._deciding()
+        return [
+            f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
+            for key in sorted(mine | theirs)
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def _deciding(self) -> dict[str, Any]:
+        flat = _flatten(self.model_dump(mode="json"))
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
