@@ -22,7 +22,7 @@ CASES = {
     Bench.ROLLOUT: ["stand-in: transformers", "payload of a group"],
     Bench.EVALUATION: ["all, AccuracyCalculator", "R@K, MAP@R, torch", "memory"],
     Bench.IMAGES: ["the same pixels", "fast_jpeg"],
-    Bench.STEP: ["one step, transformers"],
+    Bench.STEP: ["one step, transformers engine"],
 }
 
 
