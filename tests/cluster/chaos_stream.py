@@ -152,6 +152,8 @@ class Nodes:
         resources = {name: count for name, count in self._room.items() if count}
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "resources": resources}
         head["temp_dir"] = str(place / "ray")
+        # Besides, the cluster writes its address where Ray's default folder is, which this machine may not have.
+        os.environ["RAY_TMPDIR"] = str(place)
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._second = self._add()
         self.address = self._cluster.address
