@@ -50,9 +50,8 @@ _ALIKE = (
 def run(size: Size) -> Report:
     """Returns processor seconds per optimizer step, with the demo's engine and with the one that needs no vLLM."""
     less = ("data.batch_size=8", "rollout.pairs_per_batch=4", "rollout.group_size=3") if size is Size.TINY else ()
-    cases = {"one step": (), "one step, transformers engine": ("rollout.engine=transformers",)}
-    if size is Size.TINY:
-        del cases["one step"]
+    without_vllm = {"one step, transformers engine": ("rollout.engine=transformers",)}
+    cases = without_vllm if size is Size.TINY else {"one step": (), **without_vllm}
     configs = {case: load_config(DEMO_CONFIG, [*_ALIKE, *less, *engine]) for case, engine in cases.items()}
     repeats = {Size.TINY: 1, Size.QUICK: 1, Size.FULL: 3}[size]
     settings = next(iter(configs.values())).rollout

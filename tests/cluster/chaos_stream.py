@@ -147,13 +147,10 @@ def plan(seed: int, stream: Stream) -> list[Fault]:
 class Nodes:
     """A head and a second node that may be lost, whereupon another one comes."""
 
-    def __init__(self, stream: Stream, place: Path) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._room = {"learner": 1, "rollout": 1, "replay": stream.replay_workers}
         resources = {name: count for name, count in self._room.items() if count}
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "resources": resources}
-        head["temp_dir"] = str(place / "ray")
-        # Besides, the cluster writes its address where Ray's default folder is, which this machine may not have.
-        os.environ["RAY_TMPDIR"] = str(place)
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._second = self._add()
         self.address = self._cluster.address
@@ -319,7 +316,8 @@ def main() -> None:
     faulthandler.dump_traceback_later(HANG_S, exit=True)
     # Sockets lie below this folder: a long path would not do.
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp", ignore_cleanup_errors=True) as place:
-        nodes = Nodes(stream, Path(place))
+        os.environ["RAY_TMPDIR"] = place  # for all that a node writes; the cluster's address goes there in any case
+        nodes = Nodes(stream)
         try:
             ray.init(address=nodes.address, namespace="chaos", log_to_driver=False)
             with closing(Rehearsal(stream, Path(place), nodes)) as rehearsal:
