@@ -29,7 +29,7 @@ from saga_dist.protocols import Engine
 from saga_dist.standin import checkpoint_path
 from saga_dist.standin.world import split
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, Sampling
-from saga_dist.workers.engines.transformers_engine import TransformersEngine, draw, end_token_ids
+from saga_dist.workers.engines.transformers_engine import TransformersEngine, end_token_ids
 from saga_dist.workers.engines.vllm_engine import VllmEngine, content_ids
 from saga_dist.workers.rollout import RolloutWorker
 
@@ -443,38 +443,6 @@ def test_content_ids_change_with_content_grid_and_version(tokens: list[EncoderTo
     assert not set(content_ids(replace(record, encoder_version=4))) & {first, second}
     assert not set(content_ids(replace(record, grids=((1, 20, 5), (1, 5, 20))))) & {first, second}
     assert len(set(content_ids(replace(record, values_NW=record.values_NW.bfloat16())))) == 2
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_p", "uniform", "expected"),
-    [
-        # Probabilities .5 (id 2), .3 (id 0), .2 (id 1); id 3 is forbidden.
-        (1.0, 1.0, 0.0, 2),
-        (1.0, 1.0, 0.4999, 2),
-        (1.0, 1.0, 0.5001, 0),
-        (1.0, 1.0, 0.7999, 0),
-        (1.0, 1.0, 0.8001, 1),
-        (1.0, 1.0, 1.0 - 1e-16, 1),
-        # top-p .6 keeps .5 and .3: .5 / .8 = .625.
-        (1.0, 0.6, 0.6249, 2),
-        (1.0, 0.6, 0.6251, 0),
-        (1.0, 0.6, 1.0 - 1e-16, 0),
-        (1.0, 0.4, 0.99, 2),
-        # Temperature .5 squares: .25, .09, .04 over .38.
-        (0.5, 1.0, 0.6578, 2),
-        (0.5, 1.0, 0.6580, 0),
-        (0.5, 1.0, 0.8946, 0),
-        (0.5, 1.0, 0.8948, 1),
-        (0.0, 1.0, 0.99, 2),
-    ],
-)
-def test_draw_by_hand(temperature: float, top_p: float, uniform: float, expected: int) -> None:
-    log_probs_BV = torch.tensor([[0.3, 0.2, 0.5, 0.0]]).log()
-    options = [torch.tensor([value], dtype=torch.float64) for value in (temperature, top_p, uniform)]
-    temperature_B, top_p_B, uniforms_B = options
-    assert draw(log_probs_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B).tolist() == [
-        expected
-    ]
 
 
 def test_end_token_ids_are_those_of_tokenizer_and_generation_config(tiny_checkpoint: Path) -> None:

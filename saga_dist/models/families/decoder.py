@@ -3,7 +3,7 @@
 Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
 
 On a CPU, prompts and groups are read packed (``packed_attention``): one row of tokens, no padding, the prefix where it
-is. Elsewhere transformers' cache and its attention do it; rows that grow token by token have a cache of their own
+is. Elsewhere transformers' cache and its attention do it. Rows that grow token by token keep what they hold themselves
 (``growing``).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from saga_dist.models.families.base import (
     TokenLayout,
     attention_rows,
 )
-from saga_dist.models.families.growing import GrowingRows
+from saga_dist.models.families.growing import GROWING, GrowingRows
 from saga_dist.models.families.packed_attention import AVAILABLE, PACKED, AllRead, Reading
 from saga_dist.types import Grid
 
@@ -198,12 +198,13 @@ class DecoderBackbone(FrozenBackbone):
 
     def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns hidden states [B, D] of one more token in each row."""
-        output = self.language_model(
-            inputs_embeds=self.language_model.embed_tokens(token_ids_B[:, None]),
-            position_ids=_of_batch(self._text_positions(position, 1).to(self.device), len(token_ids_B)),
-            past_key_values=rows,
-            use_cache=True,
-        )
+        with self._attention(GROWING):
+            output = self.language_model(
+                inputs_embeds=self.language_model.embed_tokens(token_ids_B[:, None]),
+                position_ids=_of_batch(self._text_positions(position, 1).to(self.device), len(token_ids_B)),
+                use_cache=False,
+                rows=rows,
+            )
         hidden_BD: torch.Tensor = output.last_hidden_state[:, 0]
         return hidden_BD
 
@@ -216,17 +217,23 @@ class DecoderBackbone(FrozenBackbone):
         self, reading: Reading, inputs_SD: torch.Tensor, position_ids: torch.Tensor, deepstack: dict[str, Any]
     ) -> torch.Tensor:
         """Hidden states [S, D] of one row of tokens."""
-        config = self.language_model.config
-        usual = config._attn_implementation
-        config._attn_implementation = PACKED  # read by every layer in every pass; with this name no mask is made
-        try:
+        with self._attention(PACKED):
             output = self.language_model(
                 inputs_embeds=inputs_SD[None], position_ids=position_ids, use_cache=False, reading=reading, **deepstack
             )
-        finally:
-            config._attn_implementation = usual
         hidden_SD: torch.Tensor = output.last_hidden_state[0]
         return hidden_SD
+
+    @contextlib.contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """Has all layers attend in one of our ways meanwhile; with these names transformers makes no mask."""
+        config = self.language_model.config
+        usual = config._attn_implementation
+        config._attn_implementation = name  # read by every layer in every pass
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
 
     def _text_positions(self, first: int, count: int) -> torch.Tensor:
         """Positions [R, count] of text, the same on every axis."""

@@ -1,7 +1,12 @@
-"""Keys and values of completions that grow token by token, in room that is there already.
+"""Completions that grow token by token, several to a prompt that is held once.
 
-transformers' own cache copies everything it holds for every token. Here a token is written behind the others, and a
-finished row's place goes to the last one.
+    softmax over [prompt | own],  the prompt's part one matrix product for all rows of a group
+
+transformers' own cache holds the prompt for every row, reads all of it for every token, and copies it for every token.
+Here a prompt's keys and values are kept and read once for all its rows; a row's own tokens are written behind each
+other into room that is there already; a finished row's place goes to the last one.
+
+Products and softmax are float32 whatever the dtype of the cache, as in the fused kernels.
 """
 
 from __future__ import annotations
@@ -10,86 +15,172 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import AttentionInterface
 
 from saga_dist.models.families.base import KeyValues
 
+GROWING = "saga_dist_growing"
+"""Name of this attention among those of transformers."""
 ROOM = 64
 """Tokens that a layer gets room for at a time: one copy instead of so many."""
 
 
-class GrowingRows(Cache):
-    """The cache of several rows, each on a prefix of its own; all prefixes are of one length.
+class GrowingRows:
+    """What several rows hold so far, each on one of several prefixes of one length.
 
     Args:
         prefixes: keys and values of each, batch size 1; copied.
-        counts: rows on each.
+        counts: rows on each; those of the first prefix come first.
     """
 
     def __init__(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> None:
-        layers = (
-            _GrowingLayer(*(_repeated([prefix[part] for prefix in layer], counts) for part in (0, 1)))
+        self._layers = [
+            _Layer(*(torch.cat([prefix[part] for prefix in layer]) for part in (0, 1)))
             for layer in zip(*prefixes, strict=True)
-        )
-        super().__init__(layers=list(layers))
-        self._num_rows = sum(counts)
+        ]
+        self._prefix_of = [prefix for prefix, count in enumerate(counts) for _ in range(count)]
+        self._places = _Places.of(self._prefix_of, len(prefixes))
+
+    def attend(
+        self, layer: int, query_BH1d: torch.Tensor, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Takes one more token of each row into one layer; returns what it sees there, [B, 1, H, d]."""
+        kept = self._layers[layer]
+        keys_BhTd, values_BhTd = kept.append(key_Bh1d, value_Bh1d)
+        query_Bhnd = query_BH1d.unflatten(1, (key_Bh1d.shape[1], -1))[:, :, :, 0].float() * scale
+        places = self._places.to(query_Bhnd.device)
+        prefix_length = kept.prefix_keys_PhSd.shape[2]
+        to_prefix_BhnS = places.from_prefixes(places.to_prefixes(query_Bhnd) @ kept.prefix_keys_PhSd.float().mT)
+        weights_BhnK = torch.cat([to_prefix_BhnS, query_Bhnd @ keys_BhTd.float().mT], dim=-1).softmax(-1)
+        to_prefix_BhnS, to_own_BhnT = weights_BhnK.split((prefix_length, keys_BhTd.shape[2]), dim=-1)
+        seen_Bhnd = places.from_prefixes(places.to_prefixes(to_prefix_BhnS) @ kept.prefix_values_PhSd.float())
+        seen_Bhnd = seen_Bhnd + to_own_BhnT @ values_BhTd.float()
+        return seen_Bhnd.flatten(1, 2)[:, None].to(query_BH1d.dtype)
 
     def drop(self, rows: Collection[int]) -> list[int]:
         """Takes rows out; returns those that stay, in the order in which they lie now."""
-        gone, staying = set(rows), self._num_rows - len(rows)
+        gone, before = set(rows), len(self._prefix_of)
+        staying = before - len(rows)
         order = list(range(staying))
         holes = [row for row in order if row in gone]
-        movers = [row for row in range(staying, self._num_rows) if row not in gone]
+        movers = [row for row in range(staying, before) if row not in gone]
         for hole, mover in zip(holes, movers, strict=True):
             order[hole] = mover
-        for layer in self.layers:
+        for layer in self._layers:
             layer.move(movers, holes, staying)
-        self._num_rows = staying
+        self._prefix_of = [self._prefix_of[row] for row in order]
+        self._let_prefixes_go()
+        self._places = _Places.of(self._prefix_of, self._layers[0].num_prefixes)
         return order
 
+    def _let_prefixes_go(self) -> None:
+        """Forgets the prefixes that no row is left on, once they are half of all: what stays is copied."""
+        needed = sorted(set(self._prefix_of))
+        if 2 * len(needed) > self._layers[0].num_prefixes:
+            return
+        for layer in self._layers:
+            layer.keep_prefixes(needed)
+        self._prefix_of = [needed.index(prefix) for prefix in self._prefix_of]
 
-class _GrowingLayer(DynamicLayer):
-    """One layer: ``keys`` and ``values`` are the used part of a larger tensor.
+
+def _attend(
+    module: torch.nn.Module,
+    query_BH1d: torch.Tensor,
+    key_Bh1d: torch.Tensor,
+    value_Bh1d: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    rows: GrowingRows,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in every layer."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return rows.attend(layer, query_BH1d, key_Bh1d, value_Bh1d, scaling), None
+
+
+AttentionInterface.register(GROWING, _attend)
+
+
+class _Places:
+    """Where rows stand beside those of the same prefix: C places to a prefix, some of them empty.
 
     Args:
-        keys: [B, H, S, d] of the prefixes; the first token copies them to where there is room.
-        values: likewise.
+        places_B: int64, place of each row among all P * C.
+        shape: (P, C).
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        self._room = (keys, values)
+    def __init__(self, places_B: torch.Tensor, shape: tuple[int, int]) -> None:
+        self._places_B, self._shape = places_B, shape
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new positions [B, H, T, d] behind the others; returns all."""
-        start = self.keys.shape[2]
-        stop = start + key_states.shape[2]
-        if stop > self._room[0].shape[2]:
-            self._room = (_with_room(self.keys, stop + ROOM), _with_room(self.values, stop + ROOM))
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start:stop] = new
-        self.keys, self.values = (room[:, :, :stop] for room in self._room)
-        return self.keys, self.values
+    @classmethod
+    def of(cls, prefix_of: Sequence[int], num_prefixes: int) -> _Places:
+        """Returns the places of rows on these prefixes."""
+        taken = [0] * num_prefixes
+        columns = []
+        for prefix in prefix_of:
+            columns.append(taken[prefix])
+            taken[prefix] += 1
+        width = max(taken, default=0)
+        places = [prefix * width + column for prefix, column in zip(prefix_of, columns, strict=True)]
+        return cls(torch.tensor(places, dtype=torch.int64), (num_prefixes, width))
+
+    def to(self, device: torch.device) -> _Places:
+        """Returns them for tensors on a device."""
+        self._places_B = self._places_B.to(device)
+        return self
+
+    def to_prefixes(self, values_Bhnx: torch.Tensor) -> torch.Tensor:
+        """Returns [P, h, C * n, x]: the rows of each prefix below each other, zeros in empty places."""
+        num_prefixes, width = self._shape
+        placed = values_Bhnx.new_zeros(num_prefixes * width, *values_Bhnx.shape[1:])
+        placed[self._places_B] = values_Bhnx
+        return placed.unflatten(0, self._shape).transpose(1, 2).flatten(2, 3)
+
+    def from_prefixes(self, values_Phmx: torch.Tensor) -> torch.Tensor:
+        """Returns [B, h, n, x]: the way back."""
+        placed = values_Phmx.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
+        return placed[self._places_B]
+
+
+class _Layer:
+    """One layer: the prefixes' keys and values [P, h, S, d], and the rows' own in room [B, h, R, d]."""
+
+    def __init__(self, prefix_keys_PhSd: torch.Tensor, prefix_values_PhSd: torch.Tensor) -> None:
+        self.prefix_keys_PhSd, self.prefix_values_PhSd = prefix_keys_PhSd, prefix_values_PhSd
+        self._length = 0
+        self._room: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def num_prefixes(self) -> int:
+        """P."""
+        return len(self.prefix_keys_PhSd)
+
+    def append(self, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Writes a token behind the others; returns keys and values [B, h, T, d] of all own tokens."""
+        if not self._length % ROOM:
+            news = (key_Bh1d, value_Bh1d)
+            olds = self._room or tuple(new[:, :, :0] for new in news)
+            self._room = tuple(_with_room(old, self._length + ROOM) for old in olds)
+        for room, new in zip(self._room, (key_Bh1d, value_Bh1d), strict=True):
+            room[:, :, self._length] = new[:, :, 0]
+        self._length += 1
+        return tuple(room[:, :, : self._length] for room in self._room)
 
     def move(self, sources: Sequence[int], targets: Sequence[int], num_rows: int) -> None:
         """Copies rows over others, then cuts off what lies behind the first ``num_rows``."""
-        length = self.keys.shape[2]
-        for source, target in zip(sources, targets, strict=True):
-            self.keys[target], self.values[target] = self.keys[source], self.values[source]
-        self._room = (self._room[0][:num_rows], self._room[1][:num_rows])
-        self.keys, self.values = (room[:, :, :length] for room in self._room)
+        for room in self._room:
+            for source, target in zip(sources, targets, strict=True):
+                room[target, :, : self._length] = room[source, :, : self._length]
+        self._room = tuple(room[:num_rows] for room in self._room)
+
+    def keep_prefixes(self, prefixes: Sequence[int]) -> None:
+        """Forgets all others."""
+        self.prefix_keys_PhSd = self.prefix_keys_PhSd[list(prefixes)]
+        self.prefix_values_PhSd = self.prefix_values_PhSd[list(prefixes)]
 
 
-def _repeated(parts_1HSd: Sequence[torch.Tensor], counts: Sequence[int]) -> torch.Tensor:
-    """Prefixes one below the other, each as often as it has rows."""
-    return torch.cat([part.expand(count, -1, -1, -1) for part, count in zip(parts_1HSd, counts, strict=True)])
-
-
-def _with_room(used: torch.Tensor, length: int) -> torch.Tensor:
-    room = used.new_empty(*used.shape[:2], length, used.shape[3])
-    room[:, :, : used.shape[2]] = used
+def _with_room(used_BhTd: torch.Tensor, length: int) -> torch.Tensor:
+    room = used_BhTd.new_empty(*used_BhTd.shape[:2], length, used_BhTd.shape[3])
+    room[:, :, : used_BhTd.shape[2]] = used_BhTd
     return room

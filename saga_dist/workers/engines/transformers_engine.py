@@ -17,6 +17,7 @@ import torch
 from saga_dist.counters import counter_generator
 from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
+from saga_dist.workers.engines.drawing import draw
 from saga_dist.workers.engines.validation import check_room
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class TransformersEngine:
         family: Family,
         prompt_text: str,
         max_model_len: int | None = None,
-        max_rows: int = 256,
+        max_rows: int = 512,
     ) -> None:
         self.broken = ""
         """Why the engine cannot be used any more; empty while it can."""
@@ -230,31 +231,6 @@ class TransformersEngine:
             sampling=rows[0].sampling,
             encoder_version=record.encoder_version,
         )
-
-
-def draw(
-    log_probs_BV: torch.Tensor, *, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniforms_B: torch.Tensor
-) -> torch.Tensor:
-    """Returns one token id per row [B], by inverting the cumulative distribution at a given number.
-
-    Args:
-        log_probs_BV: float, -inf where a token is forbidden; need not be normalised.
-        temperature_B: float64; 0 takes the most likely token.
-        top_p_B: float64; the most likely tokens that reach this share together stay in, the rest is out.
-        uniforms_B: float64 in [0, 1).
-    """
-    greedy_B = temperature_B <= 0
-    # Ties are broken by id (stable sort), so that the answer does not depend on the sorting algorithm of the device.
-    sorted_BV, ids_BV = log_probs_BV.sort(dim=-1, descending=True, stable=True)
-    probs_BV = (sorted_BV.double() / torch.where(greedy_B, 1.0, temperature_B)[:, None]).softmax(-1)
-    before_BV = probs_BV.cumsum(-1) - probs_BV
-    probs_BV = probs_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
-    cumulative_BV = probs_BV.cumsum(-1)
-    targets_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
-    ranks_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True)
-    # Rounding may carry the target past the last token that is in.
-    ranks_B1 = torch.minimum(ranks_B1, (probs_BV > 0).sum(-1, keepdim=True) - 1)
-    return ids_BV.gather(1, torch.where(greedy_B[:, None], 0, ranks_B1))[:, 0]
 
 
 def end_token_ids(family: Family) -> frozenset[int]:
