@@ -130,6 +130,7 @@ def test_job_trains_in_the_cluster_it_was_submitted_to(head: Head, tmp_path: Pat
         "data.birds.probe_images=0",
         "rollout.engine=transformers",
         "rollout.pairs_per_batch=4",
+        "rollout.group_size=8",
     ]
     done = submit(head, str(SAGA_DIST), "train", str(DEMO), *small, "--run-dir", str(run), "--verbose")
     said = done.stdout + done.stderr

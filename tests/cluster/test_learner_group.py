@@ -131,7 +131,7 @@ def test_the_loss_of_one_rank_is_one_error_and_the_end_of_all(
     with pytest.raises(error, match=message):
         runtime.learner.encode(batch(0))
     assert script.strikes("encode-0") == 1
-    if error is LearnerLost:
+    if kind == "stop":  # the harder of the two: its process is still there
         runtime.revive_learner()
         assert len(runtime.learner.encode(batch(0)).handles) == 5, "a new group in the place of the lost one"
     runtime.close()

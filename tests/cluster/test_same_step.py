@@ -28,6 +28,7 @@ SMALL = [
     "data.birds.probe_images=0",
     "rollout.engine=transformers",
     "rollout.pairs_per_batch=4",
+    "rollout.group_size=8",
     "rollout.max_micro_batches=2",
     "rollout.num_cpus=0.5",
     "replay.num_cpus=0.5",
