@@ -170,7 +170,13 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         from saga_dist.workers.engines.transformers_engine import TransformersEngine
 
         backbone = family.load_backbone(dtype=torch_dtype(config), device=resolve_device(config.model.device))
-        return TransformersEngine(backbone, family=family, prompt_text=text, max_model_len=config.rollout.max_model_len)
+        return TransformersEngine(
+            backbone,
+            family=family,
+            prompt_text=text,
+            max_model_len=config.rollout.max_model_len,
+            max_rows=config.rollout.max_sequences,
+        )
     from saga_dist.workers.engines.vllm_engine import VllmEngine
 
     return VllmEngine(
@@ -178,6 +184,7 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         prompt_text=text,
         dtype=config.model.dtype,
         max_model_len=config.rollout.max_model_len,
+        max_num_seqs=config.rollout.max_sequences,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         tensor_parallel_size=config.rollout.tensor_parallel_size,
         seed=config.run.seed,

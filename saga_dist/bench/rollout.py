@@ -94,7 +94,7 @@ def _rows(model: str, scene: Scene, work: Work, *, engines: tuple[str, ...]) -> 
     rows = []
     reference = scene.reference()
     for name in engines:
-        with _running(name, scene) as engine, one_thread():
+        with _running(name, scene, max_sequences=work.num_pairs * work.num_completions) as engine, one_thread():
             sides = _Sides(scene, engine, reference, work)
             ours, other = in_turns(sides.ours, sides.generate, work.repeats)
             same = sides.greedy_agreement()
@@ -136,7 +136,7 @@ def _cached(scene: Scene) -> Row:
     before_image = scene.prompt_text.split(scene.family.image_placeholder)[0]
     num_tokens = len(scene.family.load_tokenizer().encode(before_image, add_special_tokens=False))
     greedy = Sampling(1, 0.0, 1.0, 4, seed=0)
-    with _running("vllm", scene, num_tokens + MAX_MODEL_LEN) as engine:
+    with _running("vllm", scene, max_sequences=len(scene.pairs), max_model_len=num_tokens + MAX_MODEL_LEN) as engine:
         assert isinstance(engine, VllmEngine)
         first, *others = scene.encode()
         engine.generate([first], [greedy], deadline_s=DEADLINE_S)
@@ -188,11 +188,15 @@ class _Sides:
 
 
 @contextmanager
-def _running(name: str, scene: Scene, max_model_len: int = MAX_MODEL_LEN) -> Iterator[Engine]:
+def _running(name: str, scene: Scene, *, max_sequences: int, max_model_len: int = MAX_MODEL_LEN) -> Iterator[Engine]:
     engine: Engine
     if name == "vllm":
         engine = VllmEngine(
-            family=scene.family, prompt_text=scene.prompt_text, dtype="float32", max_model_len=max_model_len
+            family=scene.family,
+            prompt_text=scene.prompt_text,
+            dtype="float32",
+            max_model_len=max_model_len,
+            max_num_seqs=max_sequences,
         )
     else:
         from saga_dist.workers.engines.transformers_engine import TransformersEngine
@@ -202,6 +206,7 @@ def _running(name: str, scene: Scene, max_model_len: int = MAX_MODEL_LEN) -> Ite
             family=scene.family,
             prompt_text=scene.prompt_text,
             max_model_len=max_model_len,
+            max_rows=max_sequences,
         )
     try:
         yield engine

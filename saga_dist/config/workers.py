@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from saga_dist.config.section import Section
 
+MAX_SEQUENCES = 1024
+"""Completions that an engine generates at the same time at most; what vLLM allows on large cards."""
+
 
 class WorkersSection(Section):
     """What rollout and replay share: how many workers, and how many `saga-dist scale` may make of them."""
@@ -77,6 +80,11 @@ class RolloutSection(WorkersSection):
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
     record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
     recording: str = Field("", description="run directory whose recorded groups train instead of new ones")
+
+    @property
+    def max_sequences(self) -> int:
+        """Completions that an engine generates at the same time: all of a lease."""
+        return min(self.groups_per_lease * self.group_size, MAX_SEQUENCES)
 
     @model_validator(mode="after")
     def _even_pairs(self) -> RolloutSection:

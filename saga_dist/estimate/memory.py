@@ -15,8 +15,6 @@ from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
 
 FLOAT32 = 4
-ENGINE_SEQUENCES = 128
-"""Completions that the engine generates at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,7 @@ def rollout_memory(config: RunConfig, shape: ModelShape, words: Words) -> Rollou
     """Returns the bytes of one rollout worker, all its tensor-parallel parts together."""
     rollout = config.rollout
     groups = min(rollout.groups_per_lease, -(-rollout.pairs_per_batch // max(1, rollout.workers)))
-    sequences = min(ENGINE_SEQUENCES, groups * rollout.group_size)
+    sequences = min(rollout.max_sequences, groups * rollout.group_size)
     prompts = -(-sequences // rollout.group_size)
     return RolloutMemory(
         weights=(shape.tower.weights.params + shape.decoder.weights.params) * shape.value_bytes,

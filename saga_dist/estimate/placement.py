@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saga_dist.config import RunConfig
-from saga_dist.estimate.memory import ENGINE_SEQUENCES, LearnerMemory, ReplayMemory, RolloutMemory
+from saga_dist.estimate.memory import LearnerMemory, ReplayMemory, RolloutMemory
 from saga_dist.estimate.rates import GIB, Card
 from saga_dist.estimate.sampling import Demand
 from saga_dist.workers.engines.vllm_engine import CPU_KV_CACHE_LIMIT
@@ -123,7 +123,7 @@ def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
 
 def processor_cache_bytes(config: RunConfig, rollout: RolloutMemory) -> int:
     """Returns the cache that vLLM gets without a GPU: full contexts for all sequences, within limits."""
-    wanted = ENGINE_SEQUENCES * config.rollout.max_model_len * rollout.token_bytes
+    wanted = config.rollout.max_sequences * config.rollout.max_model_len * rollout.token_bytes
     return min(max(wanted, 64 << 20), CPU_KV_CACHE_LIMIT)
 
 

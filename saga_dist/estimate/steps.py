@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from saga_dist.config import RunConfig
-from saga_dist.estimate.memory import ENGINE_SEQUENCES, FLOAT32, LearnerMemory, RolloutMemory
+from saga_dist.estimate.memory import FLOAT32, LearnerMemory, RolloutMemory
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, GroupOperations, encoder_backward, encoder_forward
 from saga_dist.estimate.rates import Rates
 from saga_dist.estimate.sampling import Demand
@@ -136,7 +136,7 @@ def _rollout(work: Workload, split: Split) -> float:
         return groups * rollout.group_size * work.words.completion / rates.rollout_tokens.value
     prefill = groups * group.prefill / (rates.prefill.value * split.rollout_gpus)
     sequences = groups * rollout.group_size
-    waves = math.ceil(sequences / ENGINE_SEQUENCES)
+    waves = math.ceil(sequences / rollout.max_sequences)
     at_once = sequences / waves
     context = work.words.prompt + work.words.completion / 2
     products = work.shape.decoder.layer_products + work.shape.decoder.head_products

@@ -85,7 +85,7 @@ class TransformersEngine:
         family: Family,
         prompt_text: str,
         max_model_len: int | None = None,
-        max_rows: int = 512,
+        max_rows: int = 128,
     ) -> None:
         self.broken = ""
         """Why the engine cannot be used any more; empty while it can."""
