@@ -51,7 +51,9 @@ class RolloutSection(WorkersSection):
     pairs_per_batch: int = Field(16, ge=2, description="pairs drawn from each micro-batch, half same, half different")
     contributing_groups: int = Field(8, ge=1, description="K groups with reward variance per optimizer step")
     max_micro_batches: int = Field(8, ge=1, description="give up filling the buffer after so many micro-batches")
-    groups_per_lease: int = Field(16, ge=1, description="groups a worker holds at once")
+    groups_per_lease: int = Field(
+        16, ge=1, description="groups a worker holds, and its engine generates, at once (1,024 completions at most)"
+    )
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)

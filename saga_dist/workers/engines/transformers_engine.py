@@ -1,7 +1,7 @@
 """Rollouts without vLLM: a batched sampling loop over the frozen backbone.
 
-The same backbone replays the completions later, so the two log-probabilities differ by rounding alone. Slower than vLLM
-on long prompts and large groups, with nothing to install.
+The same backbone replays the completions later, so the two log-probabilities differ by rounding alone. Nothing to
+install; the faster one for small models without a GPU (docs/benches.md), where vLLM's bookkeeping outweighs the model.
 """
 
 from __future__ import annotations
