@@ -1,7 +1,7 @@
 # One environment (.venv), one word for everything. `make` alone lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Processes for the tests; one of them takes those that start Ray (tests/conftest.py).
+# Processes for the tests that start no Ray. Those that do run one after the other: Ray gives a node 30 s to start.
 TEST_PROCESSES ?= 2
 
 # No telemetry from anything that runs here.
@@ -26,8 +26,9 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 	@$(BIN)/saga-dist demo
 
 test: export HF_HUB_OFFLINE := 1
-test: env  ## the test suite (about 20 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --durations=20
+test: env  ## the test suite (about 25 minutes on two cores)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=10 -m "not slow and not gpu and not cluster"
+	@$(BIN)/python -m pytest --durations=10 -m "cluster and not slow and not gpu"
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each

@@ -30,15 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and sums k
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, one of them takes all that start Ray, one after the other and from the
-    start: Ray gives a node 30 s, and they are the longest. All others stay with their file, for its fixtures' sake."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("cluster") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Lets a report with a lone surrogate, out of a test of hostile names, travel between test processes."""
