@@ -9,7 +9,7 @@ import pytest
 
 from saga_dist.config import RunConfig, load_config
 from saga_dist.coordinator import Coordinator
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.observability import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.run import build_runtime
@@ -41,9 +41,7 @@ OF_THE_CLOCK = ("rollout_pool/", "replay_pool/", "rollout/tokens_per_s", "step/"
 def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
     """Returns the metrics of every step and the sha256 of every file of the last checkpoint."""
     folder.mkdir()
-    sampler = ClassBalancedSampler(
-        runtime.learner.labels("train"), config.data.batch_size, config.data.images_per_class, seed=config.run.seed
-    )
+    sampler = training_sampler(config, runtime.learner.labels("train"))
     Coordinator(config, runtime, sampler, folder).run()
     rows = [
         {name: value for name, value in row.items() if not name.startswith(OF_THE_CLOCK)}

@@ -13,13 +13,12 @@ import pytest
 from saga_dist.assembly import build_family, build_learner, build_prompt, build_replay_worker, torch_dtype
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.coordinator import Coordinator
-from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.data.sampling import training_sampler
 from saga_dist.ledger import Ledger
 from saga_dist.pools import SerialPool
 from saga_dist.protocols import GradientHandle
 from saga_dist.types import EncoderTokens
 from saga_dist.workers.engines.scripted import ScriptedEngine
-from saga_dist.workers.learner import Learner
 from saga_dist.workers.rollout import RolloutWorker
 
 Script = Callable[[str, int, EncoderTokens], str]
@@ -136,7 +135,8 @@ class Scene:
         """A coordinator with a runtime of its own; it makes the run's folder."""
         runtime = ScriptedRuntime(config, script)
         run_dir.mkdir(exist_ok=True)
-        return Coordinator(config, runtime, self._sampler(config, runtime.learner), run_dir, **arguments)
+        sampler = training_sampler(config, runtime.learner.labels("train"))
+        return Coordinator(config, runtime, sampler, run_dir, **arguments)
 
     def rows(self, run_dir: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -148,12 +148,8 @@ class Scene:
 
     def audit(self, config: RunConfig, run_dir: Path) -> dict[str, int]:
         """What became of all pairs of a run that is over."""
-        sampler = self._sampler(config, build_learner(config))
+        sampler = training_sampler(config, build_learner(config).labels("train"))
         return Ledger(run_dir / "ledger.jsonl").audit(sampler, config.run.steps, config.rollout.pairs_per_batch)
-
-    def _sampler(self, config: RunConfig, learner: Learner) -> ClassBalancedSampler:
-        labels, data = learner.labels("train"), config.data
-        return ClassBalancedSampler(labels, data.batch_size, data.images_per_class, seed=config.run.seed)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from saga_dist.errors import TokenError
+from saga_dist.models.families.attending import Reader, attention_of_readers
 from saga_dist.models.families.base import (
     AttentionProbe,
     Continuation,
@@ -31,8 +32,8 @@ from saga_dist.models.families.base import (
     TokenLayout,
     attention_rows,
 )
-from saga_dist.models.families.growing import GROWING, GrowingRows
-from saga_dist.models.families.packed_attention import AVAILABLE, PACKED, AllRead, Reading
+from saga_dist.models.families.growing import GrowingRows
+from saga_dist.models.families.packed_attention import AVAILABLE, AllRead, Reading
 from saga_dist.types import Grid
 
 
@@ -135,16 +136,16 @@ class DecoderBackbone(FrozenBackbone):
                 mask_1S[0, positions_N] = True
                 levels = list(self.layout.levels(values_NW))
                 deepstack = {"visual_pos_masks": mask_1S, "deepstack_visual_embeds": levels}
-        position_ids = _of_batch(prompt.position_ids_RS[:, start:stop], 1)
+        positions_RS = prompt.position_ids_RS[:, start:stop]
         if self.packs:
             reading = Reading(past, (stop - start,), num_layers=self.num_layers)
             with contextlib.suppress(AllRead):  # what follows the last layer's keys and values is of no use
-                self._read_packed(reading, inputs_SD, position_ids, deepstack)
+                self._read(reading, inputs_SD[None], positions_RS, **deepstack)
             return reading.key_values()
         cache = self._cache(past, batch=1)
         self.language_model(
             inputs_embeds=inputs_SD[None],
-            position_ids=position_ids,
+            position_ids=_of_batch(positions_RS, 1),
             past_key_values=cache,
             use_cache=True,
             **deepstack,
@@ -169,7 +170,7 @@ class DecoderBackbone(FrozenBackbone):
         reading = Reading(past, lengths, probe_layer)
         positions_RT = torch.cat([self._text_positions(first_position, length) for length in lengths], dim=1)
         inputs_TD = self.language_model.embed_tokens(torch.cat(list(sequences)))
-        hidden_TD = self._read_packed(reading, inputs_TD, _of_batch(positions_RT, 1), {})
+        hidden_TD = self._read(reading, inputs_TD[None], positions_RT)[0]
         return GroupRun(hidden_TD, reading.probe)
 
     def read_completions(
@@ -198,42 +199,29 @@ class DecoderBackbone(FrozenBackbone):
 
     def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns hidden states [B, D] of one more token in each row."""
-        with self._attention(GROWING):
-            output = self.language_model(
-                inputs_embeds=self.language_model.embed_tokens(token_ids_B[:, None]),
-                position_ids=_of_batch(self._text_positions(position, 1).to(self.device), len(token_ids_B)),
-                use_cache=False,
-                rows=rows,
-            )
-        hidden_BD: torch.Tensor = output.last_hidden_state[:, 0]
-        return hidden_BD
+        inputs_B1D = self.language_model.embed_tokens(token_ids_B[:, None])
+        positions_R1 = self._text_positions(position, 1).to(self.device)
+        return self._read(rows, inputs_B1D, positions_R1)[:, 0]
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V]."""
         weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight
         return nn.functional.linear(hidden_RD, weight).float()
 
-    def _read_packed(
-        self, reading: Reading, inputs_SD: torch.Tensor, position_ids: torch.Tensor, deepstack: dict[str, Any]
+    def _read(
+        self, reader: Reader, inputs_BTD: torch.Tensor, positions_RT: torch.Tensor, **deepstack: Any
     ) -> torch.Tensor:
-        """Hidden states [S, D] of one row of tokens."""
-        with self._attention(PACKED):
+        """Hidden states [B, T, D] of tokens that see what ``reader`` says."""
+        with attention_of_readers(self.language_model.config):
             output = self.language_model(
-                inputs_embeds=inputs_SD[None], position_ids=position_ids, use_cache=False, reading=reading, **deepstack
+                inputs_embeds=inputs_BTD,
+                position_ids=_of_batch(positions_RT, len(inputs_BTD)),
+                use_cache=False,
+                reader=reader,
+                **deepstack,
             )
-        hidden_SD: torch.Tensor = output.last_hidden_state[0]
-        return hidden_SD
-
-    @contextlib.contextmanager
-    def _attention(self, name: str) -> Iterator[None]:
-        """Has all layers attend in one of our ways meanwhile; with these names transformers makes no mask."""
-        config = self.language_model.config
-        usual = config._attn_implementation
-        config._attn_implementation = name  # read by every layer in every pass
-        try:
-            yield
-        finally:
-            config._attn_implementation = usual
+        hidden_BTD: torch.Tensor = output.last_hidden_state
+        return hidden_BTD
 
     def _text_positions(self, first: int, count: int) -> torch.Tensor:
         """Positions [R, count] of text, the same on every axis."""

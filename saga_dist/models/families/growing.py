@@ -12,21 +12,17 @@ Products and softmax are float32 whatever the dtype of the cache, as in the fuse
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
 from saga_dist.models.families.base import KeyValues
 
-GROWING = "saga_dist_growing"
-"""Name of this attention among those of transformers."""
 ROOM = 64
 """Tokens that a layer gets room for at a time: one copy instead of so many."""
 
 
 class GrowingRows:
-    """What several rows hold so far, each on one of several prefixes of one length.
+    """What several rows hold so far, each on one of several prefixes of one length; a ``Reader``.
 
     Args:
         prefixes: keys and values of each, batch size 1; copied.
@@ -39,7 +35,7 @@ class GrowingRows:
             for layer in zip(*prefixes, strict=True)
         ]
         self._prefix_of = [prefix for prefix, count in enumerate(counts) for _ in range(count)]
-        self._places = _Places.of(self._prefix_of, len(prefixes))
+        self._places = self._laid_out()
 
     def attend(
         self, layer: int, query_BH1d: torch.Tensor, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor, scale: float
@@ -70,36 +66,21 @@ class GrowingRows:
             layer.move(movers, holes, staying)
         self._prefix_of = [self._prefix_of[row] for row in order]
         self._let_prefixes_go()
-        self._places = _Places.of(self._prefix_of, self._layers[0].num_prefixes)
+        self._places = self._laid_out()
         return order
+
+    def _laid_out(self) -> _Places:
+        first = self._layers[0].prefix_keys_PhSd
+        return _Places.of(self._prefix_of, len(first), first.device)
 
     def _let_prefixes_go(self) -> None:
         """Forgets the prefixes that no row is left on, once they are half of all: what stays is copied."""
         needed = sorted(set(self._prefix_of))
-        if 2 * len(needed) > self._layers[0].num_prefixes:
+        if 2 * len(needed) > len(self._layers[0].prefix_keys_PhSd):
             return
         for layer in self._layers:
             layer.keep_prefixes(needed)
         self._prefix_of = [needed.index(prefix) for prefix in self._prefix_of]
-
-
-def _attend(
-    module: torch.nn.Module,
-    query_BH1d: torch.Tensor,
-    key_Bh1d: torch.Tensor,
-    value_Bh1d: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    rows: GrowingRows,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer."""
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    return rows.attend(layer, query_BH1d, key_Bh1d, value_Bh1d, scaling), None
-
-
-AttentionInterface.register(GROWING, _attend)
 
 
 class _Places:
@@ -114,7 +95,7 @@ class _Places:
         self._places_B, self._shape = places_B, shape
 
     @classmethod
-    def of(cls, prefix_of: Sequence[int], num_prefixes: int) -> _Places:
+    def of(cls, prefix_of: Sequence[int], num_prefixes: int, device: torch.device) -> _Places:
         """Returns the places of rows on these prefixes."""
         taken = [0] * num_prefixes
         columns = []
@@ -123,12 +104,11 @@ class _Places:
             taken[prefix] += 1
         width = max(taken, default=0)
         places = [prefix * width + column for prefix, column in zip(prefix_of, columns, strict=True)]
-        return cls(torch.tensor(places, dtype=torch.int64), (num_prefixes, width))
+        return cls(torch.tensor(places, dtype=torch.int64, device=device), (num_prefixes, width))
 
     def to(self, device: torch.device) -> _Places:
-        """Returns them for tensors on a device."""
-        self._places_B = self._places_B.to(device)
-        return self
+        """Returns them for a layer that is elsewhere."""
+        return _Places(self._places_B.to(device), self._shape)
 
     def to_prefixes(self, values_Bhnx: torch.Tensor) -> torch.Tensor:
         """Returns [P, h, C * n, x]: the rows of each prefix below each other, zeros in empty places."""
@@ -150,11 +130,6 @@ class _Layer:
         self.prefix_keys_PhSd, self.prefix_values_PhSd = prefix_keys_PhSd, prefix_values_PhSd
         self._length = 0
         self._room: tuple[torch.Tensor, ...] = ()
-
-    @property
-    def num_prefixes(self) -> int:
-        """P."""
-        return len(self.prefix_keys_PhSd)
 
     def append(self, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Writes a token behind the others; returns keys and values [B, h, T, d] of all own tokens."""

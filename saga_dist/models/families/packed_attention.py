@@ -18,12 +18,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
 from saga_dist.models.families.base import AttentionProbe, KeyValues, attention_rows
-
-PACKED = "saga_dist_packed"
-"""Name of this attention among those of transformers."""
 
 # Not part of torch's public interface, which gives no log-sum-exp: another version may lack them.
 _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -38,7 +34,7 @@ class AllRead(Exception):
 
 @dataclass(slots=True)
 class Reading:
-    """One pass of the decoder over packed sequences."""
+    """One pass of the decoder over packed sequences; a ``Reader``."""
 
     past: KeyValues | None
     """What all sequences share: batch size 1 each, or nothing."""
@@ -82,25 +78,6 @@ class Reading:
             (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
             for past, own in zip(self.past, self.own, strict=True)
         )
-
-
-def _attend(
-    module: torch.nn.Module,
-    query_1HRd: torch.Tensor,
-    key_1hRd: torch.Tensor,
-    value_1hRd: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    reading: Reading,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer."""
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    return reading.attend(layer, query_1HRd, key_1hRd, value_1hRd, scaling), None
-
-
-AttentionInterface.register(PACKED, _attend)
 
 
 class _SharedPrefixAttention(torch.autograd.Function):
