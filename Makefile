@@ -35,8 +35,8 @@ test-slow: env  ## the tests that take more than a minute each
 	@$(BIN)/python -m pytest --durations=0 -m "slow and not gpu" --timeout=3600
 
 chaos: env  ## two hundred training runs with seeded faults, then ten minutes with a kill in each (about an hour and a half)
-	@$(BIN)/python tests/cluster/chaos.py --runs 200
-	@$(BIN)/python tests/cluster/soak.py --minutes 10
+	@$(BIN)/python tests/runtime/ray/chaos.py --runs 200
+	@$(BIN)/python tests/runtime/ray/soak.py --minutes 10
 
 lint: env  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

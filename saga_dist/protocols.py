@@ -16,10 +16,10 @@ import numpy as np
 
 from saga_dist.config import RunConfig
 from saga_dist.types import (
-    Agreement,
     Completions,
     EncoderTokens,
     ImagePair,
+    LogProbMismatch,
     MicroBatch,
     Quarantined,
     ReplayTask,
@@ -51,7 +51,7 @@ class GradientHandle:
     handle: Any
     loss: float
     num_tokens: int
-    agreement: Agreement
+    mismatch: LogProbMismatch
 
     @classmethod
     def of(cls, gradients: TokenGradients, handle: Any = None) -> GradientHandle:
@@ -61,7 +61,7 @@ class GradientHandle:
             handle=gradients if handle is None else handle,
             loss=gradients.loss,
             num_tokens=gradients.num_tokens,
-            agreement=gradients.agreement,
+            mismatch=gradients.mismatch,
         )
 
 
@@ -167,7 +167,7 @@ class Learner(Protocol):
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
 
-    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+    def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
         """Publishes the tokens of every pair of a later step's batch at today's version; leaves the open step alone."""
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
@@ -208,14 +208,14 @@ class Runtime(Protocol):
     def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
         """Differentiates."""
 
-    def revive_learner(self) -> None:
+    def restart_learner(self) -> None:
         """Puts a new learner in the place of one that was lost; it knows nothing until it loads a checkpoint.
 
         Raises:
             SagaError: a new one could not be brought up in time.
         """
 
-    def renew_learner(self, config: RunConfig) -> None:
+    def reset_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
 
     def backbone_digest(self) -> str:

@@ -161,7 +161,7 @@ class ScoredGroup:
     """G bool arrays [T_g]: tokens that describe image a; all False where no description was found."""
     describes_b: tuple[np.ndarray, ...]
     replayed: tuple[np.ndarray, ...] = ()
-    """G float32 arrays [T_g], once the group has trained: ``Agreement.replayed``. Only recordings have it."""
+    """G float32 arrays [T_g], once the group has trained: ``LogProbMismatch.replayed``. Only recordings have it."""
 
     @property
     def pair_id(self) -> str:
@@ -212,7 +212,7 @@ class ReplayTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class LogProbMismatch:
     """How replay and sampler compare on the tokens of one group."""
 
     log_prob_gap: float
@@ -248,7 +248,7 @@ class TokenGradients:
     loss: float
     """This group's part of L_GRPO (denominator included)."""
     num_tokens: int
-    agreement: Agreement
+    mismatch: LogProbMismatch
     encoder_version: int
 
 

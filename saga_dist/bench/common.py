@@ -39,7 +39,7 @@ class Size(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """One line of a bench: two medians and what they are worth."""
 
     case: str
@@ -65,7 +65,7 @@ class Report:
     bench: str
     alternative: str
     """What ours is measured against."""
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,7 +83,7 @@ def less_is_better(
     equal: bool,
     bar: float | None = None,
     detail: dict[str, float] | None = None,
-) -> Row:
+) -> BenchRow:
     """Returns the row of a time or a size: ratio = other / ours."""
     return _row(case, ours, other, unit, other / ours, equal, bar, detail)
 
@@ -97,7 +97,7 @@ def more_is_better(
     equal: bool,
     bar: float | None = None,
     detail: dict[str, float] | None = None,
-) -> Row:
+) -> BenchRow:
     """Returns the row of a rate: ratio = ours / other."""
     return _row(case, ours, other, unit, ours / other, equal, bar, detail)
 
@@ -111,8 +111,8 @@ def _row(
     equal: bool,
     bar: float | None,
     detail: dict[str, float] | None,
-) -> Row:
-    return Row(case, ours, other, unit, ratio, bar, None if bar is None else ratio >= bar, equal, detail or {})
+) -> BenchRow:
+    return BenchRow(case, ours, other, unit, ratio, bar, None if bar is None else ratio >= bar, equal, detail or {})
 
 
 @dataclass(slots=True)

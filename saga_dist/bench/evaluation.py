@@ -16,7 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from saga_dist.bench.common import Report, Row, Size, in_own_process, in_turns, less_is_better, one_thread, peak_memory
+from saga_dist.bench.common import (
+    BenchRow,
+    Report,
+    Size,
+    in_own_process,
+    in_turns,
+    less_is_better,
+    one_thread,
+    peak_memory,
+)
 from saga_dist.retrieval.clusters import nmi
 from saga_dist.retrieval.metrics import rank_figures
 
@@ -29,7 +38,7 @@ TORCH_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class EvaluationCase:
     """Sizes of the embeddings."""
 
     num_images: int
@@ -40,15 +49,15 @@ class Work:
 def run(size: Size) -> Report:
     """Returns seconds and memory for all figures."""
     work = {
-        Size.TINY: Work(60, 8, 6),
-        Size.QUICK: Work(5000, 1024, 200),
-        Size.FULL: Work(37150, 4096, 1486),
+        Size.TINY: EvaluationCase(60, 8, 6),
+        Size.QUICK: EvaluationCase(5000, 1024, 200),
+        Size.FULL: EvaluationCase(37150, 4096, 1486),
     }[size]
     embeddings, labels = _made_up(work)
-    sides = _Sides(embeddings, labels)
+    sides = _EvaluationSides(embeddings, labels)
     repeats = 3 if size is Size.QUICK else 1
     with one_thread():
-        small = _Sides(*_made_up(Work(60, 8, 6)))
+        small = _EvaluationSides(*_made_up(EvaluationCase(60, 8, 6)))
         for warm_up in (small.ours, small.accuracy_calculator, small.torch_top_k):  # loads the libraries
             warm_up()
         rows = [
@@ -58,7 +67,7 @@ def run(size: Size) -> Report:
     peaks = [in_own_process(_peak, name, work) / 2**20 for name in ("ours", "accuracy_calculator")]
     met = None if size is Size.TINY else peaks[0] < MEMORY_BAR_MB
     ratio = peaks[1] / max(peaks[0], 1e-9)
-    rows.append(Row("memory", peaks[0], peaks[1], "MB", ratio, None, met, equal=rows[0].equal))
+    rows.append(BenchRow("memory", peaks[0], peaks[1], "MB", ratio, None, met, equal=rows[0].equal))
     return Report(
         bench="evaluation",
         alternative="AccuracyCalculator and torch",
@@ -70,7 +79,7 @@ def run(size: Size) -> Report:
     )
 
 
-class _Sides:
+class _EvaluationSides:
     """The same figures in three ways; each returns those it knows."""
 
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
@@ -122,7 +131,7 @@ def _row(
     other: Callable[[], dict[str, float]],
     repeats: int,
     num_images: int | None,
-) -> Row:
+) -> BenchRow:
     timing_ours, timing_other = in_turns(ours, other, repeats, warm_up=False)
     found, expected = timing_ours.results[-1], timing_other.results[-1]
     differences = {name: abs(found[name] - value) for name, value in expected.items()}
@@ -133,7 +142,7 @@ def _row(
     return less_is_better(case, timing_ours.cpu, timing_other.cpu, "s", equal=equal, bar=1.0, detail=detail)
 
 
-def _made_up(work: Work) -> tuple[np.ndarray, np.ndarray]:
+def _made_up(work: EvaluationCase) -> tuple[np.ndarray, np.ndarray]:
     """float32 [I, E] of length 1, as an encoder gives them (AccuracyCalculator ranks by distance), and int64 [I]."""
     rng = np.random.default_rng(0)
     labels = np.arange(work.num_images) % work.num_classes
@@ -144,11 +153,11 @@ def _made_up(work: Work) -> tuple[np.ndarray, np.ndarray]:
     return embeddings, labels
 
 
-def _peak(side: str, work: Work) -> int:
+def _peak(side: str, work: EvaluationCase) -> int:
     """Peak memory of one side above the embeddings, bytes; runs in a process of its own."""
     embeddings, labels = _made_up(work)
-    small = _Sides(*_made_up(Work(60, 8, 6)))
-    sides = _Sides(embeddings, labels)
+    small = _EvaluationSides(*_made_up(EvaluationCase(60, 8, 6)))
+    sides = _EvaluationSides(embeddings, labels)
     with one_thread():
         getattr(small, side)()  # libraries are loaded before anything is measured
         return peak_memory(getattr(sides, side))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saga_dist.bench.common import Report, Row, Size, in_turns, more_is_better, one_thread, random_model
+from saga_dist.bench.common import BenchRow, Report, Size, in_turns, more_is_better, one_thread, random_model
 from saga_dist.data.images import read_image
 from saga_dist.models.families import resolve_family
 
@@ -70,7 +70,7 @@ class _Other:
         return torch.cat(parts)
 
 
-def _row(case: str, fast: bool, tower: VisionTower, other: _Other, paths: Sequence[Path], *, repeats: int) -> Row:
+def _row(case: str, fast: bool, tower: VisionTower, other: _Other, paths: Sequence[Path], *, repeats: int) -> BenchRow:
     def read() -> torch.Tensor:
         arrays = ([read_image(path, SIDE, fast_jpeg=fast) for path in batch] for batch in _batches(paths))
         return torch.cat([tower.preprocess(batch).pixel_values for batch in arrays])

@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from saga_dist.assembly import build_learner, build_rollout_worker
+from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import load_config
-from saga_dist.counters import counter_seed
 from saga_dist.data.sampling import training_sampler
-from saga_dist.demo import DEMO_CONFIG
-from saga_dist.files import write_atomic
+from saga_dist.runtime.build import build_learner, build_rollout_worker
 from saga_dist.types import RolloutTask, Sampling
+from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.rng import counter_seed
 
 WARM_UP, GROUPS = 8, 192
 
@@ -32,7 +32,7 @@ def record() -> dict[str, object]:
     step = 0
     while len(seconds) < WARM_UP + GROUPS:
         batch = sampler.micro_batch(step, 0, settings.pairs_per_batch)
-        for pair, tokens in zip(batch.pairs, learner.encode_ahead(batch).handles, strict=True):
+        for pair, tokens in zip(batch.pairs, learner.encode_no_grad(batch).handles, strict=True):
             seed = counter_seed(0, "sampling", pair.pair_id)
             sampling = Sampling(settings.group_size, settings.temperature, settings.top_p, settings.max_tokens, seed)
             started = time.perf_counter()

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from saga_dist.bench.common import (
+    BenchRow,
     Report,
-    Row,
     Size,
     in_own_process,
     in_turns,
@@ -45,7 +45,7 @@ TOLERANCE_FP32 = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ReplayCase:
     """One group: a model, a prompt, G completions."""
 
     layers: int
@@ -66,7 +66,7 @@ class Work:
 
 def run(size: Size) -> Report:
     """Returns time per group and peak memory for several lengths of completions."""
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     for name, work in _cases(size).items():
         with tempfile.TemporaryDirectory() as folder:
             _write_model(Path(folder), work)
@@ -86,12 +86,12 @@ def run(size: Size) -> Report:
     )
 
 
-def _cases(size: Size) -> dict[str, Work]:
+def _cases(size: Size) -> dict[str, ReplayCase]:
     if size is Size.TINY:
-        return {"T = 6": Work(2, 32, 2, 40, (6,) * 3), "ragged": Work(2, 32, 2, 40, (3, 9, 6))}
+        return {"T = 6": ReplayCase(2, 32, 2, 40, (6,) * 3), "ragged": ReplayCase(2, 32, 2, 40, (3, 9, 6))}
 
-    def work(*lengths: int) -> Work:
-        return Work(layers=6, width=384, side=16, num_prompt=600, lengths=lengths)
+    def work(*lengths: int) -> ReplayCase:
+        return ReplayCase(layers=6, width=384, side=16, num_prompt=600, lengths=lengths)
 
     ragged = tuple(int(length) for length in np.linspace(100, 700, 8))
     shuffled = tuple(ragged[index] for index in (3, 0, 6, 2, 7, 1, 5, 4))
@@ -102,7 +102,7 @@ def _cases(size: Size) -> dict[str, Work]:
     return cases | others
 
 
-def _write_model(folder: Path, work: Work) -> None:
+def _write_model(folder: Path, work: ReplayCase) -> None:
     heads = max(2, work.width // 64)
     random_model(
         folder,
@@ -115,10 +115,10 @@ def _write_model(folder: Path, work: Work) -> None:
     )
 
 
-class _Sides:
+class _ReplaySides:
     """Both sides on one backbone, one prompt and one group."""
 
-    def __init__(self, work: Work, folder: Path) -> None:
+    def __init__(self, work: ReplayCase, folder: Path) -> None:
         family = resolve_family(folder)
         self._work, self._family = work, family
         self._backbone: Qwen3VLBackbone = family.load_backbone()  # type: ignore[assignment]
@@ -175,8 +175,8 @@ class _Sides:
         return values_NW.grad
 
 
-def _time(name: str, work: Work, folder: Path, *, repeats: int) -> Row:
-    sides = _Sides(work, folder)
+def _time(name: str, work: ReplayCase, folder: Path, *, repeats: int) -> BenchRow:
+    sides = _ReplaySides(work, folder)
     ours, other = in_turns(sides.ours, sides.single, repeats)
     found, expected = ours.results[-1], other.results[-1]
     error = ((found - expected).norm() / expected.norm()).item()
@@ -197,17 +197,17 @@ def _time(name: str, work: Work, folder: Path, *, repeats: int) -> Row:
     )
 
 
-def _peaks(work: Work, folder: str) -> tuple[float, ...]:
+def _peaks(work: ReplayCase, folder: str) -> tuple[float, ...]:
     """Peak memory of ours, the batch and one by one above the loaded model, MB; runs in a process of its own."""
     torch.set_num_threads(1)
-    small = _Sides(replace(work, lengths=work.lengths[:1]), Path(folder))
+    small = _ReplaySides(replace(work, lengths=work.lengths[:1]), Path(folder))
     small.ours()  # what is loaded at first use is not counted
     small.single()
-    sides = _Sides(work, Path(folder))
+    sides = _ReplaySides(work, Path(folder))
     return tuple(peak_memory(run) / 2**20 for run in (sides.ours, sides.batch, sides.single))
 
 
-def _prompt_of(work: Work, family: Family) -> str:
+def _prompt_of(work: ReplayCase, family: Family) -> str:
     """A prompt with two images and as much text as it takes."""
     image, chat, tokenizer = family.image_placeholder, family.chat_format, family.load_tokenizer()
     before, after = f"{chat.before_user}{image}{image}", chat.after_user
@@ -216,7 +216,7 @@ def _prompt_of(work: Work, family: Family) -> str:
     return before + "".join("qx"[index % 2] for index in range(short)) + after
 
 
-def _tokens_of(work: Work, family: Family) -> EncoderTokens:
+def _tokens_of(work: ReplayCase, family: Family) -> EncoderTokens:
     generator = torch.Generator().manual_seed(1)
     patches = work.side * family.layout.merge_size
     return EncoderTokens(
@@ -229,7 +229,7 @@ def _tokens_of(work: Work, family: Family) -> EncoderTokens:
     )
 
 
-def _task_of(work: Work, *, vocabulary: int, tokens: EncoderTokens) -> ReplayTask:
+def _task_of(work: ReplayCase, *, vocabulary: int, tokens: EncoderTokens) -> ReplayTask:
     rng = np.random.default_rng(0)
     num_completions = len(work.lengths)
     rewards_G = (np.arange(num_completions) % 2).astype(np.float32)

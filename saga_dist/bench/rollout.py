@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saga_dist.bench.common import (
+    BenchRow,
     Report,
-    Row,
     Size,
     Timing,
     in_turns,
@@ -31,7 +31,7 @@ from saga_dist.bench.common import (
     one_thread,
     random_model,
 )
-from saga_dist.bench.scene import Scene, open_scene
+from saga_dist.bench.inputs import BenchInputs, load_inputs
 from saga_dist.types import EncoderTokens, Sampling
 from saga_dist.wire import tokens_from_batch, tokens_to_batch
 from saga_dist.workers.engines.vllm_engine import VllmEngine
@@ -47,7 +47,7 @@ MAX_MODEL_LEN = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RolloutCase:
     """How much is generated."""
 
     num_pairs: int
@@ -59,21 +59,21 @@ class Work:
 def run(size: Size) -> Report:
     """Returns generated tokens per processor second for both engines."""
     work = {
-        Size.TINY: Work(num_pairs=2, num_completions=2, max_tokens=6, repeats=1),
-        Size.QUICK: Work(num_pairs=24, num_completions=8, max_tokens=80, repeats=3),
-        Size.FULL: Work(num_pairs=48, num_completions=8, max_tokens=80, repeats=5),
+        Size.TINY: RolloutCase(num_pairs=2, num_completions=2, max_tokens=6, repeats=1),
+        Size.QUICK: RolloutCase(num_pairs=24, num_completions=8, max_tokens=80, repeats=3),
+        Size.FULL: RolloutCase(num_pairs=48, num_completions=8, max_tokens=80, repeats=5),
     }[size]
-    scene = open_scene(None, work.num_pairs)
+    scene = load_inputs(None, work.num_pairs)
     rows = _rows("stand-in", scene, work, engines=_engines(size))
     rows.append(_payload(scene))
     if "vllm" in _engines(size):
         # The stand-in has one token for its own prompt; the paper's it spells letter by letter.
-        rows.append(_cached(open_scene(None, work.num_pairs, ["prompt.order=text_first", "prompt.vocabulary=birds"])))
+        rows.append(_cached(load_inputs(None, work.num_pairs, ["prompt.order=text_first", "prompt.vocabulary=birds"])))
     if size is Size.FULL:
         with tempfile.TemporaryDirectory() as folder:
             _write_50_million(Path(folder))
             less = replace(work, num_pairs=16, repeats=3)
-            rows += _rows("50 M", open_scene(Path(folder), less.num_pairs), less, engines=_engines(size))
+            rows += _rows("50 M", load_inputs(Path(folder), less.num_pairs), less, engines=_engines(size))
     return Report(
         bench="rollout",
         alternative="Hugging Face generate, batched",
@@ -90,12 +90,12 @@ def _engines(size: Size) -> tuple[str, ...]:
     return ("transformers",) if size is Size.TINY else ("vllm", "transformers")
 
 
-def _rows(model: str, scene: Scene, work: Work, *, engines: tuple[str, ...]) -> list[Row]:
+def _rows(model: str, scene: BenchInputs, work: RolloutCase, *, engines: tuple[str, ...]) -> list[BenchRow]:
     rows = []
     reference = scene.reference()
     for name in engines:
         with _running(name, scene, max_sequences=work.num_pairs * work.num_completions) as engine, one_thread():
-            sides = _Sides(scene, engine, reference, work)
+            sides = _RolloutSides(scene, engine, reference, work)
             ours, other = in_turns(sides.ours, sides.generate, work.repeats)
             same = sides.greedy_agreement()
         rows.append(
@@ -118,7 +118,7 @@ def _rows(model: str, scene: Scene, work: Work, *, engines: tuple[str, ...]) -> 
     return rows
 
 
-def _payload(scene: Scene) -> Row:
+def _payload(scene: BenchInputs) -> BenchRow:
     """Bytes of a group's tokens on the wire against those of one bare copy."""
     records = scene.encode()
     return less_is_better(
@@ -131,7 +131,7 @@ def _payload(scene: Scene) -> Row:
     )
 
 
-def _cached(scene: Scene) -> Row:
+def _cached(scene: BenchInputs) -> BenchRow:
     """Share of the prompt's text before the first image that is in vLLM's cache when a new pair comes."""
     before_image = scene.prompt_text.split(scene.family.image_placeholder)[0]
     num_tokens = len(scene.family.load_tokenizer().encode(before_image, add_special_tokens=False))
@@ -143,16 +143,16 @@ def _cached(scene: Scene) -> Row:
         engine.generate(others, [greedy] * len(others), deadline_s=DEADLINE_S)
         cached = [min(count, num_tokens) for count in engine.num_cached_tokens]
     share = statistics.mean(cached) / num_tokens
-    return Row(
+    return BenchRow(
         "text first: text in the cache", share, None, "share", None, CACHED_BAR, share >= CACHED_BAR, equal=True,
         detail={"text_tokens": num_tokens},
     )  # fmt: skip
 
 
-class _Sides:
+class _RolloutSides:
     """Both sides on the same pairs."""
 
-    def __init__(self, scene: Scene, engine: Engine, reference: Any, work: Work) -> None:
+    def __init__(self, scene: BenchInputs, engine: Engine, reference: Any, work: RolloutCase) -> None:
         self._scene, self._engine, self._reference, self._work = scene, engine, reference, work
         self._versions = itertools.count()
 
@@ -188,7 +188,9 @@ class _Sides:
 
 
 @contextmanager
-def _running(name: str, scene: Scene, *, max_sequences: int, max_model_len: int = MAX_MODEL_LEN) -> Iterator[Engine]:
+def _running(
+    name: str, scene: BenchInputs, *, max_sequences: int, max_model_len: int = MAX_MODEL_LEN
+) -> Iterator[Engine]:
     engine: Engine
     if name == "vllm":
         engine = VllmEngine(

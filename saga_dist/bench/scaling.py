@@ -12,10 +12,10 @@ import json
 from contextlib import closing
 from importlib.resources import files
 
-from saga_dist.bench.common import Report, Row, Size, more_is_better
-from saga_dist.cluster.scaling_bench import SleeperRole, split_evenly, train
-from saga_dist.cluster.session import Session
+from saga_dist.bench.common import BenchRow, Report, Size, more_is_better
 from saga_dist.config import RunConfig, parse_config
+from saga_dist.runtime.ray.scaling_bench import SleeperRole, split_evenly, train
+from saga_dist.runtime.ray.session import RaySession
 
 MEAN_S = 0.5
 PAIRS_PER_WORKER = 4
@@ -33,8 +33,8 @@ def run(size: Size) -> Report:
     def role(scale: float) -> SleeperRole:
         return SleeperRole(trace["seconds"], scale)
 
-    rows: list[Row] = []
-    with closing(Session(_config(1, PAIRS_PER_WORKER, 1))):
+    rows: list[BenchRow] = []
+    with closing(RaySession(_config(1, PAIRS_PER_WORKER, 1))):
         ours_of_one = 0.0
         for workers in WORKERS[size]:
             config = _config(workers, PAIRS_PER_WORKER * workers, STEPS[size])
@@ -93,7 +93,7 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> 
     )
 
 
-def _alone(case: str, value: float, unit: str, bar: float | None, *, more: bool) -> Row:
+def _alone(case: str, value: float, unit: str, bar: float | None, *, more: bool) -> BenchRow:
     """A figure that nothing is compared with, only with a bar."""
     met = None if bar is None else (value >= bar if more else value < bar)
-    return Row(case, value, None, unit, None, bar, met, equal=True)
+    return BenchRow(case, value, None, unit, None, bar, met, equal=True)

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from saga_dist.bench.common import Report, Row, Size
-from saga_dist.demo import DEMO_CONFIG
+from saga_dist.bench.common import BenchRow, Report, Size
+from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.errors import TrainingError
 
 HELP_BAR_S, DRY_RUN_BAR_S = 0.5, 3.0
@@ -44,10 +44,12 @@ def run(size: Size) -> Report:
     )
 
 
-def _row(case: str, seconds: list[float], bar: float | None = None) -> Row:
+def _row(case: str, seconds: list[float], bar: float | None = None) -> BenchRow:
     median = statistics.median(seconds)
     met = None if bar is None else median < bar
-    return Row(case, median, None, "s", None, bar, met, equal=True, detail={"runs": len(seconds), "best": min(seconds)})
+    return BenchRow(
+        case, median, None, "s", None, bar, met, equal=True, detail={"runs": len(seconds), "best": min(seconds)}
+    )
 
 
 def _until_exit(*arguments: str) -> float:
@@ -82,4 +84,4 @@ def _until_first_step(settings: tuple[str, ...]) -> float:
 
 
 def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "saga_dist.cli", *arguments]
+    return [sys.executable, "-m", "saga_dist.cli.main", *arguments]

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from saga_dist.assembly import build_splits
-from saga_dist.bench.common import Report, Row, Size, Timing, less_is_better, one_thread
-from saga_dist.bench.scene import Scene, open_scene
+from saga_dist.bench.common import BenchRow, Report, Size, Timing, less_is_better, one_thread
+from saga_dist.bench.inputs import BenchInputs, load_inputs
+from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import RunConfig, load_config
-from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import training_sampler
-from saga_dist.demo import DEMO_CONFIG
 from saga_dist.protocols import EncodedBatch
-from saga_dist.runtime_serial import SerialRuntime
+from saga_dist.runtime.build import build_splits
+from saga_dist.runtime.serial import SerialRuntime
+from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import MicroBatch, ScoredGroup
 from saga_dist.wire import read_recording
 
@@ -67,7 +67,7 @@ def run(size: Size) -> Report:
     )
 
 
-def _row(case: str, config: RunConfig, repeats: int) -> Row:
+def _row(case: str, config: RunConfig, repeats: int) -> BenchRow:
     ours: Timing[_Done] = Timing()
     plain: Timing[_Done] = Timing()
     errors = []
@@ -144,7 +144,7 @@ class _Plain:
 
     def __init__(self, config: RunConfig, learner: Learner) -> None:
         self._config = config
-        self._scene: Scene = open_scene(None, 2)
+        self._scene: BenchInputs = load_inputs(None, 2)
         self._model = self._scene.reference()
         self._model.requires_grad_(False)
         self._model.model.visual.load_state_dict(learner.encoder.tower.model.state_dict())  # type: ignore[union-attr]
@@ -193,7 +193,7 @@ class _Plain:
             log_prob = -F.cross_entropy(logits_TV.float(), torch.tensor(ids), reduction="sum")
             (-self._config.objective.lambda_lm * advantage * log_prob / num_tokens_total).backward()
 
-    def _of(self, images: Sequence[int]) -> Scene:
+    def _of(self, images: Sequence[int]) -> BenchInputs:
         pixels = self._scene.tower.preprocess([self._images.image(index) for index in images])
         return replace(self._scene, pixels=(pixels,))
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from saga_dist.bench.common import Report, Size, in_turns, less_is_better
-from saga_dist.cluster.transport_bench import Trip, digest, transport
+from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import load_config
-from saga_dist.demo import DEMO_CONFIG
+from saga_dist.runtime.ray.transport_bench import RoundTrip, digest, transport
 from saga_dist.types import EncoderTokens
 
 WIDTH_8B, LEVELS_8B, SIDE_8B = 4096, 3, 7
@@ -38,10 +38,10 @@ def run(size: Size) -> Report:
     equal = all(opened.digests == expected for trip in (*ours.results, *other.results) for opened in trip.opened)
     shared = sum(place is not None and place == other_place for place, other_place in zip(here, there, strict=True))
 
-    def per_pair(trips: Sequence[Trip], part: Callable[[Trip], float]) -> float:
+    def per_pair(trips: Sequence[RoundTrip], part: Callable[[RoundTrip], float]) -> float:
         return 1e3 * statistics.median(part(trip) for trip in trips) / num_pairs
 
-    parts: dict[str, tuple[Callable[[Trip], float], float | None]] = {
+    parts: dict[str, tuple[Callable[[RoundTrip], float], float | None]] = {
         "write, rollout and replay read": (lambda trip: trip.seconds(2), SPEED_BAR),
         "write, one reads": (lambda trip: trip.seconds(1), SPEED_BAR),
         "write": (lambda trip: trip.put_s, None),

@@ -19,7 +19,7 @@ from typing import Any
 
 from saga_dist import __version__
 from saga_dist.errors import CheckpointError, DamagedCheckpoint
-from saga_dist.files import file_sha256
+from saga_dist.utils.atomic_io import file_sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from saga_dist.checkpoint.manifest import MANIFEST, damaged, folder_name, parse, step_of
 from saga_dist.errors import CheckpointError, ConfigError
-from saga_dist.files import crash_point, fsync_path
+from saga_dist.utils.atomic_io import crash_point, fsync_path
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from saga_dist.checkpoint.manifest import CheckpointInfo, folder_name, step_of, 
 from saga_dist.checkpoint.mirror import CheckpointMirror
 from saga_dist.checkpoint.writing import temporary_beside, write_folder
 from saga_dist.errors import CheckpointError, DamagedCheckpoint
-from saga_dist.files import crash_point, fsync_path, write_atomic
+from saga_dist.utils.atomic_io import crash_point, fsync_path, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from saga_dist.checkpoint.manifest import MANIFEST, seal
 from saga_dist.errors import CheckpointError
-from saga_dist.files import crash_point, file_sha256, fsync_path
+from saga_dist.utils.atomic_io import crash_point, file_sha256, fsync_path
 
 
 def write_folder(final: Path, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from saga_dist.config import RunConfig
-from saga_dist.counters import counter_generator, counter_seed
 from saga_dist.errors import DataError
 from saga_dist.types import ImagePair, MicroBatch
+from saga_dist.utils.rng import counter_generator, counter_seed
 
 
 def balanced_draw(num_items: int, width: int, position: int, *key: int | str) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ FEW = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedBytes:
     """Bytes that grow with the tower's depth."""
 
     base: int
@@ -41,9 +41,9 @@ class TowerActivations:
     """What one forward pass of the tower keeps."""
 
     layers: int
-    image: Kept
+    image: SavedBytes
     """Per image."""
-    whole: Kept
+    whole: SavedBytes
     """Whatever the number of images: under autocast, a copy of every weight in half precision."""
     layer_input: int
     """Per image and layer: what checkpointing keeps of it."""
@@ -105,8 +105,8 @@ def tower_activations(shape: ModelShape, *, autocast: bool) -> TowerActivations:
         _count_tower(shape, layers, autocast=autocast) for layers in (fewest, fewest + 1)
     )
 
-    def kept(few: int, more: int) -> Kept:
-        return Kept(base=few - fewest * (more - few), layer=more - few)
+    def kept(few: int, more: int) -> SavedBytes:
+        return SavedBytes(base=few - fewest * (more - few), layer=more - few)
 
     return TowerActivations(
         layers=shape.tower.layers,

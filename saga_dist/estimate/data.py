@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saga_dist.assembly import build_splits
 from saga_dist.config import DataSection, RunConfig
 from saga_dist.data.layouts import BENCHMARKS, aircraft, cars, cub, inat, inshop, sop
-from saga_dist.data.layouts.division import Published
+from saga_dist.data.layouts.division import PublishedSplit
 from saga_dist.errors import DataError
+from saga_dist.runtime.build import build_splits
 
-PUBLISHED: dict[str, Published] = {
+PUBLISHED: dict[str, PublishedSplit] = {
     "aircraft": aircraft.PUBLISHED,
     "cars": cars.PUBLISHED,
     "cub": cub.PUBLISHED,
@@ -52,7 +52,7 @@ def data_shape(config: RunConfig) -> DataShape:
     return DataShape(len(splits.train.class_names), len(splits.test) + gallery, f"the data in {data.root}")
 
 
-def _published(split: Published, data: DataSection) -> DataShape:
+def _published(split: PublishedSplit, data: DataSection) -> DataShape:
     held_out = max(2, round(data.val_fraction * split.train_classes)) if data.val_fraction else 0
     return DataShape(
         train_classes=split.train_classes - held_out,

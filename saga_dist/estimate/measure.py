@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from saga_dist.config import RunConfig, RuntimeSection
-from saga_dist.coordinator import Coordinator
 from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import ConfigError
 from saga_dist.estimate.operations import (
@@ -20,15 +19,16 @@ from saga_dist.estimate.operations import (
 )
 from saga_dist.estimate.rates import Rate, Rates
 from saga_dist.estimate.steps import Workload
-from saga_dist.observability import MetricsLog
-from saga_dist.runtime_serial import SerialRuntime
+from saga_dist.metrics.log import MetricsLog
+from saga_dist.runtime.serial import SerialRuntime
+from saga_dist.training.coordinator import Coordinator
 
 WARM_UP = 1
 """Steps that are left out: the first pays for memory and compiled helpers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSteps:
     """What steps of a run were like."""
 
     num_steps: int
@@ -63,7 +63,7 @@ class Measured:
         return {"contributing_share": self.contributing_share, "completion_tokens": self.completion_tokens}
 
 
-def measure_now(config: RunConfig, num_steps: int) -> tuple[Measured, int]:
+def measure_now(config: RunConfig, num_steps: int) -> tuple[MeasuredSteps, int]:
     """Returns what so many real steps took, in this process and one after the other, and the process's peak bytes.
 
     Args:
@@ -85,7 +85,7 @@ def measure_now(config: RunConfig, num_steps: int) -> tuple[Measured, int]:
     return measured_from(rows[WARM_UP:], serial), peak
 
 
-def measured_run(run: Path, config: RunConfig) -> Measured:
+def measured_run(run: Path, config: RunConfig) -> MeasuredSteps:
     """Returns what the steps of a run were like.
 
     Raises:
@@ -99,7 +99,7 @@ def measured_run(run: Path, config: RunConfig) -> Measured:
     return measured_from(rows[WARM_UP:], config)
 
 
-def measured_from(rows: Sequence[Any], config: RunConfig) -> Measured:
+def measured_from(rows: Sequence[Any], config: RunConfig) -> MeasuredSteps:
     """Returns the means over rows of ``metrics.jsonl``."""
 
     def mean(name: str) -> float:
@@ -107,7 +107,7 @@ def measured_from(rows: Sequence[Any], config: RunConfig) -> Measured:
 
     groups, size = mean("rollout/groups"), config.rollout.group_size
     replayed = mean("rollout/selected")
-    return Measured(
+    return MeasuredSteps(
         num_steps=len(rows),
         encode_s=mean("step/encode_s"),
         rollout_s=mean("step/rollout_s"),
@@ -122,7 +122,7 @@ def measured_from(rows: Sequence[Any], config: RunConfig) -> Measured:
     )
 
 
-def rates_from(measured: Measured, work: Workload, *, what: str) -> Rates:
+def rates_from(measured: MeasuredSteps, work: Workload, *, what: str) -> Rates:
     """Returns the rates at which a run like ``work`` did what was measured.
 
     Args:
@@ -142,8 +142,8 @@ def rates_from(measured: Measured, work: Workload, *, what: str) -> Rates:
         "backward": Rate(backward / learners / max(measured.update_s - optimizer_s, 1e-3), source),
     }
     if measured.replayed_groups:
-        words = replace(work.words, completion=measured.replayed_tokens)
-        operations = group_operations(work.shape.decoder, words, config.rollout.group_size)
+        token_counts = replace(work.token_counts, completion=measured.replayed_tokens)
+        operations = group_operations(work.shape.decoder, token_counts, config.rollout.group_size)
         done = measured.replayed_groups * operations.replay(stale=config.rollout.max_staleness > 0)
         found["replay"] = Rate(done / max(1, config.replay.workers) / measured.replay_s, source)
     if measured.generated_tokens and config.rollout.max_staleness == 0:  # a stale run's rollouts are not waited for

@@ -10,7 +10,7 @@ from saga_dist.config import RunConfig
 from saga_dist.estimate.activations import ReplayActivations, TowerActivations, replay_activations, tower_activations
 from saga_dist.estimate.data import DataShape
 from saga_dist.estimate.shapes import ModelShape, Weights
-from saga_dist.estimate.words import Words
+from saga_dist.estimate.token_counts import TokenCounts
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
 
@@ -164,24 +164,24 @@ def proxy_weights(config: RunConfig, num_classes: int) -> Weights:
     return Weights(num_classes * (three.params - two.params), two.tensors)
 
 
-def replay_memory(config: RunConfig, shape: ModelShape, words: Words) -> ReplayMemory:
+def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> ReplayMemory:
     """Returns the bytes of one replay worker at the mean length of a completion."""
     decoder, value = shape.decoder, shape.value_bytes
     rows = min(config.rollout.group_size, config.replay.completions_per_chunk)
-    columns = round(words.completion) + 1
+    columns = round(token_counts.completion) + 1
     logits = min(config.replay.logits_chunk, rows * (columns - 1)) * decoder.vocabulary
     # The product (in ``dtype``), its float32 copy, log-softmax and gradient, and the gradient in ``dtype`` again.
     logit_bytes = 3 * FLOAT32 + (0 if value == FLOAT32 else 2 * value)
     return ReplayMemory(
         weights=decoder.weights.params * value,
-        activations=replay_activations(shape, prefix=words.prefix, rows=rows, columns=columns),
-        cache_copies=rows * (words.prompt - 1 + columns) * decoder.kv_bytes(value),
-        cache_gradients=(words.prompt - 1) * decoder.kv_bytes(value),
+        activations=replay_activations(shape, prefix=token_counts.prefix, rows=rows, columns=columns),
+        cache_copies=rows * (token_counts.prompt - 1 + columns) * decoder.kv_bytes(value),
+        cache_gradients=(token_counts.prompt - 1) * decoder.kv_bytes(value),
         logits=logits * logit_bytes,
     )
 
 
-def rollout_memory(config: RunConfig, shape: ModelShape, words: Words) -> RolloutMemory:
+def rollout_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> RolloutMemory:
     """Returns the bytes of one rollout worker, all its tensor-parallel parts together."""
     rollout = config.rollout
     groups = min(rollout.groups_per_lease, -(-rollout.pairs_per_batch // max(1, rollout.workers)))
@@ -190,5 +190,5 @@ def rollout_memory(config: RunConfig, shape: ModelShape, words: Words) -> Rollou
     return RolloutMemory(
         weights=(shape.tower.weights.params + shape.decoder.weights.params) * shape.value_bytes,
         token_bytes=shape.decoder.kv_bytes(shape.value_bytes),
-        wanted_tokens=round(prompts * words.prompt + sequences * words.completion),
+        wanted_tokens=round(prompts * token_counts.prompt + sequences * token_counts.completion),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saga_dist.estimate.shapes import DecoderShape, TowerShape
-from saga_dist.estimate.words import Words
+from saga_dist.estimate.token_counts import TokenCounts
 
 OPTIMIZER_BYTES = 36
 """Memory traffic per trainable parameter and step: AdamW reads weight, gradient and two moments and writes three of
@@ -47,7 +47,7 @@ def encoder_backward(tower: TowerShape, *, checkpointing: bool) -> float:
     return encoder_forward(tower) * (3 if checkpointing else 2)
 
 
-def group_operations(decoder: DecoderShape, words: Words, group_size: int) -> GroupOperations:
+def group_operations(decoder: DecoderShape, token_counts: TokenCounts, group_size: int) -> GroupOperations:
     """Returns the operations of one group.
 
     Args:
@@ -55,16 +55,16 @@ def group_operations(decoder: DecoderShape, words: Words, group_size: int) -> Gr
         words: token counts.
         group_size: G.
     """
-    completion = words.completion
-    prompt_products = _causal(words.prompt) - _causal(words.cached)
-    completion_products = group_size * (completion * words.prompt + _causal(completion))
+    completion = token_counts.completion
+    prompt_products = _causal(token_counts.prompt) - _causal(token_counts.cached)
+    completion_products = group_size * (completion * token_counts.prompt + _causal(completion))
     linear, head, attention = 2.0 * decoder.layer_products, 2.0 * decoder.head_products, 4.0 * decoder.attention_width
-    replayed = words.prefix + group_size * (completion + 1)
+    replayed = token_counts.prefix + group_size * (completion + 1)
     replay_linear = linear * replayed + head * group_size * completion
     # The prompt's last token is read with every completion.
-    replay_attention = attention * (prompt_products + completion_products + group_size * words.prompt)
+    replay_attention = attention * (prompt_products + completion_products + group_size * token_counts.prompt)
     return GroupOperations(
-        prefill=linear * (words.prompt - words.cached) + attention * prompt_products,
+        prefill=linear * (token_counts.prompt - token_counts.cached) + attention * prompt_products,
         decode=group_size * completion * (linear + head) + attention * completion_products,
         replay_forward=replay_linear + replay_attention,
         replay_backward=replay_linear + 2 * replay_attention,

@@ -9,10 +9,18 @@ import torch
 
 from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import FLOAT32, LearnerMemory
-from saga_dist.estimate.sampling import Demand
+from saga_dist.estimate.sampling import SamplingDemand
 from saga_dist.estimate.shapes import ModelShape
-from saga_dist.estimate.words import ANSWER_LETTERS_PER_TOKEN, Words
-from saga_dist.types import Agreement, Completions, EncoderTokens, ImagePair, Sampling, ScoredGroup, TokenGradients
+from saga_dist.estimate.token_counts import ANSWER_LETTERS_PER_TOKEN, TokenCounts
+from saga_dist.types import (
+    Completions,
+    EncoderTokens,
+    ImagePair,
+    LogProbMismatch,
+    Sampling,
+    ScoredGroup,
+    TokenGradients,
+)
 from saga_dist.wire import gradients_to_batch, groups_to_batch, tokens_to_batch
 
 PAIR_ID = "s000000.m0.p00"
@@ -33,14 +41,14 @@ class Payloads:
     store_peak: int
     """In the object store at the same time, in a step of many micro-batches."""
 
-    def recording(self, config: RunConfig, demand: Demand) -> int:
+    def recording(self, config: RunConfig, demand: SamplingDemand) -> int:
         """Returns the bytes of ``rollouts/`` after the whole run."""
         if not (config.rollout.record and config.objective.needs_rollouts):
             return 0
         return round(config.run.steps * demand.micro_batches * config.rollout.pairs_per_batch * self.group)
 
 
-def payloads(config: RunConfig, shape: ModelShape, words: Words, demand: Demand) -> Payloads:
+def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, demand: SamplingDemand) -> Payloads:
     """Returns the bytes of records, measured on empty ones in the wire format itself."""
     tokens = EncoderTokens(
         pair_id=PAIR_ID,
@@ -52,7 +60,7 @@ def payloads(config: RunConfig, shape: ModelShape, words: Words, demand: Demand)
     )
     token_bytes = int(tokens_to_batch(tokens).nbytes)
     gradient_bytes = int(gradients_to_batch(_gradients(tokens)).nbytes)
-    group_bytes = int(groups_to_batch([_group(config.rollout.group_size, round(words.completion))]).nbytes)
+    group_bytes = int(groups_to_batch([_group(config.rollout.group_size, round(token_counts.completion))]).nbytes)
     pairs = config.rollout.pairs_per_batch if config.objective.needs_rollouts else 0
     returned = demand.trained_groups * gradient_bytes if config.replay.workers else 0.0
     ahead = config.rollout.max_staleness
@@ -88,7 +96,7 @@ def _gradients(tokens: EncoderTokens) -> TokenGradients:
         num_attended=1,
         loss=0.0,
         num_tokens=1,
-        agreement=Agreement(0.0, 0.0),
+        mismatch=LogProbMismatch(0.0, 0.0),
         encoder_version=0,
     )
 

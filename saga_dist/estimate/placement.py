@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory, RolloutMemory
 from saga_dist.estimate.rates import GIB, Card
-from saga_dist.estimate.sampling import Demand
+from saga_dist.estimate.sampling import SamplingDemand
 from saga_dist.workers.engines.vllm_engine import CPU_KV_CACHE_LIMIT
 
 CONTEXT_BYTES = GIB
@@ -25,7 +25,7 @@ ENGINE_WORK_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
-class Memories:
+class RoleMemory:
     """Bytes by role."""
 
     learner: LearnerMemory
@@ -60,7 +60,7 @@ class Device:
         return self.used <= self.capacity
 
 
-def place(config: RunConfig, memories: Memories, card: Card, micro_batches: float) -> list[Device]:
+def place_actors(config: RunConfig, memories: RoleMemory, card: Card, micro_batches: float) -> list[Device]:
     """Returns every device with what is on it.
 
     Args:
@@ -136,19 +136,19 @@ def cache_tokens(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
     return int(room - rollout.weights) // rollout.token_bytes
 
 
-def most_groups(config: RunConfig, memories: Memories, card: Card, demand: Demand) -> int:
+def max_groups(config: RunConfig, memories: RoleMemory, card: Card, demand: SamplingDemand) -> int:
     """Returns the largest K that the learner's device has room for: K decides how many micro-batches stay open.
 
     Replay works on one group at a time and on ``completions_per_chunk`` of its completions, so that neither K nor G
     beyond that takes memory there.
     """
     batches = 0
-    while batches < 1024 and all(device.fits for device in place(config, memories, card, batches + 1)):
+    while batches < 1024 and all(device.fits for device in place_actors(config, memories, card, batches + 1)):
         batches += 1
     return int(batches * config.rollout.pairs_per_batch * demand.contributing_share)
 
 
-def serial_bytes(config: RunConfig, memories: Memories, micro_batches: int) -> int:
+def serial_bytes(config: RunConfig, memories: RoleMemory, micro_batches: int) -> int:
     """Returns the host memory of one process that holds every role, without a GPU.
 
     The replay worker is one of its own there, wherever the configuration has it.
@@ -162,7 +162,7 @@ def serial_bytes(config: RunConfig, memories: Memories, micro_batches: int) -> i
     return round(parts * SLACK) + PROCESS_BYTES
 
 
-def host_bytes(config: RunConfig, memories: Memories, card: Card, store: int) -> int:
+def host_bytes(config: RunConfig, memories: RoleMemory, card: Card, store: int) -> int:
     """Returns the host memory of all processes together, the object store included.
 
     Args:
@@ -174,7 +174,7 @@ def host_bytes(config: RunConfig, memories: Memories, card: Card, store: int) ->
     if not card.on_gpu and config.runtime.kind == "serial":
         return serial_bytes(config, memories, 1)
     if not card.on_gpu:
-        on_devices = sum(device.used for device in place(config, memories, card, 1))
+        on_devices = sum(device.used for device in place_actors(config, memories, card, 1))
         return on_devices + PROCESS_BYTES + store  # the coordinator is one more
     processes = 1 + config.runtime.learner_processes
     processes += config.rollout.workers if memories.rollout is not None else 0

@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from saga_dist.estimate.measure import Measured
+from saga_dist.estimate.capacity import fits_with, fitting_overrides
+from saga_dist.estimate.formatting import number, size
+from saga_dist.estimate.measure import MeasuredSteps
 from saga_dist.estimate.memory import FLOAT32
 from saga_dist.estimate.operations import encoder_backward, encoder_forward
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes
 from saga_dist.estimate.placement import Device, cache_tokens, serial_bytes
+from saga_dist.estimate.planner import Estimate, assumed_rates
 from saga_dist.estimate.rates import Rates
-from saga_dist.estimate.room import has_room, room
 from saga_dist.estimate.scaling import Plan
-from saga_dist.estimate.sizes import number, size
 from saga_dist.estimate.steps import ROLES, Split, step_time
-from saga_dist.estimate.whole import Estimate, assumed_basis
 
 TERA = 1e12
 
@@ -34,7 +34,7 @@ def print_estimate(console: Console, estimate: Estimate, price: float | None) ->
         estimate: the figures.
         price: of a GPU and hour; None: GPU hours alone.
     """
-    setting = estimate.setting
+    plan_inputs = estimate.plan_inputs
     for name, text in _inputs(estimate):
         console.print(f"{name:<13}{text}", highlight=False, markup=False, soft_wrap=True)
     for table in (_parts(estimate), _operations(estimate), _seconds(estimate)):
@@ -46,11 +46,11 @@ def print_estimate(console: Console, estimate: Estimate, price: float | None) ->
         for line in _plan_notes(estimate):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("\nrates, and where they come from:", highlight=False)
-    for line in _rates(setting.work.rates):
+    for line in _rates(plan_inputs.work.rates):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_agreement(console: Console, estimate: Estimate, measured: Measured, peak: int) -> None:
+def print_agreement(console: Console, estimate: Estimate, measured: MeasuredSteps, peak: int) -> None:
     """Prints what was just measured beside what the assumed rates would have made of it, in one process.
 
     Args:
@@ -59,8 +59,8 @@ def print_agreement(console: Console, estimate: Estimate, measured: Measured, pe
         measured: the steps.
         peak: bytes of the process.
     """
-    assumed = assumed_basis(estimate.setting.work.config, estimate.setting.card).rates
-    work = replace(estimate.setting.work, rates=assumed)
+    assumed = assumed_rates(estimate.plan_inputs.work.config, estimate.plan_inputs.card).rates
+    work = replace(estimate.plan_inputs.work, rates=assumed)
     alone = step_time(work, Split(1, 1, 0, shared=True))
     table = _table(
         "how far the assumptions were off, everything in one process", "what", "assumed", "measured", "ratio", ""
@@ -69,37 +69,37 @@ def print_agreement(console: Console, estimate: Estimate, measured: Measured, pe
         expected = float(getattr(alone, role))
         ratio = number(expected / seconds) if seconds else ""
         table.add_row(role, f"{number(expected)} s", f"{number(seconds)} s", ratio, "")
-    if peak and not estimate.setting.card.on_gpu:
-        expected = serial_bytes(work.config, estimate.setting.memories, math.ceil(measured.micro_batches))
+    if peak and not estimate.plan_inputs.card.on_gpu:
+        expected = serial_bytes(work.config, estimate.plan_inputs.memories, math.ceil(measured.micro_batches))
         table.add_row("host memory", size(expected), size(peak), number(expected / peak), "of the process, at most")
     console.print(table)
 
 
 def _inputs(estimate: Estimate) -> Iterator[tuple[str, str]]:
-    setting = estimate.setting
-    work, words = setting.work, setting.work.words
+    plan_inputs = estimate.plan_inputs
+    work, token_counts = plan_inputs.work, plan_inputs.work.token_counts
     tower = work.shape.tower
     yield "model", work.shape.source
-    yield "data", f"{setting.data.train_classes:,} training classes; {setting.data.source}"
+    yield "data", f"{plan_inputs.data.train_classes:,} training classes; {plan_inputs.data.source}"
     yield (
         "prompt",
-        f"{words.prompt} tokens, {words.head} of them before the first image, {tower.tokens} an image; "
-        f"{words.prompt_source}",
+        f"{token_counts.prompt} tokens, {token_counts.head} of them before the first image, {tower.tokens} an image; "
+        f"{token_counts.prompt_source}",
     )
     if work.config.objective.needs_rollouts:
-        yield "completion", f"{words.completion:.0f} tokens on average; {words.completion_source}"
+        yield "completion", f"{token_counts.completion:.0f} tokens on average; {token_counts.completion_source}"
         yield (
             "a step",
             f"{work.demand.micro_batches:.2f} micro-batches ({work.demand.micro_batches_often} in 99 of 100 steps, at "
             f"most {work.demand.micro_batches_most}), {work.demand.trained_groups:.1f} groups train; "
             f"{work.demand.source}",
         )
-    yield "device", setting.card.name + f", {size(setting.card.memory)}"
+    yield "device", plan_inputs.card.name + f", {size(plan_inputs.card.memory)}"
 
 
 def _parts(estimate: Estimate) -> Table:
-    setting = estimate.setting
-    work, learner = setting.work, setting.work.learner
+    plan_inputs = estimate.plan_inputs
+    work, learner = plan_inputs.work, plan_inputs.work.learner
     table = _table("parts", "part", "parameters", "bytes", "what")
 
     def row(part: str, params: int | None, taken: float, what: str) -> None:
@@ -112,17 +112,17 @@ def _parts(estimate: Estimate) -> Table:
     row("gradients", None, FLOAT32 * learner.trainable.params, "while the step ends")
     row("micro-batch", None, learner.open_batches(1), "kept for the tower's backward, until the step ends")
     if work.config.needs_mllm:
-        replay = setting.replay
+        replay = plan_inputs.replay
         row("backbone", work.shape.decoder.weights.params, replay.weights, f"{_dtype(estimate)}, frozen, for replay")
         row("replay", None, replay.work, f"one group: {size(replay.activations.prefix)} prompt, the rest completions")
-    if setting.memories.rollout is not None:
-        row("engine", None, setting.memories.rollout.weights, f"{_dtype(estimate)}, the whole model")
+    if plan_inputs.memories.rollout is not None:
+        row("engine", None, plan_inputs.memories.rollout.weights, f"{_dtype(estimate)}, the whole model")
         row(
             "its cache",
             None,
-            setting.memories.rollout.wanted_cache,
-            f"{setting.memories.rollout.wanted_tokens:,} tokens wanted, "
-            f"{cache_tokens(work.config, setting.memories.rollout, setting.card):,} there",
+            plan_inputs.memories.rollout.wanted_cache,
+            f"{plan_inputs.memories.rollout.wanted_tokens:,} tokens wanted, "
+            f"{cache_tokens(work.config, plan_inputs.memories.rollout, plan_inputs.card):,} there",
         )
     moved = estimate.payloads
     if work.config.objective.needs_rollouts:
@@ -133,7 +133,7 @@ def _parts(estimate: Estimate) -> Table:
 
 
 def _operations(estimate: Estimate) -> Table:
-    work = estimate.setting.work
+    work = estimate.plan_inputs.work
     images = work.demand.micro_batches * work.config.data.batch_size
     groups = work.demand.micro_batches * work.config.rollout.pairs_per_batch
     stale = work.config.rollout.max_staleness > 0
@@ -161,31 +161,37 @@ def _seconds(estimate: Estimate) -> Table:
         seconds = float(getattr(own, role))
         note = "the longest" if role == own.longest else ""
         table.add_row(role, number(seconds), f"{seconds / own.sync:.0%}", note)
-    steps = estimate.setting.work.config.run.steps
+    steps = estimate.plan_inputs.work.config.run.steps
     table.add_row("sync", number(own.sync), "", _run(own.sync, steps))
-    if estimate.setting.work.config.objective.needs_rollouts:
+    if estimate.plan_inputs.work.config.objective.needs_rollouts:
         note = _run(own.overlapped, steps) if own.overlaps else "one device: nothing to gain"
         table.add_row("overlapped", number(own.overlapped), "", note)
-    table.add_row("evaluation", number(estimate.evaluation_s), "", f"{estimate.setting.data.test_images:,} test images")
+    table.add_row(
+        "evaluation", number(estimate.evaluation_s), "", f"{estimate.plan_inputs.data.test_images:,} test images"
+    )
     return table
 
 
 def memory_lines(estimate: Estimate) -> list[str]:
     """Returns how full every device is, the largest K, and the host, in lines."""
-    setting = estimate.setting
-    work = setting.work
+    plan_inputs = estimate.plan_inputs
+    work = plan_inputs.work
     lines = ["memory:"]
     for count, devices in sorted(estimate.devices.items()):
         batches = "1 micro-batch" if count == 1 else f"{count} micro-batches"
         lines += [f"  {batches} in a step: {_device(device)}" for device in devices]
     if work.config.objective.needs_rollouts:
-        group, found = work.config.rollout.group_size, estimate.most_groups
+        group, found = work.config.rollout.group_size, estimate.max_groups
         lines.append(
             f"  largest K with room: {found}, K x G = {found * group:,} at G = {group} (each further micro-batch keeps "
             f"{size(work.learner.open_batches(1))} open; replay takes one group at a time whatever K is)"
         )
     most = max(estimate.devices)
-    if setting.card.on_gpu and not has_room(setting, most) and (change := room(setting, most)):
+    if (
+        plan_inputs.card.on_gpu
+        and not fits_with(plan_inputs, most)
+        and (change := fitting_overrides(plan_inputs, most))
+    ):
         lines.append(f"  fits in every step with {' '.join(change)}: the same gradients, a little slower")
     lines.append(f"  host: {size(estimate.host)} for all processes, {size(estimate.payloads.store_peak)} of it objects")
     return lines
@@ -273,4 +279,4 @@ def _run(seconds: float, steps: int) -> str:
 
 
 def _dtype(estimate: Estimate) -> str:
-    return str(estimate.setting.work.shape.dtype).removeprefix("torch.")
+    return str(estimate.plan_inputs.work.shape.dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ CONTRIBUTING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class SamplingDemand:
     """What an average step takes and trains on."""
 
     contributing_share: float
@@ -26,7 +26,7 @@ class Demand:
     source: str
 
 
-def demand(config: RunConfig, contributing_share: float | None = None, source: str = "") -> Demand:
+def demand(config: RunConfig, contributing_share: float | None = None, source: str = "") -> SamplingDemand:
     """Returns how much sampling a step takes.
 
     Args:
@@ -36,7 +36,7 @@ def demand(config: RunConfig, contributing_share: float | None = None, source: s
     """
     rollout = config.rollout
     if not config.objective.needs_rollouts:
-        return Demand(0.0, 1.0, 1, 1, 0.0, "only the metric loss trains")
+        return SamplingDemand(0.0, 1.0, 1, 1, 0.0, "only the metric loss trains")
     share = CONTRIBUTING if contributing_share is None else contributing_share
     most, wanted = rollout.max_micro_batches, rollout.contributing_groups
     pairs = rollout.pairs_per_batch
@@ -44,7 +44,7 @@ def demand(config: RunConfig, contributing_share: float | None = None, source: s
     goes_on = [_fewer_than(wanted, pairs * count, share) for count in range(1, most + 1)]
     often = next((count for count, more in enumerate(goes_on, start=1) if more <= 0.01), most)
     mean = 1 + sum(goes_on[:-1])
-    return Demand(
+    return SamplingDemand(
         contributing_share=share,
         micro_batches=mean,
         micro_batches_often=often,

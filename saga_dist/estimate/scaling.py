@@ -127,7 +127,7 @@ def _learner_fits(work: Workload, card: Card, learners: int, replay: ReplayMemor
 
 def _engine_gpus(work: Workload, card: Card) -> int:
     """Smallest power of two of cards with room for weights and the cache of one group."""
-    one_group = work.words.prompt + work.config.rollout.group_size * work.words.completion
+    one_group = work.token_counts.prompt + work.config.rollout.group_size * work.token_counts.completion
     cache = one_group * work.rollout.token_bytes
     for count in _doubling(64):
         if (work.rollout.weights + cache) / count + ENGINE_WORK_BYTES <= ENGINE_SHARE * card.memory:

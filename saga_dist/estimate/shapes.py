@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from saga_dist.assembly import model_path, torch_dtype
 from saga_dist.config import RunConfig
 from saga_dist.errors import DataError, ModelError
-from saga_dist.estimate.published import published_files, published_names
+from saga_dist.estimate.released_shapes import released_files, released_names
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 from saga_dist.models.model_files import at_hand
+from saga_dist.runtime.build import model_path, torch_dtype
 from saga_dist.types import Grid
 
 MERGERS = ("merger", "multi_modal_projector")
@@ -125,7 +125,7 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
     """
     path, revision = model_path(config), config.model.revision
     here = at_hand(path, "config.json", revision)
-    files = None if here else published_files(path)
+    files = None if here else released_files(path)
     if files is None:
         try:
             family = resolve_family(path, revision=revision)
@@ -134,7 +134,7 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
                 raise
             raise ModelError(
                 f"{error}; and its name is of no release whose sizes are known",
-                expected=f"a folder with config.json, or one of {published_names()}",
+                expected=f"a folder with config.json, or one of {released_names()}",
             ) from error
         yield _shape(config, family, path, f"config.json of {path}")
         return

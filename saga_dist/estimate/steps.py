@@ -16,9 +16,9 @@ from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import FLOAT32, LearnerMemory, RolloutMemory
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, GroupOperations, encoder_backward, encoder_forward
 from saga_dist.estimate.rates import Rates
-from saga_dist.estimate.sampling import Demand
+from saga_dist.estimate.sampling import SamplingDemand
 from saga_dist.estimate.shapes import ModelShape
-from saga_dist.estimate.words import Words
+from saga_dist.estimate.token_counts import TokenCounts
 
 ROLES = ("encode", "rollout", "replay", "update")
 
@@ -29,8 +29,8 @@ class Workload:
 
     config: RunConfig
     shape: ModelShape
-    words: Words
-    demand: Demand
+    token_counts: TokenCounts
+    demand: SamplingDemand
     group: GroupOperations
     learner: LearnerMemory
     rollout: RolloutMemory
@@ -70,7 +70,7 @@ class StepTime:
     rollout: float
     replay: float
     update: float
-    encode_ahead: float
+    encode_no_grad: float
     """Further encoding where rollouts run ahead."""
     stale_replay: float
     """Replay where rollouts are stale."""
@@ -85,7 +85,7 @@ class StepTime:
     @property
     def overlapped(self) -> float:
         """With ``rollout.max_staleness`` of 1 or more; on one device nothing is gained."""
-        learner = self.encode_ahead + self.encode + self.stale_replay + self.update
+        learner = self.encode_no_grad + self.encode + self.stale_replay + self.update
         return max(self.rollout, learner) if self.overlaps else self.rollout + learner
 
     @property
@@ -105,7 +105,7 @@ def step_time(work: Workload, split: Split) -> StepTime:
         rollout=rollout,
         replay=replay,
         update=update,
-        encode_ahead=encode if rollouts else 0.0,
+        encode_no_grad=encode if rollouts else 0.0,
         stale_replay=_replay(work, split, stale=True) if rollouts else 0.0,
         overlaps=not split.shared and rollouts,
     )
@@ -133,20 +133,20 @@ def _rollout(work: Workload, split: Split) -> float:
     rollout, group, rates = work.config.rollout, work.group, work.rates
     groups = math.ceil(rollout.pairs_per_batch / split.rollouts)
     if rates.rollout_tokens.value:
-        return groups * rollout.group_size * work.words.completion / rates.rollout_tokens.value
+        return groups * rollout.group_size * work.token_counts.completion / rates.rollout_tokens.value
     prefill = groups * group.prefill / (rates.prefill.value * split.rollout_gpus)
     sequences = groups * rollout.group_size
     waves = math.ceil(sequences / rollout.max_sequences)
     at_once = sequences / waves
-    context = work.words.prompt + work.words.completion / 2
+    context = work.token_counts.prompt + work.token_counts.completion / 2
     products = work.shape.decoder.layer_products + work.shape.decoder.head_products
     read = products * work.shape.value_bytes + at_once * context * work.rollout.token_bytes
-    operations = at_once * group.decode / (rollout.group_size * work.words.completion)
+    operations = at_once * group.decode / (rollout.group_size * work.token_counts.completion)
     one_step = max(
         read / (rates.decode.value * split.rollout_gpus),
         operations / (rates.decode_operations.value * split.rollout_gpus),
     )
-    return prefill + waves * work.words.completion * (one_step + rates.engine_step.value)
+    return prefill + waves * work.token_counts.completion * (one_step + rates.engine_step.value)
 
 
 def _replay(work: Workload, split: Split, *, stale: bool) -> float:

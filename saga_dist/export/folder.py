@@ -21,10 +21,10 @@ import torch
 from saga_dist.errors import ModelError
 from saga_dist.export import onnx_encoder
 from saga_dist.export.card import model_card
-from saga_dist.files import file_sha256, new_folder
 from saga_dist.models.encoder import CONTENT, WEIGHTS_NAME, Encoder, load
 from saga_dist.models.encoder import MANIFEST_NAME as ENCODER_MANIFEST
 from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
+from saga_dist.utils.atomic_io import file_sha256, new_folder
 
 MIN_COSINE = 0.9999
 NUM_CHECKED = 16

@@ -16,7 +16,7 @@ import numpy as np
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, ConfigError
-from saga_dist.files import file_sha256
+from saga_dist.utils.atomic_io import file_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image

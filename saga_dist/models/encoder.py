@@ -22,11 +22,11 @@ from torch import nn
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, DataError
-from saga_dist.files import file_sha256
 from saga_dist.models.families import family_class
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.pooler import Pooler
 from saga_dist.models.weights import fill
+from saga_dist.utils.atomic_io import file_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -93,14 +93,14 @@ def proxy_parameters(loss: nn.Module) -> list[nn.Parameter]:
 
 
 Settings = dict[str, Any]
-Built = tuple[nn.Module, nn.Module | None]
+BuiltIndex = tuple[nn.Module, nn.Module | None]
 
 
-def _potential_field(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> Built:
+def _potential_field(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
     return PotentialFieldLoss(num_classes, embedding_dim, seed=seed, **settings), None
 
 
-def _proxy_anchor(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> Built:
+def _proxy_anchor(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
     from pytorch_metric_learning.losses import ProxyAnchorLoss
 
     # The library draws its proxies from the global state; fork it so that neither side sees the other.
@@ -109,7 +109,7 @@ def _proxy_anchor(settings: Settings, num_classes: int, embedding_dim: int, seed
         return ProxyAnchorLoss(num_classes, embedding_dim, margin=settings["margin"], alpha=settings["alpha"]), None
 
 
-def _multi_similarity(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> Built:
+def _multi_similarity(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
     from pytorch_metric_learning.losses import MultiSimilarityLoss
     from pytorch_metric_learning.miners import MultiSimilarityMiner
 
@@ -117,13 +117,13 @@ def _multi_similarity(settings: Settings, num_classes: int, embedding_dim: int, 
     return loss, MultiSimilarityMiner(epsilon=settings["miner"]) if settings["miner"] else None
 
 
-def _infonce(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> Built:
+def _infonce(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
     from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
     return (NTXentLoss if settings["variant"] == "ntxent" else SupConLoss)(temperature=settings["temperature"]), None
 
 
-_BUILDERS: Mapping[str, tuple[Settings, Callable[[Settings, int, int, int], Built]]] = {
+_BUILDERS: Mapping[str, tuple[Settings, Callable[[Settings, int, int, int], BuiltIndex]]] = {
     "potential_field": ({"proxies_per_class": 15, "delta": 0.2, "alpha": 3.0, "reduction": "mean"}, _potential_field),
     "proxy_anchor": ({"margin": 0.1, "alpha": 32.0}, _proxy_anchor),
     "multi_similarity": ({"alpha": 2.0, "beta": 50.0, "base": 0.5, "miner": 0.1}, _multi_similarity),

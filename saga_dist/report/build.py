@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from saga_dist.assembly import build_family, build_prompt, build_splits, set_threads
 from saga_dist.data.image_sets import Splits
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.errors import ConfigError, UserError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.objectives.spans import Decoder
 from saga_dist.report.attention import pooler_maps
+from saga_dist.report.attribute_stats import DescribedPair, attribute_table, attribute_values, disagreement_by_step
 from saga_dist.report.curves import NUM_COLOURS, Series, line_chart
 from saga_dist.report.evidence import NOT_MEASURED, read_evidence
 from saga_dist.report.gallery import Gallery, build_gallery
-from saga_dist.report.insight import Described, attribute_table, attribute_values, disagreement_by_step
-from saga_dist.report.page import Content, Insight, render
+from saga_dist.report.page import AttributeStats, Content, render
 from saga_dist.report.sources import Recorded, RecordedGroup, RunFiles, open_run, read_groups
 from saga_dist.report.teacher import AttentionFigure, TeacherAttention, choose_described, pair_overlays
 from saga_dist.report.text import shown_name
 from saga_dist.report.viewer import Overlay, TrainingImages, select_groups, viewer_data
+from saga_dist.runtime.build import build_family, build_prompt, build_splits, set_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Page:
 
 
 @dataclass
-class _Parts:
+class _RunParts:
     """The parts of a run that may be missing, each tried once; ``notes`` keeps why."""
 
     run: RunFiles
@@ -114,7 +114,7 @@ def report_page(path: Path, settings: Settings) -> Page:
     """
     run = open_run(path)
     set_threads(run.config)
-    parts = _Parts(run, settings.device)
+    parts = _RunParts(run, settings.device)
     recorded = read_groups(run)
     chosen = select_groups(recorded.groups, settings.groups)
     figures, overlays = _teacher(parts, chosen, settings.attention)
@@ -148,7 +148,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
     """
     run = open_run(path)
     set_threads(run.config)
-    parts = _Parts(run, settings.device)
+    parts = _RunParts(run, settings.device)
     recorded = read_groups(run, step=step)
     chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
     viewer = _viewer(parts, chosen, {})
@@ -160,7 +160,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
 _NO_RECORDING = "No recorded rollouts: the run trained without them, or with rollout.record = false."
 
 
-def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[Described]:
+def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
     """Returns what each completion of a group says."""
     group = recorded.group
     # Completions of a group are often equal, and reading them is most of the work.
@@ -169,12 +169,12 @@ def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[Described]:
         for text in set(group.completions.texts)
     }
     return [
-        Described(*values[text], verdict, right=verdict == group.pair.same)
+        DescribedPair(*values[text], verdict, right=verdict == group.pair.same)
         for text, verdict in zip(group.completions.texts, group.verdicts, strict=True)
     ]
 
 
-def _gallery(parts: _Parts, settings: Settings) -> Gallery | None:
+def _gallery(parts: _RunParts, settings: Settings) -> Gallery | None:
     encoder, splits = parts.encoder, parts.splits
     if encoder is None or splits is None:
         return None
@@ -182,7 +182,7 @@ def _gallery(parts: _Parts, settings: Settings) -> Gallery | None:
 
 
 def _teacher(
-    parts: _Parts, groups: list[RecordedGroup], limit: int
+    parts: _RunParts, groups: list[RecordedGroup], limit: int
 ) -> tuple[list[AttentionFigure], dict[str, list[Overlay]]]:
     """Figures for the page and, by pair id, overlays for the viewer."""
     if not limit or not groups:
@@ -205,7 +205,7 @@ def _teacher(
 
 
 def _viewer(
-    parts: _Parts, groups: list[RecordedGroup], overlays: Mapping[str, list[Overlay]]
+    parts: _RunParts, groups: list[RecordedGroup], overlays: Mapping[str, list[Overlay]]
 ) -> dict[str, object] | None:
     if not groups:
         return None
@@ -217,13 +217,13 @@ def _viewer(
     return viewer_data(groups, tokenizer=parts.tokenizer, pictures=parts.pictures, maps=maps, overlays=overlays)
 
 
-def _viewer_note(parts: _Parts, recorded: Recorded) -> str:
+def _viewer_note(parts: _RunParts, recorded: Recorded) -> str:
     if not recorded.groups:
         return _NO_RECORDING
     return " ".join(sentence for sentence in (_unread(recorded), parts.why("images", "tokenizer")) if sentence)
 
 
-def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
+def _insight(run: RunFiles, recorded: Recorded) -> AttributeStats | None:
     spec = build_prompt(run.config)
     if not recorded.groups or not spec.describes_images:
         return None
@@ -241,7 +241,7 @@ def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
         if row in drawn
     ]
     which = f"the {len(lines)} largest of {len(rows)}" if len(lines) < len(rows) else "within groups"
-    return Insight(
+    return AttributeStats(
         rows=[replace(row, attribute=shown_name(row.attribute)) for row in rows],
         chart=line_chart(f"Disagreement, {which}", lines, percent=True),
         num_groups=len(recorded.groups),
@@ -251,7 +251,7 @@ def _insight(run: RunFiles, recorded: Recorded) -> Insight | None:
     )
 
 
-def _said(recorded: Recorded, chosen: list[RecordedGroup], parts: _Parts) -> list[str]:
+def _said(recorded: Recorded, chosen: list[RecordedGroup], parts: _RunParts) -> list[str]:
     lines = [f"rollouts: {len(chosen):,} of {len(recorded.groups):,} groups of {recorded.num_read:,} recorded steps"]
     unread = _unread(recorded)
     return [*lines, *([f"rollouts: {unread}"] if unread else []), *parts.notes.values()]

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saga_dist.evidence.record import (
+from saga_dist.diagnostics.schema import (
     EVIDENCE_NAME,
     NOBODY,
     PRETRAINED,
     TRAINED,
+    AttentionShares,
     Evidence,
-    Looks,
     ProbeColumn,
     Probes,
     RecallFigure,
 )
-from saga_dist.evidence.tables import Grid, grids
+from saga_dist.diagnostics.tables import TextTable, grids
 from saga_dist.report.curves import Chart
-from saga_dist.report.dots import Dot, DotSeries, dot_chart
+from saga_dist.report.dot_chart import Dot, DotSeries, dot_chart
 from saga_dist.report.text import shown, shown_name
 
 NOT_MEASURED = "Not measured yet: saga-dist evidence show RUN."
@@ -34,9 +34,9 @@ class EvidenceView:
     num_images: int
     num_classes: int
     charts: list[Chart]
-    drawn: list[Grid]
+    drawn: list[TextTable]
     """The figures of the charts."""
-    others: list[Grid]
+    others: list[TextTable]
     notes: list[str]
     """Why an instrument is missing."""
 
@@ -100,7 +100,7 @@ def _dots(column: ProbeColumn) -> list[Dot]:
     return [Dot.with_error(value, error) for value, error in zip(values, errors, strict=True)]
 
 
-def _looks(looks: Sequence[Looks]) -> Chart:
+def _looks(looks: Sequence[AttentionShares]) -> Chart:
     rows = list(dict.fromkeys(one.who for one in looks))
     found = {(one.who, one.encoder): one for one in looks}
     series = []
@@ -116,7 +116,7 @@ def _looks(looks: Sequence[Looks]) -> Chart:
     return dot_chart("Where attention lies", rows, series)
 
 
-def _shown(grid: Grid) -> Grid:
+def _shown(grid: TextTable) -> TextTable:
     """The table with everything printable: attribute names are anyone's."""
     return replace(
         grid,

@@ -18,10 +18,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from saga_dist import __version__
+from saga_dist.report.attribute_stats import AttributeRow
 from saga_dist.report.curves import Chart, run_charts
 from saga_dist.report.evidence import EvidenceView
 from saga_dist.report.gallery import Gallery
-from saga_dist.report.insight import AttributeRow
 from saga_dist.report.sources import RunFiles
 from saga_dist.report.teacher import AttentionFigure
 from saga_dist.report.text import json_block, shown, shown_name
@@ -44,7 +44,7 @@ class ResultRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Insight:
+class AttributeStats:
     """The attributes' part of the page."""
 
     rows: list[AttributeRow]
@@ -62,7 +62,7 @@ class Content:
     run: RunFiles
     gallery: Gallery | None = None
     attention: list[AttentionFigure] = field(default_factory=list)
-    insight: Insight | None = None
+    insight: AttributeStats | None = None
     evidence: EvidenceView | None = None
     viewer: dict[str, Any] | None = None
     """Of ``viewer_data``."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.errors import CheckpointError
-from saga_dist.observability import MetricsLog
+from saga_dist.metrics.log import MetricsLog
 from saga_dist.retrieval.results import Results
 from saga_dist.types import ScoredGroup
 from saga_dist.wire import read_recording

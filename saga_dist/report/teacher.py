@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from saga_dist.assembly import build_family, build_prompt, prompt_text, resolve_device, set_threads, torch_dtype
 from saga_dist.config import RunConfig
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.models.encoder import Encoder
 from saga_dist.objectives.spans import token_masks, token_offsets_from_decode
 from saga_dist.report.attention import Teacher, as_map, pair_tokens, pooler_maps, teacher_attention
+from saga_dist.report.attribute_stats import attribute_spans
 from saga_dist.report.images import heat, picture
-from saga_dist.report.insight import attribute_spans
 from saga_dist.report.sources import RecordedGroup, evenly
 from saga_dist.report.text import shown_name
 from saga_dist.report.viewer import Overlay, PairImages
+from saga_dist.runtime.build import build_family, build_prompt, prompt_text, resolve_device, set_threads, torch_dtype
 from saga_dist.types import ScoredGroup
 
 if TYPE_CHECKING:

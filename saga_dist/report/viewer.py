@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from saga_dist.config import RunConfig
-from saga_dist.counters import counter_generator, counter_seed
 from saga_dist.data.image_sets import ImageSet
 from saga_dist.data.images import augment
 from saga_dist.objectives.spans import Decoder, token_offsets_from_decode
@@ -22,6 +21,7 @@ from saga_dist.report.images import heat, picture
 from saga_dist.report.sources import RecordedGroup, evenly
 from saga_dist.report.text import MAX_COMPLETION, shown, shown_name
 from saga_dist.types import ScoredGroup
+from saga_dist.utils.rng import counter_generator, counter_seed
 
 _PAIR_ID = re.compile(r"s(\d+)\.m(\d+)\.p\d+")
 _DECIMALS = 3

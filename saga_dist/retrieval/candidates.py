@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_dist.retrieval.products import Products
-from saga_dist.retrieval.unit import blocks
+from saga_dist.retrieval.dot_products import DotProducts
+from saga_dist.retrieval.normalized import blocks
 
 BLOCK = 2048
 
 
-class Best:
+class TopCandidates:
     """The M best items of each query so far."""
 
     def __init__(self, num_queries: int, num_candidates: int) -> None:
@@ -72,9 +72,9 @@ class Best:
         self.items_QM[queries] = np.take_along_axis(items, columns.numpy(), 1)
 
 
-def best_of_others(gallery: Products, num_candidates: int) -> Best:
+def best_of_others(gallery: DotProducts, num_candidates: int) -> TopCandidates:
     """Returns the best other items for every item of a gallery."""
-    best = Best(len(gallery), num_candidates)
+    best = TopCandidates(len(gallery), num_candidates)
     parts = list(blocks(len(gallery), BLOCK))
     for index, rows in enumerate(parts):
         for columns in parts[index:]:
@@ -87,7 +87,9 @@ def best_of_others(gallery: Products, num_candidates: int) -> Best:
     return best
 
 
-def best_of_gallery(queries: Products, gallery: Products, num_candidates: int, own_Q: np.ndarray | None = None) -> Best:
+def best_of_gallery(
+    queries: DotProducts, gallery: DotProducts, num_candidates: int, own_Q: np.ndarray | None = None
+) -> TopCandidates:
     """Returns the best items for every query.
 
     Args:
@@ -96,7 +98,7 @@ def best_of_gallery(queries: Products, gallery: Products, num_candidates: int, o
         num_candidates: M.
         own_Q: int64 [Q], the item that each query must not find.
     """
-    best = Best(len(queries), num_candidates)
+    best = TopCandidates(len(queries), num_candidates)
     for rows in blocks(len(queries), BLOCK):
         for columns in blocks(len(gallery), BLOCK):
             scores_RC = queries.scores(rows, gallery, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_dist.retrieval.unit import check_labels, unit_rows
+from saga_dist.retrieval.normalized import check_labels, normalized_rows
 
 
 def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_iterations: int = 20) -> float:
@@ -31,7 +31,7 @@ def kmeans_clusters(
     """Returns the cluster of each embedding, int64 [I]: faiss k-means on unit vectors, one start from ``seed``."""
     import faiss
 
-    embeddings = unit_rows(embeddings_IE)
+    embeddings = normalized_rows(embeddings_IE)
     kmeans = faiss.Kmeans(
         embeddings.shape[1],
         num_clusters,

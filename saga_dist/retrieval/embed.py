@@ -21,9 +21,9 @@ import numpy as np
 
 from saga_dist.data.images import SUFFIXES, read_image
 from saga_dist.errors import DataError
-from saga_dist.files import write_atomic
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.tables import EmbeddingTable, Source, check_suffix, read_embeddings, write_embeddings
+from saga_dist.utils.atomic_io import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def embed_folder(
     total = len(files) + len(bad)
     if not files:
         raise DataError(f"no images ({total} bad names)", where=str(root), expected=", ".join(SUFFIXES))
-    parts = _Parts(out, Source(identity, str(root.resolve())))
+    parts = _EmbeddingParts(out, Source(identity, str(root.resolve())))
     known = parts.known({file.id: file for file in files})
     missing = [file for file in files if file.id not in known]
     done = len(known)
@@ -174,7 +174,7 @@ def _decoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Parts:
+class _EmbeddingParts:
     """Finished rows on the disk: those of an older ``out`` and of ``OUT.parts/``."""
 
     def __init__(self, out: Path, source: Source) -> None:

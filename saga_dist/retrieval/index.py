@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 
 from saga_dist.errors import CheckpointError, DataError
-from saga_dist.files import file_sha256, new_folder, write_atomic
 from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.normalized import normalized_rows
 from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
-from saga_dist.retrieval.unit import unit_rows
+from saga_dist.utils.atomic_io import file_sha256, new_folder, write_atomic
 
 Kind = Literal["flat", "hnsw", "ivf"]
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
@@ -45,7 +45,7 @@ _TIE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltIndex:
     """What ``build_index`` made."""
 
     num_images: int
@@ -71,7 +71,7 @@ def build_index(
     kind: Kind = "flat",
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Built:
+) -> BuiltIndex:
     """Writes an index of the embeddings into a new folder.
 
     Args:
@@ -91,7 +91,7 @@ def build_index(
         raise DataError("no embeddings to index", where=table.source.root)
     import faiss
 
-    vectors_IE = unit_rows(table.values_IE)
+    vectors_IE = normalized_rows(table.values_IE)
     with new_folder(out) as folder:
         started = time.monotonic()
         index, parameters = _make(faiss, vectors_IE, kind)
@@ -117,7 +117,7 @@ def build_index(
         }
         write_atomic(folder / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
         num_bytes = (folder / INDEX_NAME).stat().st_size
-    return Built(len(table.ids), vectors_IE.shape[1], build_s, num_bytes, recall, num_queries, search_us, exact_us)
+    return BuiltIndex(len(table.ids), vectors_IE.shape[1], build_s, num_bytes, recall, num_queries, search_us, exact_us)
 
 
 class Index:
@@ -142,7 +142,7 @@ class Index:
         Raises:
             DataError: k or the queries do not fit.
         """
-        queries = unit_rows(queries_QE)
+        queries = normalized_rows(queries_QE)
         if k < 1 or queries.shape[1] != self._index.d:
             raise DataError(
                 f"k = {k}, queries {queries.shape}", where="search", expected=f"k >= 1, {self._index.d} wide"

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from saga_dist.errors import DataError
-from saga_dist.retrieval.neighbours import ranked_matches
-from saga_dist.retrieval.unit import check_labels
+from saga_dist.retrieval.exact_ranking import ranked_matches
+from saga_dist.retrieval.normalized import check_labels
 
 _EXACT_CLASSES = 14
 """Up to here all sign patterns of the paired test are tried."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saga_dist.errors import DataError
-from saga_dist.files import write_atomic
+from saga_dist.utils.atomic_io import write_atomic
 
 RESULTS_NAME = "results.json"
 PRETRAINED, TRAINED = "pre-trained", "trained"
@@ -17,11 +17,11 @@ PRETRAINED, TRAINED = "pre-trained", "trained"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Record(BaseModel):
+class _ResultRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class SplitResult(_Record):
+class SplitResult(_ResultRecord):
     """Retrieval among the images of one split. All figures are shares in [0, 1]."""
 
     recall_at_1: Share
@@ -50,7 +50,7 @@ class SplitResult(_Record):
         return self
 
 
-class VerdictResult(_Record):
+class VerdictResult(_ResultRecord):
     """How the frozen MLLM judges pairs of one split from the encoder's tokens (greedy)."""
 
     same_accuracy: Share
@@ -60,7 +60,7 @@ class VerdictResult(_Record):
     num_different: int = Field(ge=0)
 
 
-class MethodResult(_Record):
+class MethodResult(_ResultRecord):
     """One row of the table: an encoder, how it came about, and what it reached on each split."""
 
     name: str = Field(min_length=1)
@@ -84,7 +84,7 @@ class MethodResult(_Record):
         return self
 
 
-class Results(_Record):
+class Results(_ResultRecord):
     """All rows of a run."""
 
     format_version: Literal[1] = 1

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saga_dist.errors import DataError
-from saga_dist.files import fsync_path
 from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.utils.atomic_io import fsync_path
 
 FORMAT_VERSION = 1
 METRIC = "cosine"

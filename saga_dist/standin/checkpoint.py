@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saga_dist.errors import CheckpointError, ModelError
-from saga_dist.files import file_sha256
 from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from saga_dist.utils.atomic_io import file_sha256
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from saga_dist.config import BirdsSection
-from saga_dist.counters import counter_generator, counter_seed
 from saga_dist.standin.birds import IMAGE_SIZE, PLAIN_STYLE, SHIFTED_STYLE, Style
 from saga_dist.standin.language import COLOR_WORDS, PARTS, STANDIN_PROMPT
-from saga_dist.standin.lessons import PairTeacher
-from saga_dist.standin.reader import PairReader, Tokens
+from saga_dist.standin.pair_model import PairModel, Tokens
+from saga_dist.standin.pretraining_tasks import PairTaskBuilder
 from saga_dist.standin.world import NUISANCE_DOWNSTREAM, NUISANCE_PRETRAIN, BirdSplit, split
+from saga_dist.utils.rng import counter_generator, counter_seed
 
 BIRD_SHARE = 0.1
 """A token counts as bird when at least this share of its area is."""
@@ -23,7 +23,7 @@ _CONFIG = BirdsSection(val_images_per_class=8, test_images_per_class=32)
 
 
 @torch.no_grad()
-def examine(reader: PairReader, *, num_pairs: int = 128, group_size: int = 8) -> dict[str, float]:
+def examine(reader: PairModel, *, num_pairs: int = 128, group_size: int = 8) -> dict[str, float]:
     """Returns figures by name, on classes never trained on.
 
     Names start with ``clean/`` (the look of pre-training) or ``shifted/`` (the look of the downstream splits).
@@ -49,7 +49,7 @@ def examine(reader: PairReader, *, num_pairs: int = 128, group_size: int = 8) ->
 
 @torch.no_grad()
 def examine_pairs(
-    reader: PairReader, birds: BirdSplit, *, num_pairs: int = 128, group_size: int = 8
+    reader: PairModel, birds: BirdSplit, *, num_pairs: int = 128, group_size: int = 8
 ) -> dict[str, float]:
     """Returns figures on pairs of a split, every other pair of one class."""
     first, second = _pairs(birds.labels, num_pairs)
@@ -94,10 +94,10 @@ def examine_pairs(
 
 
 def attention_on_bird(
-    reader: PairReader, rows: torch.Tensor, masks: np.ndarray, first: np.ndarray, second: np.ndarray
+    reader: PairModel, rows: torch.Tensor, masks: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> float:
     """Returns the share of attention, of that on the image, that lies on the bird in the rows that describe it."""
-    teacher = PairTeacher(reader)
+    teacher = PairTaskBuilder(reader)
     shares = []
     for positions, columns, images in (
         (teacher.word_positions[0], reader.columns_a, first),
@@ -117,7 +117,7 @@ def bird_tokens(masks: np.ndarray, num_tokens: int) -> torch.Tensor:
     return torch.from_numpy((cover > BIRD_SHARE).astype(np.float32))
 
 
-def encode_all(reader: PairReader, images: np.ndarray, *, batch_size: int = 200) -> Tokens:
+def encode_all(reader: PairModel, images: np.ndarray, *, batch_size: int = 200) -> Tokens:
     """Returns the tokens of many images, without gradient."""
     with torch.no_grad():
         parts = [reader.encode(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]

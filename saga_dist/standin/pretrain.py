@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from saga_dist.counters import counter_generator, counter_seed
 from saga_dist.standin.checkpoint import Architecture, build_model, save_checkpoint, write_manifest
 from saga_dist.standin.examine import examine
-from saga_dist.standin.lessons import BirdLibrary, ImageHeads, PairLesson, PairTeacher
-from saga_dist.standin.reader import PairReader
+from saga_dist.standin.pair_model import PairModel
+from saga_dist.standin.pretraining_tasks import BirdLibrary, ImageHeads, PairTask, PairTaskBuilder
 from saga_dist.standin.world import pretraining_images
+from saga_dist.utils.rng import counter_generator, counter_seed
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def pretrain(
     architecture = ARCHITECTURE
     torch.manual_seed(counter_seed("standin pretrain", seed))
     model = build_model(architecture, seed=seed).train()
-    reader = PairReader(model, image_size=architecture.image_size)
+    reader = PairModel(model, image_size=architecture.image_size)
     heads = ImageHeads(architecture.width)
     library = BirdLibrary(pretraining_images(images_per_species, seed=seed))
     logger.info("drew the images in %.0f s", time.monotonic() - started)
@@ -106,7 +106,7 @@ def pretrain(
     return out
 
 
-def run_stage(stage: Stage, reader: PairReader, heads: ImageHeads, library: BirdLibrary, *, seed: int) -> None:
+def run_stage(stage: Stage, reader: PairModel, heads: ImageHeads, library: BirdLibrary, *, seed: int) -> None:
     """Trains model and heads in place for one stage."""
     tower = [*reader.model.model.visual.parameters(), *heads.parameters()]
     language = list(reader.model.model.language_model.parameters()) if stage.language_rate else []
@@ -114,7 +114,7 @@ def run_stage(stage: Stage, reader: PairReader, heads: ImageHeads, library: Bird
         [{"params": tower, "rate": stage.tower_rate}, {"params": language, "rate": stage.language_rate}],
         weight_decay=0.01,
     )
-    teacher = PairTeacher(reader)
+    teacher = PairTaskBuilder(reader)
     started = time.monotonic()
     for step in range(stage.steps):
         for group in optimizer.param_groups:
@@ -132,10 +132,10 @@ def run_stage(stage: Stage, reader: PairReader, heads: ImageHeads, library: Bird
 
 def _losses(
     stage: Stage,
-    reader: PairReader,
+    reader: PairModel,
     heads: ImageHeads,
     library: BirdLibrary,
-    teacher: PairTeacher,
+    teacher: PairTaskBuilder,
     generator: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
     """The weighted losses of one step, by name."""
@@ -175,7 +175,7 @@ def _losses(
     return losses
 
 
-def _answer_loss(reader: PairReader, hidden: torch.Tensor, lesson: PairLesson) -> torch.Tensor:
+def _answer_loss(reader: PairModel, hidden: torch.Tensor, lesson: PairTask) -> torch.Tensor:
     """Mean negative log-likelihood of the taught tokens."""
     losses = F.cross_entropy(reader.model.lm_head(hidden).transpose(1, 2), lesson.answers_PT, reduction="none")
     return (losses * lesson.taught_PT).sum() / lesson.taught_PT.sum()

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 
 from saga_dist.config import BirdsSection
-from saga_dist.counters import counter_generator
 from saga_dist.errors import DataError
 from saga_dist.standin.birds import (
     IMAGE_SIZE,
@@ -33,6 +32,7 @@ from saga_dist.standin.birds import (
     style_at,
 )
 from saga_dist.standin.language import NUM_VALUES, PARTS
+from saga_dist.utils.rng import counter_generator
 
 SplitName = Literal["train", "val", "test", "probe"]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saga_dist.config import Section
+from saga_dist.config.json_files import load_json
 from saga_dist.errors import DataError
-from saga_dist.json_files import load_json
 from saga_dist.sweep.render import JSON_NAME, p_value, points
-from saga_dist.sweep.summary import Row, Summary
+from saga_dist.sweep.summary import Summary, SummaryRow
 
 
 class Collected(Section):
@@ -90,7 +90,7 @@ def side_by_side(collected: Collected) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(row: Row | None) -> str:
+def cell(row: SummaryRow | None) -> str:
     """Returns ``37.9 ± 0.4 (+4.1, p < 0.001)``: Recall@1 in percent over seeds, points over the opponents."""
     if row is None or not row.figures:
         return "–"
@@ -99,7 +99,7 @@ def cell(row: Row | None) -> str:
     return f"{100 * recall.mean:.1f}{spread}{gain(row)}"
 
 
-def gain(row: Row) -> str:
+def gain(row: SummaryRow) -> str:
     """Returns `` (+4.1, p < 0.001)``, a semicolon between opponents; nothing for a row that has none."""
     tests = [f"{points(one.difference)}, p {p_value(one)}" for one in row.versus]
     return f" ({'; '.join(tests)})" if tests else ""

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from saga_dist.printable import printable
 from saga_dist.sweep.collected import Collected, gain
-from saga_dist.sweep.summary import Row
+from saga_dist.sweep.summary import SummaryRow
+from saga_dist.utils.printable import printable
 
 _PLOT = 360
 _LETTER = 6.4
@@ -64,7 +64,7 @@ def _room(texts: list[str]) -> float:
     return 24 + _LETTER * max(map(len, texts), default=0)
 
 
-def _panel(frame: _Frame, title: str, rows: list[Row], top: int) -> Iterator[str]:
+def _panel(frame: _Frame, title: str, rows: list[SummaryRow], top: int) -> Iterator[str]:
     highest = max((max(*_recalls(row), (row.confidence_interval or (0, 0))[1]) for row in rows), default=0.1)
     step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 5 or step == 0.25)
     ticks = math.ceil(highest / step)
@@ -91,7 +91,7 @@ def _panel(frame: _Frame, title: str, rows: list[Row], top: int) -> Iterator[str
         yield f'<line class="mean" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6:.1f}" y2="{y + 6:.1f}"/>'
 
 
-def _recalls(row: Row) -> tuple[float, ...]:
+def _recalls(row: SummaryRow) -> tuple[float, ...]:
     return row.figures["recall_at_1"].values
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError, DataError
-from saga_dist.files import write_atomic
-from saga_dist.preflight import describe
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Results
+from saga_dist.runtime.preflight import describe
 from saga_dist.sweep.table import Table, Variant
+from saga_dist.utils.atomic_io import write_atomic
 
 FAILURES_NAME = "failures.json"
 
@@ -50,7 +50,7 @@ class Cell:
         metrics = self.directory / "metrics.jsonl"
         if self.finished or not metrics.is_file():
             return "finished" if self.finished else "not started"
-        from saga_dist.observability import MetricsLog  # imports torch
+        from saga_dist.metrics.log import MetricsLog  # imports torch
 
         steps = [row["step"] for row in MetricsLog(metrics).rows(allow_cut_tail=True)]
         return f"after step {max(steps)} of {self.config.run.steps}" if steps else "not started"

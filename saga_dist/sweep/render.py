@@ -10,9 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from saga_dist.files import write_atomic
-from saga_dist.printable import printable
-from saga_dist.sweep.summary import Figure, Row, Summary, Versus
+from saga_dist.sweep.summary import Figure, PairedComparison, Summary, SummaryRow
+from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.printable import printable
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
 FIGURES = ("seeds", "R@1", "95 %", "R@2", "R@4", "R@8", "NMI")
@@ -83,7 +83,7 @@ def _headings(summary: Summary) -> list[str]:
     return [*FIGURES, *(PAPER if printed else ()), *TEST]
 
 
-def _cells(row: Row, summary: Summary) -> dict[str, str]:
+def _cells(row: SummaryRow, summary: Summary) -> dict[str, str]:
     interval, paper, versus = row.confidence_interval, row.paper, row.versus
     cells = dict.fromkeys((*FIGURES, *PAPER, *TEST), "")
     cells["seeds"] = str(len(row.seeds))
@@ -100,7 +100,7 @@ def _cells(row: Row, summary: Summary) -> dict[str, str]:
     return cells
 
 
-def p_value(versus: Versus) -> str:
+def p_value(versus: PairedComparison) -> str:
     """Returns three digits, or ``< 0.001``."""
     return "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
 

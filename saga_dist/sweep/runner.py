@@ -13,11 +13,11 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig
 from saga_dist.errors import ConfigError, Interrupted
-from saga_dist.printable import printable
 from saga_dist.protocols import Runtime
-from saga_dist.run import build_runtime, open_run_directory, stop_on_signal, train_on
+from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_on
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
 from saga_dist.types import StepResult
+from saga_dist.utils.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class _SharedRuntime:
         """Returns a runtime with a fresh learner for this configuration."""
         settings = worker_settings(config)
         if self._runtime is not None and settings == self._settings:
-            self._runtime.renew_learner(config)
+            self._runtime.reset_learner(config)
             return self._runtime
         self.close()
         self._runtime, self._settings = build_runtime(config), settings

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from saga_dist.config import Section
 from saga_dist.errors import DataError
-from saga_dist.retrieval.hits import HITS_NAME, QueryHits, load_hits
+from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, load_hits
 from saga_dist.retrieval.metrics import clustered_interval, paired_test
 from saga_dist.sweep.plan import Cell
-from saga_dist.sweep.table import Published, Table
+from saga_dist.sweep.table import PublishedFigures, Table
 
 SPLIT = "test"
 FIGURES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "nmi")
@@ -31,7 +31,7 @@ class Figure(Section):
     """Of each seed."""
 
 
-class Versus(Section):
+class PairedComparison(Section):
     """A paired test against another variant: over classes, on the hits at rank 1 averaged over the common seeds."""
 
     variant: str
@@ -43,7 +43,7 @@ class Versus(Section):
     p_value: float
 
 
-class Row(Section):
+class SummaryRow(Section):
     """One variant."""
 
     name: str
@@ -53,8 +53,8 @@ class Row(Section):
     figures: dict[str, Figure]
     confidence_interval: tuple[float, float] | None
     """95 %, of mean Recall@1, by a bootstrap over classes."""
-    paper: Published | None
-    versus: tuple[Versus, ...]
+    paper: PublishedFigures | None
+    versus: tuple[PairedComparison, ...]
 
 
 class Summary(Section):
@@ -64,7 +64,7 @@ class Summary(Section):
     split: str = SPLIT
     num_queries: int
     num_classes: int
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     missing: dict[str, str] = Field(default_factory=dict)
     """Cells without results, and why or how far they are."""
 
@@ -92,7 +92,7 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
         own = [cell for cell in done if cell.variant.name == variant.name]
         others = [[cell for cell in done if cell.variant.name == name] for name in table.opponents(variant)]
         rows.append(
-            Row(
+            SummaryRow(
                 name=variant.name,
                 label=variant.label,
                 seeds=tuple(cell.seed for cell in own),
@@ -127,21 +127,21 @@ def over_seeds(values: Sequence[float]) -> Figure:
     return Figure(mean=math.fsum(values) / len(values), sd=spread, values=tuple(values))
 
 
-def _mean_hits(cells: Sequence[Cell], hits: dict[str, QueryHits]) -> np.ndarray:
+def _mean_hits(cells: Sequence[Cell], hits: dict[str, FirstHits]) -> np.ndarray:
     """[Q] share of the seeds in which each query has a hit at rank 1."""
     share: np.ndarray = np.mean([hits[cell.name].at(1) for cell in cells], axis=0)
     return share
 
 
 def _versus(
-    own: Sequence[Cell], other: Sequence[Cell], hits: dict[str, QueryHits], labels_Q: np.ndarray
-) -> Versus | None:
+    own: Sequence[Cell], other: Sequence[Cell], hits: dict[str, FirstHits], labels_Q: np.ndarray
+) -> PairedComparison | None:
     seeds = sorted({cell.seed for cell in own} & {cell.seed for cell in other})
     if not seeds:
         return None
     ours, theirs = (_mean_hits([cell for cell in cells if cell.seed in seeds], hits) for cells in (own, other))
     test = paired_test(ours, theirs, labels_Q, seed=_TEST_SEED)
-    return Versus(
+    return PairedComparison(
         variant=other[0].variant.name,
         seeds=tuple(seeds),
         difference=test.difference,
@@ -151,7 +151,7 @@ def _versus(
     )
 
 
-def _common_labels(hits: dict[str, QueryHits]) -> np.ndarray:
+def _common_labels(hits: dict[str, FirstHits]) -> np.ndarray:
     """The classes of the queries, which all cells must share: otherwise nothing is paired."""
     first = next(iter(hits), None)
     if first is None:

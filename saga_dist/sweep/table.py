@@ -12,7 +12,7 @@ from saga_dist.config import Section
 from saga_dist.errors import ConfigError
 
 
-class Published(Section):
+class PublishedFigures(Section):
     """What the paper printed for a row."""
 
     recall_at_1: float = Field(ge=0, le=100, description="percent")
@@ -28,7 +28,7 @@ class Variant(Section):
     set: tuple[str, ...] = Field((), description="section.key=value over the base configuration")
     pretrained: bool = Field(False, description="evaluate the tower as it came, mean-pooled; train nothing")
     against: str | tuple[str, ...] = Field("", description='variants of its paired tests; "": the table\'s baseline')
-    paper: Published | None = Field(None, description="the published figures of this row")
+    paper: PublishedFigures | None = Field(None, description="the published figures of this row")
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from saga_dist.errors import WireError
-from saga_dist.files import write_atomic
 from saga_dist.types import ScoredGroup
+from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.wire.columns import one_line
 from saga_dist.wire.groups import groups_from_batch, groups_to_batch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from saga_dist.types import Agreement, EncoderTokens, Grid, TokenGradients
+from saga_dist.types import EncoderTokens, Grid, LogProbMismatch, TokenGradients
 from saga_dist.wire.columns import (
     field,
     matrix_column,
@@ -118,11 +118,11 @@ def gradients_to_batch(gradients: TokenGradients) -> pa.RecordBatch:
             "num_attended": [gradients.num_attended],
             "loss": [gradients.loss],
             "num_tokens": [gradients.num_tokens],
-            "log_prob_gap": [gradients.agreement.log_prob_gap],
-            "mismatch_kl": [gradients.agreement.mismatch_kl],
-            "weight_quantiles": [gradients.agreement.weight_quantiles],
-            "truncated_share": [gradients.agreement.truncated_share],
-            "replayed": nested([gradients.agreement.replayed], np.float32),
+            "log_prob_gap": [gradients.mismatch.log_prob_gap],
+            "mismatch_kl": [gradients.mismatch.mismatch_kl],
+            "weight_quantiles": [gradients.mismatch.weight_quantiles],
+            "truncated_share": [gradients.mismatch.truncated_share],
+            "replayed": nested([gradients.mismatch.replayed], np.float32),
             "encoder_version": [gradients.encoder_version],
         },
     )
@@ -149,7 +149,7 @@ def gradients_from_batch(batch: pa.RecordBatch) -> TokenGradients:
         num_attended=row["num_attended"],
         loss=row["loss"],
         num_tokens=row["num_tokens"],
-        agreement=Agreement(
+        mismatch=LogProbMismatch(
             log_prob_gap=row["log_prob_gap"],
             mismatch_kl=row["mismatch_kl"],
             weight_quantiles=tuple(row["weight_quantiles"]),

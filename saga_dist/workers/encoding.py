@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from saga_dist.config import DataSection
-from saga_dist.counters import counter_generator
 from saga_dist.data.image_sets import ImageSet, Splits
 from saga_dist.data.images import augment
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import TokenLayout
 from saga_dist.protocols import Embeddings
 from saga_dist.types import EncoderTokens, Grid, ImagePair
+from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
 EVALUATION_BATCH = 64

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from saga_dist.checkpoint.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
 from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
-from saga_dist.state_files import load_optimizer, load_tensors, save_optimizer, save_tensors
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
 from saga_dist.workers.data_parallel import ALONE, Ranks
 from saga_dist.workers.encoding import SplitEncoder, TokenBatch
@@ -57,7 +57,7 @@ class Learner:
         data, objective, optimizer: their sections of the configuration.
         num_steps: optimizer steps of the whole run, for the schedule.
         autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32), or None.
-        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``encode_ahead``,
+        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``encode_no_grad``,
             ``finish_step`` and ``embed`` are then calls of all of them.
     """
 
@@ -113,7 +113,7 @@ class Learner:
         self._batch_of_pair.update({pair.pair_id: (opened, pair) for pair in batch.pairs})
         return self._publish(tokens, batch)
 
-    def encode_ahead(self, batch: MicroBatch) -> EncodedBatch:
+    def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
         """Publishes the tokens of every pair of a later step's batch, as today's encoder sees them.
 
         No graph is kept and the open step is left alone: when its own step comes, the batch is encoded anew.

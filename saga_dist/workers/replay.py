@@ -13,7 +13,7 @@ first image is a constant of the run and is read once.
 Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
 completions are also read on the tokens that they were sampled from, without gradient. Both numbers then come from one
 program and from one distribution, the model at the sampling temperature, so that their ratio, the importance weight,
-says how the encoder moved and nothing else; what the engine computes differently is measured apart (``Agreement``). The
+says how the encoder moved and nothing else; what the engine computes differently is measured apart (``LogProbMismatch``). The
 cut at top-p is left out on both sides.
 """
 
@@ -31,7 +31,14 @@ from saga_dist.objectives.attention import attention_targets, renormalised_atten
 from saga_dist.objectives.grpo import grpo_loss, importance_weights
 from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
 from saga_dist.workers.engines.validation import validate_tokens
-from saga_dist.workers.replay_parts import Chunk, Results, Sampled, distinct_completions, packed_chunks, padded_chunks
+from saga_dist.workers.replay_chunks import (
+    BehaviourLogProbs,
+    Chunk,
+    ReplayTotals,
+    distinct_completions,
+    packed_chunks,
+    padded_chunks,
+)
 
 
 class ReplayWorker:
@@ -98,7 +105,7 @@ class ReplayWorker:
 
         chunks = self._chunks(task.group, prompt)
         sampled = self._sampled_log_probs(task.group, chunks, behaviour)
-        results = Results()
+        results = ReplayTotals()
         for chunk, sampled_chunk in zip(chunks, sampled, strict=True):
             self._replay_chunk(task, chunk, prompt, sampled_chunk, leaves, results)
         _back_propagate(prefix, leaves)
@@ -131,12 +138,12 @@ class ReplayWorker:
     @torch.no_grad()
     def _sampled_log_probs(
         self, group: ScoredGroup, chunks: Sequence[Chunk], behaviour: EncoderTokens | None
-    ) -> list[Sampled]:
+    ) -> list[BehaviourLogProbs]:
         """For each chunk, what its tokens were worth to the encoder that they were sampled with."""
         log_probs = [torch.tensor(log_probs_T) for log_probs_T in group.completions.log_probs]
         engine = [chunk.in_order(log_probs) for chunk in chunks]
         if behaviour is None:
-            return [Sampled(engine_R) for engine_R in engine]
+            return [BehaviourLogProbs(engine_R) for engine_R in engine]
         prompt, values_NW = self._read_tokens(behaviour)
         prefix = self._read_prefix(prompt, values_NW)
         sampled = []
@@ -153,7 +160,7 @@ class ReplayWorker:
                 plain.append(_log_probs(logits_UV, targets_U))
                 tempered.append(_log_probs(logits_UV / group.completions.sampling.temperature, targets_U))
             plain_R, tempered_R = (torch.cat(each).repeat_interleave(chunk.counts()) for each in (plain, tempered))
-            sampled.append(Sampled(engine_R, plain_R, tempered_R))
+            sampled.append(BehaviourLogProbs(engine_R, plain_R, tempered_R))
         return sampled
 
     def _replay_chunk(
@@ -161,9 +168,9 @@ class ReplayWorker:
         task: ReplayTask,
         chunk: Chunk,
         prompt: PromptLayout,
-        sampled: Sampled,
+        sampled: BehaviourLogProbs,
         leaves: KeyValues,
-        results: Results,
+        results: ReplayTotals,
     ) -> None:
         attended = [
             (row, index)
@@ -181,7 +188,7 @@ class ReplayWorker:
             self._read_attention(run.probe, row, task.group, index, prompt, results)
 
     def _back_propagate_loss(
-        self, task: ReplayTask, chunk: Chunk, hidden_UD: torch.Tensor, sampled: Sampled, results: Results
+        self, task: ReplayTask, chunk: Chunk, hidden_UD: torch.Tensor, sampled: BehaviourLogProbs, results: ReplayTotals
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
         size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
@@ -217,7 +224,13 @@ class ReplayWorker:
         return torch.cat(log_probs)
 
     def _read_attention(
-        self, probe: AttentionProbe, row: int, group: ScoredGroup, index: int, prompt: PromptLayout, results: Results
+        self,
+        probe: AttentionProbe,
+        row: int,
+        group: ScoredGroup,
+        index: int,
+        prompt: PromptLayout,
+        results: ReplayTotals,
     ) -> None:
         masks = (group.describes_a[index], group.describes_b[index])
         for image, mask_T, targets in zip(prompt.images, masks, results.targets, strict=True):

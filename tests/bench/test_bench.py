@@ -10,11 +10,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from saga_dist.bench import commands
-from saga_dist.bench.commands import Bench, measure, print_report
-from saga_dist.bench.common import Machine, Report, Row, Size, in_turns, less_is_better, more_is_better, peak_memory
-from saga_dist.bench.figures import Figures, Measured, load_figures, markdown, save
-from saga_dist.cli import app
+from saga_dist.bench.common import (
+    BenchRow,
+    Machine,
+    Report,
+    Size,
+    in_turns,
+    less_is_better,
+    more_is_better,
+    peak_memory,
+)
+from saga_dist.bench.records import BenchRecord, BenchRecords, load_figures, markdown, save
+from saga_dist.cli import bench
+from saga_dist.cli.bench import Bench, measure, print_report
+from saga_dist.cli.main import app
 from saga_dist.errors import ConfigError, DataError
 
 CASES = {
@@ -33,8 +42,8 @@ def assert_readable(report: Report) -> None:
         assert row.ours >= 0 and math.isfinite(row.ours)
         assert (row.ratio is None) == (row.other is None)
         assert row.ratio is None or row.ratio > 0
-    measured = Measured(size=Size.TINY, load=0.5, report=report)
-    assert Measured.model_validate_json(measured.model_dump_json()) == measured
+    measured = BenchRecord(size=Size.TINY, load=0.5, report=report)
+    assert BenchRecord.model_validate_json(measured.model_dump_json()) == measured
     assert markdown(measured).count("\n| ") == len(report.rows) + 1
     shown = io.StringIO()
     print_report(Console(file=shown, width=80), report)
@@ -86,7 +95,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.M
         asked.append((name, size))
         return Report(name.value, "something else", (less_is_better("case", 2.0, 5.0, "s", equal=True, bar=3.0),))
 
-    monkeypatch.setattr(commands, "measure", measured)
+    monkeypatch.setattr(bench, "measure", measured)
     file = tmp_path / "figures.json"
     done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
     assert done.exit_code == 0, done.output
@@ -108,9 +117,9 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.M
 def test_markdown_has_the_same_figures() -> None:
     rows = (
         less_is_better("a", 2.0, 5.0, "s", equal=True, bar=3.0),
-        Row("b", 540.2, None, "1/s", None, 500, True, True),
+        BenchRow("b", 540.2, None, "1/s", None, 500, True, True),
     )
-    measured = Measured(size=Size.QUICK, load=1.5, report=Report("scaling", "waiting", rows, ("two workers",)))
+    measured = BenchRecord(size=Size.QUICK, load=1.5, report=Report("scaling", "waiting", rows, ("two workers",)))
     assert markdown(measured).splitlines() == [
         "**scaling** against waiting",
         "",
@@ -126,7 +135,7 @@ def test_markdown_has_the_same_figures() -> None:
 
 def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    save(Figures(machine=Machine(processor="abacus", cores=1, torch="0.1", device="beads"), benches={}), file)
+    save(BenchRecords(machine=Machine(processor="abacus", cores=1, torch="0.1", device="beads"), benches={}), file)
     done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
     assert isinstance(done.exception, ConfigError) and "another machine (beads, abacus" in str(done.exception)
     file.write_text("{}")
@@ -139,7 +148,7 @@ def test_ratios_say_how_many_times_better_ours_is() -> None:
     assert less_is_better("time", 2.0, 7.9, "s", equal=True, bar=4.0).met is False
     assert more_is_better("rate", 9.0, 3.0, "1/s", equal=True).ratio == 3.0
     assert more_is_better("rate", 9.0, 3.0, "1/s", equal=True).met is None
-    wrong = Row("case", 1.0, 1.0, "s", 1.0, None, None, equal=False)
+    wrong = BenchRow("case", 1.0, 1.0, "s", 1.0, None, None, equal=False)
     assert not Report("bench", "other", (wrong, less_is_better("time", 1, 1, "s", equal=True))).equal
 
 

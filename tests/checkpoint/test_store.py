@@ -21,10 +21,10 @@ import torch
 import saga_dist.checkpoint.manifest
 import saga_dist.checkpoint.store
 import saga_dist.checkpoint.writing
-import saga_dist.files
+import saga_dist.utils.atomic_io
 from saga_dist.checkpoint import MANIFEST, CheckpointStore, verify
+from saga_dist.checkpoint.state_files import save_tensors
 from saga_dist.errors import CheckpointError, DamagedCheckpoint
-from saga_dist.state_files import save_tensors
 
 EXTRA = {"config_digest": "abc", "selection": {"step": 3, "recall_at_1": 0.1 + 0.2, "history": [(1, 0.5)]}}
 
@@ -346,7 +346,7 @@ def die_at_line(number: int, action: Callable[[], Any]) -> bool:
     """Runs ``action`` in a forked process that vanishes at its n-th line of our code; False when it got to the end."""
     child = os.fork()
     if child == 0:
-        modules, count = (saga_dist.checkpoint.store, saga_dist.checkpoint.writing, saga_dist.files), 0
+        modules, count = (saga_dist.checkpoint.store, saga_dist.checkpoint.writing, saga_dist.utils.atomic_io), 0
         files = {module.__file__ for module in modules}
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:

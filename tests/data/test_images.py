@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saga_dist.counters import counter_generator
 from saga_dist.data import images
 from saga_dist.data.images import MAX_PIXELS, augment, read_image
 from saga_dist.errors import DataError
+from saga_dist.utils.rng import counter_generator
 
 
 def saved(path: Path, image: Image.Image, **options: object) -> Path:

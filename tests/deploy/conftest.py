@@ -44,7 +44,7 @@ def mistakes() -> Callable[[dict[str, Any]], list[str]]:
 @pytest.fixture(scope="session")
 def manifest() -> Callable[..., str]:
     """Returns what ``saga-dist manifest`` prints; raises what it raises."""
-    from saga_dist.cli import app
+    from saga_dist.cli.main import app
 
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["manifest", *arguments], catch_exceptions=False)

@@ -93,7 +93,17 @@ def test_people_can_read_it(manifest: Callable[..., str]) -> None:
 
 
 def test_a_mistake_is_one_line_and_exit_2() -> None:
-    command = [sys.executable, "-m", "saga_dist.cli", "manifest", BIRDS, "--rollout-min", "4", "--rollout-max", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "saga_dist.cli.main",
+        "manifest",
+        BIRDS,
+        "--rollout-min",
+        "4",
+        "--rollout-max",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == "error: command line: --rollout-min = 4 is more than --rollout-max = 2; lower it\n"
@@ -104,7 +114,7 @@ def test_neither_ray_nor_torch_is_loaded() -> None:
     code = (
         "import sys\n"
         f"sys.argv = ['saga-dist', 'manifest', {BIRDS!r}, '--out', '/dev/null/x']\n"
-        "from saga_dist.cli import main\n"
+        "from saga_dist.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
         "print(code, sorted({'ray', 'torch', 'vllm', 'transformers', 'pyarrow'} & sys.modules.keys()))\n"
     )

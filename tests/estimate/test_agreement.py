@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError
-from saga_dist.estimate import whole
+from saga_dist.estimate import planner
 from saga_dist.estimate.measure import measured_run
 from saga_dist.estimate.rates import Rates, as_json, card_rates, read_rates, this_machine
-from saga_dist.run import train
+from saga_dist.runtime.run import train
 from saga_dist.wire import groups_to_batch, read_recording
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +51,9 @@ def test_bytes_and_seconds_of_a_short_training(run: Path, tmp_path: Path, capsys
     directory = tmp_path / "four"
     train(config, directory)
     real = measured_run(directory, config)
-    with whole.setting(config, card, whole.measured_basis(config, card, run)) as setting:
-        found = whole.estimate(setting)
-        work = setting.work
+    with planner.plan_inputs(config, card, planner.measured_rates(config, card, run)) as plan_inputs:
+        found = planner.estimate(plan_inputs)
+        work = plan_inputs.work
     for role, seconds in real.seconds.items():
         expected = float(getattr(found.own, role))
         with capsys.disabled():
@@ -67,7 +67,7 @@ def test_bytes_and_seconds_of_a_short_training(run: Path, tmp_path: Path, capsys
     assert len(groups) == 4 * 8
     # Recorded groups, at the length that was measured, within the letters of a token.
     assert 0.5 < found.payloads.group * len(groups) / groups_to_batch(groups).nbytes < 2
-    assert work.words.completion == measured_run(run, config_with()).completion_tokens
+    assert work.token_counts.completion == measured_run(run, config_with()).completion_tokens
     assert work.demand.contributing_share == measured_run(run, config_with()).contributing_share
 
 
@@ -75,8 +75,8 @@ def test_a_runs_rates_give_back_its_own_seconds(run: Path) -> None:
     config, card = config_with(), this_machine()
     real = measured_run(run, config)
     assert (real.num_steps, real.micro_batches) == (3, 1.0)
-    with whole.setting(config, card, whole.measured_basis(config, card, run)) as setting:
-        own = whole.estimate(setting).own
+    with planner.plan_inputs(config, card, planner.measured_rates(config, card, run)) as plan_inputs:
+        own = planner.estimate(plan_inputs).own
     assert own.encode == pytest.approx(real.encode_s)
     assert own.rollout == pytest.approx(real.rollout_s, rel=1e-3)
     # As many groups train as the share says, and completions that train are as long as all.
@@ -88,8 +88,8 @@ def test_the_command_calibrates_writes_and_reads(tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "birds.toml")
     done = CliRunner().invoke(app, ["estimate", config, *SHORT, "--calibrate", "--json", str(file)])
     assert done.exit_code == 0, done.output
-    for words in ("parts", "operations", "seconds of a step", "memory:", "how far the assumptions were off"):
-        assert words in done.output
+    for token_counts in ("parts", "operations", "seconds of a step", "memory:", "how far the assumptions were off"):
+        assert token_counts in done.output
     content = json.loads(file.read_text())
     assert content["rates"]["replay"]["source"] == "measured: 3 steps now, everything in one process"
     assert content["measured"]["completion_tokens"] > 1

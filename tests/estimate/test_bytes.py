@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from saga_dist.assembly import build_learner
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.estimate.activations import saved_bytes
@@ -17,7 +16,8 @@ from saga_dist.estimate.memory import Weights, learner_memory
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes, payloads
 from saga_dist.estimate.sampling import demand
 from saga_dist.estimate.shapes import model_shape
-from saga_dist.estimate.words import count_words
+from saga_dist.estimate.token_counts import count_tokens
+from saga_dist.runtime.build import build_learner
 from saga_dist.wire import gradients_to_batch, tokens_to_batch
 from saga_dist.workers.learner import Learner
 
@@ -66,8 +66,8 @@ def test_payloads_are_those_on_the_wire(dtype: str, family_checkpoint: Path) -> 
     _, records = stepped(config)
     real = [tokens_to_batch(record).nbytes for record in records]  # type: ignore[arg-type]
     with model_shape(config) as shape:
-        words, needed = count_words(config, shape), demand(config, 0.5)
-        found = payloads(config, shape, words, needed)
+        token_counts, needed = count_tokens(config, shape), demand(config, 0.5)
+        found = payloads(config, shape, token_counts, needed)
         values = 2 * shape.tower.tokens * shape.wire_width
     assert set(real) == {found.tokens}
     assert 0 < found.tokens - values * shape.value_bytes < 300
@@ -83,7 +83,7 @@ def test_running_ahead_keeps_a_second_copy(tiny_checkpoint: Path) -> None:
         ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", "rollout.max_staleness=1", *FEW]
     )
     with model_shape(config) as shape:
-        found = payloads(config, shape, count_words(config, shape), demand(config))
+        found = payloads(config, shape, count_tokens(config, shape), demand(config))
     assert found.step == found.store_peak == 16 * (2 * found.tokens + found.group)
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from saga_dist.assembly import build_learner, build_replay_worker
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import evaluation_pairs
 from saga_dist.estimate.activations import saved_bytes
 from saga_dist.estimate.memory import replay_memory
 from saga_dist.estimate.operations import group_operations
 from saga_dist.estimate.shapes import ModelShape, model_shape
-from saga_dist.estimate.words import Words, count_words
+from saga_dist.estimate.token_counts import TokenCounts, count_tokens
 from saga_dist.models.families.decoder import DecoderBackbone
+from saga_dist.runtime.build import build_learner, build_replay_worker
 from saga_dist.types import Completions, ReplayTask, Sampling, ScoredGroup
 from saga_dist.workers.engines.vllm_engine import _cache_bytes
 from saga_dist.workers.replay import ReplayWorker
@@ -33,7 +33,7 @@ class Scene:
 
     config: RunConfig
     shape: ModelShape
-    words: Words
+    token_counts: TokenCounts
     worker: ReplayWorker
     task: ReplayTask
 
@@ -69,8 +69,8 @@ def scene() -> Iterator[Scene]:
     worker.replay(task, tokens)  # the constant head is read once
     with model_shape(config) as shape, pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecoderBackbone, "packs", False)  # as on a GPU
-        words = replace(count_words(config, shape), completion=float(LENGTH))
-        yield Scene(config, shape, words, worker, task)
+        token_counts = replace(count_tokens(config, shape), completion=float(LENGTH))
+        yield Scene(config, shape, token_counts, worker, task)
 
 
 def test_tokens_through_the_layers(scene: Scene) -> None:
@@ -85,21 +85,21 @@ def test_tokens_through_the_layers(scene: Scene) -> None:
     hook = layer.register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[union-attr]
     scene.worker.replay(scene.task, scene.task.tokens)
     hook.remove()
-    assert scene.words.prefix == scene.words.prompt - scene.words.head - 1
-    assert passed == scene.words.prefix + SIZE * (LENGTH + 1)
+    assert scene.token_counts.prefix == scene.token_counts.prompt - scene.token_counts.head - 1
+    assert passed == scene.token_counts.prefix + SIZE * (LENGTH + 1)
 
 
 def test_operations_by_hand(scene: Scene) -> None:
     """The demo's decoder: 3 layers, 4 heads of 32, 442,368 weights in its layers, 352 x 128 in the output layer."""
-    words, decoder = scene.words, scene.shape.decoder
+    token_counts, decoder = scene.token_counts, scene.shape.decoder
     assert (decoder.layer_products, decoder.head_products, decoder.attention_width) == (442_368, 45_056, 384)
-    found = group_operations(decoder, words, SIZE)
-    prompt, head = words.prompt, words.head
+    found = group_operations(decoder, token_counts, SIZE)
+    prompt, head = token_counts.prompt, token_counts.head
     in_prompt = sum(position for position in range(head + 1, prompt + 1))
     in_completions = SIZE * sum(prompt + position for position in range(1, LENGTH + 1))
     assert found.prefill == 2 * 442_368 * (prompt - head) + 4 * 384 * in_prompt
     assert found.decode == SIZE * LENGTH * 2 * (442_368 + 45_056) + 4 * 384 * in_completions
-    tokens = words.prefix + SIZE * (LENGTH + 1)
+    tokens = token_counts.prefix + SIZE * (LENGTH + 1)
     linear = 2 * 442_368 * tokens + 2 * 45_056 * SIZE * LENGTH
     attention = 4 * 384 * (in_prompt + in_completions + SIZE * prompt)
     assert found.replay_forward == linear + attention
@@ -112,7 +112,7 @@ def test_bytes_that_replay_keeps(scene: Scene) -> None:
     kept = saved_bytes(
         lambda: scene.worker.replay(scene.task, scene.task.tokens), [*backbone.parameters(), *backbone.buffers()]
     )
-    found = replay_memory(scene.config, scene.shape, scene.words)
+    found = replay_memory(scene.config, scene.shape, scene.token_counts)
     log_softmax = 4 * SIZE * LENGTH * scene.shape.decoder.vocabulary
     assert found.activations.prefix + found.activations.chunk + log_softmax == pytest.approx(kept, rel=0.1)
     assert found.logits == 3 * log_softmax

@@ -15,7 +15,7 @@ from saga_dist.errors import DataError, ModelError
 from saga_dist.estimate.activations import replay_activations, saved_bytes, tower_activations
 from saga_dist.estimate.operations import encoder_forward
 from saga_dist.estimate.shapes import Weights, model_shape
-from saga_dist.estimate.words import count_words
+from saga_dist.estimate.token_counts import count_tokens
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 
@@ -107,13 +107,13 @@ def test_the_decoder_keeps_what_is_said(family_checkpoint: Path, dtype: torch.dt
     backbone = family.load_backbone(dtype=dtype)
     name = str(dtype).removeprefix("torch.")
     with model_shape(birds(family_checkpoint, f"model.dtype={name}")) as shape:
-        words = count_words(birds(family_checkpoint), shape)
-        found = replay_activations(shape, prefix=words.prompt - 1, rows=3, columns=12)
+        token_counts = count_tokens(birds(family_checkpoint), shape)
+        found = replay_activations(shape, prefix=token_counts.prompt - 1, rows=3, columns=12)
         values_NW = torch.zeros(50, shape.wire_width, requires_grad=True)
-        ids = [int(shape.family.parsed.image_token_id)] * 2 + [7] * (words.prompt - 50)
+        ids = [int(shape.family.parsed.image_token_id)] * 2 + [7] * (token_counts.prompt - 50)
         prompt = backbone.lay_out(ids, [shape.grid] * 2)
     past: list[Any] = []
-    span = slice(0, words.prompt - 1)
+    span = slice(0, token_counts.prompt - 1)
     weights = [*backbone.parameters(), *backbone.buffers()]
     prefix = saved_bytes(lambda: past.append(backbone.read_prompt(prompt, values_NW, span)), weights)
     leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
@@ -136,10 +136,10 @@ def test_released_sizes_without_the_files(name: str, parameters: int, monkeypatc
     with model_shape(config) as shape:
         assert shape.tower.weights.params + shape.decoder.weights.params == parameters
         assert "no config.json of it on this machine" in shape.source
-        words = count_words(config, shape)
-        assert "no tokenizer here" in words.prompt_source
+        token_counts = count_tokens(config, shape)
+        assert "no tokenizer here" in token_counts.prompt_source
         text = {"qwen3_vl": 613, "qwen2_5_vl": 633}[shape.family.name]  # by Qwen's own vocabulary, markers included
-        assert words.prompt - 2 * shape.tower.tokens == pytest.approx(text, rel=0.02)
+        assert token_counts.prompt - 2 * shape.tower.tokens == pytest.approx(text, rel=0.02)
 
 
 def test_what_cannot_be_sized_is_one_line(tiny_checkpoint: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from saga_dist.config import RunConfig, load_config
-from saga_dist.estimate import whole
+from saga_dist.estimate import planner
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, encoder_backward, encoder_forward
-from saga_dist.estimate.placement import CONTEXT_BYTES, SLACK, most_groups, place
+from saga_dist.estimate.placement import CONTEXT_BYTES, SLACK, max_groups, place_actors
 from saga_dist.estimate.rates import CARDS, Card, Rate, Rates, card_rates
 from saga_dist.estimate.sampling import demand
 from saga_dist.estimate.scaling import best_plan, saturations
@@ -36,7 +36,7 @@ SMALL = Card("made up", 2e8, 1e12, 1e11, 1e10)
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[whole.Setting]:
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.PlanInputs]:
     """Birds with a tiny model, ten groups of four completions, two of three of them contribute."""
     from saga_dist.standin.checkpoint import write_random_checkpoint
 
@@ -45,12 +45,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[whole.Setting]:
         BIRDS,
         [f"model.path={folder}", "rollout.pairs_per_batch=10", "rollout.contributing_groups=6", "rollout.group_size=4"],
     )
-    basis = whole.Basis(RATES, {"contributing_share": 2 / 3, "completion_tokens": 30.0}, "made up")
-    with whole.setting(config, SMALL, basis) as setting:
-        yield setting
+    rate_source = planner.RateSource(RATES, {"contributing_share": 2 / 3, "completion_tokens": 30.0}, "made up")
+    with planner.plan_inputs(config, SMALL, rate_source) as plan_inputs:
+        yield plan_inputs
 
 
-def test_seconds_by_hand(here: whole.Setting) -> None:
+def test_seconds_by_hand(here: planner.PlanInputs) -> None:
     work = here.work
     work = replace(work, demand=replace(work.demand, micro_batches=1.5, trained_groups=6.0))
     tower, group, trainable = work.shape.tower, work.group, work.learner.trainable.params
@@ -60,7 +60,9 @@ def test_seconds_by_hand(here: whole.Setting) -> None:
     assert alone.update == pytest.approx(backward + OPTIMIZER_BYTES * trainable / 8e8)
     assert alone.replay == pytest.approx(6 * (group.replay_forward + group.replay_backward) / 3e9)
     decoder = work.shape.decoder
-    read = 4 * (decoder.layer_products + decoder.head_products) + 40 * (work.words.prompt + 15) * decoder.kv_bytes(4)
+    read = 4 * (decoder.layer_products + decoder.head_products) + 40 * (
+        work.token_counts.prompt + 15
+    ) * decoder.kv_bytes(4)
     one_step = max(read / 5e9, 40 * (group.decode / 120) / 6e9) + 0.007
     assert alone.rollout == pytest.approx(1.5 * (10 * group.prefill / 4e9 + 30 * one_step))
     assert alone.sync == alone.encode + alone.rollout + alone.replay + alone.update
@@ -70,12 +72,12 @@ def test_seconds_by_hand(here: whole.Setting) -> None:
     assert shared_out.replay == pytest.approx(alone.replay / 3)  # six groups on four workers: two on some
     travelling = 2 * 4 * trainable / 2 / 9e7
     assert shared_out.update == pytest.approx(backward / 2 + OPTIMIZER_BYTES * trainable / 8e8 + travelling)
-    learner = shared_out.encode_ahead + shared_out.encode + shared_out.stale_replay + shared_out.update
+    learner = shared_out.encode_no_grad + shared_out.encode + shared_out.stale_replay + shared_out.update
     assert shared_out.overlapped == max(shared_out.rollout, learner)
     assert step_time(work, Split(1, 1, 0, shared=True)).overlapped > alone.sync
 
 
-def test_measured_tokens_replace_the_engines_rates(here: whole.Setting) -> None:
+def test_measured_tokens_replace_the_engines_rates(here: planner.PlanInputs) -> None:
     work = replace(here.work, rates=replace(RATES, rollout_tokens=Rate(1000.0, "made up")))
     work = replace(work, demand=replace(work.demand, micro_batches=1.0))
     assert step_time(work, Split(1, 1, 0)).rollout == pytest.approx(10 * 4 * 30 / 1000)
@@ -110,7 +112,7 @@ def test_without_rollouts_there_is_nothing_to_sample() -> None:
     assert (found.micro_batches, found.trained_groups) == (1.0, 0.0)
 
 
-def test_roles_saturate_at_pairs_and_groups(here: whole.Setting) -> None:
+def test_roles_saturate_at_pairs_and_groups(here: planner.PlanInputs) -> None:
     found = {one.role: one for one in saturations(here.work)}
     assert found["rollout"].workers == 10
     assert found["replay"].workers == 6
@@ -119,7 +121,7 @@ def test_roles_saturate_at_pairs_and_groups(here: whole.Setting) -> None:
     assert more.replay == pytest.approx(found["replay"].seconds)
 
 
-def test_the_best_division_is_no_slower_than_any_other(here: whole.Setting) -> None:
+def test_the_best_division_is_no_slower_than_any_other(here: planner.PlanInputs) -> None:
     large = replace(SMALL, memory=1e12)
     for gpus in (2, 5, 9):
         for overlapped in (False, True):
@@ -136,15 +138,15 @@ def test_the_best_division_is_no_slower_than_any_other(here: whole.Setting) -> N
             assert plan.cost(2.0) == pytest.approx(2 * gpus * plan.hours)
 
 
-def test_no_division_where_a_role_fits_no_card(here: whole.Setting) -> None:
+def test_no_division_where_a_role_fits_no_card(here: planner.PlanInputs) -> None:
     assert best_plan(here.work, replace(SMALL, memory=1e7), here.replay, 8, overlapped=False) is None
 
 
-def test_actors_share_cards_as_ray_places_them(here: whole.Setting) -> None:
+def test_actors_share_cards_as_ray_places_them(here: planner.PlanInputs) -> None:
     def devices(*overrides: str) -> list[tuple[int, tuple[str, ...]]]:
         config = load_config(BIRDS, ["rollout.engine=vllm", *overrides])
         memories = replace(here.memories, replay=here.replay if config.replay.workers else None)
-        placed = place(config, memories, SMALL, 1)
+        placed = place_actors(config, memories, SMALL, 1)
         return [(device.count, tuple(role for role, _ in device.actors)) for device in placed]
 
     assert devices("runtime.learner_num_gpus=0.7", "rollout.num_gpus=0.3") == [(1, ("learner", "rollout"))]
@@ -158,13 +160,13 @@ def test_actors_share_cards_as_ray_places_them(here: whole.Setting) -> None:
     ) == [(2, ("replay",)), (1, ("learner", "rollout")), (1, ("rollout",))]  # fmt: skip
 
 
-def test_the_largest_k_is_the_last_that_fits(here: whole.Setting) -> None:
+def test_the_largest_k_is_the_last_that_fits(here: planner.PlanInputs) -> None:
     config = load_config(BIRDS, ["runtime.learner_num_gpus=1", "rollout.num_gpus=1", "rollout.pairs_per_batch=10"])
     learner = here.memories.learner
     room = learner.peak(3.0) * SLACK + CONTEXT_BYTES + 1000
     card = replace(SMALL, memory=room)
-    assert most_groups(config, here.memories, card, here.work.demand) == int(3 * 10 * 2 / 3)
-    assert most_groups(config, here.memories, replace(card, memory=1e6), here.work.demand) == 0
+    assert max_groups(config, here.memories, card, here.work.demand) == int(3 * 10 * 2 / 3)
+    assert max_groups(config, here.memories, replace(card, memory=1e6), here.work.demand) == 0
 
 
 def test_a_data_sheet_is_named_with_its_assumption() -> None:

@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 import saga_dist
-from saga_dist.assembly import build_learner
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import CheckpointError, ConfigError, ModelError, SagaError
 from saga_dist.export.folder import export_encoder
 from saga_dist.retrieval.identity import read_identity
 from saga_dist.retrieval.results import MethodResult, Results, SplitResult
+from saga_dist.runtime.build import build_learner
 
 FORMATS = ("hf", "sentence-transformers", "onnx")
 READERS = {
@@ -81,7 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _test_images() -> np.ndarray:
-    from saga_dist.assembly import build_splits
+    from saga_dist.runtime.build import build_splits
 
     test = build_splits(config().data, seed=0).test
     return np.stack([test.image(index) for index in range(len(test))])

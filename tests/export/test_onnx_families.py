@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.errors import ModelError
 from saga_dist.export.onnx_graph import build_graph
 from saga_dist.models.encoder import Encoder

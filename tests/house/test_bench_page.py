@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.bench.commands import Bench
-from saga_dist.bench.common import Row, Size
-from saga_dist.bench.figures import load_figures, markdown, number
+from saga_dist.bench.common import BenchRow, Size
+from saga_dist.bench.records import load_figures, markdown, number
+from saga_dist.cli.bench import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = load_figures(ROOT / "docs" / "benches.json")
@@ -35,6 +35,6 @@ def test_rows_of_the_readme_are_rows_of_the_page() -> None:
     assert {row.split("|")[1].strip() for row in shown} == set(FIGURES.benches)
 
 
-def line(name: str, row: Row) -> str:
+def line(name: str, row: BenchRow) -> str:
     cells = (name, row.case, number(row.ours), number(row.other), row.unit, number(row.ratio), number(row.bar))
     return f"| {' | '.join(cells)} |"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.evidence.results import ATTENTION, BOTH, METRIC, TEXT, WorldResult, load_screen
+from saga_dist.diagnostics.screen_results import ATTENTION, BOTH, METRIC, TEXT, WorldResult, load_screen
 from saga_dist.sweep.collected import load_collected, side_by_side
 from saga_dist.sweep.figure import figure
 from saga_dist.sweep.table import load_table

@@ -177,7 +177,7 @@ def test_nothing_prints_but_the_command_line() -> None:
 def test_help_imports_neither_torch_nor_ray(arguments: list[str]) -> None:
     code = (
         "import sys\n"
-        "from saga_dist.cli import main\n"
+        "from saga_dist.cli.main import main\n"
         f"sys.argv = ['saga-dist', *{arguments!r}]\n"
         "try:\n"
         "    code = main()\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saga_dist.estimate.published import published_files
+from saga_dist.estimate.released_shapes import released_files
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 from saga_dist.models.weights import renamed
@@ -26,7 +26,7 @@ def test_parts_have_the_tensors_of_the_whole_model(name: str, tmp_path: Path) ->
     """On no device: names and shapes alone, so the largest sizes cost seconds."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    files = published_files(name)
+    files = released_files(name)
     assert files is not None
     for file_name, content in files.items():
         (tmp_path / file_name).write_text(json.dumps(content))

@@ -9,7 +9,7 @@ import pytest
 
 from saga_dist.errors import ModelError
 from saga_dist.models.supported import SUPPORTED_FAMILIES, supported_family
-from saga_dist.preflight import check_model_files
+from saga_dist.runtime.preflight import check_model_files
 
 
 def test_supported_checkpoints_are_named_before_anything_is_loaded(family_checkpoint: Path) -> None:

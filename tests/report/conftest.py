@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saga_dist.assembly import build_family, build_learner, build_prompt, torch_dtype
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.observability import MetricsLog
+from saga_dist.metrics.log import MetricsLog
 from saga_dist.retrieval.results import MethodResult, Results, SplitResult
+from saga_dist.runtime.build import build_family, build_learner, build_prompt, torch_dtype
 from saga_dist.types import EncoderTokens, RolloutTask, Sampling, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
 from saga_dist.workers.engines.scripted import ScriptedEngine

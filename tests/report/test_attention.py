@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saga_dist.assembly import build_family, build_prompt, build_replay_worker, build_splits, prompt_text
 from saga_dist.models.encoder import load
 from saga_dist.report.attention import Teacher, pair_tokens, pooler_maps, teacher_attention
 from saga_dist.report.images import heat_rgba
 from saga_dist.report.sources import open_run, read_groups
 from saga_dist.report.teacher import TeacherAttention, attribute_masks, choose_described, rewarded_description
 from saga_dist.report.viewer import TrainingImages
+from saga_dist.runtime.build import build_family, build_prompt, build_replay_worker, build_splits, prompt_text
 from saga_dist.types import ReplayTask
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from saga_dist.evidence.record import (
+from saga_dist.diagnostics.schema import (
     EMBEDDING,
     EVIDENCE_NAME,
     MEAN,
     NOBODY,
     PRETRAINED,
     TRAINED,
-    Change,
+    AttentionShares,
     Evidence,
     Gradients,
-    Looks,
     LossCosine,
     LossNorms,
+    ProbeChange,
     ProbeColumn,
     Probes,
     RecallFigure,
@@ -46,7 +46,7 @@ EVIDENCE = Evidence(
         attributes=(HOSTILE, "bill"),
         chance=(0.3, 0.2),
         columns=(column(TRAINED, MEAN), column(PRETRAINED, MEAN)),
-        changes=(Change(space=MEAN, difference=(-0.04, 0.0), error=(0.01, 0.01), mean=-0.02, mean_error=0.01),),
+        changes=(ProbeChange(space=MEAN, difference=(-0.04, 0.0), error=(0.01, 0.01), mean=-0.02, mean_error=0.01),),
     ),
     gradients=Gradients(
         step=2,
@@ -56,8 +56,8 @@ EVIDENCE = Evidence(
         cosines=(LossCosine(losses=("dml", "kl"), tower=None, pooler=-0.5, encoder=-0.25),),
     ),
     looks=(
-        Looks(who="pooler", encoder=TRAINED, part=0.2, bird=0.6, distractors=0.1, entropy=2.0),
-        Looks(who="uniform", encoder=NOBODY, part=0.1, bird=0.3, distractors=0.3, entropy=3.2),
+        AttentionShares(who="pooler", encoder=TRAINED, part=0.2, bird=0.6, distractors=0.1, entropy=2.0),
+        AttentionShares(who="uniform", encoder=NOBODY, part=0.1, bird=0.3, distractors=0.3, entropy=3.2),
     ),
     notes=(f"something: {HOSTILE}",),
 )

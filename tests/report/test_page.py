@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from saga_dist.cli import app, main
+from saga_dist.cli.main import app, main
 from saga_dist.errors import ConfigError
 from saga_dist.report import build
 from saga_dist.report.build import Settings, report_page, rollouts_page

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from saga_dist.assembly import build_family, build_learner, build_splits
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError
 from saga_dist.report.attention import pair_tokens
 from saga_dist.report.sources import RecordedGroup, evenly, open_run, read_groups
 from saga_dist.report.text import MAX_COMPLETION
 from saga_dist.report.viewer import TrainingImages, group_data, select_groups, token_pieces
+from saga_dist.runtime.build import build_family, build_learner, build_splits
 from saga_dist.types import Completions, ImagePair, Sampling, ScoredGroup
 
 

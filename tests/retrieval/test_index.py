@@ -105,7 +105,7 @@ def test_a_million_vectors_by_the_command(tmp_path: Path) -> None:
     recalls = {}
     for kind in KINDS:
         arguments = ["index", str(tmp_path / "million.arrow"), "--out", str(tmp_path / kind), "--kind", kind]
-        program = f"import sys\nfrom saga_dist.cli import main\nsys.argv = ['saga-dist', *{arguments!r}]\nmain()\n"
+        program = f"import sys\nfrom saga_dist.cli.main import main\nsys.argv = ['saga-dist', *{arguments!r}]\nmain()\n"
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=3000, check=False
         )
@@ -196,7 +196,7 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'ray', 'vllm'): sys.modules[name] = None\n"
-        "from saga_dist.cli import main\n"
+        "from saga_dist.cli.main import main\n"
         f"sys.argv = ['saga-dist', 'index', {str(tmp_path / 'e.parquet')!r}, '--out', {str(tmp_path / 'i')!r}, "
         "'--kind', 'ivf']\n"
         "main()\n"

@@ -11,8 +11,9 @@ from scipy.stats import t as student_t
 from sklearn.metrics import normalized_mutual_info_score
 
 from saga_dist.errors import DataError
-from saga_dist.retrieval import candidates, neighbours
+from saga_dist.retrieval import candidates, exact_ranking
 from saga_dist.retrieval.clusters import kmeans_clusters, nmi
+from saga_dist.retrieval.exact_ranking import ranked_matches
 from saga_dist.retrieval.metrics import (
     clustered_interval,
     hits_at,
@@ -21,8 +22,7 @@ from saga_dist.retrieval.metrics import (
     rank_figures,
     recall_at_k,
 )
-from saga_dist.retrieval.neighbours import ranked_matches
-from saga_dist.retrieval.unit import unit_rows
+from saga_dist.retrieval.normalized import normalized_rows
 
 
 def _oracle(
@@ -69,11 +69,11 @@ def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries go through all stages too: blocks of five, two candidates more than ranks, bfloat16 first."""
     monkeypatch.setattr(candidates, "BLOCK", 5)
-    monkeypatch.setattr(neighbours, "_CANDIDATES_PER_RANK", 1)
-    monkeypatch.setattr(neighbours, "_SPARE_CANDIDATES", 2)
-    monkeypatch.setattr(neighbours, "_QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr(neighbours, "_PAIRS_AT_ONCE", 40)
-    monkeypatch.setattr(neighbours, "half_is_faster", lambda: True)
+    monkeypatch.setattr(exact_ranking, "_CANDIDATES_PER_RANK", 1)
+    monkeypatch.setattr(exact_ranking, "_SPARE_CANDIDATES", 2)
+    monkeypatch.setattr(exact_ranking, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(exact_ranking, "_PAIRS_AT_ONCE", 40)
+    monkeypatch.setattr(exact_ranking, "half_is_faster", lambda: True)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -169,12 +169,12 @@ def test_the_usual_path_needs_no_fall_back(monkeypatch: pytest.MonkeyPatch, half
         assert len(unsure) == 0, "well separated scores must not need the whole gallery"
         return np.zeros((0, 8), bool)
 
-    monkeypatch.setattr(neighbours, "_against_everything", refuse)
-    monkeypatch.setattr(neighbours, "half_is_faster", lambda: half)
+    monkeypatch.setattr(exact_ranking, "_against_everything", refuse)
+    monkeypatch.setattr(exact_ranking, "half_is_faster", lambda: half)
     generator = np.random.default_rng(2)
     labels = np.repeat(np.arange(60), 10)
     values = generator.normal(size=(60, 512))[labels] * 0.35 + generator.normal(size=(600, 512))
-    unit = unit_rows(values).astype(np.float64)
+    unit = normalized_rows(values).astype(np.float64)
     scores = unit @ unit.T
     np.fill_diagonal(scores, -np.inf)
     ranked = np.argsort(-scores, axis=1)[:, :8]

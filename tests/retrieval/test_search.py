@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.errors import DataError, ModelError, UserError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.families import resolve_family

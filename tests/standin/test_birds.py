@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from saga_dist.config import BirdsSection
-from saga_dist.counters import counter_generator
 from saga_dist.errors import DataError
 from saga_dist.standin.birds import NO_FLOWER, PART_COLORS, SHIFTED_STYLE, draw_bird
 from saga_dist.standin.language import COLOR_WORDS, PARTS, answer_text
 from saga_dist.standin.world import pretraining_images, species, split
+from saga_dist.utils.rng import counter_generator
 
 SMALL = BirdsSection(
     train_classes=4, train_images_per_class=4, val_images_per_class=2, test_images_per_class=2, probe_images=5

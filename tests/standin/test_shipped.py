@@ -10,16 +10,16 @@ from saga_dist.standin import checkpoint_path
 from saga_dist.standin.birds import PLAIN_STYLE
 from saga_dist.standin.checkpoint import verify_manifest
 from saga_dist.standin.examine import examine_pairs
-from saga_dist.standin.reader import PairReader
+from saga_dist.standin.pair_model import PairModel
 from saga_dist.standin.world import NUISANCE_PRETRAIN, split
 
 
 @pytest.fixture(scope="module")
-def reader() -> PairReader:
+def reader() -> PairModel:
     from transformers import Qwen3VLForConditionalGeneration
 
     model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_path(), dtype=torch.float32).eval()
-    return PairReader(model, image_size=80)
+    return PairModel(model, image_size=80)
 
 
 def test_both_pre_trainings_are_shipped_whole_and_differ() -> None:
@@ -30,7 +30,7 @@ def test_both_pre_trainings_are_shipped_whole_and_differ() -> None:
     assert first["sha256"]["tokenizer.json"] == second["sha256"]["tokenizer.json"]
 
 
-def test_on_birds_that_look_as_in_pre_training(reader: PairReader) -> None:
+def test_on_birds_that_look_as_in_pre_training(reader: PairModel) -> None:
     birds = split("val", BirdsSection(val_images_per_class=4), style=PLAIN_STYLE, nuisance=NUISANCE_PRETRAIN)
     figures = examine_pairs(reader, birds, num_pairs=64, group_size=2)
     assert figures["valid_greedy"] >= 0.98
@@ -39,7 +39,7 @@ def test_on_birds_that_look_as_in_pre_training(reader: PairReader) -> None:
     assert figures["verdict_follows_words"] >= 0.9
 
 
-def test_on_birds_of_the_downstream_splits(reader: PairReader) -> None:
+def test_on_birds_of_the_downstream_splits(reader: PairModel) -> None:
     figures = examine_pairs(reader, split("train", BirdsSection()), num_pairs=160, group_size=8)
     assert figures["valid_sampled"] >= 0.97
     assert 0.5 <= figures["verdict_accuracy"] <= 0.9  # room to learn

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from saga_dist.config import BirdsSection, parse_config
-from saga_dist.counters import counter_generator
 from saga_dist.errors import ConfigError
 from saga_dist.standin.birds import NO_FLOWER, PLAIN_STYLE, SHIFTED_STYLE, Scene, draw_bird, style_at
 from saga_dist.standin.language import PARTS
 from saga_dist.standin.world import BirdSplit, SplitName, species, split
+from saga_dist.utils.rng import counter_generator
 
 SMALL = BirdsSection(train_images_per_class=4, val_images_per_class=2, test_images_per_class=2, probe_images=8)
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.errors import DataError
 from saga_dist.sweep.collected import collect, keep_longer_rows, load_collected, side_by_side
 from saga_dist.sweep.figure import figure
 from saga_dist.sweep.render import write_summary
-from saga_dist.sweep.summary import FIGURES, Row, Summary, Versus, over_seeds
+from saga_dist.sweep.summary import FIGURES, PairedComparison, Summary, SummaryRow, over_seeds
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def row(name: str, label: str, values: tuple[float, ...], *versus: Versus) -> Row:
-    return Row(
+def row(name: str, label: str, values: tuple[float, ...], *versus: PairedComparison) -> SummaryRow:
+    return SummaryRow(
         name=name,
         label=label,
         seeds=tuple(range(len(values))),
@@ -30,7 +30,7 @@ def row(name: str, label: str, values: tuple[float, ...], *versus: Versus) -> Ro
     )
 
 
-def sweep(folder: Path, name: str, *rows: Row, missing: dict[str, str] | None = None) -> Path:
+def sweep(folder: Path, name: str, *rows: SummaryRow, missing: dict[str, str] | None = None) -> Path:
     (folder / name).mkdir()
     write_summary(
         Summary(title=f"World {name}", num_queries=80, num_classes=4, rows=rows, missing=missing or {}), folder / name
@@ -40,9 +40,9 @@ def sweep(folder: Path, name: str, *rows: Row, missing: dict[str, str] | None = 
 
 @pytest.fixture
 def directories(tmp_path: Path) -> list[Path]:
-    ahead = Versus(variant="metric", seeds=(0, 1), difference=0.123, low=0.1, high=0.15, p_value=0.0004)
-    a_little = Versus(variant="grpo", seeds=(0,), difference=0.03, low=0.02, high=0.04, p_value=0.0123)
-    behind = Versus(variant="metric", seeds=(0,), difference=-0.02, low=-0.05, high=0.01, p_value=0.25)
+    ahead = PairedComparison(variant="metric", seeds=(0, 1), difference=0.123, low=0.1, high=0.15, p_value=0.0004)
+    a_little = PairedComparison(variant="grpo", seeds=(0,), difference=0.03, low=0.02, high=0.04, p_value=0.0123)
+    behind = PairedComparison(variant="metric", seeds=(0,), difference=-0.02, low=-0.05, high=0.01, p_value=0.25)
     g = [
         row("metric", "metric <loss>", (0.2, 0.3)),
         row("grpo", "+ GRPO", ()),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saga_dist.cli import app
+from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, load_config
 from saga_dist.sweep.plan import plan
 from saga_dist.sweep.table import Table, load_table

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from saga_dist import run
-from saga_dist.cli import app, main
+from saga_dist.cli.main import app, main
 from saga_dist.config import load_config
 from saga_dist.errors import DataError
 from saga_dist.retrieval.metrics import paired_test
 from saga_dist.retrieval.results import Results
+from saga_dist.runtime import run
 from saga_dist.sweep import runner
 from saga_dist.sweep.plan import plan
 from saga_dist.sweep.summary import over_seeds, summarise
@@ -95,7 +95,7 @@ def _rows(cell: Path) -> list[dict[str, float]]:
 
 def test_stopped_in_the_middle_and_gone_on_with(table_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "saga_dist.cli", "sweep", str(table_file), "--out", str(out)]
+    command = [sys.executable, "-m", "saga_dist.cli.main", "sweep", str(table_file), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
     try:
         watched, deadline = out / "saga" / "seed_0" / "metrics.jsonl", time.monotonic() + 300

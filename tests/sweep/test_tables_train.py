@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from saga_dist import assembly
 from saga_dist.config import RunConfig, load_config
 from saga_dist.models.families.base import Family
 from saga_dist.retrieval.results import PRETRAINED, TRAINED, Results
-from saga_dist.run import train
+from saga_dist.runtime import build
+from saga_dist.runtime.run import train
 from saga_dist.standin.random_families import write_random_family
 from saga_dist.sweep.plan import Cell, plan
 from saga_dist.sweep.runner import run_sweep
@@ -83,7 +83,7 @@ SINGLE_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """A row of a table that no earlier table has."""
 
     file: Path
@@ -100,8 +100,8 @@ def _cells(file: Path, overrides: Sequence[str] = (), out: Path = Path("runs") /
     return list(plan(table, file, out, overrides=overrides, seeds=(0,)))
 
 
-def _rows() -> list[Row]:
-    rows: dict[tuple[str, bool], Row] = {}
+def _rows() -> list[SummaryRow]:
+    rows: dict[tuple[str, bool], SummaryRow] = {}
     for file in FILES:
         table = load_table(file)
         base = load_config(file.parent / table.config, table.set)
@@ -117,11 +117,13 @@ def _rows() -> list[Row]:
                 f"{base.model.path}, rollouts: {cell.config.objective.needs_rollouts}",
             ]
             features = frozenset(["pretrained"] if cell.variant.pretrained else trained)
-            rows.setdefault((cell.config.digest(), cell.variant.pretrained), Row(file, cell.variant.name, features))
+            rows.setdefault(
+                (cell.config.digest(), cell.variant.pretrained), SummaryRow(file, cell.variant.name, features)
+            )
     return list(rows.values())
 
 
-def _covering(rows: Sequence[Row]) -> list[Row]:
+def _covering(rows: Sequence[SummaryRow]) -> list[SummaryRow]:
     """Rows that have every feature of all rows, each taken for having the most that is new."""
     missing, chosen = frozenset().union(*(row.features for row in rows)), []
     while missing:
@@ -178,7 +180,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One right and one wrong answer a pair, in the words of the prompt: random weights never answer."""
 
     def engine(config: RunConfig, family: Family) -> ScriptedEngine:
-        prompt, tokenizer = assembly.build_prompt(config), family.load_tokenizer()
+        prompt, tokenizer = build.build_prompt(config), family.load_tokenizer()
         attribute = prompt.vocabulary.attribute_keys[0]
         values: dict[str, Any] = {
             prompt.key_a: {attribute: "red"},
@@ -194,7 +196,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return ScriptedEngine(script, tokenizer, end_token_id=tokenizer.eos_token_id)
 
-    monkeypatch.setattr(assembly, "build_engine", engine)
+    monkeypatch.setattr(build, "build_engine", engine)
 
 
 def _as_arguments(settings: dict[str, Any]) -> list[str]:
@@ -206,7 +208,7 @@ def _silent(cell: Cell):  # type: ignore[no-untyped-def]
     yield lambda result: None
 
 
-def _run_row(row: Row, settings: dict[str, Any], out: Path) -> Cell:
+def _run_row(row: SummaryRow, settings: dict[str, Any], out: Path) -> Cell:
     (cell,) = [cell for cell in _cells(row.file, _as_arguments(settings), out) if cell.variant.name == row.name]
     assert run_sweep([cell], out, progress=_silent) == {}
     return cell
@@ -251,7 +253,9 @@ def test_the_selection_covers_the_tables() -> None:
 
 @pytest.mark.usefixtures("_scripted")
 @pytest.mark.parametrize("row", PARAMS)
-def test_every_row_trains_two_steps(row: Row, overrides: Callable[[RunConfig], dict[str, Any]], tmp_path: Path) -> None:
+def test_every_row_trains_two_steps(
+    row: SummaryRow, overrides: Callable[[RunConfig], dict[str, Any]], tmp_path: Path
+) -> None:
     settings = {**overrides(_cells(row.file)[0].config), **SCRIPTED}
     cell = _run_row(row, settings, tmp_path)
     if cell.variant.pretrained:

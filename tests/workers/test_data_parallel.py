@@ -21,15 +21,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saga_dist.assembly import build_family
 from saga_dist.config import parse_config
-from saga_dist.counters import counter_generator
 from saga_dist.data.image_sets import ArrayImageSet, Splits
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
-from saga_dist.types import Agreement, EncoderTokens, TokenGradients
+from saga_dist.runtime.build import build_family
+from saga_dist.types import EncoderTokens, LogProbMismatch, TokenGradients
+from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, PeerLost, Ranks, join, join_store, leave, open_store
 from saga_dist.workers.learner import Learner
 
@@ -182,7 +182,7 @@ def made_up(tokens: EncoderTokens) -> TokenGradients:
         num_attended=1,
         loss=0.25,
         num_tokens=10,
-        agreement=Agreement(0.0, 0.0),
+        mismatch=LogProbMismatch(0.0, 0.0),
         encoder_version=tokens.encoder_version,
     )
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from saga_dist.assembly import build_family
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.counters import counter_generator
 from saga_dist.data.image_sets import ArrayImageSet, Splits
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, TrainingError
@@ -20,7 +18,9 @@ from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.attention import attention_kl
 from saga_dist.objectives.metric_losses import build_metric_loss
-from saga_dist.types import Agreement, MicroBatch, TokenGradients
+from saga_dist.runtime.build import build_family
+from saga_dist.types import LogProbMismatch, MicroBatch, TokenGradients
+from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.learner import Learner
 from saga_dist.workers.optimization import build_optimizer, schedule_factor
 
@@ -83,7 +83,7 @@ def gradients_for(learner: Learner, batch: MicroBatch) -> list[TokenGradients]:
                 num_attended=1 + len(answers),
                 loss=0.25,
                 num_tokens=10,
-                agreement=Agreement(0.0, 0.0),
+                mismatch=LogProbMismatch(0.0, 0.0),
                 encoder_version=learner.step,
             )
         )

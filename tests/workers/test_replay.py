@@ -27,7 +27,7 @@ from saga_dist.types import (
     ScoredGroup,
     TokenGradients,
 )
-from saga_dist.workers import replay, replay_parts
+from saga_dist.workers import replay, replay_chunks
 from saga_dist.workers.replay import ReplayWorker
 
 LENGTHS = (5, 11, 8, 1, 9)
@@ -306,9 +306,9 @@ def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DecoderBackbone, "packs", False)
-    monkeypatch.setattr(replay_parts, "MAX_PADDING", 2)
-    assert replay_parts.padded_chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
-    assert replay_parts.padded_chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
+    monkeypatch.setattr(replay_chunks, "MAX_PADDING", 2)
+    assert replay_chunks.padded_chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
+    assert replay_chunks.padded_chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
     _assert_attention(results, deep_reference)
@@ -317,9 +317,9 @@ def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
 def test_packed_chunks_hold_so_many_completions_and_so_many_tokens(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_parts, "PACKED_TOKENS", 10)
-    assert replay_parts.packed_chunks((3, 3, 4, 11, 1, 1, 1), 2) == [[0, 1], [2], [3], [4, 5], [6]]
-    assert replay_parts.packed_chunks(LENGTHS, 8) == [[0], [1], [2, 3], [4]]
+    monkeypatch.setattr(replay_chunks, "PACKED_TOKENS", 10)
+    assert replay_chunks.packed_chunks((3, 3, 4, 11, 1, 1, 1), 2) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert replay_chunks.packed_chunks(LENGTHS, 8) == [[0], [1], [2, 3], [4]]
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
 
@@ -375,8 +375,8 @@ def test_equal_completions_are_read_once_and_count_each(
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.num_attended == expected.num_attended == 4
     torch.testing.assert_close(found.attention_a_N, expected.attention_a_N, rtol=1e-5, atol=1e-7)
-    assert found.agreement.log_prob_gap == pytest.approx(expected.agreement.log_prob_gap, rel=1e-5)
-    assert found.agreement.weight_quantiles == pytest.approx(expected.agreement.weight_quantiles, rel=1e-5)
+    assert found.mismatch.log_prob_gap == pytest.approx(expected.mismatch.log_prob_gap, rel=1e-5)
+    assert found.mismatch.weight_quantiles == pytest.approx(expected.mismatch.weight_quantiles, rel=1e-5)
 
 
 def test_replay_is_deterministic(deep_world: World) -> None:
@@ -411,8 +411,8 @@ def test_the_gap_to_the_engine_is_the_mean_absolute_difference(deep_world: World
     # The engine log-probabilities of the groups above are zeros, so the gap is the mean magnitude.
     results, _ = _replayed(deep_world, completions_per_chunk=3)
     for found, log_probs in zip(results, deep_reference.log_probs, strict=True):
-        assert found.agreement.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
-        for mine, theirs in zip(found.agreement.replayed, log_probs, strict=True):
+        assert found.mismatch.log_prob_gap == pytest.approx(torch.cat(log_probs).abs().mean().item(), rel=1e-5)
+        for mine, theirs in zip(found.mismatch.replayed, log_probs, strict=True):
             np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -452,17 +452,17 @@ def test_stale_groups_weigh_by_the_tempered_ratio_and_the_cut(deep_world: World,
     ratio = (now - then).exp()
     assert (ratio - 1).abs().max() > 0.01, "the two encoders differ"
     expected = torch.quantile(ratio, torch.tensor(WEIGHT_QUANTILES, dtype=torch.float64))
-    torch.testing.assert_close(torch.tensor(found.agreement.weight_quantiles).double(), expected, rtol=1e-4, atol=1e-5)
-    assert found.agreement.truncated_share == pytest.approx((ratio > 1.01).double().mean().item())
+    torch.testing.assert_close(torch.tensor(found.mismatch.weight_quantiles).double(), expected, rtol=1e-4, atol=1e-5)
+    assert found.mismatch.truncated_share == pytest.approx((ratio > 1.01).double().mean().item())
     plain = _log_probs_by_hand(deep_world, group, deep_world.pairs[0], 1.0)
     advantages = np.repeat(group.advantages_G, [len(ids) for ids in group.completions.token_ids])
     loss = -(torch.from_numpy(advantages) * ratio.clamp(max=1.01) * plain).sum() / 100
     assert found.loss == pytest.approx(loss.item(), rel=1e-4)
     # What the engine computes differently is measured where it sampled: on the old tokens.
     behaviour = _log_probs_by_hand(deep_world, group, deep_world.pairs[1], 1.0)
-    assert found.agreement.log_prob_gap == pytest.approx(behaviour.abs().mean().item(), rel=1e-4)
-    assert found.agreement.mismatch_kl == pytest.approx((behaviour.exp() - 1 - behaviour).mean().item(), rel=1e-4)
-    np.testing.assert_allclose(np.concatenate(found.agreement.replayed), behaviour.numpy(), rtol=1e-4, atol=1e-5)
+    assert found.mismatch.log_prob_gap == pytest.approx(behaviour.abs().mean().item(), rel=1e-4)
+    assert found.mismatch.mismatch_kl == pytest.approx((behaviour.exp() - 1 - behaviour).mean().item(), rel=1e-4)
+    np.testing.assert_allclose(np.concatenate(found.mismatch.replayed), behaviour.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_one_change_nothing(deep_world: World) -> None:
@@ -475,8 +475,8 @@ def test_weights_of_one_change_nothing(deep_world: World) -> None:
     on_policy = worker.replay(ReplayTask(group, today, 100, False), today)
     same = worker.replay(ReplayTask(group, today, 100, False, behaviour=today, truncate_at=2.0), today, today)
     torch.testing.assert_close(same.values_NW, on_policy.values_NW, rtol=1e-5, atol=1e-9)
-    assert same.agreement.weight_quantiles == pytest.approx((1.0,) * len(WEIGHT_QUANTILES), abs=1e-5)
-    assert on_policy.agreement.weight_quantiles == ()
+    assert same.mismatch.weight_quantiles == pytest.approx((1.0,) * len(WEIGHT_QUANTILES), abs=1e-5)
+    assert on_policy.mismatch.weight_quantiles == ()
     capped = worker.replay(ReplayTask(group, today, 100, False, behaviour=old, truncate_at=1e-9 + 1.0), today, old)
     assert not torch.allclose(capped.values_NW, on_policy.values_NW, rtol=1e-3)
 

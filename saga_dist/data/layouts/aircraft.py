@@ -6,11 +6,11 @@ import difflib
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, halves, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, halves, make_splits
 from saga_dist.data.layouts.listing import ClassFiles, find_root, read_lines
 from saga_dist.errors import DataError
 
-PUBLISHED = Published("FGVC-Aircraft", train_classes=50, test_classes=50, train_images=5000, test_images=5000)
+PUBLISHED = PublishedSplit("FGVC-Aircraft", train_classes=50, test_classes=50, train_images=5000, test_images=5000)
 VARIANTS = "variants.txt"
 LISTS = ("images_variant_trainval.txt", "images_variant_test.txt")
 BANNER_PX = 20

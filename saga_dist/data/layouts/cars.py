@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, halves, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, halves, make_splits
 from saga_dist.data.layouts.listing import ClassFiles, find_root
 from saga_dist.data.layouts.matlab import read_annotations
 from saga_dist.errors import DataError
 
-PUBLISHED = Published("Cars-196", train_classes=98, test_classes=98, train_images=8054, test_images=8131)
+PUBLISHED = PublishedSplit("Cars-196", train_classes=98, test_classes=98, train_images=8054, test_images=8131)
 FORM_A = "cars_annos.mat"
 FORM_B = (("cars_train", "cars_train_annos.mat"), ("cars_test", "cars_test_annos_withlabels.mat"))
 UNLABELLED = "cars_test_annos.mat"

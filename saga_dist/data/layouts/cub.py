@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, halves, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, halves, make_splits
 from saga_dist.data.layouts.listing import ClassFiles, find_root, parse_id, read_lines
 from saga_dist.errors import DataError
 
-PUBLISHED = Published("CUB-200-2011", train_classes=100, test_classes=100, train_images=5864, test_images=5924)
+PUBLISHED = PublishedSplit("CUB-200-2011", train_classes=100, test_classes=100, train_images=5864, test_images=5924)
 LISTS = ("images.txt", "image_class_labels.txt", "classes.txt")
 
 

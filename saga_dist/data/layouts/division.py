@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga_dist.counters import counter_generator
 from saga_dist.data.image_sets import FolderImageSet, Splits
 from saga_dist.data.layouts.listing import ClassFiles
 from saga_dist.errors import DataError
+from saga_dist.utils.rng import counter_generator
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class SplitOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedSplit:
     """The size of a benchmark's split, validation classes counted as training classes."""
 
     name: str
@@ -51,7 +51,7 @@ def make_splits(
     test: Sequence[str],
     options: SplitOptions,
     *,
-    published: Published | None = None,
+    published: PublishedSplit | None = None,
     val: Sequence[str] | None = None,
     gallery: ClassFiles | None = None,
     banner: int = 0,
@@ -113,7 +113,7 @@ def halves(classes: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _compare(
-    files: ClassFiles, train: Sequence[str], test: Sequence[str], gallery: ClassFiles | None, published: Published
+    files: ClassFiles, train: Sequence[str], test: Sequence[str], gallery: ClassFiles | None, published: PublishedSplit
 ) -> None:
     if (len(train), len(test)) != (published.train_classes, published.test_classes):
         _LOG.warning(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, halves, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, halves, make_splits
 from saga_dist.data.layouts.listing import class_folders, find_root, scan_classes
 from saga_dist.errors import DataError
 
-PUBLISHED = Published(
+PUBLISHED = PublishedSplit(
     "iNaturalist-2021 Aves (train_mini)", train_classes=743, test_classes=743, train_images=37150, test_images=37150
 )
 

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, make_splits
 from saga_dist.data.layouts.listing import ClassFiles, find_root, parse_id, read_lines
 from saga_dist.errors import DataError
 
-PUBLISHED = Published(
+PUBLISHED = PublishedSplit(
     "In-Shop Clothes Retrieval",
     train_classes=3997,
     test_classes=3985,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import Published, SplitOptions, make_splits
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, make_splits
 from saga_dist.data.layouts.listing import ClassFiles, find_root, parse_id, read_lines
 from saga_dist.errors import DataError
 
-PUBLISHED = Published(
+PUBLISHED = PublishedSplit(
     "Stanford Online Products", train_classes=11318, test_classes=11316, train_images=59551, test_images=60502
 )
 LISTS = ("Ebay_train.txt", "Ebay_test.txt")

@@ -14,7 +14,7 @@ import numpy as np
 from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 
-Script = Callable[[str, int, EncoderTokens], str]
+FaultPlan = Callable[[str, int, EncoderTokens], str]
 """(pair id, index of the completion, tokens) to the text of that completion. It may raise, as a real engine may."""
 
 
@@ -29,7 +29,7 @@ class ScriptedEngine:
     """
 
     def __init__(
-        self, script: Script, tokenizer: Any, *, end_token_id: int | None = None, log_prob: float = -1.0
+        self, script: FaultPlan, tokenizer: Any, *, end_token_id: int | None = None, log_prob: float = -1.0
     ) -> None:
         self.broken = ""
         """Why the engine cannot be used any more; empty while it can."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from saga_dist.counters import counter_generator
 from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
+from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.engines.drawing import draw
 from saga_dist.workers.engines.validation import check_room
 

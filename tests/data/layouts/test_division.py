@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from saga_dist.data.layouts import aircraft, cars, cub, inat, inshop, sop
-from saga_dist.data.layouts.division import Published, SplitOptions
+from saga_dist.data.layouts.division import PublishedSplit, SplitOptions
 from saga_dist.errors import DataError
 
 
@@ -79,14 +79,18 @@ def test_another_number_of_classes_is_a_warning(
 @pytest.mark.parametrize(
     ("published", "message"),
     [
-        (Published("X", 5, 3, 20, 6, 6), ""),
-        (Published("X", 5, 3, 21, 6, 6), "20 training images in all classes of X; expected 21"),
-        (Published("X", 5, 3, 20, 5, 6), "6 test images in all classes of X; expected 5"),
-        (Published("X", 5, 3, 20, 6, 7), "6 gallery images in all classes of X; expected 7"),
+        (PublishedSplit("X", 5, 3, 20, 6, 6), ""),
+        (PublishedSplit("X", 5, 3, 21, 6, 6), "20 training images in all classes of X; expected 21"),
+        (PublishedSplit("X", 5, 3, 20, 5, 6), "6 test images in all classes of X; expected 5"),
+        (PublishedSplit("X", 5, 3, 20, 6, 7), "6 gallery images in all classes of X; expected 7"),
     ],
 )
 def test_every_part_of_a_full_set_is_compared(
-    published: Published, message: str, make_tree: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: PublishedSplit,
+    message: str,
+    make_tree: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_tree("inshop", tmp_path)
     monkeypatch.setattr(inshop, "PUBLISHED", published)

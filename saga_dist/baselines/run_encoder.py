@@ -1,0 +1,59 @@
+"""The encoder of a SAGA run among the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from saga_dist.baselines.frozen_encoder import EncoderCard, EncoderSpec
+from saga_dist.config import load_run_config
+from saga_dist.models.encoder import load
+from saga_dist.retrieval.identity import model_folder
+
+
+class RunEncoder:
+    """Tower and pooler of a run; implements ``FrozenEncoder``.
+
+    Args:
+        spec: run directory, or an encoder's own folder.
+        device: where it runs.
+
+    Raises:
+        CheckpointError: there is no encoder, or it is damaged.
+    """
+
+    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
+        folder = Path(spec.name).expanduser()
+        self._encoder = load(model_folder(folder), device=device)
+        pooler = self._encoder.pooler.describe()
+        size = self._encoder.image_size
+        self.card = EncoderCard(
+            spec=spec.text,
+            backbone=f"{self._encoder.tower.family} tower",
+            pretraining=_training(folder),
+            pooling=str(pooler["kind"]),
+            preprocessing="the whole image, bicubic",
+            dimension=self._encoder.embedding_dim,
+            parameters=sum(parameter.numel() for parameter in self._encoder.parameters()),
+            image_height=size,
+            image_width=size,
+        )
+
+    def encode(self, images: Sequence[Image]) -> np.ndarray:
+        """Returns embeddings [I, E] float32, l2-normalised."""
+        return self._encoder.encode(images)
+
+
+def _training(folder: Path) -> str:
+    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
+        return "an encoder's folder: its run is not beside it"
+    config = load_run_config(folder)
+    objective = config.objective
+    return (
+        f"{config.model.path}, then {config.run.steps} steps on {config.data.layout}: {objective.lambda_dml:g} x "
+        f"{objective.metric_loss}, {objective.lambda_lm:g} x GRPO, {objective.lambda_kl:g} x attention alignment"
+    )

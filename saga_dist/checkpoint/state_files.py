@@ -1,0 +1,116 @@
+"""Tensors and optimizer state in files, exact and without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from saga_dist.errors import CheckpointError
+from saga_dist.utils.atomic_io import crash_point
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors as safetensors, exactly; tensors that share memory are written each on its own.
+
+    Args:
+        path: file to write.
+        tensors: any dtype that safetensors knows, any device.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:  # the second is how safetensors says that the disk is full
+        raise _unwritable(path, error) from error
+    crash_point("written", path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the tensors ({_line(error)})", where=str(path)) from error
+
+
+def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
+    """Writes the optimizer's state, exactly: tensors to ``<name>.safetensors``, numbers to ``<name>.json``.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{index}.{key}"] = value
+    save_tensors(folder / f"{name}.safetensors", tensors)
+    text = json.dumps({"param_groups": state["param_groups"], "numbers": numbers}, indent=1)
+    file = folder / f"{name}.json"
+    try:
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise _unwritable(file, error) from error
+    crash_point("written", file)
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
+    """Restores what ``save_optimizer`` wrote into an optimizer over the same parameters.
+
+    Raises:
+        CheckpointError: the files are damaged, or are of other parameters or groups.
+    """
+    tensors = load_tensors(folder / f"{name}.safetensors")
+    file = folder / f"{name}.json"
+    try:
+        saved = json.loads(file.read_text("utf-8"))
+        groups, numbers = saved["param_groups"], saved["numbers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the optimizer state ({_line(error)})", where=str(file)) from error
+    sizes, own = ([len(group["params"]) for group in part] for part in (groups, optimizer.param_groups))
+    if sizes != own:
+        raise CheckpointError(
+            f"parameter groups of {sizes} tensors", where=str(file), expected=f"{own}, as in this run"
+        )
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (*tensors.items(), *numbers.items()):
+        index, entry = key.split(".", 1)
+        state.setdefault(int(index), {})[entry] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in state.items():
+        for entry, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise CheckpointError(
+                    f"{entry} of parameter {index} has shape {tuple(value.shape)}",
+                    where=str(folder / f"{name}.safetensors"),
+                    expected=f"{tuple(parameters[index].shape)}, as in this run",
+                )
+    optimizer.load_state_dict({"state": state, "param_groups": [_with_tuples(group) for group in groups]})
+
+
+def _with_tuples(group: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples; torch has them for pairs of numbers such as ``betas``."""
+    return {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write the training state ({_line(error)})", where=str(path), fix="free space or check permissions"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

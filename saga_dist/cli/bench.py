@@ -1,0 +1,107 @@
+"""The command ``saga-dist bench``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saga_dist.utils.library_logging import quiet_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saga_dist.bench.common import Report, Size
+
+
+class Bench(StrEnum):
+    """What can be measured."""
+
+    ALL = "all"
+    REPLAY = "replay"
+    ROLLOUT = "rollout"
+    TRANSPORT = "transport"
+    EVALUATION = "evaluation"
+    IMAGES = "images"
+    START = "start"
+    STEP = "step"
+    SCALING = "scaling"
+
+
+def bench(
+    name: Annotated[Bench, typer.Argument(help="what to measure", metavar="[NAME]")] = Bench.ALL,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="keep the figures there, the latest of each bench")
+    ] = None,
+    quick: Annotated[
+        bool | None,
+        typer.Option("--quick/--full", help="less work, or what the bars are stated for"),
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
+) -> None:
+    """Measure ours against an honest alternative, in turns in one run: replay, rollout, transport, evaluation, images,
+    start, step, scaling; or all."""
+    # Read once, when torch and vLLM are imported: one thread makes processor time comparable.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    quiet_libraries()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+
+    from rich.console import Console
+
+    from saga_dist.bench.common import Size
+    from saga_dist.bench.records import BenchRecord, figures_here, markdown, save, with_bench
+
+    size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
+    console = Console()
+    figures = figures_here(json_file)
+    for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
+        load = round(os.getloadavg()[0], 1)
+        measured = BenchRecord(size=size, load=load, report=measure(chosen, size))
+        if as_markdown:
+            typer.echo(markdown(measured))
+        else:
+            print_report(console, measured.report)
+        figures = with_bench(figures, measured)
+        if json_file is not None:  # after each: a bench that fails later loses nothing
+            save(figures, json_file)
+
+
+def measure(name: Bench, size: Size) -> Report:
+    """Returns the report of one bench."""
+    from importlib import import_module
+
+    report: Report = import_module(f"saga_dist.bench.{name.value}").run(size)
+    return report
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Prints a bench as a table of at most 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from saga_dist.bench.records import number, verdict
+
+    title = f"\n{report.bench}: ours against {report.alternative}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("case")
+    for heading in ("ours", "other", "unit", "ratio", "bar", "met", "equal"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(
+            row.case,
+            number(row.ours),
+            number(row.other),
+            row.unit,
+            number(row.ratio),
+            number(row.bar),
+            verdict(row.met),
+            "yes" if row.equal else "NO",
+        )
+    console.print(table)
+    for note in report.notes:
+        console.print(note, highlight=False)

@@ -1,0 +1,149 @@
+"""What a person sees in the terminal: one live line while training, tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from saga_dist.utils.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from saga_dist.retrieval.results import MethodResult
+    from saga_dist.types import StepResult
+
+LINES_WITHOUT_TERMINAL = 20
+"""Progress lines per run where output goes to a file or a job log."""
+
+
+@contextmanager
+def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Callable[[StepResult], None]]:
+    """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere."""
+    if not console.is_terminal:
+        every = max(1, num_steps // LINES_WITHOUT_TERMINAL)
+
+        def print_line(result: StepResult) -> None:
+            if result.step % every == 0 or result.step == num_steps:
+                console.print(
+                    f"{printable(title)}  step {result.step}/{num_steps}  {step_line(result)}",
+                    highlight=False,
+                    soft_wrap=True,
+                    markup=False,
+                )
+
+        yield print_line
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress, numbers = Progress(*columns, console=console), Text()
+    task = progress.add_task(printable(title), total=num_steps)
+
+    def show(result: StepResult) -> None:
+        progress.update(task, completed=result.step)
+        numbers.plain = step_line(result)  # below the bar, where it may wrap
+
+    with Live(Group(progress, numbers), console=console):
+        yield show
+
+
+def step_line(result: StepResult) -> str:
+    """Returns a step's numbers in one line: reward, contributing share, verdict accuracy, losses, tokens/s."""
+    metrics = result.metrics
+    parts = []
+    for label, name, form in (
+        ("reward", "rollout/reward_mean", ".2f"),
+        ("right same", "rollout/verdict_accuracy_same", ".0%"),
+        ("different", "rollout/verdict_accuracy_different", ".0%"),
+        ("contributing", "rollout/contributing_share", ".0%"),
+        ("json", "rollout/json_valid_share", ".0%"),
+        ("dml", "loss/dml", ".3f"),
+        ("grpo", "loss/grpo", "+.3f"),
+        ("kl", "loss/kl", ".3f"),
+    ):
+        if name in metrics and (name != "loss/grpo" or "rollout/reward_mean" in metrics):
+            parts.append(f"{label} {metrics[name]:{form}}")
+    if "rollout/tokens_per_s" in metrics:
+        parts.append(f"{metrics['rollout/tokens_per_s']:.0f} tok/s")
+    parts.append(f"{metrics.get('step/wall_s', 0.0):.2f} s/step")
+    return "  ".join(parts)
+
+
+def _table(title: str) -> Table:
+    """An open table that fits 80 columns, its first column the method."""
+    table = Table(
+        title=Text(f"\n{printable(title)}"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("method", no_wrap=True)
+    return table
+
+
+def results_table(methods: Iterable[MethodResult], *, split: str, title: str) -> Table:
+    """Returns the table of retrieval results on a split, one row per method."""
+    table = _table(title)
+    for heading in ("R@1", "95 %", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
+        table.add_column(heading, justify="right")
+    for method in methods:
+        result = method.splits[split]
+        low, high = result.confidence_interval
+        recalls = [
+            f"{100 * value:.1f}"
+            for value in (result.recall_at_1, result.recall_at_2, result.recall_at_4, result.recall_at_8)
+        ]
+        table.add_row(
+            Text(printable(method.name)),
+            recalls[0],
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            *recalls[1:],
+            f"{result.nmi:.3f}",
+            f"{method.optimizer_steps}",
+            f"{method.wall_s:.0f}",
+        )
+    return table
+
+
+def verdict_table(methods: Iterable[MethodResult]) -> Table:
+    """Returns the MLLM's verdict accuracy on pairs of training and of unseen classes, same and different apart."""
+    table = _table("the frozen MLLM's verdicts, % right, on pairs of training and of unseen classes")
+    for heading in ("train: same", "different", "unseen: same", "different", "JSON"):
+        table.add_column(heading, justify="right")
+    for method in methods:
+        judged = [method.verdicts[split] for split in ("train", "test") if split in method.verdicts]
+        if judged:
+            shares = [share for one in judged for share in (one.same_accuracy, one.different_accuracy)]
+            valid = min(one.json_valid_share for one in judged)
+            table.add_row(Text(printable(method.name)), *(f"{100 * share:.0f}" for share in (*shares, valid)))
+    return table
+
+
+def probe_table(methods: Iterable[MethodResult]) -> Table:
+    """Returns linear-probe accuracy per attribute of the embedding on unseen classes; a row per method."""
+    table = _table("linear probes of the embedding on unseen classes, % right")
+    probed = [method for method in methods if method.probes]
+    attributes = list(dict.fromkeys(name for method in probed for name in method.probes or {}))
+    for heading in (*attributes, "mean"):
+        table.add_column(Text(printable(heading)), justify="right")
+    for method in probed:
+        values = [(method.probes or {}).get(name, float("nan")) for name in attributes]
+        table.add_row(
+            Text(printable(method.name)), *(f"{100 * value:.0f}" for value in (*values, sum(values) / len(values)))
+        )
+    return table
+
+
+def print_results(console: Console, methods: Sequence[MethodResult]) -> None:
+    """Prints every table that has something to show."""
+    console.print(results_table(methods, split="test", title="unseen classes (test)"))
+    for table, shown in (
+        (verdict_table(methods), any(method.verdicts for method in methods)),
+        (probe_table(methods), any(method.probes for method in methods)),
+    ):
+        if shown:
+            console.print(table)

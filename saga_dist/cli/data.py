@@ -1,0 +1,84 @@
+"""The commands ``saga-dist data ...``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saga_dist.utils.printable import printable
+
+if TYPE_CHECKING:
+    from saga_dist.data.image_sets import Splits
+
+app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a data set before training on it."""
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="folder of the data set", metavar="PATH")],
+    layout: Annotated[str, typer.Option(help="folder, manifest, cub, cars, aircraft, inat, sop or inshop")] = "folder",
+    manifest: Annotated[str, typer.Option(help="the list of layout manifest, .csv or .parquet")] = "",
+    train_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",
+    test_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",
+    val_fraction: Annotated[float, typer.Option(help="data.val_fraction of the run")] = 0.2,
+    seed: Annotated[int, typer.Option(help="run.seed of the run")] = 0,
+    decode: Annotated[bool, typer.Option(help="decode every file")] = True,
+    jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
+    classes: Annotated[bool, typer.Option("--classes", help="list every class")] = False,
+) -> None:
+    """Count images and classes, decode every file, print the split hash; exit code 2 when something is wrong."""
+    from saga_dist.config import parse_config
+    from saga_dist.data.check import class_sizes, summarize
+    from saga_dist.data.layouts import load_splits
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("saga_dist").setLevel(logging.INFO)
+    data = {
+        "layout": layout,
+        "root": str(path),
+        "manifest": manifest,
+        "train_classes": train_classes,
+        "test_classes": test_classes,
+        "val_fraction": val_fraction,
+    }
+    config = parse_config({"data": data, "run": {"seed": seed}}, where="command line")
+    splits = load_splits(config.data, seed=config.run.seed)
+    for name in splits.names:
+        _say(summarize(name, splits.named(name)))
+        if classes:
+            for class_name, size in class_sizes(splits.named(name)):
+                _say(f"{'':<8}{size:>9,} {class_name}")
+    _say(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
+    if decode:
+        _decode_all(splits, jobs or os.cpu_count() or 1)
+
+
+def _decode_all(splits: Splits, jobs: int) -> None:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from saga_dist.data.check import undecodable
+
+    total, failed = sum(len(splits.named(name)) for name in splits.names), 0
+    columns = (TextColumn("decoding"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("decoding", total=total)
+        for problem in undecodable(splits, jobs=jobs, on_image=lambda: progress.advance(task)):
+            failed += 1
+            _say(f"cannot be used: {problem}")
+    _say(f"decoded {total:,} images, {failed:,} cannot be used")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _say(line: str) -> None:
+    typer.echo(printable(line))

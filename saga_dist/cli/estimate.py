@@ -1,0 +1,67 @@
+"""The command ``saga-dist estimate``. Heavy imports happen inside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saga_dist.errors import ConfigError
+from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.library_logging import quiet_libraries
+
+CALIBRATION_STEPS = 3
+
+
+def estimate(
+    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")] = None,
+    gpus: Annotated[list[int] | None, typer.Option(min=1, help="plan for so many; repeat it [1, 8, 64]")] = None,
+    card: Annotated[
+        str, typer.Option(help="auto (the GPU here, else the paper's H200 or this processor), h100, h200, …, cpu")
+    ] = "auto",
+    price: Annotated[float | None, typer.Option(min=0, help="of one GPU and hour, in any currency")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="rates from --calibrate --json, or a run directory whose steps to go by")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="first take a few real steps here, in one process, and go by them")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+) -> None:
+    """Work out a run on paper: bytes, operations, seconds, hours and cost, and where each role saturates."""
+    if measured is not None and calibrate:
+        raise ConfigError("--measured and --calibrate", where="command line", expected="one of them")
+    quiet_libraries()
+    from rich.console import Console
+
+    from saga_dist.config import load_config
+    from saga_dist.estimate import planner
+    from saga_dist.estimate.rates import choose_card
+    from saga_dist.estimate.render import print_agreement, print_estimate
+    from saga_dist.estimate.to_json import as_json
+    from saga_dist.runtime.build import set_threads
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    resolved = load_config(config, overrides or [])
+    set_threads(resolved)
+    device = choose_card(card, wants_gpu=planner.wants_gpu(resolved))
+    steps = None
+    if calibrate:
+        rate_source, steps, peak = planner.calibrated_rates(resolved, device, CALIBRATION_STEPS)
+    elif measured is not None:
+        rate_source = planner.measured_rates(resolved, device, measured)
+    else:
+        rate_source = planner.assumed_rates(resolved, device)
+    with planner.plan_inputs(resolved, device, rate_source) as plan_inputs:
+        found = planner.estimate(plan_inputs, gpus or planner.GPUS)
+        print_estimate(console, found, price)
+        if steps is not None:
+            print_agreement(console, found, steps, peak)
+        if json_file is not None:
+            figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
+            write_output(json_file, figures.encode(), option="--json")

@@ -1,0 +1,19 @@
+"""The commands ``saga-dist evidence ...``. Heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import typer
+
+from saga_dist.cli.evidence_screen import screen
+from saga_dist.cli.evidence_show import show
+
+app = typer.Typer(help="What the method gains, and where.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """What the method gains, and where."""
+
+
+app.command()(show)
+app.command()(screen)

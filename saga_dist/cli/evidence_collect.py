@@ -1,0 +1,33 @@
+"""The command ``saga-dist evidence collect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def collect(
+    directories: Annotated[list[Path], typer.Argument(help="directories of sweeps", metavar="DIRECTORY…")],
+    keep: Annotated[Path | None, typer.Option(help="tables of an earlier --json: its rows with more runs stay")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the tables here")] = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="draw them here, as SVG")] = None,
+) -> None:
+    """Put the tables of several sweeps into one file, one picture and one table to read."""
+    from saga_dist.sweep.collected import collect as collect_tables
+    from saga_dist.sweep.collected import keep_longer_rows, load_collected, side_by_side
+    from saga_dist.sweep.figure import figure
+    from saga_dist.utils.atomic_io import write_output
+    from saga_dist.utils.printable import printable_lines
+
+    collected = collect_tables(directories)
+    if keep:
+        collected = keep_longer_rows(load_collected(keep), collected)
+    if json_file:
+        write_output(json_file, (collected.model_dump_json(indent=1) + "\n").encode(), option="--json")
+    if figure_file:
+        write_output(figure_file, figure(collected).encode(), option="--figure")
+    typer.echo(printable_lines(side_by_side(collected)))
+    unfinished = sum(len(table.missing) for table in collected.tables.values())
+    typer.echo(f"{len(collected.tables)} tables, {collected.num_runs} runs, {unfinished} without results")

@@ -1,0 +1,125 @@
+"""The command ``saga-dist sweep``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saga_dist.errors import TrainingError
+from saga_dist.utils.library_logging import quiet_libraries
+from saga_dist.utils.printable import log_to_stderr, printable, printable_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saga_dist.sweep.plan import Cell
+    from saga_dist.sweep.runner import Progress
+    from saga_dist.sweep.table import Table
+
+
+def sweep(
+    table: Annotated[Path, typer.Argument(help="TOML file of a table", metavar="TABLE.toml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value …, for every cell", metavar="[KEY=VALUE]…")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="where the runs live; the same directory goes on [runs/TABLE]")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="instead of the table's; repeat it")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and check every cell, train nothing")] = False,
+    show: Annotated[bool, typer.Option("--show", help="the table as far as it is, train nothing")] = False,
+) -> None:
+    """Run a table: every variant with every seed; the same command goes on where it stopped.
+
+    Writes OUT/VARIANT/seed_N/ (ordinary runs), OUT/table.json and OUT/table.md.
+    """
+    _configure_logging()
+    from rich.console import Console
+
+    from saga_dist.sweep.plan import check, plan, read_failures
+    from saga_dist.sweep.table import load_table
+
+    console = Console()
+    loaded = load_table(table)
+    directory = out or Path("runs") / table.stem
+    cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
+    if dry_run:
+        check(cells)
+        _list_cells(cells, loaded, console)
+        return
+    if show:
+        _show(loaded, cells, directory, read_failures(directory), console, write=False)
+        return
+    check(cells)
+    from saga_dist.sweep.runner import run_sweep
+
+    try:
+        failures = run_sweep(cells, directory, progress=_progress(console))
+    finally:
+        if directory.is_dir():
+            _show(loaded, cells, directory, read_failures(directory), console, write=True)
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise TrainingError(
+            f"{len(failures)} of {len(cells)} cells failed, first {name}: {reason}",
+            where=str(directory),
+            fix="mend it; the same command tries them again",
+        )
+
+
+def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
+    from saga_dist.runtime.preflight import describe
+
+    base = next(cell for cell in cells if cell.variant.name == table.baseline)
+    console.print(
+        printable_lines(describe(base.config, base.directory)),
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(f"\n{len(cells)} cells, and what sets each apart from {base.name}:", highlight=False)
+    width = max(len(cell.name) for cell in cells) + 2
+    for cell in cells:
+        changed = [line.replace(": ", " = ", 1) for line in cell.config.differences(base.config)]
+        values = [line.rpartition(" != ")[0] for line in changed if not line.startswith("run.seed")]
+        what = "evaluation only" if cell.variant.pretrained else f"{cell.config.run.steps} steps"
+        line = f"{cell.name:<{width}}{cell.progress():<22}{what:<17}{', '.join(values)}"
+        console.print(printable(line.rstrip()), highlight=False, soft_wrap=True, markup=False)
+
+
+def _show(
+    table: Table, cells: Sequence[Cell], out: Path, failures: dict[str, str], console: Console, *, write: bool
+) -> None:
+    from rich.markup import escape
+
+    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, terminal, write_summary
+    from saga_dist.sweep.summary import summarise
+
+    summary = summarise(table, cells, failures)
+    if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
+        console.width = max(console.width, 120)
+    console.print()
+    for part in terminal(summary):
+        console.print(part)
+    console.print(HOW_TO_READ, highlight=False)
+    for name, reason in summary.missing.items():
+        console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)
+    if write:
+        write_summary(summary, out)
+        console.print(f"written: {printable(str(out / MARKDOWN_NAME))}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    from saga_dist.cli.console import step_progress
+
+    return lambda cell: step_progress(console, cell.name, cell.config.run.steps)
+
+
+def _configure_logging() -> None:
+    quiet_libraries()
+    log_to_stderr()
+    logging.getLogger("saga_dist").setLevel(logging.INFO)

@@ -1,0 +1,99 @@
+"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice.
+
+The one place that metrics are written: ``MetricsLog.write`` tells the file first, then every sink (TensorBoard, …).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saga_dist.errors import CheckpointError
+from saga_dist.metrics.sinks import MetricSink
+from saga_dist.types import StepResult
+from saga_dist.utils.atomic_io import write_atomic
+
+
+class Stopwatch:
+    """Adds up the seconds of named phases."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``seconds[name]``."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+class JsonLines:
+    """A file with one JSON object a line, each with its ``step``; every row is flushed when it is written.
+
+    Args:
+        path: the file; made on the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Appends one row."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate(self, *, after_step: int) -> None:
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        if not self.path.exists():
+            return
+        kept = [row for row in self.rows(allow_cut_tail=True) if row["step"] <= after_step]
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def rows(self, *, allow_cut_tail: bool = False) -> list[dict[str, Any]]:
+        """Returns all rows.
+
+        Raises:
+            CheckpointError: a line is not JSON (with ``allow_cut_tail``: a line other than the last).
+        """
+        rows = []
+        lines = self.path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if allow_cut_tail and number == len(lines):
+                    break
+                raise CheckpointError("not a JSON row", where=f"{self.path}:{number}", fix="delete the line") from error
+        return rows
+
+
+class MetricsLog(JsonLines):
+    """Step results in ``metrics.jsonl``, and wherever else someone wants to see them.
+
+    Args:
+        path: of the file.
+        sinks: told the same; opened by ``truncate``, which every attempt at a run begins with.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[MetricSink] = ()) -> None:
+        super().__init__(path)
+        self._sinks = sinks
+
+    def write(self, result: StepResult) -> None:
+        """Appends one row ``{"step": ..., "stage/quantity": ...}`` and tells the sinks."""
+        self.append({"step": result.step, **result.metrics})
+        for sink in self._sinks:
+            sink.write(result)
+
+    def truncate(self, *, after_step: int) -> None:
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short; opens the sinks there."""
+        for sink in self._sinks:
+            sink.open(after_step=after_step)
+        super().truncate(after_step=after_step)

@@ -1,0 +1,273 @@
+"""From a configuration to the parts of a run: the one place that knows every constructor.
+
+Plain functions from a ``RunConfig`` to plain objects; the serial runtime calls them here, Ray actors where they run.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from saga_dist.config import STANDINS, DataSection, RunConfig
+from saga_dist.data.prompts import VOCABULARIES, PromptSpec, load_vocabulary, render_prompt
+from saga_dist.errors import ConfigError, ModelError
+from saga_dist.utils.rng import counter_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from saga_dist.data.image_sets import Splits
+    from saga_dist.models.families.base import Family
+    from saga_dist.protocols import Engine
+    from saga_dist.workers.data_parallel import Ranks
+    from saga_dist.workers.learner import Learner
+    from saga_dist.workers.replay import ReplayWorker
+    from saga_dist.workers.rollout import RolloutWorker
+
+
+def set_threads(config: RunConfig) -> None:
+    """Applies ``runtime.threads`` to this process."""
+    if config.runtime.threads:
+        import torch
+
+        torch.set_num_threads(config.runtime.threads)
+
+
+def model_path(config: RunConfig) -> str:
+    """Returns the local folder of the built-in stand-in, or the configured path or hub name."""
+    if config.model.path not in STANDINS:
+        return config.model.path
+    from saga_dist.standin import checkpoint_path
+
+    return str(checkpoint_path(STANDINS[config.model.path]))
+
+
+def build_family(config: RunConfig) -> Family:
+    """Returns the model family of the configured checkpoint."""
+    from saga_dist.models.families import resolve_family
+
+    return resolve_family(model_path(config), revision=config.model.revision)
+
+
+def build_prompt(config: RunConfig) -> PromptSpec:
+    """Returns the comparison prompt; its vocabulary is built in or a TOML file."""
+    name = config.prompt.vocabulary
+    if name in VOCABULARIES:
+        vocabulary = VOCABULARIES[name]
+    elif name.endswith(".toml"):
+        vocabulary = load_vocabulary(name)
+    else:
+        raise ConfigError(
+            f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
+        )
+    return PromptSpec(vocabulary, config.prompt.variant, config.prompt.order)
+
+
+def prompt_text(config: RunConfig, family: Family) -> str:
+    """Returns the rendered prompt with the family's image placeholders."""
+    return render_prompt(
+        build_prompt(config),
+        image_a=family.image_placeholder,
+        image_b=family.image_placeholder,
+        chat=family.chat_format,
+    )
+
+
+def build_splits(data: DataSection, *, seed: int) -> Splits:
+    """Returns training, validation and test images; classes are disjoint.
+
+    Cached: the learners of one process that share their data (the rows of a table) draw or list the images once. The
+    seed of a run divides listed data; the built-in birds have a seed of their own.
+    """
+    return _splits_of(data, 0 if data.layout == "birds" else seed)
+
+
+@lru_cache(maxsize=2)
+def _splits_of(data: DataSection, seed: int) -> Splits:
+    from saga_dist.data.image_sets import ArrayImageSet, Splits
+    from saga_dist.data.layouts import load_splits
+
+    if data.layout == "birds":
+        from saga_dist.standin.language import PARTS
+        from saga_dist.standin.world import SplitName, split
+
+        def images(name: SplitName) -> ArrayImageSet:
+            birds = split(name, data.birds)
+            return ArrayImageSet(birds.images, birds.labels, birds.class_names, birds.attributes)
+
+        return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
+
+    return load_splits(data, seed=seed)
+
+
+def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
+    """Returns the learner with a fresh pooler, metric loss and optimizer; one of several ``ranks``, or alone."""
+    import torch
+
+    from saga_dist.models.encoder import Encoder
+    from saga_dist.models.pooler import Pooler
+    from saga_dist.objectives.metric_losses import build_metric_loss
+    from saga_dist.workers.data_parallel import ALONE
+    from saga_dist.workers.learner import Learner
+
+    set_threads(config)
+    family = build_family(config)
+    device = resolve_device(config.model.device)
+    tower = family.load_tower(dtype=torch.float32, device=device)
+    if config.optimizer.gradient_checkpointing:
+        tower.enable_gradient_checkpointing()
+    splits = build_splits(config.data, seed=config.run.seed)
+    pooler = Pooler(
+        config.model.pooler,
+        key=config.model.pooler_key,
+        width=tower.layout.width,
+        embedding_dim=config.model.embedding_dim,
+        layer_norm=config.model.pooler_layer_norm,
+        seed=counter_seed(config.run.seed, "pooler"),
+    )
+    encoder = Encoder(tower, pooler.to(device), image_size=config.data.image_size)
+    metric_loss = build_metric_loss(
+        config.objective.metric_loss,
+        num_classes=len(splits.train.class_names),
+        embedding_dim=config.model.embedding_dim,
+        seed=counter_seed(config.run.seed, "proxies"),
+        **config.objective.metric_params,
+    )
+    return Learner(
+        encoder=encoder,
+        metric_loss=metric_loss,
+        splits=splits,
+        data=config.data,
+        objective=config.objective,
+        optimizer=config.optimizer,
+        num_steps=config.run.steps,
+        autocast_dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
+        ranks=ranks or ALONE,
+    )
+
+
+def build_rollout_worker(config: RunConfig) -> RolloutWorker:
+    """Returns a rollout worker with a running engine."""
+    from saga_dist.workers.rollout import RolloutWorker
+
+    set_threads(config)
+    family = build_family(config)
+    return RolloutWorker(
+        lambda: build_engine(config, family),
+        family=family,
+        prompt=build_prompt(config),
+        dtype=torch_dtype(config),
+        deadline_s=config.rollout.deadline_s,
+        advantage_epsilon=config.objective.advantage_epsilon,
+    )
+
+
+def build_engine(config: RunConfig, family: Family) -> Engine:
+    """Returns the configured generation engine, ready to generate."""
+    text = prompt_text(config, family)
+    if config.rollout.engine == "transformers":
+        from saga_dist.workers.engines.transformers_engine import TransformersEngine
+
+        backbone = family.load_backbone(dtype=torch_dtype(config), device=resolve_device(config.model.device))
+        return TransformersEngine(
+            backbone,
+            family=family,
+            prompt_text=text,
+            max_model_len=config.rollout.max_model_len,
+            max_rows=config.rollout.max_sequences,
+        )
+    from saga_dist.workers.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        family=family,
+        prompt_text=text,
+        dtype=config.model.dtype,
+        max_model_len=config.rollout.max_model_len,
+        max_num_seqs=config.rollout.max_sequences,
+        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        tensor_parallel_size=config.rollout.tensor_parallel_size,
+        seed=config.run.seed,
+    )
+
+
+def build_replay_worker(config: RunConfig) -> ReplayWorker:
+    """Returns a replay worker with the frozen backbone.
+
+    Raises:
+        ModelError: ``objective.kl_layer`` is not a layer of this model.
+    """
+    from saga_dist.models.spread import spread_layers
+    from saga_dist.workers.replay import ReplayWorker
+
+    set_threads(config)
+    family = build_family(config)
+    devices = replay_devices(config)
+    if len(devices) == 1:
+        backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
+    else:
+        backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
+        spread_layers(backbone, devices)
+    if config.objective.kl_layer >= backbone.num_layers:
+        raise ModelError(
+            f"objective.kl_layer = {config.objective.kl_layer}",
+            where=model_path(config),
+            expected=f"a layer below {backbone.num_layers}",
+            fix="set objective.kl_layer to about 3/4 of the depth",
+        )
+    return ReplayWorker(
+        backbone,
+        family=family,
+        prompt_text=prompt_text(config, family),
+        kl_layer=config.objective.kl_layer,
+        completions_per_chunk=config.replay.completions_per_chunk,
+        logits_chunk=config.replay.logits_chunk,
+    )
+
+
+def replay_devices(config: RunConfig) -> list[torch.device]:
+    """Returns the devices of one replay worker: the configured one, or all GPUs that ``replay.num_gpus`` >= 2 names.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    import torch
+
+    first, wanted = resolve_device(config.model.device), int(config.replay.num_gpus)
+    if first.type != "cuda" or wanted < 2:
+        return [first]
+    if torch.cuda.device_count() < wanted:
+        raise ConfigError(
+            f"replay.num_gpus = {wanted} but {torch.cuda.device_count()} CUDA devices in this process",
+            fix="set replay.workers = 1 or more, so that Ray gives each worker its own, or lower it",
+        )
+    return [torch.device("cuda", index) for index in range(wanted)]
+
+
+def torch_dtype(config: RunConfig) -> torch.dtype:
+    """Returns the dtype of frozen weights and of tokens on the wire."""
+    import torch
+
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: the named device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device = {name!r}", expected="auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ConfigError(
+            f"model.device = {name!r} but no CUDA device (CUDA_VISIBLE_DEVICES: {visible})", fix='use "auto"'
+        )
+    return device

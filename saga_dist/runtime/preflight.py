@@ -1,0 +1,109 @@
+"""What ``--dry-run`` shows: the resolved configuration, checked as far as it can be without loading a model.
+
+Neither torch nor Ray is imported here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saga_dist.config import STANDINS, RunConfig
+from saga_dist.metrics.sinks import require_loggers
+from saga_dist.models.model_files import ModelFiles
+from saga_dist.models.supported import supported_family
+from saga_dist.runtime.build import build_splits
+
+
+def describe(config: RunConfig, directory: Path) -> str:
+    """Returns the plan of a run in a few lines, after checking model files and data.
+
+    Raises:
+        ModelError: the model folder is missing, unreadable or of a family that is not supported.
+        DataError: the data set is missing or cannot be split.
+        ConfigError: the library of a chosen logger is not installed.
+    """
+    rollout, data, objective = config.rollout, config.data, config.objective
+    lines = [
+        (
+            "run",
+            f"{directory} ({'resumes' if (directory / 'config.json').exists() else 'new'}), seed {config.run.seed}",
+        ),
+        ("model", _model_line(config)),
+        ("data", _data_line(config)),
+        (
+            "batch",
+            f"{data.batch_size} images = {data.batch_size // data.images_per_class} classes x {data.images_per_class}",
+        ),
+        (
+            "losses",
+            f"{objective.lambda_dml:g} x {objective.metric_loss}, {objective.lambda_lm:g} x GRPO, "
+            f"{objective.lambda_kl:g} x attention alignment at layer {objective.kl_layer}",
+        ),
+    ]
+    if objective.needs_rollouts:
+        lines.append(
+            (
+                "rollouts",
+                f"{rollout.engine}, {rollout.workers} worker(s); {rollout.pairs_per_batch} pairs x "
+                f"{rollout.group_size} completions per micro-batch, until {rollout.contributing_groups} groups "
+                f"contribute or {rollout.max_micro_batches} micro-batches are used",
+            )
+        )
+    lines.append(
+        (
+            "steps",
+            f"{config.run.steps} optimizer steps, lr {config.optimizer.lr_encoder:g} encoder, "
+            f"{config.optimizer.lr_pooler:g} pooler, {config.optimizer.schedule}, clip {config.optimizer.clip_norm:g}",
+        )
+    )
+    lines.append(("runtime", _runtime_line(config)))
+    require_loggers(config.logging)
+    return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
+
+
+def check_model_files(path: str) -> str:
+    """Returns the family of a local checkpoint, from its config.json alone.
+
+    Raises:
+        ModelError: no such folder, no readable config.json, or an unsupported family.
+    """
+    return supported_family(ModelFiles(path).json("config.json"), where=path)
+
+
+def _model_line(config: RunConfig) -> str:
+    path, model = config.model.path, config.model
+    pooler = f"{model.pooler} pooler, embedding {model.embedding_dim}, {model.dtype}"
+    if path in STANDINS:
+        other = f" of pre-training seed {STANDINS[path]}" if STANDINS[path] else ""
+        return f"built-in stand-in{other}, {pooler}"
+    if Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")):
+        return f"{path} ({check_model_files(path)}), {pooler}"
+    return f"{path} at {model.revision} (hub; looked up when training starts), {pooler}"
+
+
+def _data_line(config: RunConfig) -> str:
+    data = config.data
+    if data.layout == "birds":
+        birds = data.birds
+        return f"built-in birds, {birds.train_classes} training classes x {birds.train_images_per_class} images"
+    splits = build_splits(data, seed=config.run.seed)
+    parts = [
+        f"{name} {len(images.class_names)} classes, {len(images)} images"
+        for name, images in (
+            ("train", splits.train),
+            ("validation", splits.val),
+            ("test", splits.test),
+            ("gallery", splits.gallery),
+        )
+        if images is not None
+    ]
+    return f"{data.root}: {'; '.join(parts)}"
+
+
+def _runtime_line(config: RunConfig) -> str:
+    runtime = config.runtime
+    if runtime.kind == "serial":
+        return "serial: everything in this process"
+    where = runtime.address or f"the job's cluster, or a local one with {runtime.local_cpus} CPUs"
+    replay = f"{config.replay.workers} replay worker(s)" if config.replay.workers else "replay in the learner"
+    return f"Ray at {where}: learner, {config.rollout.workers} rollout worker(s), {replay}"

@@ -1,0 +1,212 @@
+"""The Ray runtime: a learner and worker pools as actors, brought up at the same time and closed together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from saga_dist.config import RunConfig
+from saga_dist.protocols import GradientHandle
+from saga_dist.runtime.ray.actors import Factories, ReplayActor, RolloutActor, spawn
+from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.learner_group import spawn_learner
+from saga_dist.runtime.ray.object_refs import ObjectHandle
+from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.runtime.ray.remote_learner import LearnerReplayPool, RemoteLearner
+from saga_dist.runtime.ray.scale import ScalablePool, ScaleController
+from saga_dist.runtime.ray.session import RaySession
+from saga_dist.runtime.ray.supervision import Clocks
+from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
+from saga_dist.wire import groups_from_batch
+
+log = logging.getLogger(__name__)
+
+
+class RolloutRole:
+    """How a pool talks to rollout actors."""
+
+    name = "rollout"
+
+    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
+        self._config, self._factories, self.missing = config, factories, missing
+
+    def spawn(self) -> Any:
+        """Returns the handle of a new rollout actor."""
+        section = self._config.rollout
+        return spawn(RolloutActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
+
+    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Starts a lease; the answer is one Arrow batch of scored groups."""
+        return actor.run.remote(list(tasks)), ()
+
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
+        """Returns the groups in a batch."""
+        return groups_from_batch(answer)
+
+    def task_key(self, task: RolloutTask) -> str:
+        """Returns the pair id."""
+        return task.pair.pair_id
+
+    def result_key(self, result: ScoredGroup) -> str:
+        """Returns the pair id."""
+        return result.pair.pair_id
+
+
+class ReplayRole:
+    """How a pool talks to replay actors: small views come back, payloads stay in the object store."""
+
+    name = "replay"
+
+    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
+        self._config, self._factories, self.missing = config, factories, missing
+
+    def spawn(self) -> Any:
+        """Returns the handle of a new replay actor."""
+        section = self._config.replay
+        return spawn(ReplayActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
+
+    def send(self, actor: Any, tasks: Sequence[ReplayTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Starts a lease; the answer is the list of views, and one payload per task."""
+        answer, *payloads = actor.run.options(num_returns=1 + len(tasks)).remote(list(tasks))
+        return answer, payloads
+
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
+        """Returns the views with handles of their payloads."""
+        return [
+            replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
+        ]
+
+    def task_key(self, task: ReplayTask) -> str:
+        """Returns the pair id."""
+        return task.group.pair.pair_id
+
+    def result_key(self, result: GradientHandle) -> str:
+        """Returns the pair id."""
+        return result.pair_id
+
+
+class RayRuntime:
+    """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
+
+    Workers come up in the background: the constructor waits for the learner only, so that a first evaluation runs while
+    engines warm up. Without an MLLM in the configuration no worker is started.
+
+    Args:
+        config: the whole configuration.
+        factories: how the plain classes are built; the default builds the real ones.
+
+    Raises:
+        ConfigError: no Ray to run on.
+        UserError: the learner found a mistake in configuration, model or data.
+    """
+
+    learner: RemoteLearner
+
+    def __init__(self, config: RunConfig, factories: Factories | None = None) -> None:
+        self._config, self._factories = config, factories or Factories()
+        factories = self._factories
+        with ExitStack() as closing:
+            session = RaySession(config)
+            closing.callback(session.close)
+            self._missing = session.missing
+            actor = spawn_learner(config, factories)
+            self.learner = RemoteLearner(
+                actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
+            )
+            closing.callback(self.learner.close)
+            started = actor.start.remote()
+            self.rollouts = self._rollout_pool(RolloutRole(config, factories, session.missing))
+            closing.callback(self.rollouts.close)
+            self.replays = self._replay_pool(ReplayRole(config, factories, session.missing))
+            closing.callback(self.replays.close)
+            if config.needs_engine:
+                self.rollouts.start()
+            if config.needs_mllm and isinstance(self.replays, RayPool):
+                self.replays.start()
+            self._wait_for_learner(started)
+            self._closing = closing.pop_all()
+
+    def restart_learner(self) -> None:
+        """Puts a new learner in the place of one that was lost; the pools forget what they did for it."""
+        self.rollouts.forget()
+        self.replays.forget()
+        actor = spawn_learner(self._config, self._factories)
+        self.learner.replace(actor)
+        self._wait_for_learner(actor.start.remote())
+
+    def reset_learner(self, config: RunConfig) -> None:
+        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        self._config = config
+        self.learner.reset(config)
+
+    def backbone_digest(self) -> str:
+        """Returns the sha256 over the frozen backbone that replay differentiates through ('' without an MLLM)."""
+        if not self._config.needs_mllm:
+            return ""
+        if isinstance(self.replays, RayPool):
+            return self.replays.ask("backbone_digest")
+        return self.learner.backbone_digest()
+
+    def watch(self, run_dir: Path) -> None:
+        """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
+        config, scalable = self._config, dict[str, tuple[ScalablePool, tuple[int, int]]]()
+        if config.needs_mllm:
+            scalable["rollout"] = self.rollouts, config.rollout.worker_range
+            if isinstance(self.replays, RayPool):
+                scalable["replay"] = self.replays, config.replay.worker_range
+        watch = ScaleController(run_dir, scalable)
+        watch.start()
+        self._closing.callback(watch.close)
+
+    def close(self) -> None:
+        """Ends every actor, then the private Ray if one was started; closing twice is fine."""
+        self._closing.close()
+
+    def __enter__(self) -> RayRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait_for_learner(self, started: ray.ObjectRef) -> None:
+        deadline_s = self._config.rollout.start_deadline_s
+        self.learner.wait_until_up(started, deadline_s=deadline_s, missing=self._missing)
+
+    def _rollout_pool(self, role: RolloutRole) -> RayPool[RolloutTask, ScoredGroup]:
+        section, heartbeat_s = self._config.rollout, self._config.runtime.heartbeat_s
+        # A lease lasts a little longer than the worker's own deadline, whose error says more.
+        clocks = Clocks(section.start_deadline_s, section.deadline_s + heartbeat_s, heartbeat_s)
+        limits = Limits(
+            workers=section.workers,
+            tasks_per_lease=section.groups_per_lease,
+            max_attempts=section.max_attempts,
+            clocks=clocks,
+            max_quarantined=section.max_quarantined,
+            min_workers=section.worker_range[0],
+            idle_release_s=section.idle_release_s,
+        )
+        return RayPool(role, limits)
+
+    def _replay_pool(self, role: ReplayRole) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
+        section, rollout = self._config.replay, self._config.rollout
+        if not section.workers:
+            return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)
+        clocks = Clocks(rollout.start_deadline_s, section.deadline_s, self._config.runtime.heartbeat_s)
+        limits = Limits(
+            workers=section.workers,
+            tasks_per_lease=1,  # groups differ in length, and replay has no batching to lose
+            max_attempts=rollout.max_attempts,
+            clocks=clocks,
+            max_quarantined=rollout.max_quarantined,
+            min_workers=section.worker_range[0],
+        )
+        return RayPool(role, limits)

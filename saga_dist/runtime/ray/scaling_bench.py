@@ -1,0 +1,198 @@
+"""The part of the scaling bench that needs Ray: the real coordinator and pool over workers that only take their time.
+
+A worker sleeps as long as a real engine took for a group (a recorded trace) and touches no model, so that 64 of them
+fit on two cores and what is left to measure is ours: leases, order, waiting, bookkeeping.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from saga_dist.config import RunConfig
+from saga_dist.data.sampling import training_sampler
+from saga_dist.metrics.log import MetricsLog
+from saga_dist.protocols import GradientHandle
+from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.errors import WorkerInfo
+from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, FaultPlan, fake_group
+from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.runtime.ray.supervision import Clocks
+from saga_dist.training.coordinator import Coordinator
+from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
+from saga_dist.utils.rng import counter_seed
+from saga_dist.workers.serial_pool import SerialPool
+
+GROUPS_PER_LEASE = 1
+_CLOCKS = Clocks(start_s=600.0, lease_s=120.0, heartbeat_s=60.0)
+
+
+class SleeperRole:
+    """How the pool talks to workers that take the time of the trace.
+
+    Args:
+        latencies: seconds per group, as recorded.
+        scale: what they are multiplied with; 0: answers come at once.
+    """
+
+    name = "rollout"
+
+    def __init__(self, latencies: Sequence[float], scale: float) -> None:
+        self._latencies, self._scale = latencies, scale
+        self._sent: dict[str, RolloutTask] = {}
+
+    def seconds(self, pair_id: str) -> float:
+        """Returns how long the group of a pair takes: the same whoever works on it."""
+        return self._scale * self._latencies[counter_seed("latency", pair_id) % len(self._latencies)]
+
+    def spawn(self) -> Any:
+        """Returns the handle of a new worker; its class travels by value, so that its process stays small."""
+
+        class Sleeper:
+            def start(self) -> WorkerInfo:
+                return WorkerInfo(os.getpid(), "", "", "")
+
+            def health(self) -> float:
+                return 0.0
+
+            def run(self, seconds: Sequence[float], pair_ids: Sequence[str]) -> Sequence[str]:
+                time.sleep(sum(seconds))
+                return pair_ids
+
+        return ray.remote(num_cpus=0, max_concurrency=2)(Sleeper).remote()
+
+    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Starts a lease."""
+        self._sent.update((task.pair_id, task) for task in tasks)
+        names = [task.pair_id for task in tasks]
+        return actor.run.remote([self.seconds(name) for name in names], names), ()
+
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
+        """Returns the groups that a scripted worker would have made."""
+        tasks = [self._sent.pop(name) for name in answer]
+        return [fake_group(task, task.tokens) for task in tasks]
+
+    def task_key(self, task: RolloutTask) -> str:
+        """Returns the pair id."""
+        return task.pair_id
+
+    def result_key(self, result: ScoredGroup) -> str:
+        """Returns the pair id."""
+        return result.pair_id
+
+    def missing(self) -> str:
+        """Nothing is asked of the cluster."""
+        return ""
+
+
+class BenchLearner(FakeLearner):
+    """A scripted learner with many images, whose update takes a while.
+
+    Args:
+        config: of the run.
+        update_s: seconds of one optimizer step.
+    """
+
+    def __init__(self, config: RunConfig, update_s: float) -> None:
+        super().__init__(config, FaultPlan())
+        self._update_s = update_s
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns four images of each of 128 classes; no validation classes."""
+        return np.arange(512, dtype=np.int64) // 4 if split == "train" else np.zeros(0, np.int64)
+
+    def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
+        """Takes one step, and its time."""
+        time.sleep(self._update_s)
+        return super().finish_step(handles)
+
+
+class BenchRuntime:
+    """Scripted learner and replay in this process, sleeping workers behind the real pool; ``protocols.Runtime``.
+
+    Args:
+        config: of the run.
+        role: the workers.
+        update_s: seconds of one optimizer step.
+    """
+
+    def __init__(self, config: RunConfig, role: SleeperRole, update_s: float) -> None:
+        replay = FakeReplayWorker(config, FaultPlan())
+        self.learner = BenchLearner(config, update_s)
+        self.rollouts = RayPool(role, Limits(config.rollout.workers, GROUPS_PER_LEASE, 3, _CLOCKS))
+        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
+            lambda tasks: [GradientHandle.of(replay.replay(task, task.tokens)) for task in tasks],
+            lease=1,
+            max_attempts=1,
+            max_quarantined=0,
+        )
+
+    def restart_learner(self) -> None:
+        """Never needed: nothing dies here."""
+
+    def reset_learner(self, config: RunConfig) -> None:
+        """Never needed: one run each."""
+
+    def backbone_digest(self) -> str:
+        """Returns nothing: there is no backbone."""
+        return ""
+
+    def watch(self, run_dir: Path) -> None:
+        """Nobody scales it."""
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.rollouts.close()
+
+
+def wait_for_workers(pool: RayPool[Any, Any], number: int) -> None:
+    """Returns when so many workers are up: starting them is not what is measured."""
+    deadline = time.monotonic() + _CLOCKS.start_s
+    while len(pool.workers()) < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def train(config: RunConfig, role: SleeperRole, *, update_s: float) -> tuple[float, list[dict[str, float]]]:
+    """Trains and returns groups per second, first step left out, and the metrics of every step."""
+    runtime = BenchRuntime(config, role, update_s)
+    try:
+        runtime.rollouts.start()
+        wait_for_workers(runtime.rollouts, config.rollout.workers)
+        labels = runtime.learner.labels("train")
+        sampler = training_sampler(config, labels)
+        ends: list[float] = []
+        with tempfile.TemporaryDirectory() as folder:
+            Coordinator(config, runtime, sampler, Path(folder), on_step=lambda _: ends.append(time.monotonic())).run()
+            rows = [row for row in MetricsLog(Path(folder) / "metrics.jsonl").rows() if "step/wall_s" in row]
+    finally:
+        runtime.close()
+    groups = sum(row["rollout/groups"] for row in rows[1:])
+    return groups / (ends[-1] - ends[0]), rows
+
+
+def split_evenly(config: RunConfig, role: SleeperRole) -> float:
+    """Returns groups per second of the plain way: a step's pairs are dealt out to the workers, all are waited for."""
+    workers = [role.spawn() for _ in range(config.rollout.workers)]
+    try:
+        ray.get([worker.start.remote() for worker in workers], timeout=_CLOCKS.start_s)
+        sampler = training_sampler(config, BenchLearner(config, 0.0).labels("train"))
+        started, groups = time.monotonic(), 0
+        for step in range(1, config.run.steps):
+            names = [pair.pair_id for pair in sampler.micro_batch(step, 0, config.rollout.pairs_per_batch).pairs]
+            shares = [names[index :: len(workers)] for index in range(len(workers))]
+            answers = [
+                worker.run.remote([role.seconds(name) for name in share], share)
+                for worker, share in zip(workers, shares, strict=True)
+            ]
+            groups += sum(len(answer) for answer in ray.get(answers, timeout=_CLOCKS.lease_s))
+        return groups / (time.monotonic() - started)
+    finally:
+        for worker in workers:
+            ray.kill(worker, no_restart=True)

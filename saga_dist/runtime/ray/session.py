@@ -1,0 +1,221 @@
+"""The connection to Ray: join a cluster, or start a private one on this machine, and end only what was started here.
+
+Inside ``ray job submit`` (or with ``runtime.address`` or RAY_ADDRESS) the run joins; a process already connected
+stays so; otherwise a private Ray starts: own temporary folder, no dashboard, own random token, nothing written to the
+home folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from saga_dist.config import RunConfig, RuntimeSection
+from saga_dist.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONNECT_DEADLINE_S = 10.0
+NAMESPACE = "saga_dist"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """What one role asks of the cluster."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+    pinned: bool = False
+    """True when it also asks for the custom resource of its role."""
+
+
+def resource_requests(config: RunConfig) -> list[ResourceRequest]:
+    """Returns what every role of the run asks of the cluster."""
+    runtime, rollout, replay = config.runtime, config.rollout, config.replay
+    asked = [ResourceRequest("learner", runtime.learner_processes, runtime.learner_num_cpus, runtime.learner_num_gpus)]
+    if config.needs_engine:
+        asked.append(ResourceRequest("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
+    if config.needs_mllm:
+        asked.append(ResourceRequest("replay", replay.workers, replay.num_cpus, replay.num_gpus))
+    return [replace(need, pinned=runtime.pin_roles) for need in asked if need.count]
+
+
+def missing_resources(asked: Sequence[ResourceRequest], resources: dict[str, float]) -> str:
+    """Returns one line that says what is needed and what is there, or '' when ``resources`` suffice."""
+    short = []
+    for name, unit in (("CPU", "cpus"), ("GPU", "gpus")):
+        parts = [(need, getattr(need, unit)) for need in asked if getattr(need, unit)]
+        total, there = sum(need.count * amount for need, amount in parts), resources.get(name, 0.0)
+        if total > there + 1e-6:
+            detail = " + ".join(f"{need.count} {need.role} x {amount:g}" for need, amount in parts)
+            short.append(f"{total:g} {name}s needed ({detail}), {there:g} there")
+    for need in asked:
+        there = resources.get(need.role, 0.0)
+        if need.pinned and need.count > there:
+            short.append(f"{need.count} of the resource {need.role!r} needed, {there:g} there")
+    return "; ".join(short)
+
+
+class RaySession:
+    """A connection to Ray for one run.
+
+    Args:
+        config: address, size of a local Ray, and what the roles need.
+
+    Raises:
+        ConfigError: the address cannot be reached, its token does not fit, or a local Ray would be too small.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._needs = resource_requests(config)
+        self._joined = self._started = False
+        self._folder: Path | None = None
+        address = config.runtime.address or os.environ.get("RAY_ADDRESS", "")
+        if ray.is_initialized():
+            log.debug("already connected to Ray")
+        elif address and address != "local":
+            self._join(address)
+        else:
+            self._start(config.runtime)
+        if missing := self.missing():
+            if self._started:
+                self.close()
+                raise ConfigError(
+                    missing, where="local Ray", fix="use fewer GPUs per role, or a cluster (runtime.address)"
+                )
+            log.warning("%s; waiting for the cluster to grow", missing)
+
+    def missing(self) -> str:
+        """Returns what the cluster lacks for the configured roles, '' when nothing."""
+        return missing_resources(self._needs, ray.cluster_resources())
+
+    def close(self) -> None:
+        """Ends the private Ray, or the connection that was made here."""
+        if self._joined or self._started:
+            self._joined = self._started = False
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _join(self, address: str) -> None:
+        _require_reachable(address)
+        _use_authentication("token" if _has_token() else "disabled")
+        try:
+            with _own_sigterm_handler():
+                ray.init(address=address, namespace=NAMESPACE, **_quiet())
+        except (ConnectionError, AuthenticationError) as error:
+            raise ConfigError(
+                "Ray does not let us in",
+                where=f"runtime.address = {address!r}",
+                fix="check that it is a Ray head of this version and RAY_AUTH_TOKEN or ~/.ray/auth_token is its token",
+            ) from error
+        self._joined = True
+
+    def _start(self, section: RuntimeSection) -> None:
+        if missing := missing_resources(
+            [replace(need, pinned=False) for need in self._needs if need.cpus],
+            {"CPU": float(section.local_cpus), "GPU": 1e9},
+        ):
+            raise ConfigError(
+                missing,
+                where=f"runtime.local_cpus = {section.local_cpus}",
+                fix="raise runtime.local_cpus, or lower rollout.workers, replay.workers or their num_cpus",
+            )
+        _use_authentication("token", _private_token())
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Unix sockets lie below this folder and their paths may have 107 characters, so TMPDIR may be too deep.
+        self._folder = Path(tempfile.mkdtemp(prefix="saga-", dir="/tmp" if Path("/tmp").is_dir() else None))
+        try:
+            with _own_sigterm_handler():
+                ray.init(
+                    address="local",
+                    num_cpus=section.local_cpus,
+                    resources={need.role: need.count for need in self._needs if need.pinned},
+                    object_store_memory=section.object_store_mb * 1024**2,
+                    include_dashboard=False,
+                    namespace=NAMESPACE,
+                    _temp_dir=str(self._folder),
+                    **_quiet(),
+                )
+        except Exception as error:
+            ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"a local Ray did not start ({reason})", fix='try runtime.kind = "serial"') from error
+        self._started = True
+
+
+def _quiet() -> dict[str, Any]:
+    debugging = logging.getLogger("saga_dist").isEnabledFor(logging.DEBUG)
+    return {"log_to_driver": debugging, "logging_level": logging.INFO if debugging else logging.WARNING}
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself tries for two minutes before it says that nobody answers."""
+    where = f"runtime.address = {address!r}"
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError("not an address", where=where, expected='"host:port" of a Ray head')
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"nobody answers there ({error.strerror or error})",
+            where=where,
+            fix="check address and firewall, or `ray status` there",
+        ) from error
+
+
+def _has_token() -> bool:
+    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+@cache
+def _private_token() -> str:
+    return secrets.token_hex(32)  # one per process: Ray reads it once and keeps it
+
+
+def _use_authentication(mode: str, token: str = "") -> None:
+    """Sets Ray's authentication for this process and its children, unless the environment already says something."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = mode
+    if token and not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = token
+    # Ray took its settings from the environment when it was imported; this makes it look again, as its own set-up does.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keeps the caller's SIGTERM handler: Ray replaces it by one that exits without a checkpoint."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,76 @@
+"""The serial runtime: every part in this process, one after the other. No Ray; breakpoints work.
+
+It stands behind the same protocols as the Ray runtime and gives the same results; handles are the records themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saga_dist.config import RunConfig
+from saga_dist.protocols import GradientHandle, Learner, ReplayWorker, RolloutWorker
+from saga_dist.runtime.build import build_learner, build_replay_worker, build_rollout_worker
+from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
+from saga_dist.workers.serial_pool import SerialPool
+
+
+class SerialRuntime:
+    """Learner, rollout worker and replay worker of this process; implements ``protocols.Runtime``.
+
+    The MLLM is loaded only when the configuration trains with it or judges pairs with it.
+    """
+
+    learner: Learner
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self.learner = build_learner(config)
+        self._rollout_worker: RolloutWorker | None = None
+        self._replay_worker: ReplayWorker | None = None
+        if config.needs_mllm:
+            self._replay_worker = build_replay_worker(config)
+        if config.needs_engine:
+            self._rollout_worker = build_rollout_worker(config)
+        self.rollouts: SerialPool[RolloutTask, ScoredGroup] = SerialPool(
+            self._roll_out,
+            lease=config.rollout.groups_per_lease,
+            max_attempts=config.rollout.max_attempts,
+            max_quarantined=config.rollout.max_quarantined,
+        )
+        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
+            self._replay, lease=1, max_attempts=1, max_quarantined=config.rollout.max_quarantined
+        )
+
+    def restart_learner(self) -> None:
+        """Builds the learner anew; in one process this is never needed, only allowed."""
+        self.rollouts.forget()
+        self.replays.forget()
+        self.learner = build_learner(self._config)
+
+    def reset_learner(self, config: RunConfig) -> None:
+        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        self._config = config
+        self.learner = build_learner(config)
+
+    def backbone_digest(self) -> str:
+        """Returns the sha256 over the frozen backbone ('' when none is loaded)."""
+        return self._replay_worker.backbone_digest() if self._replay_worker else ""
+
+    def watch(self, run_dir: Path) -> None:
+        """Does nothing: there are no workers to scale."""
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self.rollouts.close()
+        self.replays.close()
+        if self._rollout_worker:
+            self._rollout_worker.close()
+
+    def _roll_out(self, tasks: Sequence[RolloutTask]) -> list[ScoredGroup]:
+        assert self._rollout_worker is not None, "the configuration asked for no MLLM"
+        return self._rollout_worker.rollout(tasks, [task.tokens for task in tasks])
+
+    def _replay(self, tasks: Sequence[ReplayTask]) -> list[GradientHandle]:
+        assert self._replay_worker is not None, "the configuration asked for no MLLM"
+        return [GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks]

@@ -1,0 +1,90 @@
+"""What became of every pair: one JSON line a step, rewound on resume like the metrics.
+
+A step accounts for each pair of each micro-batch it took, exactly once: ``trained``, ``spare`` (contributed beyond K),
+``uniform`` (all rewards equal, so no gradient) or ``quarantined`` (with the reason). ``audit`` compares the ledger with
+the pairs that the counters say a run must have seen: no pair lost, none trained twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saga_dist.data.sampling import ClassBalancedSampler
+from saga_dist.errors import CheckpointError
+from saga_dist.metrics.log import JsonLines
+from saga_dist.training.rollout_buffer import RolloutBuffer
+from saga_dist.types import Quarantined
+
+OUTCOMES = ("trained", "spare", "uniform", "quarantined")
+
+
+class PairLedger:
+    """``ledger.jsonl`` of a run directory.
+
+    Args:
+        path: the file; made on the first entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)
+
+    def append(self, step: int, num_batches: int, buffer: RolloutBuffer, quarantined: Sequence[Quarantined]) -> None:
+        """Writes what became of the pairs of a finished step.
+
+        Args:
+            step: optimizer steps done, this one included.
+            num_batches: micro-batches it took.
+            buffer: its groups.
+            quarantined: pairs without a group, or taken out of the buffer.
+        """
+        trained = [group.pair_id for group in buffer.selected()]
+        self._lines.append(
+            {
+                "step": step,
+                "micro_batches": num_batches,
+                "trained": trained,
+                "spare": [
+                    group.pair_id for group in buffer.groups if group.contributes and group.pair_id not in trained
+                ],
+                "uniform": [group.pair_id for group in buffer.groups if not group.contributes],
+                "quarantined": {one.pair_id: one.reason for one in quarantined},
+            }
+        )
+
+    def truncate(self, *, after_step: int) -> None:
+        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        self._lines.truncate(after_step=after_step)
+
+    def audit(self, sampler: ClassBalancedSampler, num_steps: int, pairs_per_batch: int) -> dict[str, int]:
+        """Returns how many pairs met each fate in steps 1 to ``num_steps``.
+
+        Raises:
+            CheckpointError: a step is missing or told twice, or a pair of it is missing, foreign or told twice.
+        """
+        counts = dict.fromkeys(OUTCOMES, 0)
+        rows = self._lines.rows()
+        steps = [int(row["step"]) for row in rows]
+        if steps != list(range(1, num_steps + 1)):
+            raise CheckpointError(
+                f"steps {steps[:3]} ... {steps[-3:]}",
+                where=str(self._lines.path),
+                expected=f"1 to {num_steps}, each once",
+            )
+        for row in rows:
+            listed = [pair_id for outcome in OUTCOMES for pair_id in row[outcome]]
+            expected = [
+                pair.pair_id
+                for index in range(row["micro_batches"])
+                for pair in sampler.micro_batch(row["step"] - 1, index, pairs_per_batch).pairs
+            ]
+            if sorted(listed) != sorted(expected):
+                strange = sorted(set(listed) ^ set(expected)) or listed
+                raise CheckpointError(
+                    f"{len(listed)} pairs, the first that differs: {strange[0]}",
+                    where=f"{self._lines.path}, step {row['step']}",
+                    expected=f"the {len(expected)} pairs of its micro-batches, each once",
+                )
+            for outcome in OUTCOMES:
+                counts[outcome] += len(row[outcome])
+        return counts

@@ -1,0 +1,94 @@
+"""Groups from a recording instead of workers: train, debug and compare without an engine.
+
+The folder ``rollouts/`` of another run, or of `saga-dist rollout`, holds every scored group of every step. Pairs come
+from counters, so a run with the same data, seed and batches asks for the very pairs that were recorded.
+
+The same configuration gives the same run again, to the bit: each step's groups are what today's encoder would say. Any
+other configuration is off-policy: the encoder that was asked is another one, its tokens are gone, and each token is
+weighed by min(p_replay / p_engine, rollout.importance_truncation), both of the untempered model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saga_dist.config import RunConfig, load_run_config
+from saga_dist.errors import DataError
+from saga_dist.protocols import EncodedBatch
+from saga_dist.training.rollout_source import Outcome
+from saga_dist.types import MicroBatch, Quarantined, ScoredGroup
+from saga_dist.wire import read_recording
+
+
+class RecordedRolloutSource:
+    """Implements ``RolloutSource`` on a run directory's recordings.
+
+    Args:
+        config: of the run that trains.
+        run_dir: of the run that was recorded.
+
+    Raises:
+        DataError: it holds no recordings.
+        ConfigError: it is no run directory.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        differences = load_run_config(run_dir).differences(config)
+        self._folder = run_dir / "rollouts"
+        self._truncate_at = config.rollout.importance_truncation
+        self._same_run = all(difference.startswith("rollout.recording:") for difference in differences)
+        if not any(self._folder.glob("step_*.arrow")):
+            raise DataError(
+                "no recording",
+                where=str(self._folder),
+                expected="step_*.arrow",
+                fix="record with rollout.record = true",
+            )
+        self._step = -1
+        self._groups: dict[str, ScoredGroup] = {}
+
+    def prefetch(self, step: int) -> None:
+        """Nothing to start."""
+
+    def get_groups(self, batch: MicroBatch, encoded: EncodedBatch) -> list[Outcome]:
+        """Returns the recorded group of every pair; one that was not recorded is set aside with the reason.
+
+        Raises:
+            DataError: the step was not recorded, or with other images or classes.
+        """
+        if batch.step != self._step:
+            path = self._folder / f"step_{batch.step:06d}.arrow"
+            if not path.exists():
+                raise DataError(
+                    f"step {batch.step} was not recorded", where=str(path), fix=f"set run.steps = {batch.step}"
+                )
+            self._step, self._groups = batch.step, {group.pair_id: group for group in read_recording(path)}
+        outcomes: list[Outcome] = []
+        for pair in batch.pairs:
+            group = self._groups.get(pair.pair_id)
+            if group is None:
+                outcomes.append(Quarantined(pair.pair_id, "not in the recording", 0))
+                continue
+            if group.pair != pair:
+                raise DataError(
+                    f"pair {pair.pair_id} has images {group.pair.image_a}, {group.pair.image_b} and classes "
+                    f"{group.pair.label_a}, {group.pair.label_b}",
+                    where=str(self._folder),
+                    expected=f"images {pair.image_a}, {pair.image_b} and classes {pair.label_a}, {pair.label_b}",
+                    fix="use the data, seed and batches of the recorded run",
+                )
+            outcomes.append(group)
+        return outcomes
+
+    def off_policy(self, group: ScoredGroup, step: int) -> tuple[Any, float | None]:
+        """Returns no tokens (they are gone), and no truncation where this run repeats the recorded one."""
+        on_policy = self._same_run and group.completions.encoder_version == step
+        return None, None if on_policy else self._truncate_at
+
+    def end_step(self, step: int, num_batches: int) -> dict[str, float]:
+        """Nothing to report."""
+        return {}
+
+    def forget(self) -> None:
+        """Nothing is under way."""

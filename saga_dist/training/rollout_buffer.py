@@ -1,0 +1,115 @@
+"""The scored groups of one optimizer step: which of them train, and what they say about the MLLM's answers.
+
+Order is the order of submission, which the pair ids carry (step, micro-batch, number), never the order of arrival: a
+serial run and a Ray run whose workers answer in any order select the same groups. For that, a caller adds every group
+of a micro-batch before it asks ``full``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from saga_dist.errors import TrainingError
+from saga_dist.objectives.reward import json_is_valid
+from saga_dist.protocols import GradientHandle
+from saga_dist.types import ScoredGroup
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+class RolloutBuffer:
+    """Collects groups until enough of them carry a gradient (dynamic sampling).
+
+    Args:
+        capacity: K, contributing groups that a step trains on.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise TrainingError(f"a rollout buffer of {capacity} groups", expected="at least 1")
+        self._capacity = capacity
+        self._groups: dict[str, ScoredGroup] = {}
+        self._num_duplicates = 0
+
+    def add(self, group: ScoredGroup) -> bool:
+        """Takes a group; False when its pair is there already (a retry that both times came back): it is dropped."""
+        if group.pair.pair_id in self._groups:
+            self._num_duplicates += 1
+            return False
+        self._groups[group.pair.pair_id] = group
+        return True
+
+    def remove(self, pair_id: str) -> None:
+        """Takes a group out again: replay found that it cannot be differentiated."""
+        del self._groups[pair_id]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def groups(self) -> list[ScoredGroup]:
+        """All groups in order of submission, contributing or not."""
+        return [self._groups[pair_id] for pair_id in sorted(self._groups, key=submission_order)]
+
+    @property
+    def full(self) -> bool:
+        """True when K groups contribute."""
+        return sum(group.contributes for group in self._groups.values()) >= self._capacity
+
+    def selected(self) -> list[ScoredGroup]:
+        """Returns the first K contributing groups in order of submission (fewer when there are not so many)."""
+        return [group for group in self.groups if group.contributes][: self._capacity]
+
+    @property
+    def num_tokens(self) -> int:
+        """|T|: generated tokens of the selected groups, the denominator of L_GRPO."""
+        return sum(group.num_tokens for group in self.selected())
+
+    def metrics(self) -> dict[str, float]:
+        """Returns statistics over all groups; a quantity without any group to measure it on is left out.
+
+        ``rollout/verdict_accuracy_same`` and ``_different`` are shares of completions with the right verdict, on pairs
+        of one class and of two; ``rollout/json_valid_share`` of completions that are exactly one JSON object.
+        """
+        groups = self.groups
+        metrics = {"rollout/groups": float(len(groups)), "rollout/duplicates": float(self._num_duplicates)}
+        if not groups:
+            return metrics
+        contributing = [group for group in groups if group.contributes]
+        completions = [group.completions for group in groups]
+        metrics |= {
+            "rollout/contributing_share": len(contributing) / len(groups),
+            "rollout/contributing_same": float(sum(group.pair.same for group in contributing)),
+            "rollout/contributing_different": float(sum(not group.pair.same for group in contributing)),
+            "rollout/selected": float(len(self.selected())),
+            "rollout/reward_mean": _mean([reward for group in groups for reward in group.rewards_G]),
+            "rollout/unparseable_share": _mean([verdict is None for group in groups for verdict in group.verdicts]),
+            "rollout/json_valid_share": _mean([json_is_valid(text) for one in completions for text in one.texts]),
+            "rollout/tokens": float(sum(group.num_tokens for group in groups)),
+            "rollout/completion_tokens_mean": _mean([len(ids) for one in completions for ids in one.token_ids]),
+            "rollout/truncated_share": _mean([why == "length" for one in completions for why in one.finish_reasons]),
+        }
+        for name, same in (("same", True), ("different", False)):
+            right = [verdict == same for group in groups if group.pair.same == same for verdict in group.verdicts]
+            if right:
+                metrics[f"rollout/verdict_accuracy_{name}"] = _mean(right)
+        return metrics
+
+
+def with_replay(groups: Sequence[ScoredGroup], gradients: Sequence[GradientHandle]) -> list[ScoredGroup]:
+    """Returns the groups as they are recorded: those that trained with what replay made of their tokens."""
+    replayed = {gradient.pair_id: gradient.mismatch.replayed for gradient in gradients}
+    return [replace(group, replayed=replayed.get(group.pair_id, ())) for group in groups]
+
+
+def submission_order(pair_id: str) -> list[int | str]:
+    """Returns a sorting key that takes the numbers in a pair id as numbers: ``m2`` before ``m10``."""
+    return [int(part) if part.isdigit() else part for part in _DIGITS.split(pair_id)]
+
+
+def _mean(values: list[float] | list[bool] | list[int]) -> float:
+    return float(np.mean(values, dtype=np.float64))

@@ -1,0 +1,69 @@
+"""Rollouts without training: a recording of what the frozen MLLM says about the tokens of one encoder.
+
+The learner is asked to encode and never to update, so every step sees encoder version 0 (or that of a run's newest
+checkpoint). Steps that are recorded already are left alone: the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from saga_dist.config import RunConfig
+from saga_dist.data.sampling import training_sampler
+from saga_dist.errors import ConfigError, Interrupted
+from saga_dist.metrics.log import MetricsLog
+from saga_dist.protocols import Runtime
+from saga_dist.training.engine_check import check_engine
+from saga_dist.training.rollout_buffer import RolloutBuffer
+from saga_dist.training.rollout_source import WorkerRolloutSource
+from saga_dist.types import Quarantined, StepResult
+from saga_dist.wire import write_recording
+
+
+def record_rollouts(
+    config: RunConfig,
+    runtime: Runtime,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Records the rollouts of ``run.steps`` steps into ``rollouts/`` and returns how many steps were new.
+
+    A step takes micro-batches until K groups contribute, as in training.
+
+    Raises:
+        ConfigError: this configuration has no rollouts.
+        Interrupted: ``should_stop`` said so; the steps before are recorded.
+    """
+    if not config.objective.needs_rollouts:
+        raise ConfigError(
+            "objective.lambda_lm = 0 and objective.lambda_kl = 0", where="rollout", expected="one of them above 0"
+        )
+    sampler = training_sampler(config, runtime.learner.labels("train"))
+    folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
+    folder.mkdir(exist_ok=True)
+    missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
+    if missing:
+        check_engine(config, runtime, sampler)
+    stream = WorkerRolloutSource(config, runtime, sampler)
+    for step in missing:
+        buffer = RolloutBuffer(config.rollout.contributing_groups)
+        set_aside = 0
+        for index in range(config.rollout.max_micro_batches):
+            batch = sampler.micro_batch(step, index, config.rollout.pairs_per_batch)
+            for outcome in stream.get_groups(batch, runtime.learner.encode_no_grad(batch)):
+                if isinstance(outcome, Quarantined):
+                    set_aside += 1
+                else:
+                    buffer.add(outcome)
+            if buffer.full:
+                break
+        write_recording(folder / f"step_{step:06d}.arrow", buffer.groups)
+        result = StepResult(step + 1, {**buffer.metrics(), "rollout/quarantined": float(set_aside)})
+        metrics.write(result)
+        on_step(result)
+        if should_stop():
+            raise Interrupted(f"stopped after step {step + 1}", fix="the same command goes on")
+    return len(missing)

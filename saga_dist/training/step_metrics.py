@@ -1,0 +1,65 @@
+"""What one optimizer step says about itself, as plain numbers named ``stage/quantity_unit``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saga_dist.metrics.log import Stopwatch
+from saga_dist.protocols import GradientHandle
+from saga_dist.training.rollout_buffer import RolloutBuffer
+from saga_dist.types import WEIGHT_QUANTILES
+
+
+def step_metrics(
+    buffer: RolloutBuffer,
+    gradients: Sequence[GradientHandle],
+    clock: Stopwatch,
+    *,
+    replay_is_remote: bool,
+) -> dict[str, float]:
+    """Returns the numbers of rollouts, replay and time.
+
+    Args:
+        buffer: all groups of the step.
+        gradients: of the groups that trained.
+        clock: seconds of ``encode_no_grad``, ``encode``, ``rollout``, ``replay`` and ``update``.
+        replay_is_remote: True where the learner waits while others replay.
+    """
+    metrics = {**buffer.metrics(), **mismatch_metrics(gradients)}
+    if gradients:
+        metrics["replay/tokens"] = float(buffer.num_tokens)
+    seconds = clock.seconds
+    if buffer.groups:
+        metrics["rollout/tokens_per_s"] = sum(group.num_tokens for group in buffer.groups) / seconds["rollout"]
+    wall_s = sum(seconds.values())
+    waiting_s = seconds.get("rollout", 0.0) + (seconds["replay"] if replay_is_remote else 0.0)
+    metrics |= {f"step/{phase}_s": spent_s for phase, spent_s in seconds.items()}
+    return metrics | {"step/wall_s": wall_s, "learner/idle_share": waiting_s / wall_s}
+
+
+def mismatch_metrics(gradients: Sequence[GradientHandle]) -> dict[str, float]:
+    """Returns how replay and sampler compare, per token; importance weights where rollouts were stale.
+
+    A quantile of the weights is the mean over groups, the extremes are those of all tokens.
+    """
+    total = sum(gradient.num_tokens for gradient in gradients)
+    if not total:
+        return {}
+
+    def per_token(values: Sequence[float]) -> float:
+        weighted = (value * gradient.num_tokens for value, gradient in zip(values, gradients, strict=True))
+        return sum(weighted) / total
+
+    agreements = [gradient.mismatch for gradient in gradients]
+    metrics = {
+        "replay/log_prob_gap_mean": per_token([one.log_prob_gap for one in agreements]),
+        "replay/mismatch_kl": per_token([one.mismatch_kl for one in agreements]),
+    }
+    weighted = [one.weight_quantiles for one in agreements if one.weight_quantiles]
+    if weighted:
+        metrics["importance/truncated_share"] = per_token([one.truncated_share for one in agreements])
+        for column, quantile in enumerate(WEIGHT_QUANTILES):
+            values = [row[column] for row in weighted]
+            pick = {0.0: min(values), 1.0: max(values)}.get(quantile, sum(values) / len(values))
+            metrics[f"importance/weight_p{round(100 * quantile)}"] = pick
+    return metrics

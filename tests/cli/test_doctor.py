@@ -1,0 +1,53 @@
+"""The doctor: every check prints a line, a wrong one turns the exit code, the smoke test asks the real engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saga_dist.cli.doctor import examine
+
+SMALL = [
+    "data.birds.val_images_per_class=2",
+    "data.birds.test_images_per_class=2",
+    "data.birds.probe_images=0",
+    "rollout.engine=transformers",
+]
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """First line of each check: name to "mark: finding"."""
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith(("ok   ", "FAIL ")):
+            name, _, finding = line[5:].partition(": ")
+            found[name] = f"{line[:4].strip()}: {finding}"
+    return found
+
+
+def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert examine(None, SMALL, smoke=True) == 0
+    found = lines(capsys)
+    machine = {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth"}
+    assert set(found) == machine | {"plan", "room", "one pair"}
+    assert "expected 1 x this processor: learner" in found["room"]
+    assert "torch 2." in found["packages"]
+    assert "verdict" in found["one pair"]
+    assert "truth" in found["one pair"]
+
+
+def test_what_is_wrong_is_said_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "folder.toml"
+    config.write_text('[data]\nlayout = "folder"\nroot = "/nowhere/at/all"\n[model]\npath = "standin"\n')
+    assert examine(config, [], smoke=False) == 2
+    found = lines(capsys)
+    assert found["plan"].startswith("FAIL: /nowhere/at/all")
+    assert found["packages"].startswith("ok")
+
+
+def test_a_missing_model_fails_plan_and_smoke(capsys: pytest.CaptureFixture[str]) -> None:
+    assert examine(None, [*SMALL, "model.path=/nowhere/at/all"], smoke=True) == 2
+    found = lines(capsys)
+    assert found["plan"].startswith("FAIL: /nowhere/at/all: no such folder")
+    assert found["one pair"].startswith("FAIL: /nowhere/at/all: no such folder")

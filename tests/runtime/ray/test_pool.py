@@ -1,0 +1,465 @@
+"""One contract, two pools: serial and Ray. Then what only Ray has to stand: processes that die, hang, lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from saga_dist.errors import EngineError, TokenError, WorkerError
+from saga_dist.protocols import WorkerPool
+from saga_dist.runtime.ray.actors import BaseActor, RolloutActor
+from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.errors import to_saga_error
+from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, FaultPlan, fake_factories
+from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.runtime.ray.runtime import RolloutRole
+from saga_dist.runtime.ray.supervision import Clocks
+from saga_dist.types import Quarantined, RolloutTask, ScoredGroup
+from saga_dist.workers.serial_pool import SerialPool, run_all
+
+pytestmark = pytest.mark.cluster
+
+GENEROUS = Limits(workers=2, tasks_per_lease=16, max_attempts=3, clocks=Clocks(start_s=150, lease_s=60, heartbeat_s=20))
+Pool = WorkerPool[RolloutTask, ScoredGroup]
+OnRay = RayPool[RolloutTask, ScoredGroup]
+
+
+def set_limits(pool: OnRay, limits: Limits) -> None:
+    """Other numbers for running workers."""
+    pump = pool._pump
+    assert pump is not None
+    pump._most, pump._crew._limits = limits.tasks_per_lease, limits
+    for place in pump._crew.places:
+        place.worker._clocks = limits.clocks
+    pool._desk._queue._max_quarantined = limits.max_quarantined
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> FaultPlan:
+    return FaultPlan(str(tmp_path_factory.mktemp("faults")))
+
+
+@pytest.fixture(scope="module")
+def shared_pool(ray_cluster: dict[str, str], script: FaultPlan) -> Iterator[OnRay]:
+    from saga_dist.config import parse_config
+
+    tree = {
+        "data": {"layout": "birds", "image_size": 80},
+        "rollout": {"workers": 2, "num_cpus": 0.5},
+        "runtime": {"threads": 1},
+    }
+    role = RolloutRole(parse_config(tree, where="test"), fake_factories(script), lambda: "")
+    pool: OnRay = RayPool(role, replace(GENEROUS, max_quarantined=99))
+    pool.start()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def pool(shared_pool: OnRay, script: FaultPlan, scene: Any) -> Iterator[OnRay]:
+    """Two idle rollout workers, no faults planned, counters at zero. Processes are dear: all tests share them."""
+    set_limits(shared_pool, replace(GENEROUS, max_quarantined=99))
+    for file in Path(script.folder).iterdir():
+        file.unlink()
+    scene.until(lambda: scene.states(shared_pool) == ["idle", "idle"])
+    shared_pool.metrics()
+    assert shared_pool.num_pending == 0
+    yield shared_pool
+    set_limits(shared_pool, GENEROUS)
+
+
+# ---------------------------------------------------------------------- the contract
+
+Either = tuple[Pool, Callable[[int], list[RolloutTask]]]
+
+
+@pytest.fixture(params=["serial", "ray"])
+def either(request: pytest.FixtureRequest, script: FaultPlan, scene: Any) -> Either:
+    """A pool of scripted rollout workers, and how to make tasks for it."""
+    if request.param == "ray":
+        return request.getfixturevalue("pool"), scene.tasks
+    for file in Path(script.folder).iterdir():
+        file.unlink()
+    worker = FakeRolloutWorker(scene.config(), script)
+    serial: Pool = SerialPool(
+        lambda tasks: worker.rollout(tasks, [task.tokens for task in tasks]), lease=16, max_attempts=3
+    )
+    return serial, scene.plain_tasks
+
+
+def test_every_task_comes_back_once(either: Either, scene: Any) -> None:
+    pool, tasks = either
+    assert pool.collect() == []
+    assert pool.poll() == []
+    pool.submit(tasks(20))
+    assert pool.num_pending == 20
+    scene.assert_right(scene.drain(pool), 20)
+    assert pool.num_pending == 0
+    pool.submit(tasks(3))  # the same pairs again, later: a new request
+    scene.assert_right(scene.drain(pool), 3)
+
+
+def test_engine_that_raises_once_is_tried_again(either: Either, script: FaultPlan, scene: Any) -> None:
+    pool, tasks = either
+    script.plan("p01", "raise")
+    pool.submit(tasks(4))
+    scene.assert_right(scene.drain(pool), 4)
+    assert script.num_triggered("p01") == 1
+
+
+def test_poisoned_group_is_set_aside_with_its_cause_and_its_companions_finish(
+    either: Either, script: FaultPlan
+) -> None:
+    pool, tasks = either
+    script.plan("p02", "raise", times=99)
+    pool.submit(tasks(4))
+    found: list[ScoredGroup | Quarantined] = []
+    while arrived := pool.collect():
+        found += arrived
+    (lost,) = [item for item in found if isinstance(item, Quarantined)]
+    assert (lost.pair_id, lost.attempts) == ("p02", 3)
+    assert "CUDA out of memory (scripted)" in lost.reason
+    assert script.num_triggered("p02") == 3, "once among others, then alone on two"
+    assert sorted(item.pair.pair_id for item in found if isinstance(item, ScoredGroup)) == ["p00", "p01", "p03"]
+    assert pool.num_pending == 0
+
+
+def test_whoever_wants_all_results_gets_an_error_for_a_poisoned_group(script: FaultPlan, scene: Any) -> None:
+    def run(tasks: Any) -> Any:
+        raise EngineError("CUDA out of memory", where="engine")
+
+    with pytest.raises(WorkerError, match=r"^pair p00: failed on 3 workers, the last time: engine: CUDA out of memory"):
+        run_all(SerialPool(run, lease=16, max_attempts=3), scene.plain_tasks(1))
+
+
+def test_serial_pool_in_which_nothing_succeeds_ends(scene: Any) -> None:
+    def run(tasks: Any) -> Any:
+        raise EngineError("CUDA out of memory", where="engine")
+
+    pool: Pool = SerialPool(run, lease=16, max_attempts=3, max_quarantined=1)
+    pool.submit(scene.plain_tasks(4))
+    assert len(pool.collect()) == 1
+    with pytest.raises(WorkerError, match="2 groups failed on 3 workers each"):
+        pool.collect()
+
+
+def test_user_error_comes_at_once_and_as_itself(either: Either, script: FaultPlan, scene: Any) -> None:
+    pool, tasks = either
+    script.plan("p00", "user_error", times=99)
+    pool.submit(tasks(1))
+    with pytest.raises(TokenError) as caught:
+        scene.drain(pool)
+    assert type(caught.value) is TokenError
+    assert str(caught.value) == "pair p00: width 7; expected width 6"
+    assert script.num_triggered("p00") == 1
+    assert pool.num_pending == 0
+    pool.submit(tasks(4)[1:])
+    assert len(scene.drain(pool)) == 3, "the pool lives on"
+
+
+def test_forgotten_tasks_never_come_back(either: Either, script: FaultPlan, scene: Any) -> None:
+    pool, tasks = either
+    script.plan("p00", "slow", seconds=2)
+    pool.submit(tasks(4))
+    pool.forget()
+    assert pool.num_pending == 0
+    assert pool.collect() == []
+    pool.submit(tasks(4))  # the same pairs, while the old lease may still run
+    scene.assert_right(scene.drain(pool), 4)
+
+
+# ---------------------------------------------------------------------- a thread of its own
+
+
+def test_work_goes_on_while_nobody_waits(pool: OnRay, scene: Any) -> None:
+    set_limits(pool, replace(GENEROUS, tasks_per_lease=2))
+    pool.submit(scene.tasks(12))
+    found: list[Any] = []
+    scene.until(lambda: found.extend(pool.poll()) or len(found) == 12)
+    scene.assert_right(sorted(found, key=lambda group: group.pair.pair_id), 12)
+    assert pool.metrics()["leases"] == 6
+    assert pool.poll() == []
+
+
+def test_idle_worker_that_dies_is_replaced_before_anybody_asks(pool: OnRay, scene: Any) -> None:
+    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=600, heartbeat_s=2)))
+    pool.submit(scene.tasks(1))  # from here on with the new heartbeat
+    scene.drain(pool)
+    victim = scene.pids(pool)["rollout-0"]
+    os.kill(victim, signal.SIGKILL)
+    scene.until(lambda: scene.pids(pool).get("rollout-0", victim) != victim)
+    assert pool.num_pending == 0
+    metrics = pool.metrics()
+    assert (metrics["replacements"], metrics["retries"]) == (1, 0)
+
+
+def test_error_of_the_pump_reaches_the_caller(make_pool: Any, scene: Any) -> None:
+    pool = make_pool(replace(GENEROUS, workers=1))
+
+    def broken(actor: Any, tasks: Any) -> Any:
+        raise ZeroDivisionError("a bug of ours")
+
+    pool._role.send = broken
+    pool.submit(scene.tasks(1))
+    for call in (pool.collect, pool.collect, lambda: pool.submit([]), pool.poll):
+        with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+            call()
+    assert pool.workers() == {}
+    pool.close()
+    assert pool.collect() == []
+
+
+def test_close_ends_workers_and_those_who_wait(make_pool: Any, script: FaultPlan, scene: Any, tmp_path: Path) -> None:
+    script = FaultPlan(str(tmp_path))
+    script.plan("p00", "slow", seconds=600)
+    pool = make_pool(replace(GENEROUS, workers=1), script)
+    pool.submit(scene.tasks(2))
+    waiting: list[Any] = []
+    waiter = threading.Thread(target=lambda: waiting.append(pool.collect()))
+    waiter.start()
+    scene.until(lambda: script.num_triggered("p00"))
+    (pid,) = scene.pids(pool).values()
+    pool.close()
+    waiter.join(timeout=30)
+    assert waiting == [[]]
+    assert pool.num_pending == 0
+    scene.until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
+    with pytest.raises(WorkerError, match="the pool is closed"):
+        pool.submit(scene.tasks(1))
+
+
+# ---------------------------------------------------------------------- leases
+
+
+def test_a_batch_is_split_evenly(pool: OnRay, scene: Any) -> None:
+    pool.submit(scene.tasks(16))
+    scene.assert_right(scene.drain(pool), 16)
+    metrics = pool.metrics()
+    assert {name: metrics[name] for name in ("leases", "workers", "retries", "replacements", "quarantined")} == {
+        "leases": 2,
+        "workers": 2,
+        "retries": 0,
+        "replacements": 0,
+        "quarantined": 0,
+    }
+    assert 0 < metrics["busy_max_s"] <= metrics["busy_s"]
+    assert 0 < metrics["idle_share"] < 1
+    assert pool.metrics()["leases"] == 0, "counters are since the last call"
+
+
+def test_in_flight_cap(pool: OnRay, scene: Any) -> None:
+    set_limits(pool, replace(GENEROUS, tasks_per_lease=3))
+    pool.submit(scene.tasks(16))
+    scene.assert_right(scene.drain(pool), 16)
+    assert pool.metrics()["leases"] == 6
+
+
+def test_pair_submitted_twice_is_done_once(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    script.plan("p00", "slow", seconds=1)
+    tasks = scene.tasks(3)
+    pool.submit(tasks)
+    pool.submit(tasks[:1])
+    scene.assert_right(scene.drain(pool), 3)
+    assert pool.metrics()["duplicates"] == 1
+
+
+# ---------------------------------------------------------------------- processes that die, hang, lie
+
+
+def test_killed_worker_is_replaced_and_its_groups_are_leased_again(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    script.plan("p00", "slow", seconds=60)
+    victim = scene.pids(pool)["rollout-0"]
+    pool.submit(scene.tasks(8))
+    scene.until(lambda: script.num_triggered("p00"))
+    os.kill(victim, signal.SIGKILL)
+    scene.assert_right(scene.drain(pool), 8)
+    metrics = pool.metrics()
+    assert (metrics["replacements"], metrics["retries"], metrics["duplicates"]) == (1, 4, 0)
+    assert metrics["leases"] == 2 + 4, "each group of the lost lease is tried again alone"
+
+
+def test_stopped_worker_is_noticed_by_its_pulse(pool: OnRay, scene: Any) -> None:
+    # Nothing but the pulse can notice: the lease would last ten minutes.
+    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=600, heartbeat_s=3)))
+    victim = scene.pids(pool)["rollout-1"]
+    os.kill(victim, signal.SIGSTOP)
+    pool.submit(scene.tasks(8))
+    scene.assert_right(scene.drain(pool), 8)
+    assert pool.metrics()["replacements"] >= 1
+    assert victim not in scene.pids(pool).values()
+
+
+def test_worker_that_misses_its_deadline_is_replaced(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    # Alive, its pulse answers, but far too slow on one group, once.
+    script.plan("p02", "slow", seconds=600)
+    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=5, heartbeat_s=60)))
+    pool.submit(scene.tasks(4))
+    scene.assert_right(scene.drain(pool), 4)
+    assert pool.metrics()["replacements"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("garbage", "a wrong answer: 2 results for 2 tasks, the first that differs: p03"),
+        ("short", "a wrong answer: 1 results for 2 tasks, the first that differs: p03"),
+        ("bug", "ZeroDivisionError: scripted bug"),
+    ],
+)
+def test_worker_that_lies_or_breaks_is_replaced(
+    kind: Any, reason: str, pool: OnRay, script: FaultPlan, scene: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.plan("p03", kind)
+    pool.submit(scene.tasks(4))
+    scene.assert_right(scene.drain(pool), 4)
+    assert reason in caplog.text
+    assert script.num_triggered("p03") == 1
+    assert pool.metrics()["replacements"] == 1
+
+
+def test_group_that_kills_every_worker_is_set_aside(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    script.plan("p03", "kill", times=99)
+    pool.submit(scene.tasks(4))
+    found: list[Any] = []
+    while arrived := pool.collect():
+        found += arrived
+    (lost,) = [item for item in found if isinstance(item, Quarantined)]
+    assert (lost.pair_id, lost.attempts, script.num_triggered("p03")) == ("p03", 3, 3)
+    assert "its process died" in lost.reason
+    found.remove(lost)
+    assert sorted(group.pair.pair_id for group in found) == ["p00", "p01", "p02"]
+    assert pool.metrics()["quarantined"] == 1
+
+
+def test_late_answer_is_dropped_and_counted(
+    pool: OnRay, script: FaultPlan, scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker behind a broken link: the kill does not reach it, and its answer comes after others did its work."""
+    script.plan("p00", "slow", seconds=10)
+    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=5, heartbeat_s=60)))
+    kept = [seen.actor for seen in pool.seen()]  # or the actor would end with its last handle
+    with monkeypatch.context() as broken_link:
+        broken_link.setattr("saga_dist.runtime.ray.supervision.ray.kill", lambda actor, no_restart: None)
+        pool.submit(scene.tasks(4))
+        scene.assert_right(scene.drain(pool), 4)
+        duplicates = 0.0
+
+        def two_were_dropped() -> bool:
+            nonlocal duplicates
+            duplicates += pool.metrics()["duplicates"]
+            return duplicates == 2
+
+        scene.until(two_were_dropped)
+    assert pool.collect() == []
+    for actor in kept:
+        if actor not in [seen.actor for seen in pool.seen()]:
+            ray.kill(actor)
+
+
+def test_question_goes_to_another_worker_when_the_first_one_dies(pool: OnRay, scene: Any) -> None:
+    assert pool.ask("health") > 0
+    for pid in scene.pids(pool).values():
+        os.kill(pid, signal.SIGKILL)
+    assert pool.ask("health") > 0
+    scene.until(lambda: scene.states(pool) == ["idle", "idle"])
+
+
+# ---------------------------------------------------------------------- starting, ending
+
+LONELY = replace(GENEROUS, workers=1, max_attempts=2)
+
+
+def test_pool_in_which_nothing_succeeds_ends(make_pool: Any, scene: Any, tmp_path: Path) -> None:
+    script = FaultPlan(str(tmp_path))
+    for index in range(6):
+        script.plan(f"p{index:02d}", "raise", times=99)
+    pool = make_pool(replace(LONELY, max_quarantined=1, max_attempts=1, tasks_per_lease=1), script)
+    pool.submit(scene.tasks(6))
+    found: list[Any] = []
+    with pytest.raises(WorkerError, match=r"^pair p01: 2 groups failed on 1 workers each, the last one: .*CUDA out of"):
+        scene.drain(pool, found)
+    assert [item.pair_id for item in found] in (["p00"], []), "an error comes before results that wait"
+
+
+def test_worker_that_never_starts_is_an_error_with_its_cause(make_pool: Any, scene: Any, tmp_path: Path) -> None:
+    script = FaultPlan(str(tmp_path))
+    script.plan("start", "raise", times=99)
+    pool = make_pool(LONELY, script)
+    pool.submit(scene.tasks(1))
+    for _ in range(2):
+        with pytest.raises(WorkerError, match=r"^rollout: no worker could be started, the last time: .*CUDA out of"):
+            pool.collect()
+    assert script.num_triggered("start") == 2
+
+
+def test_start_that_fails_once_is_tried_again(make_pool: Any, scene: Any, tmp_path: Path) -> None:
+    script = FaultPlan(str(tmp_path))
+    script.plan("start", "raise", times=1)
+    pool = make_pool(LONELY, script)
+    pool.submit(scene.tasks(2))
+    scene.assert_right(scene.drain(pool), 2)
+    assert pool.metrics()["replacements"] == 1
+
+
+def test_user_error_while_starting_comes_as_itself(make_pool: Any, scene: Any, tmp_path: Path) -> None:
+    script = FaultPlan(str(tmp_path))
+    script.plan("start", "user_error", times=99)
+    pool = make_pool(LONELY, script)
+    pool.submit(scene.tasks(1))
+    with pytest.raises(TokenError, match="pair start: width 7"):
+        pool.collect()
+    assert script.num_triggered("start") == 1
+
+
+def test_start_that_hangs_ends_by_its_deadline_and_says_what_the_cluster_lacks(make_pool: Any, scene: Any) -> None:
+    hurried = Limits(1, 1, 9, Clocks(start_s=2, lease_s=60, heartbeat_s=20))
+    pool = make_pool(hurried, missing="99 CPUs needed (1 rollout x 99), 4 there", num_cpus=99.0)
+    pool.submit(scene.tasks(1))
+    with pytest.raises(WorkerError, match=r"not started within 2 s; 99 CPUs needed \(1 rollout x 99\), 4 there"):
+        pool.collect()
+
+
+def test_place_that_cannot_be_filled_blocks_nobody_and_is_filled_when_it_can(make_pool: Any, scene: Any) -> None:
+    """The second worker finds its resource taken by another actor, beyond the deadline of its start."""
+    blocker = ray.remote(num_cpus=0, resources={"replay": 4}, concurrency_groups={"control": 1})(BaseActor)
+    blocking = blocker.remote(scene.config(), fake_factories(), "/")
+    assert ray.get(blocking.health.remote(), timeout=90) > 0
+    pool = make_pool(replace(GENEROUS, clocks=Clocks(start_s=20, lease_s=60, heartbeat_s=20)))
+    kinds = iter([{}, {"replay": 1}])
+
+    def spawn() -> Any:
+        actor = ray.remote(num_cpus=0, resources=next(kinds, {"replay": 1}), concurrency_groups={"control": 1})
+        return actor(RolloutActor).remote(scene.config(), fake_factories(), "/")
+
+    pool._role.spawn = spawn
+    pool.submit(scene.tasks(6))
+    scene.assert_right(scene.drain(pool), 6)
+    replacements = 0.0
+
+    def a_start_ended_by_its_deadline() -> bool:
+        nonlocal replacements
+        replacements += pool.metrics()["replacements"]
+        return replacements > 0
+
+    scene.until(a_start_ended_by_its_deadline)
+    pool.submit(scene.tasks(6))
+    scene.assert_right(scene.drain(pool), 6)
+    ray.kill(blocking)
+    scene.until(lambda: scene.states(pool) == ["idle", "idle"], seconds=180)
+
+
+def test_engine_error_keeps_its_class_and_names_the_worker() -> None:
+    from ray.exceptions import RayTaskError
+
+    cause = RayTaskError("run", "traceback", EngineError("CUDA out of memory", where="engine"))
+    error = to_saga_error(RayTaskError("outer", "traceback", cause), where="rollout-0")
+    assert type(error) is EngineError
+    assert str(error) == "rollout-0: engine: CUDA out of memory"

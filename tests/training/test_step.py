@@ -1,0 +1,68 @@
+"""One step: which groups it takes, and what it says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saga_dist.errors import TrainingError
+from saga_dist.utils.rng import counter_generator
+from saga_dist.wire import read_recording
+
+
+def test_one_step_takes_the_first_contributing_groups_and_their_tokens(scene: Any, tmp_path: Path) -> None:
+    coordinator = scene.coordinator(scene.config(), tmp_path)
+    digest = coordinator._runtime.backbone_digest()
+    result = coordinator.train_step()
+    assert result.step == 1
+    groups = read_recording(tmp_path / "rollouts" / "step_000000.arrow")
+    assert [group.pair.pair_id for group in groups] == [f"s000000.m0.p{number:02d}" for number in range(6)]
+    contributing = [group for group in groups if group.contributes]
+    assert [group.pair.pair_id[-1] for group in contributing] == ["1", "3", "5"]
+    assert result.metrics["replay/tokens"] == sum(group.num_tokens for group in contributing)
+    # Half of the pairs are same-class; "no" is right for the others.
+    rewards = np.concatenate([group.rewards_G for group in groups])
+    assert result.metrics["rollout/reward_mean"] == pytest.approx(rewards.mean())
+    assert result.metrics["rollout/contributing_share"] == 0.5
+    assert result.metrics["rollout/json_valid_share"] == 1.0
+    assert result.metrics["loss/kl"] > 0
+    assert result.metrics["gradient/grpo_at_tokens_norm"] > 0
+    assert coordinator._runtime.backbone_digest() == digest
+
+
+def test_further_micro_batches_until_enough_groups_contribute(scene: Any, tmp_path: Path) -> None:
+    config = scene.config(rollout={"contributing_groups": 7})
+    coordinator = scene.coordinator(config, tmp_path)
+    metrics = coordinator.train_step().metrics
+    assert metrics["rollout/groups"] == 18
+    assert metrics["rollout/selected"] == 7
+
+
+def test_step_without_a_contributing_group_trains_on_the_metric_loss(scene: Any, tmp_path: Path) -> None:
+    coordinator = scene.coordinator(scene.config(), tmp_path, lambda *_: scene.answer("no"))
+    before = coordinator._runtime.learner._state()["tower.model.merger.linear_fc2.weight"].clone()
+    metrics = coordinator.train_step().metrics
+    assert metrics["rollout/groups"] == 18  # every allowed micro-batch was tried
+    assert metrics["rollout/selected"] == 0
+    assert metrics["loss/grpo"] == 0
+    assert not before.equal(coordinator._runtime.learner._state()["tower.model.merger.linear_fc2.weight"])
+
+
+def test_sampling_seeds_depend_on_run_and_pair_only(scene: Any, tmp_path: Path) -> None:
+    seeds: dict[int, list[int]] = {}
+    for seed in (0, 1):
+        config = scene.config(run={"seed": seed, "steps": 1})
+        scene.coordinator(config, tmp_path / str(seed)).train_step()
+        groups = read_recording(tmp_path / str(seed) / "rollouts" / "step_000000.arrow")
+        seeds[seed] = [group.completions.sampling.seed for group in groups]
+    assert len({*seeds[0], *seeds[1]}) == 12
+    assert counter_generator("a").random() == counter_generator("a").random()
+
+
+def test_an_engine_that_disagrees_with_replay_is_refused(scene: Any, tmp_path: Path) -> None:
+    config = scene.config(rollout={"max_log_prob_gap": 0.05})
+    with pytest.raises(TrainingError, match=r"start-up check: engine and replay .* differ by [\d.]+ nats per token"):
+        scene.coordinator(config, tmp_path).run()
