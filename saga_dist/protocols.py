@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from saga_dist.config import RunConfig
 from saga_dist.types import (
     Completions,
     EncoderTokens,
@@ -198,15 +197,15 @@ class Runtime(Protocol):
 
     @property
     def learner(self) -> Learner:
-        """The one that changes."""
+        """The learner, the only part that training changes."""
 
     @property
     def rollouts(self) -> WorkerPool[RolloutTask, ScoredGroup]:
-        """Generates and scores."""
+        """The pool that generates and scores groups of completions."""
 
     @property
     def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
-        """Differentiates."""
+        """The pool that differentiates scored groups at their encoder tokens."""
 
     def restart_learner(self) -> None:
         """Puts a new learner in the place of one that was lost; it knows nothing until it loads a checkpoint.
@@ -214,9 +213,6 @@ class Runtime(Protocol):
         Raises:
             SagaError: a new one could not be brought up in time.
         """
-
-    def reset_learner(self, config: RunConfig) -> None:
-        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
 
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone that replay differentiates through ('' without rollouts)."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.prompts import PromptSpec, render_prompt
 from saga_dist.data.sampling import evaluation_pairs
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch, VisionTower
 from saga_dist.runtime.build import build_prompt, build_splits, model_path
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.types import EncoderTokens, ImagePair
 
 

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import load_config
 from saga_dist.data.sampling import training_sampler
 from saga_dist.runtime.build import build_learner, build_rollout_worker
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.types import RolloutTask, Sampling
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.rng import counter_seed

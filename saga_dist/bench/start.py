@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from saga_dist.bench.common import BenchRow, Report, Size
-from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.errors import TrainingError
+from saga_dist.standin import DEMO_CONFIG
 
 HELP_BAR_S, DRY_RUN_BAR_S = 0.5, 3.0
 DEADLINE_S = 300.0

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 
 from saga_dist.bench.common import BenchRow, Report, Size, Timing, less_is_better, one_thread
 from saga_dist.bench.inputs import BenchInputs, load_inputs
-from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import training_sampler
 from saga_dist.protocols import EncodedBatch
 from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.serial import SerialRuntime
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import MicroBatch, ScoredGroup
 from saga_dist.wire import read_recording

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from saga_dist.bench.common import Report, Size, in_turns, less_is_better
-from saga_dist.cli.demo import DEMO_CONFIG
 from saga_dist.config import load_config
 from saga_dist.runtime.ray.transport_bench import RoundTrip, digest, transport
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.types import EncoderTokens
 
 WIDTH_8B, LEVELS_8B, SIDE_8B = 4096, 3, 7

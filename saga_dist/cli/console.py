@@ -25,6 +25,12 @@ LINES_WITHOUT_TERMINAL = 20
 """Progress lines per run where output goes to a file or a job log."""
 
 
+def widen(console: Console, columns: int) -> None:
+    """Gives output to a file or a job log at least so many columns: a cut table serves no reader there."""
+    if not console.is_terminal:
+        console.width = max(console.width, columns)
+
+
 @contextmanager
 def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Callable[[StepResult], None]]:
     """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere."""

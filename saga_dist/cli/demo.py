@@ -1,149 +1,29 @@
-"""The demo: the whole method on the built-in birds, as a table whose rows had equal optimizer steps.
-
-The metric-loss row is tuned harder than SAGA's: three learning rates, each stopped early on validation classes. Workers
-hold only the frozen MLLM, so all rows share one set of them; each row gets a fresh learner.
-"""
+"""The command ``saga-dist demo``."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from saga_dist.cli.console import print_results, step_progress
-from saga_dist.config import RunConfig, load_config
-from saga_dist.metrics.log import MetricsLog
-from saga_dist.protocols import Runtime
-from saga_dist.retrieval.results import MethodResult, Results
-from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_method
-from saga_dist.training.evaluation import evaluate_method
-from saga_dist.utils.printable import printable
-
-log = logging.getLogger(__name__)
-
-DEMO_CONFIG = Path(__file__).parent / "standin" / "demo.toml"
-BASELINE_LR_FACTORS = (0.3, 1.0, 3.0)
-WHAT_IT_IS = (
-    "The world: drawn birds; in training the flower behind the bird gives the species away, on unseen species it says "
-    "nothing. The table shows whether the MLLM's gradient moves the encoder from flower to bird in this one made-up "
-    "world, with one seed; it says nothing about photographs. Over six seeds of such a world nearly all of the gain "
-    "was the attention alignment's, which shows the pooler the bird (docs/evidence.md)."
-)
+from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging
 
 
-def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = False) -> Results:
-    """Trains every row, prints the tables, writes ``results.json``; returns the results.
+def demo(
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    runtime: Annotated[str, typer.Option(help="ray or serial")] = "ray",
+    engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+    ablations: Annotated[bool, typer.Option(help="add the rows + GRPO only and + KL only")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train on the built-in birds, for real: pre-trained, metric loss only, SAGA."""
+    configure_logging(verbose=verbose)
+    from saga_dist.cli.demo_rows import run_demo
 
-    Args:
-        run_dir: the SAGA row's run directory; the other rows live below ``rows/``.
-        overrides: ``section.key=value`` over ``standin/demo.toml``.
-        ablations: add the rows "+ GRPO only" and "+ KL only".
-    """
-    console = Console()
-    started = time.monotonic()
-    config = load_config(DEMO_CONFIG, overrides)
-    open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
-        running = build_runtime(config)
-        parts = f"{config.runtime.kind} runtime, {config.rollout.engine} engine"
-        console.print(f"{parts}: learner up after {time.monotonic() - started:.0f} s", highlight=False)
-        try:
-            digest = running.backbone_digest()
-            table = _Table(config, running, run_dir, console, should_stop)
-            methods = [table.pretrained(), table.metric_loss_only()]
-            if ablations:
-                methods += [table.row("+ GRPO only", lambda_kl=0.0), table.row("+ KL only", lambda_lm=0.0)]
-            methods.append(table.row("SAGA", directory=run_dir))
-            results = Results(methods=methods, backbone_unchanged=running.backbone_digest() == digest)
-        finally:
-            running.close()
-    results.save(run_dir / "results.json")
-    console.print()
-    print_results(console, methods)
-    console.print(_learning_line(run_dir), highlight=False)
-    console.print(f"frozen MLLM bit-identical after training: {'yes' if results.backbone_unchanged else 'NO'}")
-    console.print(WHAT_IT_IS, highlight=False)
-    console.print(
-        printable(f"run directory: {run_dir}   {time.monotonic() - started:.0f} s"), highlight=False, markup=False
-    )
-    return results
-
-
-class _Table:
-    """The rows of the demo's table, trained one after the other on shared workers."""
-
-    def __init__(
-        self, config: RunConfig, runtime: Runtime, run_dir: Path, console: Console, should_stop: Callable[[], bool]
-    ) -> None:
-        self._config, self._runtime, self._run_dir = config, runtime, run_dir
-        self._console, self._should_stop = console, should_stop
-
-    def pretrained(self) -> MethodResult:
-        """The encoder as it comes: mean-pooled tokens."""
-        return evaluate_method("pre-trained", self._runtime, self._config, splits=("val", "test"), pretrained=True)
-
-    def metric_loss_only(self) -> MethodResult:
-        """The best of several learning rates by validation classes; only that one meets the test classes."""
-        alone = {"lambda_lm": 0.0, "lambda_kl": 0.0}
-        tried: dict[float, MethodResult] = {}
-        for factor in BASELINE_LR_FACTORS:
-            rate = self._config.optimizer.lr_encoder * factor
-            config = _varied(self._config, objective=alone, optimizer={"lr_encoder": rate})
-            tried[rate] = self._train(f"metric loss only, lr {rate:.0e}", config, self._baseline_dir(rate), test=False)
-        rate = max(tried, key=lambda rate: tried[rate].splits["val"].recall_at_1)
-        config = _varied(self._config, objective=alone, optimizer={"lr_encoder": rate})
-        # Trained to the end already: this restores the selected step and evaluates it on test.
-        result = self._train("metric loss only", config, self._baseline_dir(rate))
-        return result.model_copy(update={"wall_s": tried[rate].wall_s})
-
-    def row(self, name: str, *, directory: Path | None = None, **objective: float) -> MethodResult:
-        """A row with some objective weights changed."""
-        directory = directory or self._run_dir / "rows" / name.strip("+ ").lower().replace(" ", "_")
-        return self._train(name, _varied(self._config, objective=objective), directory)
-
-    def _baseline_dir(self, rate: float) -> Path:
-        return self._run_dir / "rows" / f"metric_loss_lr_{rate:.0e}"
-
-    def _train(self, name: str, config: RunConfig, directory: Path, *, test: bool = True) -> MethodResult:
-        if directory != self._run_dir:
-            open_run_directory(directory, config)
-        self._runtime.reset_learner(config)
-        with step_progress(self._console, name, config.run.steps) as on_step:
-            return train_method(
-                name,
-                config,
-                self._runtime,
-                directory,
-                on_step=on_step,
-                should_stop=self._should_stop,
-                evaluate_test=test,
-            )
-
-
-def _varied(config: RunConfig, **sections: dict[str, float]) -> RunConfig:
-    """Returns the configuration with some values of some sections replaced."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    )
-
-
-def _learning_line(run_dir: Path) -> str:
-    """Reward, verdict accuracy and JSON validity in SAGA training: the first fifth of its steps against the last."""
-    rows = [row for row in MetricsLog(run_dir / "metrics.jsonl").rows() if "rollout/reward_mean" in row]
-
-    fifth = max(1, len(rows) // 5)
-
-    def change(name: str) -> str:
-        first, last = (sum(row[name] for row in part) / len(part) for part in (rows[:fifth], rows[-fifth:]))
-        return f"{first:.2f} -> {last:.2f}"
-
-    same, different = (change(f"rollout/verdict_accuracy_{kind}") for kind in ("same", "different"))
-    lowest = min(row["rollout/json_valid_share"] for row in rows)
-    return (
-        "SAGA training, first fifth of the steps -> last fifth: "
-        f"reward {change('rollout/reward_mean')}, verdict accuracy same {same}, different {different}; "
-        f"JSON validity never below {lowest:.2f}"
-    )
+    # A demo without --run-dir starts afresh.
+    directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
+    run_demo(directory, chosen, ablations=ablations)

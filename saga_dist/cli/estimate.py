@@ -37,6 +37,7 @@ def estimate(
     quiet_libraries()
     from rich.console import Console
 
+    from saga_dist.cli.console import widen
     from saga_dist.config import load_config
     from saga_dist.estimate import planner
     from saga_dist.estimate.rates import choose_card
@@ -45,8 +46,7 @@ def estimate(
     from saga_dist.runtime.build import set_threads
 
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
+    widen(console, 120)
     resolved = load_config(config, overrides or [])
     set_threads(resolved)
     device = choose_card(card, wants_gpu=planner.wants_gpu(resolved))

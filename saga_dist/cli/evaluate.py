@@ -96,6 +96,8 @@ def _print(row: Comparison, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from saga_dist.cli.console import widen
+
     card, result = row.encoder, row.result
     table = Table(
         title="\n" + escape(printable(f"{card.spec} on {row.data} ({row.split})")),
@@ -120,8 +122,7 @@ def _print(row: Comparison, console: Console) -> None:
     for heading in cells:
         table.add_column(heading, justify="left" if heading == "backbone" else "right", no_wrap=heading != "backbone")
     table.add_row(*cells.values())
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
+    widen(console, 140)
     console.print(table)
     notes = {
         "pre-training": card.pretraining,

@@ -1,9 +1,10 @@
-"""The commands ``saga-dist evidence ...``. Heavy imports happen inside them."""
+"""The group ``saga-dist evidence``."""
 
 from __future__ import annotations
 
 import typer
 
+from saga_dist.cli.evidence_collect import collect
 from saga_dist.cli.evidence_screen import screen
 from saga_dist.cli.evidence_show import show
 
@@ -15,5 +16,5 @@ def _group() -> None:
     """What the method gains, and where."""
 
 
-app.command()(show)
-app.command()(screen)
+for _command in (show, screen, collect):
+    app.command()(_command)

@@ -61,10 +61,10 @@ def screen(
 
 
 def _show(done: Screen, console: Console) -> None:
+    from saga_dist.cli.console import widen
     from saga_dist.diagnostics.screen_results import HOW_TO_READ, table
 
-    if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
-        console.width = max(console.width, 140)
+    widen(console, 140)
     console.print()
     console.print(table(done))
     console.print(HOW_TO_READ, highlight=False)

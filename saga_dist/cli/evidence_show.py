@@ -27,6 +27,7 @@ def show(
     quiet_libraries()
     from rich.console import Console
 
+    from saga_dist.cli.console import widen
     from saga_dist.diagnostics.measure import measure
     from saga_dist.diagnostics.schema import EVIDENCE_NAME
     from saga_dist.diagnostics.tables import grids
@@ -35,8 +36,7 @@ def show(
     path = json or run / EVIDENCE_NAME
     evidence.save(path)
     console = Console()
-    if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
-        console.width = max(console.width, 120)
+    widen(console, 120)
     console.print(
         f"step {evidence.step}; {evidence.num_images:,} images of {evidence.num_classes:,} unseen classes",
         highlight=False,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga_dist.cli.arguments import configure_logging
 from saga_dist.errors import TrainingError
-from saga_dist.utils.library_logging import quiet_libraries
-from saga_dist.utils.printable import log_to_stderr, printable, printable_lines
+from saga_dist.utils.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +36,7 @@ def sweep(
 
     Writes OUT/VARIANT/seed_N/ (ordinary runs), OUT/table.json and OUT/table.md.
     """
-    _configure_logging()
+    configure_logging()
     from rich.console import Console
 
     from saga_dist.sweep.plan import check, plan, read_failures
@@ -96,12 +95,12 @@ def _show(
 ) -> None:
     from rich.markup import escape
 
+    from saga_dist.cli.console import widen
     from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, terminal, write_summary
     from saga_dist.sweep.summary import summarise
 
     summary = summarise(table, cells, failures)
-    if not console.is_terminal:  # a file or a job log: nobody is served by columns cut to 80 characters
-        console.width = max(console.width, 120)
+    widen(console, 120)
     console.print()
     for part in terminal(summary):
         console.print(part)
@@ -117,9 +116,3 @@ def _progress(console: Console) -> Progress:
     from saga_dist.cli.console import step_progress
 
     return lambda cell: step_progress(console, cell.name, cell.config.run.steps)
-
-
-def _configure_logging() -> None:
-    quiet_libraries()
-    log_to_stderr()
-    logging.getLogger("saga_dist").setLevel(logging.INFO)

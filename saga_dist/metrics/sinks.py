@@ -149,7 +149,7 @@ class MlflowSink:
     """
 
     EXPERIMENT = "saga-dist"
-    IDENTITY = "saga_dist.runtime.run"
+    IDENTITY = "saga_dist.run"
     """Tag by which a resumed run finds itself."""
 
     def __init__(self, uri: str, run_dir: Path, config: RunConfig) -> None:

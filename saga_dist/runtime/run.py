@@ -24,6 +24,7 @@ from saga_dist.protocols import Runtime
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.runtime.build import build_splits
+from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.training.rollout_only import record_rollouts
@@ -78,7 +79,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def build_runtime(config: RunConfig) -> Runtime:
+def build_runtime(config: RunConfig) -> ReusableRuntime:
     """Returns the configured runtime; the only place that chooses, so that a serial run never imports Ray."""
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime

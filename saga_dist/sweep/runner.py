@@ -13,7 +13,7 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig
 from saga_dist.errors import ConfigError, Interrupted
-from saga_dist.protocols import Runtime
+from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_on
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
 from saga_dist.types import StepResult
@@ -101,10 +101,10 @@ class _SharedRuntime:
     """The runtime of the last cell, kept for the next one where it fits."""
 
     def __init__(self) -> None:
-        self._runtime: Runtime | None = None
+        self._runtime: ReusableRuntime | None = None
         self._settings = ""
 
-    def for_config(self, config: RunConfig) -> Runtime:
+    def for_config(self, config: RunConfig) -> ReusableRuntime:
         """Returns a runtime with a fresh learner for this configuration."""
         settings = worker_settings(config)
         if self._runtime is not None and settings == self._settings:

@@ -1,0 +1,1 @@
+"""The training loop: coordinator, rollout sources, buffer, pair ledger, step metrics, evaluation."""

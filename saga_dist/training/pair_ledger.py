@@ -1,8 +1,8 @@
-"""What became of every pair: one JSON line a step, rewound on resume like the metrics.
+"""The pair ledger: one JSON line a step lists the outcome of every pair; a resume drops rows after the checkpoint.
 
-A step accounts for each pair of each micro-batch it took, exactly once: ``trained``, ``spare`` (contributed beyond K),
-``uniform`` (all rewards equal, so no gradient) or ``quarantined`` (with the reason). ``audit`` compares the ledger with
-the pairs that the counters say a run must have seen: no pair lost, none trained twice.
+A step lists each pair of each micro-batch it took, exactly once: ``trained``, ``surplus`` (contributed beyond K),
+``zero_variance`` (all rewards equal, so no gradient) or ``quarantined`` (with the reason). ``audit`` compares the ledger with
+the pairs that the sampler gives for these steps: no pair lost, none trained twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from saga_dist.metrics.log import JsonLines
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import Quarantined
 
-OUTCOMES = ("trained", "spare", "uniform", "quarantined")
+OUTCOMES = ("trained", "surplus", "zero_variance", "quarantined")
+_FORMER_NAMES = {"spare": "surplus", "uniform": "zero_variance"}
+"""Names of outcomes in ledgers of version 0.1."""
 
 
 class PairLedger:
@@ -44,10 +46,10 @@ class PairLedger:
                 "step": step,
                 "micro_batches": num_batches,
                 "trained": trained,
-                "spare": [
+                "surplus": [
                     group.pair_id for group in buffer.groups if group.contributes and group.pair_id not in trained
                 ],
-                "uniform": [group.pair_id for group in buffer.groups if not group.contributes],
+                "zero_variance": [group.pair_id for group in buffer.groups if not group.contributes],
                 "quarantined": {one.pair_id: one.reason for one in quarantined},
             }
         )
@@ -57,13 +59,13 @@ class PairLedger:
         self._lines.truncate(after_step=after_step)
 
     def audit(self, sampler: ClassBalancedSampler, num_steps: int, pairs_per_batch: int) -> dict[str, int]:
-        """Returns how many pairs met each fate in steps 1 to ``num_steps``.
+        """Returns the number of pairs with each outcome in steps 1 to ``num_steps``.
 
         Raises:
-            CheckpointError: a step is missing or told twice, or a pair of it is missing, foreign or told twice.
+            CheckpointError: a step is missing or listed twice, or a pair of it is missing, foreign or listed twice.
         """
         counts = dict.fromkeys(OUTCOMES, 0)
-        rows = self._lines.rows()
+        rows = [{_FORMER_NAMES.get(key, key): value for key, value in row.items()} for row in self._lines.rows()]
         steps = [int(row["step"]) for row in rows]
         if steps != list(range(1, num_steps + 1)):
             raise CheckpointError(

@@ -1,0 +1,1 @@
+"""Small helpers without knowledge of the method: random keys, atomic files, registries, printable text."""

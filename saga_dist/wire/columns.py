@@ -12,7 +12,7 @@ import torch
 from saga_dist.errors import WireError
 
 VERSION = "3"
-_RECORD_KEY, _VERSION_KEY = b"saga_dist.training.rollout_only", b"saga_dist.version"
+_RECORD_KEY, _VERSION_KEY = b"saga_dist.record", b"saga_dist.version"
 _WIRE_TYPES = {torch.bfloat16: pa.uint16(), torch.float32: pa.float32()}
 
 

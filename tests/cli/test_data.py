@@ -19,6 +19,12 @@ from saga_dist.data.layouts import load_splits
 Make = Callable[..., Any]
 
 
+@pytest.fixture
+def make_tree(layout_makers: dict[str, Make]) -> Make:
+    """Makes a tree: ``make_tree(layout, root, **options)``."""
+    return lambda layout, root, **options: layout_makers[layout](root, **options)
+
+
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:

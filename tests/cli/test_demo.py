@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.cli.demo import run_demo
+from saga_dist.cli.demo_rows import run_demo
 from saga_dist.models.encoder import load
 from saga_dist.retrieval.results import Results
 from saga_dist.wire import read_recording

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.cli.doctor import examine
+from saga_dist.cli.doctor_checks import run_checks
 
 SMALL = [
     "data.birds.val_images_per_class=2",
@@ -27,7 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 
 def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
-    assert examine(None, SMALL, smoke=True) == 0
+    assert run_checks(None, SMALL, smoke=True) == 0
     found = lines(capsys)
     machine = {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth"}
     assert set(found) == machine | {"plan", "room", "one pair"}
@@ -40,14 +40,14 @@ def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_wrong_is_said_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "folder.toml"
     config.write_text('[data]\nlayout = "folder"\nroot = "/nowhere/at/all"\n[model]\npath = "standin"\n')
-    assert examine(config, [], smoke=False) == 2
+    assert run_checks(config, [], smoke=False) == 2
     found = lines(capsys)
     assert found["plan"].startswith("FAIL: /nowhere/at/all")
     assert found["packages"].startswith("ok")
 
 
 def test_a_missing_model_fails_plan_and_smoke(capsys: pytest.CaptureFixture[str]) -> None:
-    assert examine(None, [*SMALL, "model.path=/nowhere/at/all"], smoke=True) == 2
+    assert run_checks(None, [*SMALL, "model.path=/nowhere/at/all"], smoke=True) == 2
     found = lines(capsys)
     assert found["plan"].startswith("FAIL: /nowhere/at/all: no such folder")
     assert found["one pair"].startswith("FAIL: /nowhere/at/all: no such folder")

@@ -75,7 +75,7 @@ def imported_after(*arguments: str) -> set[str]:
     """Heavy modules that a command imported, in a process of its own."""
     script = (
         "import sys; sys.argv = ['saga-dist', *sys.argv[1:]]\n"
-        "from saga_dist import cli\n"
+        "from saga_dist.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print('MODULES', *sorted({'torch', 'ray', 'vllm', 'transformers', 'faiss'} & set(sys.modules)))\n"

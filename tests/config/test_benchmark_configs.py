@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.layouts import aircraft, cars, cub, inat, inshop, sop
-from saga_dist.data.layouts.division import PublishedFigures
+from saga_dist.data.layouts.division import PublishedSplit
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.models.families.base import Family
 from saga_dist.protocols import Embeddings
@@ -30,7 +30,7 @@ from saga_dist.workers.engines.scripted import ScriptedEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PUBLISHED: dict[str, PublishedFigures] = {
+PUBLISHED: dict[str, PublishedSplit] = {
     "cub": cub.PUBLISHED,
     "cars": cars.PUBLISHED,
     "aircraft": aircraft.PUBLISHED,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saga_dist.cli.doctor import examine
+from saga_dist.cli.doctor_checks import run_checks
 from saga_dist.config import load_config
 from saga_dist.estimate import planner
 from saga_dist.estimate.capacity import (
@@ -119,7 +119,7 @@ def test_the_doctor_warns_and_says_what_is_expected(
     monkeypatch.setattr(
         "saga_dist.estimate.capacity.limits_here", lambda *_: MachineLimits(0, host=1 << 20, shared=0, disk=1000)
     )
-    assert examine(None, [*FEW, "rollout.engine=transformers"], smoke=False) == 0
+    assert run_checks(None, [*FEW, "rollout.engine=transformers"], smoke=False) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " room: " in line]
     assert lines[0].startswith("ok   room: expected 1 x this processor: learner")
     assert [line[:11] for line in lines[1:]] == ["WARN room: "] * 2

@@ -15,7 +15,7 @@ from saga_dist.cli.console import print_results, step_progress
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.sweep import runner
 from saga_dist.sweep.render import markdown, terminal, write_summary
-from saga_dist.sweep.summary import Row, Summary
+from saga_dist.sweep.summary import Summary, SummaryRow
 from saga_dist.types import StepResult
 from saga_dist.utils.printable import PrintableFormatter, printable, printable_lines
 
@@ -84,7 +84,7 @@ def test_the_progress_of_a_run_with_a_hostile_name(terminal: bool) -> None:
 
 
 def test_a_table_with_hostile_labels_and_reasons(tmp_path: Path) -> None:
-    row = Row(name="a", label=NAME, seeds=(), figures={}, confidence_interval=None, paper=None, versus=())
+    row = SummaryRow(name="a", label=NAME, seeds=(), figures={}, confidence_interval=None, paper=None, versus=())
     summary = Summary(
         title=NAME, rows=(row,), num_queries=0, num_classes=0, missing={"a/seed_0": f"failed: {printable(HOSTILE)}"}
     )

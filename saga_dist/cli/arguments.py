@@ -1,0 +1,37 @@
+"""Arguments and small steps that several commands share."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saga_dist.utils.library_logging import quiet_libraries
+from saga_dist.utils.printable import log_to_stderr, printable
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="where the run lives; the same directory resumes")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log every event")]
+Device = Annotated[str, typer.Option(help="where the encoder runs: cpu, cuda, …")]
+ENCODER_HELP = "run directory, or the folder of an encoder"
+RUN_HELP = "run directory of a finished or running training"
+
+
+def run_directory(option: Path | None, configured: str, *, default: Path) -> Path:
+    """Returns the run directory: the option, else ``run.directory`` of the configuration, else the default."""
+    return option or (Path(configured) if configured else default)
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Sends our log to standard error and silences other libraries; call it before any heavy import."""
+    quiet_libraries(verbose=verbose)
+    log_to_stderr()
+    logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def say(line: str) -> None:
+    """Prints one line to standard output, made harmless for a terminal."""
+    typer.echo(printable(line))

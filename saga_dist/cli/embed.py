@@ -1,0 +1,49 @@
+"""The command ``saga-dist embed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saga_dist.cli.arguments import ENCODER_HELP, say
+from saga_dist.cli.encoder import load_encoder, progress_bar
+from saga_dist.utils.library_logging import quiet_libraries
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help=ENCODER_HELP, metavar="MODEL")],
+    folder: Annotated[Path, typer.Argument(help="folder of images, searched at every depth", metavar="FOLDER")],
+    out: Annotated[Path, typer.Option("--out", help="file to write, .arrow or .parquet; the same command resumes")],
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="share of images that may be unusable")] = 0.05,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
+) -> None:
+    """Embed a folder of images; resumes, and later embeds only what is new or changed."""
+    quiet_libraries()
+    from saga_dist.retrieval.embed import embed_folder, list_images
+    from saga_dist.retrieval.identity import model_folder, read_identity
+    from saga_dist.retrieval.tables import check_suffix
+
+    # Mistakes come before the seconds that the model takes to load.
+    check_suffix(out)
+    list_images(folder)
+    encoder_folder = model_folder(model)
+    encoder = load_encoder(encoder_folder, device)
+    with progress_bar() as progress:
+        task = progress.add_task("embedding", total=None)
+        done = embed_folder(
+            encoder,
+            read_identity(encoder_folder),
+            folder,
+            out,
+            max_bad_share=max_bad,
+            jobs=jobs,
+            on_progress=lambda number, total: progress.update(task, completed=number, total=total),
+        )
+    for reason in done.bad[:10]:
+        say(f"cannot be used: {reason}")
+    if done.bad:
+        say(f"{len(done.bad):,} images cannot be used, listed in {done.bad_list}")
+    say(f"{out}: {done.num_images:,} embeddings, {done.num_new:,} of them new")

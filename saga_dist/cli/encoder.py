@@ -1,0 +1,37 @@
+"""Loading an encoder, and showing progress, for the commands that use a trained encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from saga_dist.models.encoder import Encoder
+
+
+def load_encoder(folder: Path, device: str) -> Encoder:
+    """Returns the encoder of a folder on a device.
+
+    Raises:
+        DataError: the device cannot be used.
+    """
+    from saga_dist.models.encoder import load
+
+    try:
+        return load(folder, device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error
+
+
+def progress_bar() -> Progress:
+    """Returns a progress bar on standard error that vanishes when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,28 @@
+"""The command ``saga-dist rollout``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.utils.printable import printable
+
+
+def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = None, verbose: Verbose = False) -> None:
+    """Only roll out: record what the frozen MLLM says for run.steps steps of pairs, and train nothing."""
+    from saga_dist.config import load_config
+
+    resolved = load_config(config, overrides or [])
+    directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / f"{config.stem}-rollouts")
+    configure_logging(verbose=verbose)
+    from rich.console import Console
+
+    from saga_dist.cli.console import step_progress
+    from saga_dist.runtime import run
+
+    console = Console()
+    with step_progress(console, "rollout", resolved.run.steps) as on_step:
+        number = run.record(resolved, directory, on_step=on_step)
+    console.print(
+        f"{number} new steps in {printable(str(directory / 'rollouts'))}", highlight=False, markup=False, soft_wrap=True
+    )

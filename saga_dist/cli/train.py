@@ -1,0 +1,47 @@
+"""The command ``saga-dist train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.utils.printable import printable, printable_lines
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    from_recording: Annotated[
+        Path | None, typer.Option(help="take groups from this run directory's rollouts/; no rollout worker is started")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="resolve and check the configuration, train nothing")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train from a configuration; the same command resumes."""
+    from saga_dist.config import load_config
+
+    recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
+    resolved = load_config(config, [*(overrides or []), *recording])
+    directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
+    if dry_run:
+        from saga_dist.runtime.preflight import describe
+
+        typer.echo(printable_lines(describe(resolved, directory)))
+        return
+    configure_logging(verbose=verbose)
+    from rich.console import Console
+
+    from saga_dist.cli.console import print_results, step_progress
+    from saga_dist.runtime import run
+
+    console = Console()
+    with step_progress(console, "train", resolved.run.steps) as on_step:
+        results = run.train(resolved, directory, on_step=on_step)
+    print_results(console, results.methods)
+    console.print(f"run directory: {printable(str(directory))}", highlight=False, markup=False, soft_wrap=True)
