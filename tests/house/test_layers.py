@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_the_top_level_stays_small() -> None:
     modules = [module.path for module in MODULES if "/" not in module.path]
     assert len(packages) <= MOST_PACKAGES
     assert len(modules) <= MOST_MODULES
+
+
+def test_packages_form_no_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for module in MODULES:
+        own = top_level(module.name)
+        targets = {top_level(resolve(name)) for _, name in module.imports if name.startswith("saga_dist.")}
+        edges.setdefault(own, set()).update(targets - {own, ""})
+    order = TopologicalSorter({name: targets for name, targets in edges.items() if name})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_the_readme_maps_every_package() -> None:
+    shown = (ROOT / "README.md").read_text("utf-8").split("## Reading the code")[1].split("```")[1]
+    packages = {module.path.split("/")[0] for module in MODULES if "/" in module.path}
+    assert {name for name in packages if f"{name}/" not in shown} == set()
 
 
 @pytest.mark.parametrize("module", MODULES, ids=repr)
