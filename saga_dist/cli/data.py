@@ -14,12 +14,12 @@ from saga_dist.cli.arguments import say
 if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
 
-app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at a data set before training on it."""
+    """Check a data set before training on it."""
 
 
 @app.command()

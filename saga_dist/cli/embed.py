@@ -26,7 +26,7 @@ def embed(
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
 
-    # Mistakes come before the seconds that the model takes to load.
+    # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)

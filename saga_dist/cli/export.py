@@ -19,7 +19,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "hf",
 ) -> None:
-    """Write the encoder (tower and pooler, no MLLM) in a form that other software reads, with a model card."""
+    """Write the encoder (tower and pooler, no MLLM) in a format that other software reads, with a model card."""
     if form not in FORMATS:
         raise DataError(f"unknown format {form!r}", where="--format", expected=", ".join(FORMATS))
     quiet_libraries()

@@ -19,7 +19,7 @@ def index(
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
-    """Build a faiss index, with progress; prints the recall of hnsw and ivf against exact search."""
+    """Build a faiss index of embeddings; print the recall of hnsw and ivf against exact search."""
     from saga_dist.retrieval.index import RECALL_AT, build_index
     from saga_dist.retrieval.tables import read_embeddings
 

@@ -1,4 +1,4 @@
-"""Writing a page of ``saga-dist report`` or ``saga-dist rollouts``."""
+"""Writes the HTML page of ``saga-dist report`` or ``saga-dist rollouts``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Writes the page and prints what it says about itself, then its path and size."""
+    """Writes the page to ``path`` and prints its summary lines, then its path and size.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     from saga_dist.report.text import shown
 
     content = page.html.encode()

@@ -16,9 +16,9 @@ from saga_dist.utils.library_logging import quiet_libraries
 def search(
     index_folder: Annotated[Path, typer.Argument(help="folder from saga-dist index", metavar="INDEX")],
     image: Annotated[Path, typer.Argument(help="the image to search with", metavar="IMAGE")],
-    k: Annotated[int, typer.Option("-k", min=1, help="how many images")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="number of images")] = 5,
     model: Annotated[
-        Path | None, typer.Option(help=f"{ENCODER_HELP}; without it, where it was when the images were embedded")
+        Path | None, typer.Option(help=f"{ENCODER_HELP}; default: the folder that embedded the images")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write query and matches as a picture, .png")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
@@ -34,7 +34,7 @@ def search(
     opened = open_index(index_folder)
     folder = model_folder(model or Path(opened.model.folder))
     identity = read_identity(folder)
-    # Once before the model is loaded, which takes seconds.
+    # search_image checks this too; checked here first because loading the model takes seconds.
     opened.model.refuse_other(identity, where=str(index_folder))
     matches = search_image(opened, load_encoder(folder, device), identity, image, k)
     for rank, match in enumerate(matches, start=1):
