@@ -40,20 +40,28 @@ class DeployOptions(Section):
         None, ge=0, description="fewest rollout pods; default: those of rollout's smallest number of workers"
     )
     rollout_max: int | None = Field(
-        None, ge=1, description="most rollout pods; default: those of rollout's largest number of workers, at least rollout_min"
+        None,
+        ge=1,
+        description="most rollout pods; default: those of rollout's largest number of workers, at least rollout_min",
     )
     replay_min: int | None = Field(
         None, ge=0, description="fewest replay pods; default: those of replay's smallest number of workers"
     )
     replay_max: int | None = Field(
-        None, ge=1, description="most replay pods; default: those of replay's largest number of workers, at least replay_min"
+        None,
+        ge=1,
+        description="most replay pods; default: those of replay's largest number of workers, at least replay_min",
     )
     head_memory: int = Field(8, ge=2, description="memory of the head pod in GiB, without /dev/shm")
     learner_memory: int | None = Field(
-        None, ge=1, description="memory of a learner pod in GiB, without /dev/shm; default: 64 per GPU, else 8 per actor"
+        None,
+        ge=1,
+        description="memory of a learner pod in GiB, without /dev/shm; default: 64 per GPU, else 8 per actor",
     )
     rollout_memory: int | None = Field(
-        None, ge=1, description="memory of a rollout pod in GiB, without /dev/shm; default: 64 per GPU, else 8 per actor"
+        None,
+        ge=1,
+        description="memory of a rollout pod in GiB, without /dev/shm; default: 64 per GPU, else 8 per actor",
     )
     replay_memory: int | None = Field(
         None, ge=1, description="memory of a replay pod in GiB, without /dev/shm; default: 64 per GPU, else 8 per actor"

@@ -72,7 +72,7 @@ def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[
 
 
 def worker_template(group: Group, options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
-    """Returns the pod template of one group; after SIGTERM its actors run until the run has stopped or the grace ends."""
+    """Returns the pod template of one group; after SIGTERM its actors run until the run stops or the grace ends."""
     has_learner = "learner" in group.roles
     environment = {
         **_environment(travelling),
