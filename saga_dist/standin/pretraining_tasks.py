@@ -307,7 +307,7 @@ def _near_far_loss(logits_INAV: torch.Tensor, labels_INA: torch.Tensor, centres:
 
 
 def _weighted_loss(logits: torch.Tensor, labels: torch.Tensor, near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
-    """Returns the weighted mean cross-entropy of the labels where ``near``, and of the last class, "nothing", elsewhere.
+    """Returns the weighted mean cross-entropy of the labels where ``near`` and of the last class, "nothing", elsewhere.
 
     Args:
         logits: float32 [..., V].
