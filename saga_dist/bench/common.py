@@ -31,7 +31,7 @@ class Size(StrEnum):
     """Amount of work of a benchmark."""
 
     TINY = "tiny"
-    """A few seconds, for tests; the figures have no meaning."""
+    """A few seconds, for tests; the measured values have no meaning."""
     QUICK = "quick"
     """One or two minutes on two cores."""
     FULL = "full"
@@ -59,7 +59,7 @@ class BenchRow:
     equal: bool
     """True when both sides gave the same result within the benchmark's tolerance."""
     detail: dict[str, float] = field(default_factory=dict)
-    """Further figures by name."""
+    """Further values by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Report:
     rows: tuple[BenchRow, ...]
     """Measured cases."""
     notes: tuple[str, ...] = ()
-    """Sentences that explain the figures."""
+    """Sentences that explain the rows."""
 
     @property
     def equal(self) -> bool:
@@ -225,7 +225,7 @@ def random_model(folder: Path, **sizes: Any) -> Path:
 
 
 class Machine(Section):
-    """Machine on which figures were measured."""
+    """Machine on which the benchmarks ran."""
 
     processor: str
     """Model name of the processor."""

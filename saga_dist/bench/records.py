@@ -34,7 +34,7 @@ class BenchRecords(Section):
     """Benchmarks by name."""
 
 
-def load_figures(path: Path) -> BenchRecords:
+def load_records(path: Path) -> BenchRecords:
     """Returns the content of a file of ``saga-dist bench --json``.
 
     Raises:
@@ -43,17 +43,17 @@ def load_figures(path: Path) -> BenchRecords:
     return load_json(path, BenchRecords, what="figures of benches", fix="name another --json")
 
 
-def figures_here(path: Path | None) -> BenchRecords:
+def records_of_this_machine(path: Path | None) -> BenchRecords:
     """Returns the content of the file; an empty record of this machine when there is no file.
 
     Raises:
-        ConfigError: the file has figures of another machine.
+        ConfigError: the file has results of another machine.
         DataError: the file cannot be read or has another content.
     """
     here = machine()
     if path is None or not path.exists():
         return BenchRecords(machine=here, benches={})
-    found = load_figures(path)
+    found = load_records(path)
     if found.machine != here:
         raise ConfigError(
             f"figures of another machine ({found.machine.device}, {found.machine.processor}, torch "
@@ -66,12 +66,12 @@ def figures_here(path: Path | None) -> BenchRecords:
 
 
 def with_bench(figures: BenchRecords, measured: BenchRecord) -> BenchRecords:
-    """Returns a copy of the figures with this benchmark added, in place of an older one of the same name."""
+    """Returns a copy of ``figures`` with this benchmark added, in place of an older one of the same name."""
     return BenchRecords(machine=figures.machine, benches={**figures.benches, measured.report.bench: measured})
 
 
 def save(figures: BenchRecords, path: Path) -> None:
-    """Writes the figures to a file atomically.
+    """Writes the records to a file atomically.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -104,5 +104,5 @@ def number(value: float | None) -> str:
 
 
 def verdict(met: bool | None) -> str:
-    """Returns ``yes`` or ``NO``; empty for None, which stands for a row without a target."""
+    """Returns ``yes`` or ``NO``; empty for None, that is, for a row without a target."""
     return "" if met is None else ("yes" if met else "NO")

@@ -3,7 +3,7 @@
 Both sides start from the same pixels, with the same prompt, temperature and top-p. The alternative gets the whole batch
 at once and does not return log-probabilities, which saga_dist does. Greedy completions of both must be the same tokens.
 
-There are two further figures: the size of a group's tokens on the wire (they are sent once for any number of
+There are two further measurements: the size of a group's tokens on the wire (they are sent once for any number of
 completions), and the share of the text before the images that vLLM's prefix cache holds from an earlier pair, for
 prompts that begin with the text.
 """
@@ -67,7 +67,7 @@ class RolloutCase:
 
 
 def run(size: Size) -> Report:
-    """Returns generated tokens per processor second for each engine, and the two further figures."""
+    """Returns generated tokens per processor second for each engine, and the two further measurements."""
     work = {
         Size.TINY: RolloutCase(num_pairs=2, num_completions=2, max_tokens=6, repeats=1),
         Size.QUICK: RolloutCase(num_pairs=24, num_completions=8, max_tokens=80, repeats=3),

@@ -73,7 +73,7 @@ def parse(raw: bytes, *, folder: str, where: str) -> dict[str, Any]:
         where: path of the manifest, for error messages.
 
     Raises:
-        DamagedCheckpoint: a byte differs from what was written, or a listed file lies outside the folder.
+        DamagedCheckpoint: a byte differs from what was written, or a listed file is outside the folder.
         CheckpointError: the manifest has another format or describes another folder.
     """
     try:

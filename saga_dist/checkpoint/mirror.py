@@ -64,12 +64,12 @@ class CheckpointMirror:
         infos = self._retry("look for manifests", lambda: self._fs.get_file_info(list(folders.values())))
         return sorted(step for step, info in zip(folders, infos, strict=True) if info.is_file)
 
-    def upload(self, folder: Path, *, afresh: bool = False) -> None:
+    def upload(self, folder: Path, *, overwrite: bool = False) -> None:
         """Copies a valid local checkpoint to the mirror; does nothing when the mirror has the same manifest already.
 
         Args:
             folder: local folder of the checkpoint.
-            afresh: copy although the mirror has the same manifest, because its files are known to be damaged.
+            overwrite: copy although the mirror has the same manifest, because its files are known to be damaged.
 
         Raises:
             CheckpointError: the filesystem cannot be read or written; the copy is incomplete and not committed.
@@ -79,7 +79,7 @@ class CheckpointMirror:
         assert step is not None, folder
         manifest, marker = (folder / MANIFEST).read_bytes(), self._path(step, MANIFEST)
         existing = self._read(marker)
-        if existing == manifest and not afresh:
+        if existing == manifest and not overwrite:
             return
         if existing is not None:  # its files are about to be overwritten, so it must stop being a checkpoint first
             self._retry("delete", lambda: self._fs.delete_file(marker))

@@ -212,7 +212,7 @@ class CheckpointStore:
                 log.info("%s is there already", final)
             else:
                 write_folder(final, step, write_files, extra or {})
-        self.settle(step, best=best)
+        self.finalize(step, best=best)
         return final
 
     def try_write(
@@ -242,7 +242,7 @@ class CheckpointStore:
             log.warning("%s; training goes on, the next save that is due tries again", error)
         return self.has(step)
 
-    def settle(self, step: int, *, best: int | None) -> None:
+    def finalize(self, step: int, *, best: int | None) -> None:
         """Updates ``latest`` and ``best``, removes old checkpoints, and copies the step and the best one to the mirror.
 
         Called after every commit, and again on resume in case a crash interrupted it. A failure of the mirror is only
@@ -267,7 +267,7 @@ class CheckpointStore:
         try:
             for wanted in sorted({step, step if best is None else best}):
                 if self.has(wanted):
-                    mirror.upload(self.path(wanted), afresh=wanted in self._damaged_copies)
+                    mirror.upload(self.path(wanted), overwrite=wanted in self._damaged_copies)
                     self._damaged_copies.discard(wanted)
             mirror.retain(step, best=best)
         except (CheckpointError, OSError) as error:

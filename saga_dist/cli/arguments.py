@@ -42,6 +42,6 @@ def configure_logging(*, verbose: bool = False) -> None:
     logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints one line to standard output, with control characters escaped for the terminal."""
     typer.echo(printable(line))

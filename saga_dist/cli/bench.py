@@ -55,11 +55,11 @@ def bench(
     from rich.console import Console
 
     from saga_dist.bench.common import Size
-    from saga_dist.bench.records import BenchRecord, figures_here, markdown, save, with_bench
+    from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
-    figures = figures_here(json_file)
+    figures = records_of_this_machine(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)
         measured = BenchRecord(size=size, load=load, report=measure(chosen, size))

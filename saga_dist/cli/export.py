@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, say
+from saga_dist.cli.arguments import ENCODER_HELP, print_line
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -26,6 +26,10 @@ def export(
     from saga_dist.export.folder import export_encoder
 
     done = export_encoder(run, out, form=form)
-    say(f"{out}: {form}, model {done.identity.sha256[:12]}")
-    say(f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here")
-    say(f"checked: cosine {done.min_cosine:.6f} or more against the run's own encoder on {done.num_checked} images")
+    print_line(f"{out}: {form}, model {done.identity.sha256[:12]}")
+    print_line(
+        f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here"
+    )
+    print_line(
+        f"checked: cosine {done.min_cosine:.6f} or more against the run's own encoder on {done.num_checked} images"
+    )

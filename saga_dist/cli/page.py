@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_dist.cli.arguments import say
+from saga_dist.cli.arguments import print_line
 from saga_dist.utils.atomic_io import write_output
 
 if TYPE_CHECKING:
@@ -23,4 +23,4 @@ def write_page(path: Path, page: Page) -> None:
     content = page.html.encode()
     write_output(path, content, option="--out")
     for line in (*page.lines, f"{path}: {len(content) / 1e6:.1f} MB, open it in a browser"):
-        say(shown(line))
+        print_line(shown(line))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, say
+from saga_dist.cli.arguments import ENCODER_HELP, print_line
 from saga_dist.cli.encoder import load_encoder
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
@@ -38,10 +38,10 @@ def search(
     opened.model.refuse_other(identity, where=str(index_folder))
     matches = search_image(opened, load_encoder(folder, device), identity, image, k)
     for rank, match in enumerate(matches, start=1):
-        say(f"{rank:>3}  {match.score:.4f}  {match.path}")
+        print_line(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:
         try:
             contact_sheet(image, matches).save(sheet)
         except OSError as error:
             raise DataError(f"cannot be written ({error.strerror or error})", where=str(sheet)) from error
-        say(f"contact sheet: {sheet}")
+        print_line(f"contact sheet: {sheet}")

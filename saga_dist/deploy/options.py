@@ -120,7 +120,7 @@ class DeployOptions(Section):
 
 
 def make_options(**values: Any) -> DeployOptions:
-    """Returns the options with these values; ``None`` stands for the default.
+    """Returns the options with these values; ``None`` means the default.
 
     Raises:
         ConfigError: a value is wrong; the message names the option of the command line.

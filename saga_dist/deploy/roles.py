@@ -71,7 +71,7 @@ class Group:
         return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def cards(requests: Sequence[float]) -> int:
+def gpus_needed(requests: Sequence[float]) -> int:
     """Returns the number of whole GPUs that hold these requests.
 
     Args:
@@ -202,7 +202,7 @@ def _group(
     node: dict[str, str],
 ) -> Group:
     low, high, pods = counts
-    gpus = cards([actor.gpus for actor in actors])
+    gpus = gpus_needed([actor.gpus for actor in actors])
     return Group(
         name=name,
         actors=actors,

@@ -61,8 +61,8 @@ class OnnxEncoder:
         """Returns embeddings [I, E] float32, l2-normalised.
 
         Args:
-            images: PIL images, uint8 arrays [height, width, 3], or paths; each is rotated upright as its EXIF data
-                says, converted to RGB and resized to the square.
+            images: PIL images, uint8 arrays [height, width, 3], or paths; each is rotated upright by its EXIF
+                orientation, converted to RGB and resized to the square.
             batch_size: number of images per call of the graph.
 
         Raises:

@@ -93,8 +93,8 @@ def embed_folder(
         on_progress: called with the number of images done and the number of all images.
 
     Raises:
-        DataError: there is nothing to embed, too many images are unusable, an embedding is not finite, ``out`` cannot be
-            written, or ``out`` holds the images of another folder.
+        DataError: there is nothing to embed, too many images are unusable, an embedding is not finite, or ``out``
+            cannot be written or holds the images of another folder.
         ModelError: ``out`` exists and was made with another model.
     """
     check_suffix(out)

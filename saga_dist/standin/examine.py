@@ -24,7 +24,7 @@ _CONFIG = BirdsSection(val_images_per_class=8, test_images_per_class=32)
 
 @torch.no_grad()
 def examine(pair_model: PairModel, *, num_pairs: int = 128, group_size: int = 8) -> dict[str, float]:
-    """Returns figures by name, measured on classes that no training used.
+    """Returns metrics by name, measured on classes that no training used.
 
     Args:
         pair_model: the stand-in with its prompt.
@@ -32,7 +32,7 @@ def examine(pair_model: PairModel, *, num_pairs: int = 128, group_size: int = 8)
         group_size: sampled answers per pair.
 
     Returns:
-        The figures of ``examine_pairs`` under ``clean/`` (validation images in the style of pre-training) and
+        The metrics of ``examine_pairs`` under ``clean/`` (validation images in the style of pre-training) and
         ``shifted/`` (in the style of the downstream splits), rounded to three digits; and Recall@1 in percent on the
         test classes of mean-pooled tokens (``zero_shot_recall_at_1``) and of the mean over the tokens of the bird
         (``bird_pooled_recall_at_1``).
@@ -59,7 +59,7 @@ def examine(pair_model: PairModel, *, num_pairs: int = 128, group_size: int = 8)
 def examine_pairs(
     pair_model: PairModel, birds: BirdSplit, *, num_pairs: int = 128, group_size: int = 8
 ) -> dict[str, float]:
-    """Returns figures on pairs of a split, of which every second pair has two images of one class.
+    """Returns metrics on pairs of a split, of which every second pair has two images of one class.
 
     Args:
         pair_model: the stand-in with its prompt.
@@ -116,7 +116,7 @@ def examine_pairs(
 def attention_on_bird(
     pair_model: PairModel, rows: torch.Tensor, masks: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> float:
-    """Returns the share of the attention on an image that lies on its bird, over the rows that describe the bird.
+    """Returns the share of the attention on an image that is on its bird, over the rows that describe the bird.
 
     Args:
         pair_model: model whose prompt gives the columns of the two images.

@@ -122,7 +122,7 @@ class PairTaskBuilder:
         positions = [index for index, token in enumerate(ids) if token in words]
         self.word_positions = (positions[: len(PARTS)], positions[len(PARTS) :])
         """Token positions in every answer of the A colour words of bird 1, and of those of bird 2."""
-        first_note = self.word_positions[1][-1] + 2  # the closing brace of the description lies between them
+        first_note = self.word_positions[1][-1] + 2  # the description's closing brace is between them
         self.note_positions = list(range(first_note, first_note + len(PARTS)))
         """Token positions in every answer of the A notes "same" or "differs"."""
 
