@@ -54,7 +54,7 @@ def parse_targets(texts: Sequence[str]) -> dict[str, int]:
     for text in texts:
         role, separator, number = text.partition("=")
         if not separator or not number.isdecimal() or role in targets:
-            what = "said twice" if role in targets else "not ROLE=NUMBER"
+            what = "given twice" if role in targets else "not ROLE=NUMBER"
             raise ConfigError(f"{text!r}: {what}", where="command line", expected="for example rollout=3 replay=2")
         targets[role] = int(number)
     return targets

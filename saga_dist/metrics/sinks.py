@@ -231,7 +231,7 @@ class MlflowSink:
         try:
             self._client.set_terminated(self._run_id)
         except MlflowException as error:
-            log.warning("MLflow was not told of the end: %s", _first_line(error))
+            log.warning("the MLflow run could not be marked as finished: %s", _first_line(error))
 
 
 def run_identity(run_dir: Path, config: RunConfig) -> str:

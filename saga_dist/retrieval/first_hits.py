@@ -65,7 +65,9 @@ def save_hits(path: Path, hits: Mapping[tuple[str, str], FirstHits]) -> None:
     for (method, split), found in hits.items():
         labels = arrays.setdefault(f"{split}/labels", found.labels_Q)
         if not np.array_equal(labels, found.labels_Q):
-            raise DataError(f"{method!r} met other queries of split {split!r}", where=str(path), expected="the same")
+            raise DataError(
+                f"{method!r} was evaluated on other queries of split {split!r}", where=str(path), expected="the same"
+            )
         arrays[f"{split}/first_hit/{method}"] = found.first_hit_Q
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)

@@ -140,7 +140,7 @@ def _train_species(config: BirdsSection) -> np.ndarray:
         raise DataError(
             f"train_classes = {config.train_classes}",
             where="data.birds",
-            expected=f"at most {available}, the species set aside for training",
+            expected=f"at most {available}, the species reserved for training",
         )
     if not config.constant_parts:
         return species()["train"][: config.train_classes]
