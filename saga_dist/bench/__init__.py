@@ -1,1 +1,1 @@
-"""Ours against an honest alternative, side by side in one run: medians, ratios, equal results, bars."""
+"""Benchmarks of saga_dist against alternative implementations, run in turns: medians, ratios, equality, targets."""

@@ -1,7 +1,7 @@
-"""What every bench shares: A/B timing in turns, peak memory in a process of its own, and the report.
+"""Shared parts of the benchmarks: A/B timing in turns, peak memory in a separate process, and the report.
 
-Time is the processor time of this process on one thread unless a bench says otherwise: on a shared machine it is the
-honest clock, and on an idle one it equals the wall clock.
+Time is the processor time of this process on one thread unless a benchmark says otherwise: on a shared machine it does
+not depend on other processes' load, and on an idle machine it equals the wall time.
 """
 
 from __future__ import annotations
@@ -28,49 +28,56 @@ OtherT = TypeVar("OtherT")
 
 
 class Size(StrEnum):
-    """How much work a bench does."""
+    """Amount of work of a benchmark."""
 
     TINY = "tiny"
-    """Seconds: for tests, figures mean nothing."""
+    """A few seconds, for tests; the measured values have no meaning."""
     QUICK = "quick"
-    """A minute or two on two cores."""
+    """One or two minutes on two cores."""
     FULL = "full"
-    """The work that the bars are stated for."""
+    """The sizes for which the targets are stated."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One line of a bench: two medians and what they are worth."""
+    """One row of a benchmark: the medians of both sides, their ratio and the target."""
 
     case: str
+    """Name of the measured case."""
     ours: float
-    """Median."""
+    """Median of saga_dist, in ``unit``."""
     other: float | None
-    """Median of the alternative; None where there is nothing to compare with."""
+    """Median of the alternative, in ``unit``; None without an alternative."""
     unit: str
+    """Unit of ``ours`` and ``other``."""
     ratio: float | None
-    """How many times better ours is; above 1 is better, whatever the unit."""
+    """Factor by which saga_dist is better; above 1 is better for every unit. None without an alternative."""
     bar: float | None
-    """The ratio (or, without an alternative, the value) to reach; None where nothing is asked."""
+    """Target: the ratio to reach or, without an alternative, the value to reach; None without a target."""
     met: bool | None
+    """True when the target is reached; None without a target."""
     equal: bool
-    """True when both gave the same result within the bench's tolerance."""
+    """True when both sides gave the same result within the benchmark's tolerance."""
     detail: dict[str, float] = field(default_factory=dict)
+    """Further values by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole bench."""
+    """Result of a whole benchmark."""
 
     bench: str
+    """Name of the benchmark."""
     alternative: str
-    """What ours is measured against."""
+    """Implementation that saga_dist is compared with."""
     rows: tuple[BenchRow, ...]
+    """Measured cases."""
     notes: tuple[str, ...] = ()
+    """Sentences that explain the rows."""
 
     @property
     def equal(self) -> bool:
-        """True when all results agreed."""
+        """True when both sides gave the same result in every row."""
         return all(row.equal for row in self.rows)
 
 
@@ -84,7 +91,7 @@ def less_is_better(
     bar: float | None = None,
     detail: dict[str, float] | None = None,
 ) -> BenchRow:
-    """Returns the row of a time or a size: ratio = other / ours."""
+    """Returns the row of a time or a size, with ratio = other / ours; the arguments are fields of ``BenchRow``."""
     return _row(case, ours, other, unit, other / ours, equal, bar, detail)
 
 
@@ -98,7 +105,7 @@ def more_is_better(
     bar: float | None = None,
     detail: dict[str, float] | None = None,
 ) -> BenchRow:
-    """Returns the row of a rate: ratio = ours / other."""
+    """Returns the row of a rate, with ratio = ours / other; the arguments are fields of ``BenchRow``."""
     return _row(case, ours, other, unit, ours / other, equal, bar, detail)
 
 
@@ -117,24 +124,27 @@ def _row(
 
 @dataclass(slots=True)
 class Timing(Generic[OursT]):
-    """Repeated runs of one side."""
+    """Times and results of repeated runs of one side."""
 
     cpu_s: list[float] = field(default_factory=list)
+    """Processor seconds of each run."""
     wall_s: list[float] = field(default_factory=list)
+    """Wall seconds of each run."""
     results: list[OursT] = field(default_factory=list)
+    """Result of each run."""
 
     @property
     def cpu(self) -> float:
-        """Median processor time, seconds."""
+        """Median processor time in seconds."""
         return statistics.median(self.cpu_s)
 
     @property
     def wall(self) -> float:
-        """Median wall time, seconds."""
+        """Median wall time in seconds."""
         return statistics.median(self.wall_s)
 
     def run(self, work: Callable[[], OursT]) -> None:
-        """Times one run."""
+        """Calls ``work`` once and appends its times and result."""
         wall, cpu = time.perf_counter(), time.process_time()
         result = work()
         self.cpu_s.append(time.process_time() - cpu)
@@ -145,7 +155,14 @@ class Timing(Generic[OursT]):
 def in_turns(
     ours: Callable[[], OursT], other: Callable[[], OtherT], repeats: int, *, warm_up: bool = True
 ) -> tuple[Timing[OursT], Timing[OtherT]]:
-    """Returns the timings of both sides, run as A B, B A, A B …: what disturbs the machine disturbs both."""
+    """Returns the timings of both sides, run as A B, B A, A B …, so that load on the machine affects both alike.
+
+    Args:
+        ours: one run of saga_dist.
+        other: one run of the alternative.
+        repeats: timed runs per side.
+        warm_up: run both sides once before, without timing.
+    """
     if warm_up:
         ours()
         other()
@@ -163,7 +180,7 @@ def in_turns(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps torch on one thread meanwhile; other libraries follow OMP_NUM_THREADS, which the command sets."""
+    """Limits torch to one thread within the block; other libraries follow OMP_NUM_THREADS, which the command sets."""
     import torch
 
     before = torch.get_num_threads()
@@ -175,25 +192,30 @@ def one_thread() -> Iterator[None]:
 
 
 def peak_memory(work: Callable[[], object]) -> int:
-    """Returns by how many bytes this process's memory rose above where it was while ``work`` ran (Linux)."""
+    """Returns the peak of this process's resident memory during ``work`` above the value before, in bytes (Linux)."""
     gc.collect()
-    with suppress(AttributeError):  # another C library than glibc keeps what it likes
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory of earlier work must not serve this one unseen
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the kernel forgets the highest value so far
+    with suppress(AttributeError):  # only glibc has malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)  # else freed memory of earlier work could be used again without being counted
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets the kernel's peak value VmHWM
     before = _status_bytes("VmRSS")
     work()
     return max(_status_bytes("VmHWM") - before, 0)
 
 
 def in_own_process(function: Callable[..., OursT], *arguments: Any) -> OursT:
-    """Returns ``function(*arguments)`` from a fresh process; memory of earlier work does not blur what it measures."""
+    """Returns ``function(*arguments)`` computed in a new process, whose memory holds nothing of earlier work."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(function, *arguments).result()
 
 
 def random_model(folder: Path, **sizes: Any) -> Path:
-    """Returns ``folder`` with a random model of these sizes in it (fields of the stand-in's ``Architecture``)."""
+    """Writes a random model into ``folder`` and returns ``folder``.
+
+    Args:
+        folder: folder to write.
+        sizes: fields of the stand-in's ``Architecture``.
+    """
     from transformers.utils import logging
 
     from saga_dist.standin.checkpoint import write_random_checkpoint
@@ -203,16 +225,20 @@ def random_model(folder: Path, **sizes: Any) -> Path:
 
 
 class Machine(Section):
-    """What figures were measured on."""
+    """Machine on which the benchmarks ran."""
 
     processor: str
+    """Model name of the processor."""
     cores: int
+    """Number of logical cores."""
     torch: str
+    """Version of torch."""
     device: str
+    """Name of the first GPU, or ``cpu``."""
 
 
 def machine() -> Machine:
-    """Returns this machine."""
+    """Returns the description of this machine."""
     import torch
 
     names = [
@@ -229,6 +255,7 @@ def machine() -> Machine:
 
 
 def _status_bytes(name: str) -> int:
+    """Returns a value of /proc/self/status in bytes; 0 when it is not there."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

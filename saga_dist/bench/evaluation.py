@@ -1,11 +1,11 @@
-"""Retrieval figures: ours against pytorch-metric-learning's AccuracyCalculator and against a plain torch top-k.
+"""Retrieval metrics compared with pytorch-metric-learning's AccuracyCalculator and with a plain torch top-k.
 
-The floor is the product of all pairs, 2 x 37,150^2 x 4096 = 11.3 TFLOP: at the 100 GFLOP/s of one core of this kind
-113 s in float32, half of it where each pair is multiplied once, and a quarter in bfloat16 at 200 GFLOP/s, 28 s. k-means
-is faiss's on both sides, 30 s. At the quick size, 5,000 x 1024, choosing candidates costs more than the product saves,
-and plain torch is a little faster.
+The lower bound of the time is the product of all pairs, 2 x 37,150^2 x 4096 = 11.3 TFLOP: at the 100 GFLOP/s of one
+core of this kind 113 s in float32, half of it when each pair is multiplied once, and a quarter in bfloat16 at 200
+GFLOP/s, 28 s. k-means is faiss's on both sides, 30 s. At the quick size, 5,000 x 1024, selecting candidates costs more
+than the product saves, and plain torch is a little faster.
 
-Made-up embeddings: a cloud per class, the classes close enough that about half of the R nearest are right.
+The embeddings are synthetic: one cloud per class, with classes so close that about half of the R nearest are right.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ from saga_dist.retrieval.clusters import nmi
 from saga_dist.retrieval.metrics import rank_figures
 
 RECALL_AT = (1, 2, 4, 8)
+"""Values K of Recall@K."""
 TOLERANCE = 1e-4
+"""Largest allowed difference of a metric between saga_dist and the torch top-k."""
 SWAPPED_QUERIES = 2
-"""AccuracyCalculator ranks by float32 distances, which swap neighbours that are nearly as near."""
+"""Queries that may differ from AccuracyCalculator, which ranks by float32 distances and swaps nearly equal ones."""
 MEMORY_BAR_MB = 1000.0
+"""Target for the peak memory above the embeddings, in MB."""
 TORCH_BLOCK = 1024
+"""Queries per matrix product of the torch top-k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,15 @@ class EvaluationCase:
     """Sizes of the embeddings."""
 
     num_images: int
+    """I, number of embeddings."""
     width: int
+    """E, width of an embedding."""
     num_classes: int
+    """C, number of classes."""
 
 
 def run(size: Size) -> Report:
-    """Returns seconds and memory for all figures."""
+    """Returns processor seconds and peak memory for Recall@K, MAP@R and NMI."""
     work = {
         Size.TINY: EvaluationCase(60, 8, 6),
         Size.QUICK: EvaluationCase(5000, 1024, 200),
@@ -80,22 +87,27 @@ def run(size: Size) -> Report:
 
 
 class _EvaluationSides:
-    """The same figures in three ways; each returns those it knows."""
+    """The same metrics computed in three ways; each method returns the metrics it has by name.
+
+    Args:
+        embeddings: float32 [I, E].
+        labels: int64 [I].
+    """
 
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
         self._embeddings, self._labels = embeddings, labels
 
     def ours(self) -> dict[str, float]:
-        """Recall@K, MAP@R and NMI."""
+        """Returns Recall@K, MAP@R and NMI of saga_dist."""
         return self.ours_without_nmi() | {"nmi": nmi(self._embeddings, self._labels)}
 
     def ours_without_nmi(self) -> dict[str, float]:
-        """Recall@K and MAP@R."""
+        """Returns Recall@K and MAP@R of saga_dist."""
         found, precision = rank_figures(self._embeddings, self._labels, ks=RECALL_AT)
         return {f"recall_at_{k}": value for k, value in found.recall.items()} | {"map_at_r": precision.map_at_r}
 
     def accuracy_calculator(self) -> dict[str, float]:
-        """Recall@1, MAP@R and NMI of pytorch-metric-learning; it has no Recall@K for other K."""
+        """Returns Recall@1, MAP@R and NMI of pytorch-metric-learning, which has no Recall@K for other K."""
         from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
         names = {"precision_at_1": "recall_at_1", "mean_average_precision_at_r": "map_at_r", "NMI": "nmi"}
@@ -104,7 +116,7 @@ class _EvaluationSides:
         return {ours: float(found[theirs]) for theirs, ours in names.items()}
 
     def torch_top_k(self) -> dict[str, float]:
-        """Recall@K and MAP@R by blocks of a matrix product."""
+        """Returns Recall@K and MAP@R from top-k over blocks of a torch matrix product."""
         values_IE = torch.nn.functional.normalize(torch.from_numpy(self._embeddings), dim=1)
         labels_I = torch.from_numpy(self._labels)
         relevant_I = labels_I.bincount()[labels_I] - 1
@@ -143,7 +155,10 @@ def _row(
 
 
 def _made_up(work: EvaluationCase) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [I, E] of length 1, as an encoder gives them (AccuracyCalculator ranks by distance), and int64 [I]."""
+    """Returns synthetic embeddings, float32 [I, E] of norm 1, and their labels, int64 [I].
+
+    The norm is 1 because AccuracyCalculator ranks by distance, which then agrees with the cosine.
+    """
     rng = np.random.default_rng(0)
     labels = np.arange(work.num_images) % work.num_classes
     centres = rng.standard_normal((work.num_classes, work.width), dtype=np.float32)
@@ -154,10 +169,10 @@ def _made_up(work: EvaluationCase) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _peak(side: str, work: EvaluationCase) -> int:
-    """Peak memory of one side above the embeddings, bytes; runs in a process of its own."""
+    """Returns the peak memory of one side above the embeddings in bytes; runs in a separate process."""
     embeddings, labels = _made_up(work)
     small = _EvaluationSides(*_made_up(EvaluationCase(60, 8, 6)))
     sides = _EvaluationSides(embeddings, labels)
     with one_thread():
-        getattr(small, side)()  # libraries are loaded before anything is measured
+        getattr(small, side)()  # loads the libraries before the measurement
         return peak_memory(getattr(sides, side))

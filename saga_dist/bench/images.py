@@ -1,11 +1,12 @@
-"""Image files to pixels of the tower: ours against Pillow's open and resize and the family's image processor.
+"""Reading image files into the tower's pixels, compared with Pillow's open and resize and the family's image processor.
 
-Two rows: as the paper reads images (the same pixels, bit by bit), and with ``data.fast_jpeg``, which lets the JPEG
-decoder scale down and so changes pixels a little.
+There are two rows: as the paper reads images (bit-equal pixels), and with ``data.fast_jpeg``, which lets the JPEG
+decoder scale down and so changes pixels slightly.
 
-The floor of the first row is Pillow's decoder and filter, which define the pixels: about nine tenths of the
-alternative's time, so that 3 times is out of reach. That of the second is the decoder at reduced scale, a quarter of
-the alternative's time (four fifths of that the entropy code, at any scale); writing the patches costs a twentieth.
+The lower bound of the first row is Pillow's decoder and filter, which define the pixels: about nine tenths of the
+alternative's time, so a factor of 3 is impossible. The lower bound of the second row is the decoder at reduced scale, a
+quarter of the alternative's time (four fifths of it entropy decoding, at any scale); writing the patches costs a
+twentieth.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ if TYPE_CHECKING:
     from saga_dist.models.families.base import VisionTower
 
 SIDE = 224
+"""Side of the resized images in pixels."""
 BATCH = 32
+"""Images per call of the preprocessing."""
 SPEED_BAR = 3.0
+"""Target for the ratio of the rates."""
 TOKEN_COSINE = 0.99
+"""Smallest cosine similarity of the tokens of both sides that counts as equal with ``data.fast_jpeg``."""
 
 
 def run(size: Size) -> Report:
-    """Returns images per processor second."""
+    """Returns images per processor second, with and without ``data.fast_jpeg``."""
     count, sides = {Size.TINY: (3, (120, 300)), Size.QUICK: (96, (500, 2000)), Size.FULL: (2000, (500, 2000))}[size]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = _write_photos(folder / "photos", count, sides)
         tower, processor = _parts(folder / "model")
-        other = _Other(processor, paths)
+        other = _PillowSide(processor, paths)
         for case, fast in (("the same pixels", False), ("fast_jpeg", True)):
             rows.append(_row(case, fast, tower, other, paths, repeats=3 if size is Size.QUICK else 1))
     return Report(
@@ -55,14 +60,19 @@ def run(size: Size) -> Report:
     )
 
 
-class _Other:
-    """What one writes without us."""
+class _PillowSide:
+    """The alternative: Pillow and the family's image processor.
+
+    Args:
+        processor: image processor of transformers.
+        paths: image files.
+    """
 
     def __init__(self, processor: Any, paths: Sequence[Path]) -> None:
         self._processor, self._paths = processor, paths
 
     def pixels(self) -> torch.Tensor:
-        """Patches of all images."""
+        """Returns float32 patches of all images."""
         parts = []
         for batch in _batches(self._paths):
             images = [Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for path in batch]
@@ -70,7 +80,9 @@ class _Other:
         return torch.cat(parts)
 
 
-def _row(case: str, fast: bool, tower: VisionTower, other: _Other, paths: Sequence[Path], *, repeats: int) -> BenchRow:
+def _row(
+    case: str, fast: bool, tower: VisionTower, other: _PillowSide, paths: Sequence[Path], *, repeats: int
+) -> BenchRow:
     def read() -> torch.Tensor:
         arrays = ([read_image(path, SIDE, fast_jpeg=fast) for path in batch] for batch in _batches(paths))
         return torch.cat([tower.preprocess(batch).pixel_values for batch in arrays])
@@ -93,7 +105,13 @@ def _row(case: str, fast: bool, tower: VisionTower, other: _Other, paths: Sequen
 
 @torch.no_grad()
 def _token_cosine(tower: VisionTower, found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Smallest mean cosine of an image's tokens, over the first images."""
+    """Returns the smallest mean cosine similarity of an image's tokens, over the first images (at most 16).
+
+    Args:
+        tower: vision tower.
+        found: float32 patches of saga_dist.
+        expected: float32 patches of the alternative.
+    """
     from saga_dist.models.families.base import PixelBatch
 
     per_image = (SIDE // tower.layout.patch_size) ** 2
@@ -110,7 +128,11 @@ def _token_cosine(tower: VisionTower, found: torch.Tensor, expected: torch.Tenso
 
 
 def _parts(folder: Path) -> tuple[VisionTower, Any]:
-    """The tower and the untouched processor of a checkpoint with 224-pixel images and 16-pixel patches."""
+    """Returns the tower and transformers' image processor of a random model with 224-pixel images and 16-pixel patches.
+
+    Args:
+        folder: folder to write the model to.
+    """
     from transformers import AutoImageProcessor
 
     random_model(folder, image_size=SIDE, patch_size=16)
@@ -118,7 +140,13 @@ def _parts(folder: Path) -> tuple[VisionTower, Any]:
 
 
 def _write_photos(folder: Path, count: int, sides: tuple[int, int]) -> list[Path]:
-    """JPEG files that compress about as photographs do: soft shapes, some grain."""
+    """Writes JPEG files of soft shapes with some grain, which compress about as photographs do; returns their paths.
+
+    Args:
+        folder: new folder to write to.
+        count: number of files.
+        sides: smallest and largest side in pixels.
+    """
     folder.mkdir()
     rng = np.random.default_rng(0)
     paths = []

@@ -1,4 +1,4 @@
-"""Pairs of built-in birds in front of one checkpoint, for ours and for the untouched Hugging Face model."""
+"""Inputs of a benchmark: pairs of built-in birds, prepared for saga_dist and for the unmodified Hugging Face model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ from saga_dist.types import EncoderTokens, ImagePair
 
 @dataclass(frozen=True, slots=True)
 class BenchInputs:
-    """A checkpoint, its tower, and the pixels of some pairs."""
+    """A checkpoint, its tower, the prompt, and the pixels of some pairs."""
 
     config: RunConfig
+    """Configuration of the demo with the overrides."""
     family: Family
+    """Model family of the checkpoint."""
     tower: VisionTower
+    """Vision tower in evaluation mode."""
     prompt: PromptSpec
+    """Specification of the prompt."""
     prompt_text: str
+    """Rendered prompt with one placeholder per image."""
     pairs: tuple[ImagePair, ...]
+    """P pairs of test images."""
     pixels: tuple[PixelBatch, ...]
-    """Per pair, both images."""
+    """Preprocessed pixels per pair, with both images in one batch."""
 
     @torch.no_grad()
     def encode(self) -> list[EncoderTokens]:
@@ -50,7 +56,7 @@ class BenchInputs:
         ]
 
     def reference(self) -> Any:
-        """Returns the untouched Hugging Face model, float32, in evaluation mode."""
+        """Returns the unmodified Hugging Face model in float32 and evaluation mode."""
         from transformers import Qwen3VLForConditionalGeneration
         from transformers.utils import logging
 
@@ -61,21 +67,22 @@ class BenchInputs:
         return model.eval()
 
     def prompt_ids(self) -> list[int]:
-        """Returns the prompt with one placeholder per encoder token; all pairs have images of one size."""
+        """Returns the token ids of the prompt with one placeholder per encoder token; they are the same for all pairs,
+        because all images have one size."""
         tokenizer = self.family.load_tokenizer()
         ids = tokenizer.encode(self.prompt_text, add_special_tokens=False)
         lengths = iter(self.pixels[0].lengths)
-        opened: list[int] = []
+        expanded: list[int] = []
         for token_id in ids:
-            opened += [token_id] * (next(lengths) if token_id == self.family.config["image_token_id"] else 1)
-        return opened
+            expanded += [token_id] * (next(lengths) if token_id == self.family.config["image_token_id"] else 1)
+        return expanded
 
     def model_inputs(self, pairs: Sequence[int], completions: Sequence[Sequence[int]] | None = None) -> dict[str, Any]:
-        """Returns what the Hugging Face model takes: ids, mask, pixels and grids, one row per pair.
+        """Returns the keyword arguments of the Hugging Face model: ids, mask, pixels and grids, one row per pair.
 
         Args:
             pairs: indices of the pairs.
-            completions: one per row, of equal length, to be put behind the prompt.
+            completions: token ids to append to the prompt, one sequence per row, all of equal length; None: none.
         """
         prompt = self.prompt_ids()
         ids_BS = torch.tensor([prompt + list(tail) for tail in completions or [()] * len(pairs)])
@@ -92,26 +99,32 @@ class BenchInputs:
     def generate(
         self, reference: Any, pairs: Sequence[int], *, max_tokens: int, num_completions: int
     ) -> list[tuple[int, ...]]:
-        """Returns what ``generate`` makes of one batch of pairs, up to each row's end token.
+        """Returns the completions of one batch of pairs by Hugging Face ``generate``, up to each row's end token.
 
         Args:
             reference: the Hugging Face model.
             pairs: indices of the pairs.
-            max_tokens: longest completion.
-            num_completions: per pair, at temperature 0.7 and top-p 0.95; 0 for one greedy completion.
+            max_tokens: longest completion in tokens.
+            num_completions: completions per pair, at temperature 0.7 and top-p 0.95; 0: one greedy completion.
         """
         inputs = self.model_inputs(pairs)
         sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
-        how = {**sampled, "num_return_sequences": num_completions} if num_completions else {"do_sample": False}
+        sampling = {**sampled, "num_return_sequences": num_completions} if num_completions else {"do_sample": False}
         ids_BS = reference.generate(
-            **inputs, **how, max_new_tokens=max_tokens, suppress_tokens=list(self.family.forbidden_token_ids)
+            **inputs, **sampling, max_new_tokens=max_tokens, suppress_tokens=list(self.family.forbidden_token_ids)
         )
         ends = set(reference.generation_config.eos_token_id)
         return [_up_to_end(row, ends) for row in ids_BS[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
 def load_inputs(folder: Path | None, num_pairs: int, overrides: Sequence[str] = ()) -> BenchInputs:
-    """Returns pairs of test birds in front of a checkpoint; None is the built-in stand-in."""
+    """Returns pairs of test images of the built-in birds, prepared for a checkpoint.
+
+    Args:
+        folder: folder of the checkpoint; None: the built-in stand-in.
+        num_pairs: number of pairs.
+        overrides: ``section.key=value`` texts over the demo's configuration.
+    """
     path = [] if folder is None else [f'model.path="{folder}"']
     config = load_config(DEMO_CONFIG, [*path, *overrides])
     family = resolve_family(model_path(config))

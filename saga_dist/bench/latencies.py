@@ -1,7 +1,7 @@
-"""Records how long vLLM takes for each group of the built-in birds: ``python -m saga_dist.bench.latencies [FILE]``.
+"""Records vLLM's seconds per group on the built-in birds: ``python -m saga_dist.bench.latencies [FILE]``.
 
-One group at a time, as a worker with ``rollout.groups_per_lease = 1`` serves them; the first ones, which warm the
-engine up, are left out.
+The groups are generated one at a time, as by a worker with ``rollout.groups_per_lease = 1``. The first groups, which
+warm up the engine, are left out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.rng import counter_seed
 
 WARM_UP, GROUPS = 8, 192
+"""Groups that are left out, and groups that are recorded."""
 
 
 def record() -> dict[str, object]:
-    """Returns seconds per group, in order, and what was measured."""
+    """Returns the seconds of each group in order (``seconds``) and a description of the engine (``engine``)."""
     config = load_config(DEMO_CONFIG, ["runtime.kind=serial"])
     learner, worker = build_learner(config), build_rollout_worker(config)
     settings = config.rollout

@@ -1,4 +1,4 @@
-"""A file of figures: the latest report of every bench on one machine, and how it reads in a README."""
+"""A file with the latest report of every benchmark on one machine, and its rendering as Markdown."""
 
 from __future__ import annotations
 
@@ -11,44 +11,49 @@ from saga_dist.errors import ConfigError
 from saga_dist.utils.atomic_io import write_output
 
 HEADINGS = ("case", "ours", "other", "unit", "ratio", "bar", "met")
+"""Headings of the Markdown table."""
 
 
 class BenchRecord(Section):
-    """One bench as it was measured."""
+    """One measured benchmark."""
 
     size: Size
+    """Amount of work."""
     load: float
-    """Mean number of runnable processes in the minute before it began."""
+    """Mean number of runnable processes on the machine in the minute before the benchmark."""
     report: Report
+    """Result."""
 
 
 class BenchRecords(Section):
-    """What ``saga-dist bench --json`` writes: one machine, a report for each bench."""
+    """Content of the file of ``saga-dist bench --json``: one machine, and the latest report of each benchmark."""
 
     machine: Machine
+    """Machine on which all benchmarks ran."""
     benches: dict[str, BenchRecord]
+    """Benchmarks by name."""
 
 
-def load_figures(path: Path) -> BenchRecords:
-    """Returns the figures in a file.
+def load_records(path: Path) -> BenchRecords:
+    """Returns the content of a file of ``saga-dist bench --json``.
 
     Raises:
-        DataError: it cannot be read, or is something else.
+        DataError: the file cannot be read or has another content.
     """
     return load_json(path, BenchRecords, what="figures of benches", fix="name another --json")
 
 
-def figures_here(path: Path | None) -> BenchRecords:
-    """Returns the figures in the file, or none yet.
+def records_of_this_machine(path: Path | None) -> BenchRecords:
+    """Returns the content of the file; an empty record of this machine when there is no file.
 
     Raises:
-        ConfigError: the file has another machine's.
-        DataError: it has something else.
+        ConfigError: the file has results of another machine.
+        DataError: the file cannot be read or has another content.
     """
     here = machine()
     if path is None or not path.exists():
         return BenchRecords(machine=here, benches={})
-    found = load_figures(path)
+    found = load_records(path)
     if found.machine != here:
         raise ConfigError(
             f"figures of another machine ({found.machine.device}, {found.machine.processor}, torch "
@@ -61,21 +66,21 @@ def figures_here(path: Path | None) -> BenchRecords:
 
 
 def with_bench(figures: BenchRecords, measured: BenchRecord) -> BenchRecords:
-    """Returns the figures with this bench in place of an older report of it."""
+    """Returns a copy of ``figures`` with this benchmark added, in place of an older one of the same name."""
     return BenchRecords(machine=figures.machine, benches={**figures.benches, measured.report.bench: measured})
 
 
 def save(figures: BenchRecords, path: Path) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the records to a file atomically.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     write_output(path, (figures.model_dump_json(indent=1) + "\n").encode(), option="--json")
 
 
 def markdown(measured: BenchRecord) -> str:
-    """Returns a bench as Markdown: its table, then its notes."""
+    """Returns a benchmark as Markdown: its table, then its notes."""
     report = measured.report
     lines = [
         f"**{report.bench}** against {report.alternative}",
@@ -94,10 +99,10 @@ def markdown(measured: BenchRecord) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns three digits, whole from 100 on; nothing for None."""
+    """Returns a number with three significant digits, or as a whole number from 100 on; empty for None."""
     return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def verdict(met: bool | None) -> str:
-    """Returns yes, NO, or nothing where nothing is asked."""
+    """Returns ``yes`` or ``NO``; empty for None, that is, for a row without a target."""
     return "" if met is None else ("yes" if met else "NO")

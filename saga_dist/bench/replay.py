@@ -1,11 +1,12 @@
-"""Replay against full sequences: prompt and completion forward and backward, once per completion.
+"""Replay compared with full sequences: forward and backward of prompt and completion, once per completion.
 
-The alternative is what GRPO trainers do, without anything that would slow it down here: the same frozen decoder, the
-same attention kernel, no cache, no padding, logits at the completion alone, no gradient for weights. The floor is in
-tokens: G * (prompt + completion) against prompt + G * completion. Attention saves less than that, because a completion
-still looks at the whole prompt: in operations (no gradient of weights) the ratio is 3.7, 2.0 and 1.5 for T = 100, 350
-and 700, so the bar of 0.92 of the token ratio leaves no room at T >= 350 but what the kernels do better. Completions
-are random and all different here: reading equal ones once, which training gains by, gains nothing in this bench.
+The alternative is the usual method of GRPO trainers, without anything that would slow it down here: the same frozen
+decoder, the same attention kernel, no cache, no padding, logits of the completion only, no gradient for weights. The
+limit of the gain is the ratio of token counts, G * (prompt + completion) to prompt + G * completion. Attention saves
+less than that, because a completion still attends to the whole prompt: in operations (without gradients of weights) the
+ratio is 3.7, 2.0 and 1.5 for T = 100, 350 and 700, so for T >= 350 the target of 0.92 of the token ratio can only be
+reached by more efficient kernels. The completions are random and all different here: processing equal completions only
+once, which speeds up training, has no effect in this benchmark.
 """
 
 from __future__ import annotations
@@ -40,32 +41,35 @@ if TYPE_CHECKING:
     from saga_dist.models.families.qwen3_vl_backbone import Qwen3VLBackbone
 
 TIME_SHARE = 0.92
-"""Of the ratio of token counts, to be reached in time."""
+"""Target for the ratio of the times, as a share of the ratio of token counts."""
 TOLERANCE_FP32 = 1e-5
+"""Largest relative error between the gradients of both sides, by the Euclidean norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayCase:
-    """One group: a model, a prompt, G completions."""
+    """Sizes of one group: the model, the prompt and G completions."""
 
     layers: int
+    """Layers of the language model."""
     width: int
+    """D, hidden size of the language model."""
     side: int
     """Tokens per side of each of the two square images."""
     num_prompt: int
     """Tokens of the whole prompt, images included."""
     lengths: tuple[int, ...]
-    """[G] completion lengths."""
+    """[G] lengths of the completions in tokens."""
 
     @property
     def token_ratio(self) -> float:
-        """What sharing the prompt saves when only tokens count."""
+        """Tokens of full sequences divided by those with a shared prompt: the gain if only token counts mattered."""
         total = sum(self.lengths)
         return (len(self.lengths) * self.num_prompt + total) / (self.num_prompt + total)
 
 
 def run(size: Size) -> Report:
-    """Returns time per group and peak memory for several lengths of completions."""
+    """Returns processor time per group and peak memory for several lengths of completions."""
     rows: list[BenchRow] = []
     for name, work in _cases(size).items():
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +120,12 @@ def _write_model(folder: Path, work: ReplayCase) -> None:
 
 
 class _ReplaySides:
-    """Both sides on one backbone, one prompt and one group."""
+    """Both sides of the comparison on the same backbone, prompt and group.
+
+    Args:
+        work: sizes of the group.
+        folder: folder of the model.
+    """
 
     def __init__(self, work: ReplayCase, folder: Path) -> None:
         family = resolve_family(folder)
@@ -129,18 +138,23 @@ class _ReplaySides:
         self._task = _task_of(work, vocabulary=family.config["text_config"]["vocab_size"], tokens=self._tokens)
 
     def ours(self) -> torch.Tensor:
-        """dL/d(tokens) by replay."""
+        """Returns dL/d(tokens), float32 [N, W], computed by replay."""
         return self._worker.replay(self._task, self._tokens).values_NW
 
     def single(self) -> torch.Tensor:
-        """dL/d(tokens) by one full sequence after the other, gradients adding up: no padding, least memory."""
+        """Returns dL/d(tokens), float32 [N, W], summed over full sequences one by one: no padding, least memory."""
         return self._full_sequences([[index] for index in range(len(self._work.lengths))])
 
     def batch(self) -> torch.Tensor:
-        """dL/d(tokens) by all full sequences in one batch: a trainer's micro-batch of one group."""
+        """Returns dL/d(tokens), float32 [N, W], from one batch of all full sequences, as a trainer's micro-batch."""
         return self._full_sequences([list(range(len(self._work.lengths)))])
 
     def _full_sequences(self, batches: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Returns dL/d(tokens), float32 [N, W], from full sequences.
+
+        Args:
+            batches: indices of the completions of each batch.
+        """
         backbone, model = self._backbone, self._backbone.language_model
         prompt = backbone.lay_out(self._prompt_ids, self._tokens.grids)
         num_prompt = len(prompt.token_ids_S)
@@ -198,21 +212,24 @@ def _time(name: str, work: ReplayCase, folder: Path, *, repeats: int) -> BenchRo
 
 
 def _peaks(work: ReplayCase, folder: str) -> tuple[float, ...]:
-    """Peak memory of ours, the batch and one by one above the loaded model, MB; runs in a process of its own."""
+    """Returns the peak memory above the loaded model in MB of ``ours``, ``batch`` and ``single``.
+
+    Runs in a separate process.
+    """
     torch.set_num_threads(1)
     small = _ReplaySides(replace(work, lengths=work.lengths[:1]), Path(folder))
-    small.ours()  # what is loaded at first use is not counted
+    small.ours()  # libraries that are loaded at the first use must not be counted
     small.single()
     sides = _ReplaySides(work, Path(folder))
     return tuple(peak_memory(run) / 2**20 for run in (sides.ours, sides.batch, sides.single))
 
 
 def _prompt_of(work: ReplayCase, family: Family) -> str:
-    """A prompt with two images and as much text as it takes."""
+    """Returns a prompt of ``work.num_prompt`` tokens with two images, filled up with text."""
     image, chat, tokenizer = family.image_placeholder, family.chat_format, family.load_tokenizer()
     before, after = f"{chat.before_user}{image}{image}", chat.after_user
     short = work.num_prompt - 2 * work.side**2 - len(tokenizer.encode(before + after, add_special_tokens=False)) + 2
-    # Letters without a word around them are a token each.
+    # The tokenizer makes each of these letters one token.
     return before + "".join("qx"[index % 2] for index in range(short)) + after
 
 

@@ -1,6 +1,6 @@
-"""How long one waits: for help, for a checked configuration, for the first optimizer step.
+"""Start-up times: of ``--help``, of ``train --dry-run``, and until the first optimizer step.
 
-There is nothing to compare with; the bars are seconds. Each time is that of a whole new process, wall clock.
+There is no alternative to compare with; the targets are in seconds. Each figure is the wall time of a new process.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from saga_dist.errors import TrainingError
 from saga_dist.standin import DEMO_CONFIG
 
 HELP_BAR_S, DRY_RUN_BAR_S = 0.5, 3.0
+"""Targets in seconds."""
 DEADLINE_S = 300.0
+"""Longest wait for a process in seconds."""
 _LESS_EVALUATION = ("evaluation.verdict_pairs=0", "evaluation.bootstrap_resamples=100", "data.birds.probe_images=0")
 
 
 def run(size: Size) -> Report:
-    """Returns seconds from the command to its answer."""
+    """Returns the wall seconds from the start of a command to its end, or to its first optimizer step."""
     repeats = {Size.TINY: 1, Size.QUICK: 3, Size.FULL: 9}[size]
     rows = [
         _row("--help", [_until_exit("--help") for _ in range(repeats)], HELP_BAR_S),
@@ -62,7 +64,14 @@ def _until_exit(*arguments: str) -> float:
 
 
 def _until_first_step(settings: tuple[str, ...]) -> float:
-    """Starts a training, waits for its first row of metrics, and asks it to stop."""
+    """Starts a training, waits for its first row of metrics and stops it; returns the seconds until that row.
+
+    Args:
+        settings: ``section.key=value`` texts over the demo's configuration.
+
+    Raises:
+        TrainingError: the training ends or the deadline passes before the first row.
+    """
     with tempfile.TemporaryDirectory() as folder:
         metrics, log = Path(folder) / "run" / "metrics.jsonl", Path(folder) / "log"
         arguments = ("train", str(DEMO_CONFIG), *settings, "--run-dir", str(metrics.parent))
@@ -73,12 +82,12 @@ def _until_first_step(settings: tuple[str, ...]) -> float:
                     late = time.perf_counter() - started > DEADLINE_S
                     if late or process.poll() is not None:
                         what = f"no step within {DEADLINE_S:g} s" if late else f"exit code {process.returncode}"
-                        words = " ".join(log.read_text("utf-8", "replace").split())[-300:]
-                        raise TrainingError(f"training did not start ({what}): {words}", where="bench start")
+                        tail = " ".join(log.read_text("utf-8", "replace").split())[-300:]
+                        raise TrainingError(f"training did not start ({what}): {tail}", where="bench start")
                     time.sleep(0.02)
                 seconds = time.perf_counter() - started
             finally:
-                process.terminate()  # it writes a checkpoint and ends
+                process.terminate()  # on SIGTERM a training writes a checkpoint and ends
                 process.wait(DEADLINE_S)
     return seconds
 

@@ -1,9 +1,10 @@
-"""One optimizer step of the demo against the paper's serial algorithm, written plainly.
+"""One optimizer step of the demo compared with a direct implementation of the paper's serial algorithm.
 
-The plain algorithm has no cut at the tokens: for every pair Hugging Face ``generate`` from pixels; then, for every
-completion of a contributing group, a forward and backward of the whole model from pixels; the tower collects the
-gradients. Both train on the same groups (those our engine sampled), so the tower's gradients must agree. L_KL is off
-on both sides: plain code would need attention without a fused kernel for it, and be slower still.
+The direct implementation does not split the backward pass at the tokens: it calls Hugging Face ``generate`` from pixels
+for every pair, then runs a forward and backward of the whole model from pixels for every completion of a contributing
+group, and the gradients add up in the tower. Both sides train on the same groups (those our engine sampled), so the
+tower's gradients must agree. L_KL is off on both sides: the direct implementation would need attention without a fused
+kernel for it, and would be slower still.
 """
 
 from __future__ import annotations
@@ -35,24 +36,26 @@ if TYPE_CHECKING:
     from saga_dist.workers.learner import Learner
 
 SPEED_BAR = 4.0
+"""Target for the ratio of the times."""
 TOLERANCE = 1e-4
-_ALIKE = (
+"""Largest relative error between the tower's gradients of both sides."""
+_SHARED_SETTINGS = (
     "runtime.kind=serial",
     "objective.lambda_kl=0",
     "evaluation.verdict_pairs=0",
     "data.flip=false",
     "data.shift=0",
     "data.color_jitter=0",
-    "optimizer.clip_norm=1e9",  # gradients are compared as they are
+    "optimizer.clip_norm=1e9",  # no clipping, so that the gradients of both sides can be compared
 )
 
 
 def run(size: Size) -> Report:
-    """Returns processor seconds per optimizer step, with the demo's engine and with the one that needs no vLLM."""
+    """Returns processor seconds per optimizer step, with the demo's engine and with the transformers engine."""
     less = ("data.batch_size=8", "rollout.pairs_per_batch=4", "rollout.group_size=3") if size is Size.TINY else ()
     without_vllm = {"one step, transformers engine": ("rollout.engine=transformers",)}
     cases = without_vllm if size is Size.TINY else {"one step": (), **without_vllm}
-    configs = {case: load_config(DEMO_CONFIG, [*_ALIKE, *less, *engine]) for case, engine in cases.items()}
+    configs = {case: load_config(DEMO_CONFIG, [*_SHARED_SETTINGS, *less, *engine]) for case, engine in cases.items()}
     repeats = {Size.TINY: 1, Size.QUICK: 1, Size.FULL: 3}[size]
     settings = next(iter(configs.values())).rollout
     return Report(
@@ -68,11 +71,11 @@ def run(size: Size) -> Report:
 
 
 def _row(case: str, config: RunConfig, repeats: int) -> BenchRow:
-    ours: Timing[_Done] = Timing()
-    plain: Timing[_Done] = Timing()
+    ours: Timing[_StepRecord] = Timing()
+    plain: Timing[_StepRecord] = Timing()
     errors = []
     with tempfile.TemporaryDirectory() as folder, one_thread(), _Ours(config, Path(folder)) as side:
-        side.step()  # warm-up: both need one, the plain side gets it from its first generate
+        side.step()  # warm-up; that of the other side is its first call of generate
         for _ in range(repeats):
             other = _Plain(config, side.learner)
             ours.run(side.step)
@@ -92,17 +95,24 @@ def _row(case: str, config: RunConfig, repeats: int) -> BenchRow:
 
 
 @dataclass(slots=True)
-class _Done:
-    """What a step did."""
+class _StepRecord:
+    """Inputs and gradients of one optimizer step."""
 
     batch: MicroBatch
+    """Images and pairs of the step."""
     groups: list[ScoredGroup]
+    """Scored groups of the step."""
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Of the tower's parameters, as the optimizer met them."""
+    """Gradients of the tower's parameters by name, at the call of the optimizer."""
 
 
 class _Ours:
-    """The demo's step in the serial runtime."""
+    """The demo's step in the serial runtime.
+
+    Args:
+        config: configuration of the run.
+        folder: run directory.
+    """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._runtime = SerialRuntime(config)
@@ -113,20 +123,20 @@ class _Ours:
         self._batches: list[MicroBatch] = []
         encode = self.learner.encode
 
-        def noted(batch: MicroBatch) -> EncodedBatch:
+        def recorded_encode(batch: MicroBatch) -> EncodedBatch:
             self._batches.append(batch)
             return encode(batch)
 
-        self.learner.encode = noted  # type: ignore[method-assign]
+        self.learner.encode = recorded_encode  # type: ignore[method-assign]
         self._gradients: dict[str, torch.Tensor] = {}
         self.learner.optimizer.register_step_pre_hook(self._keep_gradients)
 
-    def step(self) -> _Done:
-        """One optimizer step."""
+    def step(self) -> _StepRecord:
+        """Runs one optimizer step and returns its record."""
         number = self.learner.step
         self._coordinator.train_step()
         groups = read_recording(self._folder / "rollouts" / f"step_{number:06d}.arrow")
-        return _Done(self._batches[-1], list(groups), self._gradients)
+        return _StepRecord(self._batches[-1], list(groups), self._gradients)
 
     def _keep_gradients(self, *_: Any) -> None:
         named = self.learner.encoder.tower.model.named_parameters()  # type: ignore[union-attr]
@@ -140,12 +150,17 @@ class _Ours:
 
 
 class _Plain:
-    """The same step in plain code, from a copy of the learner's present weights."""
+    """The direct implementation of the same step, on a copy of the learner's present weights.
+
+    Args:
+        config: configuration of the run.
+        learner: learner whose weights are copied.
+    """
 
     def __init__(self, config: RunConfig, learner: Learner) -> None:
         self._config = config
-        self._scene: BenchInputs = load_inputs(None, 2)
-        self._model = self._scene.reference()
+        self._inputs: BenchInputs = load_inputs(None, 2)
+        self._model = self._inputs.reference()
         self._model.requires_grad_(False)
         self._model.model.visual.load_state_dict(learner.encoder.tower.model.state_dict())  # type: ignore[union-attr]
         self._model.model.visual.requires_grad_(True)
@@ -156,8 +171,8 @@ class _Plain:
             lr=config.optimizer.lr_encoder,
         )
 
-    def step(self, done: _Done) -> _Done:
-        """One optimizer step on the groups of ``done``."""
+    def step(self, done: _StepRecord) -> _StepRecord:
+        """Runs one optimizer step on the groups of ``done`` and returns its record."""
         self._optimizer.zero_grad(set_to_none=True)
         self._metric_step(done.batch)
         self.generate(done.batch, num_pairs=len(done.batch.pairs))
@@ -168,38 +183,38 @@ class _Plain:
         named = self._model.model.visual.named_parameters()
         gradients = {name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None}
         self._optimizer.step()
-        return _Done(done.batch, done.groups, gradients)
+        return _StepRecord(done.batch, done.groups, gradients)
 
     def generate(self, batch: MicroBatch, *, num_pairs: int) -> None:
-        """Samples a group for every pair, one pair after the other."""
+        """Samples a group for each of the first ``num_pairs`` pairs, one pair after the other; discards the groups."""
         settings = self._config.rollout
         for pair in batch.pairs[:num_pairs]:
-            scene = self._of((pair.image_a, pair.image_b))
-            scene.generate(self._model, [0], max_tokens=settings.max_tokens, num_completions=settings.group_size)
+            inputs = self._inputs_for((pair.image_a, pair.image_b))
+            inputs.generate(self._model, [0], max_tokens=settings.max_tokens, num_completions=settings.group_size)
 
     def _metric_step(self, batch: MicroBatch) -> None:
-        pixels = self._scene.tower.preprocess([self._images.image(index) for index in batch.image_ids])
+        pixels = self._inputs.tower.preprocess([self._images.image(index) for index in batch.image_ids])
         output = self._model.model.visual(pixels.pixel_values, grid_thw=torch.tensor(pixels.grids))
         embeddings_IE = self._pooler(output.pooler_output.split(list(pixels.lengths))).embeddings_IE
         loss = self._metric_loss(embeddings_IE, torch.tensor(batch.labels))
         (self._config.objective.lambda_dml * loss).backward()
 
     def _replay(self, group: ScoredGroup, num_tokens_total: int) -> None:
-        scene = self._of((group.pair.image_a, group.pair.image_b))
-        num_prompt = len(scene.prompt_ids())
+        inputs = self._inputs_for((group.pair.image_a, group.pair.image_b))
+        num_prompt = len(inputs.prompt_ids())
         for advantage, ids in zip(group.advantages_G.tolist(), group.completions.token_ids, strict=True):
-            inputs = scene.model_inputs([0], [ids])
-            logits_TV = self._model(**inputs).logits[0, num_prompt - 1 : -1]
+            model_inputs = inputs.model_inputs([0], [ids])
+            logits_TV = self._model(**model_inputs).logits[0, num_prompt - 1 : -1]
             log_prob = -F.cross_entropy(logits_TV.float(), torch.tensor(ids), reduction="sum")
             (-self._config.objective.lambda_lm * advantage * log_prob / num_tokens_total).backward()
 
-    def _of(self, images: Sequence[int]) -> BenchInputs:
-        pixels = self._scene.tower.preprocess([self._images.image(index) for index in images])
-        return replace(self._scene, pixels=(pixels,))
+    def _inputs_for(self, images: Sequence[int]) -> BenchInputs:
+        pixels = self._inputs.tower.preprocess([self._images.image(index) for index in images])
+        return replace(self._inputs, pixels=(pixels,))
 
 
 def _relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Of the whole tower's gradient."""
+    """Returns the relative error of the tower's gradient, by the Euclidean norm over all parameters."""
     assert found.keys() == expected.keys()
     difference = sum((found[name] - expected[name]).square().sum().item() for name in found)
     return (difference / sum(tensor.square().sum().item() for tensor in expected.values())) ** 0.5

@@ -1,8 +1,10 @@
-"""Checkpoints that are either whole or absent, with a hash of every byte; on the local disk and, if asked, on a mirror.
+"""Atomic checkpoints with a sha256 of every file, on the local disk and optionally on a mirror.
 
-manifest   what a checkpoint folder holds, sealed; comparing a folder with it
-store      the checkpoints of one run on the local disk: write, newest, best, falling back from a damaged one
-mirror     copies of them on any pyarrow filesystem, for a cluster that starts with an empty disk
+manifest     the manifest of a checkpoint folder, protected by its own digest; verification of a folder against it
+store        the checkpoints of one run on the local disk: write, newest, best, fallback from a damaged one
+mirror       copies of checkpoints on any pyarrow filesystem, for a cluster that starts with an empty disk
+state_files  tensors and optimizer state as safetensors and JSON
+writing      atomic write of one checkpoint folder
 """
 
 from saga_dist.checkpoint.manifest import MANIFEST, CheckpointInfo, verify

@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: which files it holds, and what proves that they are the ones that were written.
+"""The manifest of a checkpoint: the list of its files, each with size and sha256.
 
 A checkpoint is a folder ``step_00000123/`` with the files of the training state and ``manifest.json``: format, step,
-what the caller adds, versions, and size and sha256 of each file. The manifest holds a digest of itself and is compared
-byte for byte with its canonical form, so that no flipped byte anywhere goes unnoticed.
+extra data of the caller, package versions, and size and sha256 of each file. The manifest holds a digest of itself and
+is compared byte for byte with its canonical form, so that any flipped byte is detected.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ class CheckpointInfo:
     """A checkpoint whose every byte was verified."""
 
     path: Path
+    """Folder of the checkpoint."""
     step: int
+    """Number of optimizer steps done, at least 0."""
     extra: Mapping[str, Any]
-    """What the caller gave to ``write``, as JSON gives it back."""
+    """Data that the caller passed to ``CheckpointStore.write``, after a round trip through JSON."""
     versions: Mapping[str, str]
-    """Packages that wrote it."""
+    """Version of each package that wrote the checkpoint: saga_dist, numpy, safetensors, torch, transformers."""
 
 
 def folder_name(step: int) -> str:
-    """Returns the name of the folder of a step's checkpoint."""
+    """Returns the folder name of a step's checkpoint, ``step_`` and at least eight digits."""
     return f"step_{step:08d}"
 
 
 def step_of(name: str) -> int | None:
-    """Returns the step whose checkpoint folder has this name; None for any other name."""
+    """Returns the step of a checkpoint folder from its name; None when the name is not of that form."""
     match = _NAME.fullmatch(name)
     return int(match.group(1)) if match else None
 
@@ -54,8 +56,8 @@ def seal(step: int, files: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes
     """Returns the content of ``manifest.json``.
 
     Args:
-        step: optimizer steps done.
-        files: per relative name ``{"bytes": size, "sha256": hex}``.
+        step: number of optimizer steps done.
+        files: ``{"bytes": size, "sha256": hex}`` for each file name relative to the folder.
         extra: JSON data of the caller.
     """
     body = {"format": FORMAT, "step": step, "files": files, "extra": extra, "versions": _versions()}
@@ -63,16 +65,16 @@ def seal(step: int, files: Mapping[str, Any], extra: Mapping[str, Any]) -> bytes
 
 
 def parse(raw: bytes, *, folder: str, where: str) -> dict[str, Any]:
-    """Returns the body of a manifest after checking its seal.
+    """Returns the body of a manifest after checking its digest.
 
     Args:
-        raw: content of the file.
-        folder: name of the folder that it describes.
-        where: its path, for errors.
+        raw: content of the manifest file.
+        folder: name of the checkpoint folder that the manifest must describe.
+        where: path of the manifest, for error messages.
 
     Raises:
-        DamagedCheckpoint: a byte differs from what was written.
-        CheckpointError: another format, or of another folder.
+        DamagedCheckpoint: a byte differs from what was written, or a listed file is outside the folder.
+        CheckpointError: the manifest has another format or describes another folder.
     """
     try:
         manifest = json.loads(raw)
@@ -92,7 +94,7 @@ def parse(raw: bytes, *, folder: str, where: str) -> dict[str, Any]:
     if folder != folder_name(body["step"]):
         raise CheckpointError(f"holds step {body['step']}", where=where, fix="give the folder its own name back")
     outside = [name for name in body["files"] if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if outside:  # a seal is no signature, and a mirror may be written by others
+    if outside:  # the digest is not a signature, and others may be able to write to a mirror
         raise damaged(where, f"lists {outside[0]!r}, which is not inside its folder")
     return body
 
@@ -101,12 +103,12 @@ def verify(path: Path, *, name: str = "") -> CheckpointInfo:
     """Returns the checkpoint in a folder after comparing every file with its hash.
 
     Args:
-        path: the folder.
-        name: name that the folder will have; its own by default.
+        path: folder of the checkpoint.
+        name: name that the folder must have according to the manifest; empty: the folder's present name.
 
     Raises:
-        DamagedCheckpoint: a file is missing or is not what was written; names the file.
-        CheckpointError: another format, or a folder with a name that is not its own.
+        DamagedCheckpoint: a file is missing or is not what was written; the error names the file.
+        CheckpointError: the manifest has another format or describes another folder.
     """
     file = path / MANIFEST
     try:
@@ -126,12 +128,17 @@ def verify(path: Path, *, name: str = "") -> CheckpointInfo:
 
 
 def damaged(where: str, problem: str) -> DamagedCheckpoint:
-    """Returns the error for a file that is not what was written."""
+    """Returns the error for a file that is missing or differs from what was written.
+
+    Args:
+        where: path of the file.
+        problem: description of the damage.
+    """
     return DamagedCheckpoint(f"damaged checkpoint: {problem}", where=where)
 
 
 def _difference(file: Path, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a file; empty when it is the one that was written."""
+    """Returns the difference between a file and its manifest entry as text; empty when they agree."""
     if not file.is_file():
         return "the file is missing"
     size = file.stat().st_size
@@ -141,7 +148,7 @@ def _difference(file: Path, entry: Mapping[str, Any]) -> str:
 
 
 def _sealed(body: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of a manifest with the digest of its own body."""
+    """Returns canonical JSON of a manifest with the sha256 of its own body added."""
     digest = hashlib.sha256(_canonical(body)).hexdigest()
     return _canonical({**body, "sha256": digest})
 

@@ -1,11 +1,12 @@
-"""Copies of checkpoints on any filesystem that pyarrow knows: s3://, gs://, hdfs://, file://.
+"""Copies of checkpoints on any filesystem that pyarrow supports: s3://, gs://, hdfs://, file://.
 
-Object stores cannot rename, so the manifest is the commit mark: it is written after all other files and removed before
-any of them. A folder without a manifest that fits is not a checkpoint, whatever moment an upload was cut off at. The
-local checkpoints are the truth and this is a copy: trouble here is for the caller to count, not to end a run.
+Object stores cannot rename, so the manifest is the commit marker: it is written after all other files and removed
+before any of them. A folder without a valid manifest is not a checkpoint, at whatever point an upload was interrupted.
+The local checkpoints are authoritative and the mirror is a copy: the caller counts mirror failures and does not end the
+run because of them.
 
-Checkpoints lie in ``URI/<first 16 digits of the configuration's digest>/step_N/``: runs of other configurations may
-share a URI, and the same configuration finds its own from a new cluster.
+Checkpoints are stored in ``URI/<first 16 digits of the configuration's digest>/step_N/``: runs with different
+configurations may share a URI, and a new cluster with the same configuration finds its own checkpoints.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ _ResultT = TypeVar("_ResultT")
 
 
 class CheckpointMirror:
-    """The copies of one run's checkpoints.
+    """Copies of one run's checkpoints on a pyarrow filesystem.
 
     Args:
-        filesystem: where they lie.
-        root: folder in it, made on the first upload.
-        keep: how many of the newest to keep; the best one stays in any case.
-        attempts: tries of each call before it is given up.
-        pause_s: seconds between the first two tries; doubled from try to try.
+        filesystem: filesystem that holds the copies.
+        root: folder in the filesystem, created by the first upload.
+        keep: number of newest checkpoints to keep; the best one is always kept.
+        attempts: tries of each filesystem call before it fails.
+        pause_s: seconds between the first two tries; doubled after every try.
     """
 
     def __init__(
@@ -55,48 +56,48 @@ class CheckpointMirror:
         """Returns the steps that have a manifest, ascending (not verified).
 
         Raises:
-            CheckpointError: the filesystem does not answer.
+            CheckpointError: the filesystem cannot be read.
         """
         folders = {step: self._path(step, MANIFEST) for step in self._folders()}
         if not folders:
             return []
-        infos = self._patiently("look for manifests", lambda: self._fs.get_file_info(list(folders.values())))
+        infos = self._retry("look for manifests", lambda: self._fs.get_file_info(list(folders.values())))
         return sorted(step for step, info in zip(folders, infos, strict=True) if info.is_file)
 
-    def upload(self, folder: Path, *, afresh: bool = False) -> None:
-        """Copies a valid local checkpoint; nothing is done when the same one is there.
+    def upload(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Copies a valid local checkpoint to the mirror; does nothing when the mirror has the same manifest already.
 
         Args:
-            folder: of the checkpoint.
-            afresh: copy it although the same manifest is there: its files are known to be damaged.
+            folder: local folder of the checkpoint.
+            overwrite: copy although the mirror has the same manifest, because its files are known to be damaged.
 
         Raises:
-            CheckpointError: the filesystem refuses or does not answer; the copy is not complete and not committed.
+            CheckpointError: the filesystem cannot be read or written; the copy is incomplete and not committed.
             OSError: the local folder cannot be read.
         """
         step = step_of(folder.name)
         assert step is not None, folder
-        manifest, mark = (folder / MANIFEST).read_bytes(), self._path(step, MANIFEST)
-        there = self._read(mark)
-        if there == manifest and not afresh:
+        manifest, marker = (folder / MANIFEST).read_bytes(), self._path(step, MANIFEST)
+        existing = self._read(marker)
+        if existing == manifest and not overwrite:
             return
-        if there is not None:  # another one: no longer a checkpoint from here on
-            self._patiently("delete", lambda: self._fs.delete_file(mark))
+        if existing is not None:  # its files are about to be overwritten, so it must stop being a checkpoint first
+            self._retry("delete", lambda: self._fs.delete_file(marker))
         for name in sorted(parse(manifest, folder=folder.name, where=str(folder / MANIFEST))["files"]):
             self._copy(folder / name, self._path(step, name))
         crash_point("uploaded", folder)
-        self._write(mark, manifest)
+        self._write(marker, manifest)
         crash_point("mirrored", folder)
 
     def retain(self, newest: int, *, best: int | None) -> None:
-        """Points ``latest`` and ``best``, and removes what is no longer kept, half uploads included.
+        """Updates ``latest`` and ``best``, and removes old checkpoints and incomplete uploads.
 
         Args:
-            newest: step that was uploaded last; stays in any case.
-            best: step of the best checkpoint; stays if it is there; None or negative: none.
+            newest: step that was uploaded last; always kept.
+            best: step of the best checkpoint; kept when the mirror has it. None or a negative number: there is none.
 
         Raises:
-            CheckpointError: the filesystem refuses or does not answer.
+            CheckpointError: the filesystem cannot be read or written.
         """
         committed = self.steps()
         self._write(f"{self._root}/latest", f"{folder_name(newest)}\n".encode())
@@ -104,23 +105,27 @@ class CheckpointMirror:
             self._write(f"{self._root}/best", f"{folder_name(best)}\n".encode())
         for step in self._folders():
             if step not in {newest, best, *committed[-self._keep :]}:
-                if step in committed:  # half a removed folder must not look like a checkpoint
-                    self._patiently("delete", partial(self._fs.delete_file, self._path(step, MANIFEST)))
-                self._patiently("delete", partial(self._fs.delete_dir, self._path(step)))
+                if step in committed:  # a partly removed folder must not look like a checkpoint
+                    self._retry("delete", partial(self._fs.delete_file, self._path(step, MANIFEST)))
+                self._retry("delete", partial(self._fs.delete_dir, self._path(step)))
 
     def download(self, step: int, folder: Path) -> None:
-        """Copies the checkpoint of a step into a new local folder, fsynced but not yet verified.
+        """Copies the checkpoint of a step into a new local folder and syncs it; the files are not verified.
+
+        Args:
+            step: step of the checkpoint.
+            folder: local folder, created here.
 
         Raises:
-            DamagedCheckpoint: the manifest is damaged, or it or a file is missing.
-            CheckpointError: the filesystem does not answer, or the manifest is of another format.
+            DamagedCheckpoint: the manifest is damaged or missing, or a file is missing.
+            CheckpointError: the filesystem cannot be read, or the manifest has another format.
             OSError: the local disk cannot be written.
         """
-        mark = self._path(step, MANIFEST)
-        raw = self._read(mark)
+        marker = self._path(step, MANIFEST)
+        raw = self._read(marker)
         if raw is None:
-            raise damaged(mark, "the file is missing")
-        manifest = parse(raw, folder=folder_name(step), where=mark)
+            raise damaged(marker, "the file is missing")
+        manifest = parse(raw, folder=folder_name(step), where=marker)
         folder.mkdir(parents=True)
         for name in manifest["files"]:
             target = folder / name
@@ -132,14 +137,14 @@ class CheckpointMirror:
         for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
             fsync_path(inner)
 
-    # ------------------------------------------------------------------ single calls, each tried a few times
+    # ------------------------------------------------------------------ filesystem calls with retries
 
     def _path(self, step: int, name: str = "") -> str:
         return f"{self._root}/{folder_name(step)}" + (f"/{name}" if name else "")
 
     def _folders(self) -> list[int]:
         selector = fs.FileSelector(self._root, allow_not_found=True)
-        infos = self._patiently("list", lambda: self._fs.get_file_info(selector))
+        infos = self._retry("list", lambda: self._fs.get_file_info(selector))
         steps = (step_of(info.base_name) for info in infos if info.type == fs.FileType.Directory)
         return sorted(step for step in steps if step is not None)
 
@@ -150,14 +155,14 @@ class CheckpointMirror:
             with self._fs.open_input_stream(path, compression=None) as source:
                 return bytes(source.read())
 
-        return self._patiently(f"read {path}", read)
+        return self._retry(f"read {path}", read)
 
     def _write(self, path: str, content: bytes) -> None:
         def write() -> None:
             with self._fs.open_output_stream(path, compression=None) as sink:
                 sink.write(content)
 
-        self._patiently(f"write {path}", write)
+        self._retry(f"write {path}", write)
 
     def _copy(self, source: Path, target: str) -> None:
         def copy() -> None:
@@ -168,7 +173,7 @@ class CheckpointMirror:
             if size != expected:
                 raise OSError(f"{size} bytes arrived instead of {expected}")
 
-        self._patiently(f"write {target}", copy)
+        self._retry(f"write {target}", copy)
 
     def _fetch(self, source: str, target: Path) -> None:
         def fetch() -> bool:
@@ -178,11 +183,15 @@ class CheckpointMirror:
                 shutil.copyfileobj(stream, file, _CHUNK)
             return True
 
-        if not self._patiently(f"read {source}", fetch):
+        if not self._retry(f"read {source}", fetch):
             raise damaged(source, "the file is missing")
 
-    def _patiently(self, what: str, call: Callable[[], _ResultT]) -> _ResultT:
-        """Returns what ``call`` returns, after up to ``attempts`` tries."""
+    def _retry(self, what: str, call: Callable[[], _ResultT]) -> _ResultT:
+        """Returns the result of ``call`` after up to ``attempts`` tries.
+
+        Raises:
+            CheckpointError: every try failed.
+        """
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(self._pause_s * 2 ** (attempt - 1))
@@ -202,12 +211,12 @@ def open_mirror(uri: str, *, run: str, keep: int) -> CheckpointMirror | None:
     """Returns the mirror at a URI; None when the URI is empty.
 
     Args:
-        uri: as pyarrow reads it: ``s3://bucket/folder?region=…``, ``gs://…``, ``hdfs://…``, ``file:///…``.
-        run: name of the run's folder below it.
-        keep: how many of the newest checkpoints to keep.
+        uri: URI of ``pyarrow.fs``: ``s3://bucket/folder?region=…``, ``gs://…``, ``hdfs://…``, ``file:///…``.
+        run: name of the run's folder below the URI.
+        keep: number of newest checkpoints to keep.
 
     Raises:
-        ConfigError: pyarrow knows no such filesystem, or cannot set it up.
+        ConfigError: pyarrow does not support the filesystem or cannot set it up.
     """
     if not uri:
         return None

@@ -1,4 +1,4 @@
-"""Tensors and optimizer state in files, exact and without pickle."""
+"""Tensors and optimizer state in safetensors and JSON files: bit-exact and without pickle."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from saga_dist.utils.atomic_io import crash_point
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes tensors as safetensors, exactly; tensors that share memory are written each on its own.
+    """Writes tensors as safetensors, bit-exact; tensors that share memory are written as separate copies.
 
     Args:
         path: file to write.
-        tensors: any dtype that safetensors knows, any device.
+        tensors: tensors by name, of any shape, any dtype that safetensors supports, on any device.
 
     Raises:
         CheckpointError: the disk is full or not writable.
@@ -28,13 +28,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:  # the second is how safetensors says that the disk is full
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as SafetensorError
         raise _unwritable(path, error) from error
     crash_point("written", path)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a safetensors file, on the CPU.
+    """Returns the tensors of a safetensors file by name, on the CPU.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -46,7 +46,12 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
-    """Writes the optimizer's state, exactly: tensors to ``<name>.safetensors``, numbers to ``<name>.json``.
+    """Writes the optimizer's state, bit-exact: tensors to ``<name>.safetensors``, numbers to ``<name>.json``.
+
+    Args:
+        folder: existing folder to write to.
+        optimizer: optimizer whose state is written.
+        name: file name without suffix.
 
     Raises:
         CheckpointError: the disk is full or not writable.
@@ -68,10 +73,15 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
-    """Restores what ``save_optimizer`` wrote into an optimizer over the same parameters.
+    """Loads the state written by ``save_optimizer`` into an optimizer over the same parameters.
+
+    Args:
+        folder: folder with the two files.
+        optimizer: optimizer to load the state into; its groups must have the saved numbers of parameters.
+        name: file name without suffix.
 
     Raises:
-        CheckpointError: the files are damaged, or are of other parameters or groups.
+        CheckpointError: the files are damaged, or belong to other parameters or groups.
     """
     tensors = load_tensors(folder / f"{name}.safetensors")
     file = folder / f"{name}.json"
@@ -102,7 +112,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
 
 
 def _with_tuples(group: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples; torch has them for pairs of numbers such as ``betas``."""
+    """Returns a parameter group read from JSON with lists turned back into tuples, which torch uses e.g. for betas."""
     return {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
 
 

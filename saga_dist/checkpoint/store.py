@@ -1,11 +1,11 @@
-"""The checkpoints of one run: whole or absent at every moment, the newest valid one found again by itself.
+"""The checkpoints of one run: written atomically; the newest valid one is found without further bookkeeping.
 
-Folders with a plain ``step_N`` name are whole. The small files ``latest`` and ``best`` are for people and tools; the
+Folders with a plain ``step_N`` name are complete. The small files ``latest`` and ``best`` are for people and tools; the
 newest checkpoint is the folder with the highest step.
 
-A damaged folder is renamed to ``step_N.damaged-<id>``, never deleted, and the one before it is taken; with a
-mirror, its newest valid copy when this disk has none. Only when there are checkpoints and none is valid, it is an
-error: starting afresh is then for a person to decide.
+A damaged folder is quarantined: it is renamed to ``step_N.damaged-<id>`` and never deleted. The checkpoint before it is
+used; when the local disk has no valid one, the newest valid copy of the mirror. When there are checkpoints but none is
+valid, an error is raised, because only a person can decide to start the run again.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ _LOST = "restore it from a copy, or choose a new --run-dir"
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run on the local disk, copied to a mirror when there is one.
 
     Args:
-        folder: holds ``step_*``, ``latest`` and ``best``; made on the first write.
-        keep: how many of the newest checkpoints to keep; the best one stays in any case.
-        mirror: where every committed checkpoint is copied to; None: nowhere.
+        folder: folder of ``step_*``, ``latest`` and ``best``; created by the first write.
+        keep: number of newest checkpoints to keep, at least 1; the best one is always kept.
+        mirror: destination of a copy of every committed checkpoint; None: no copies.
+
+    Raises:
+        CheckpointError: ``keep`` is less than 1.
     """
 
     def __init__(self, folder: Path, keep: int, mirror: CheckpointMirror | None = None) -> None:
         if keep < 1:
             raise CheckpointError(f"keep = {keep}", where="checkpoint.keep", expected="at least 1")
         self._folder, self._keep, self._mirror, self._cleaned = Path(folder), keep, mirror, False
-        self._trouble: dict[str, float] = {}
+        self._failures: dict[str, float] = {}
         self._damaged_copies: set[int] = set()
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ listing
 
     def path(self, step: int) -> Path:
-        """Returns where the checkpoint of a step lies or would lie."""
+        """Returns the folder of a step's checkpoint; the folder need not exist."""
         return self._folder / folder_name(step)
 
     def has(self, step: int) -> bool:
@@ -63,29 +66,32 @@ class CheckpointStore:
         return sorted(step for step, path in found if step is not None and path.is_dir())
 
     def best(self) -> Path | None:
-        """Returns the folder marked as best, or None."""
-        mark = self._folder / "best"
-        name = mark.read_text("utf-8", "replace").strip() if mark.is_file() else ""
+        """Returns the folder named by the file ``best``; None without that file or folder."""
+        marker = self._folder / "best"
+        name = marker.read_text("utf-8", "replace").strip() if marker.is_file() else ""
         return self._folder / name if step_of(name) is not None and (self._folder / name).is_dir() else None
 
     def metrics(self) -> dict[str, float]:
-        """Returns the trouble since the last call: saves that failed, copies that the mirror did not take."""
-        trouble, self._trouble = self._trouble, {}
-        return trouble
+        """Returns the numbers of failed saves and failed copies to the mirror since the last call, and resets them.
+
+        The names are ``checkpoint/failed`` and ``checkpoint/mirror_failed``; a name without failures is left out.
+        """
+        failures, self._failures = self._failures, {}
+        return failures
 
     # ------------------------------------------------------------------ reading
 
     def newest(self) -> CheckpointInfo | None:
-        """Returns the newest valid checkpoint, or None when there is none at all.
+        """Returns the newest valid checkpoint; None when there are no checkpoints at all.
 
-        For the process that writes, at its start. Damaged ones that are newer are set aside with a warning. When this
-        disk has no valid one, the newest valid copy of the mirror is brought here.
+        Only the process that writes checkpoints calls this, when it starts. Newer damaged checkpoints are quarantined
+        with a warning. When the local disk has no valid checkpoint, the newest valid copy of the mirror is downloaded.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is valid, or the newest is of another format; or the mirror
-                does not answer and this disk has none.
+            CheckpointError: there are checkpoints but none is valid; or the newest has another format; or the mirror
+                cannot be read and the local disk has no valid checkpoint.
         """
-        with self._explained(self._folder, "remove what a crash left"):
+        with self._disk_errors(self._folder, "remove what a crash left"):
             self._clean_once()
         problems: dict[int, DamagedCheckpoint] = {}
         for step in reversed(self.steps()):
@@ -95,10 +101,10 @@ class CheckpointStore:
                 problems[step] = error
                 continue
             for damaged, problem in problems.items():
-                self._set_aside(damaged, problem, instead=step)
+                self._quarantine(damaged, problem, instead=step)
             return info
         copies = self._mirror.steps() if self._mirror is not None else []
-        copy = self._bring(list(reversed(copies)), problems)
+        copy = self._download(list(reversed(copies)), problems)
         if copy is None and (problems or copies):
             raise CheckpointError(
                 "no checkpoint is valid" + (f"; the newest: {next(iter(problems.values()))}" if problems else ""),
@@ -108,26 +114,32 @@ class CheckpointStore:
         return copy
 
     def verified(self, step: int) -> CheckpointInfo:
-        """Returns the checkpoint of one step, from the mirror when it is not valid here.
+        """Returns the verified checkpoint of one step, downloaded from the mirror when the local one is not valid.
 
         Raises:
-            CheckpointError: it is in neither place, or damaged.
+            CheckpointError: neither the local disk nor the mirror has a valid checkpoint of the step, or its manifest
+                has another format.
         """
         try:
             return verify(self.path(step))
         except DamagedCheckpoint as error:
-            copy = self._bring([step], {step: error} if self.has(step) else {})
+            copy = self._download([step], {step: error} if self.has(step) else {})
             if copy is None:
                 raise CheckpointError(str(error), fix=_LOST) from error
             return copy
 
-    def _bring(self, steps: Sequence[int], problems: Mapping[int, DamagedCheckpoint]) -> CheckpointInfo | None:
-        """Downloads the first valid copy among ``steps``; None without any. Sets aside what is damaged here."""
+    def _download(self, steps: Sequence[int], problems: Mapping[int, DamagedCheckpoint]) -> CheckpointInfo | None:
+        """Downloads the first valid copy among ``steps`` and returns it; returns None when no copy is valid.
+
+        Args:
+            steps: steps of the mirror, in the order in which they are tried.
+            problems: damaged local checkpoints by step, quarantined once a valid copy is found.
+        """
         if self._mirror is None:
             return None
         for step in steps:
             temporary = temporary_beside(self.path(step))
-            with self._explained(self.path(step), "bring the checkpoint from the mirror"):
+            with self._disk_errors(self.path(step), "bring the checkpoint from the mirror"):
                 try:
                     self._mirror.download(step, temporary)
                     verify(temporary, name=folder_name(step))
@@ -137,7 +149,7 @@ class CheckpointStore:
                     continue
                 else:
                     for damaged, problem in problems.items():
-                        self._set_aside(damaged, problem, instead=step)
+                        self._quarantine(damaged, problem, instead=step)
                     crash_point("downloaded", self.path(step))
                     temporary.rename(self.path(step))
                     fsync_path(self._folder)
@@ -147,13 +159,20 @@ class CheckpointStore:
             return verify(self.path(step))
         return None
 
-    def _set_aside(self, step: int, problem: DamagedCheckpoint, *, instead: int | None = None) -> None:
+    def _quarantine(self, step: int, problem: DamagedCheckpoint, *, instead: int | None = None) -> None:
+        """Renames a damaged checkpoint to ``step_N.damaged-<id>`` and logs a warning.
+
+        Args:
+            step: step of the damaged checkpoint.
+            problem: the damage, for the warning.
+            instead: step of the checkpoint that is used in its place, for the warning; None: not mentioned.
+        """
         path = self.path(step)
         aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}")
         log.warning(
             "%s; set aside as %s%s", problem, aside.name, "" if instead is None else f"; step {instead} is used instead"
         )
-        with self._explained(path, "set the damaged checkpoint aside"):
+        with self._disk_errors(path, "set the damaged checkpoint aside"):
             path.rename(aside)
             crash_point("set aside", path)
             fsync_path(self._folder)
@@ -168,28 +187,32 @@ class CheckpointStore:
         *,
         best: int | None = None,
     ) -> Path:
-        """Writes the checkpoint of a step, removes those that are no longer kept, copies it to the mirror.
+        """Writes the checkpoint of a step, removes old checkpoints and copies the new one to the mirror.
 
-        A valid checkpoint of the same step is left as it is; a damaged one is set aside. Returns its folder.
+        An existing valid checkpoint of the same step is left as it is; a damaged one is quarantined.
 
         Args:
-            step: optimizer steps done.
-            write_files: writes the training state into the folder that it is given.
+            step: number of optimizer steps done.
+            write_files: function that writes the training state into the folder it receives.
             extra: JSON data to keep in the manifest; ``config_digest`` by convention.
-            best: step of the best checkpoint so far, which is marked and never removed; None or negative: none.
+            best: step of the best checkpoint so far, which is marked and never removed; None or a negative number:
+                there is none.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+            CheckpointError: the disk is full or not writable; earlier checkpoints are unchanged.
         """
         final = self.path(step)
-        with self._explained(final, "write the checkpoint"):
+        with self._disk_errors(final, "write the checkpoint"):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean_once()
             if final.is_dir() and self._is_valid(step):
                 log.info("%s is there already", final)
             else:
                 write_folder(final, step, write_files, extra or {})
-        self.settle(step, best=best)
+        self.finalize(step, best=best)
         return final
 
     def try_write(
@@ -200,30 +223,39 @@ class CheckpointStore:
         *,
         best: int | None = None,
     ) -> bool:
-        """Writes a checkpoint that a run can do without: a failure is warned of and counted, and False is returned.
+        """Writes an optional checkpoint: a failure is logged as a warning and counted in ``metrics``.
+
+        The arguments are those of ``write``.
+
+        Returns:
+            True when the step has a checkpoint afterwards.
 
         Raises:
-            CheckpointError: it cannot be written, and there is no valid earlier one to resume from.
+            CheckpointError: the checkpoint cannot be written, and there is no valid earlier one to resume from.
         """
         try:
             self.write(step, write_files, extra, best=best)
         except CheckpointError as error:
             if not any(self._is_valid(earlier) for earlier in reversed(self.steps())):
                 raise
-            self._trouble["checkpoint/failed"] = self._trouble.get("checkpoint/failed", 0.0) + 1
+            self._failures["checkpoint/failed"] = self._failures.get("checkpoint/failed", 0.0) + 1
             log.warning("%s; training goes on, the next save that is due tries again", error)
         return self.has(step)
 
-    def settle(self, step: int, *, best: int | None) -> None:
-        """Does what follows a commit, or what a crash kept from following it: points ``latest`` and ``best``, removes
-        what is no longer kept, and copies the step and the best one to the mirror.
+    def finalize(self, step: int, *, best: int | None) -> None:
+        """Updates ``latest`` and ``best``, removes old checkpoints, and copies the step and the best one to the mirror.
 
-        Trouble with the mirror is warned of and counted, no more.
+        Called after every commit, and again on resume in case a crash interrupted it. A failure of the mirror is only
+        logged as a warning and counted in ``metrics``.
+
+        Args:
+            step: step that was committed.
+            best: step of the best checkpoint; None or a negative number: there is none.
 
         Raises:
             CheckpointError: the disk is full or not writable.
         """
-        with self._explained(self.path(step), "tidy up after the checkpoint"):
+        with self._disk_errors(self.path(step), "tidy up after the checkpoint"):
             write_atomic(self._folder / "latest", f"{folder_name(self.steps()[-1])}\n".encode())
             if best is not None and best >= 0 and self.has(best):
                 write_atomic(self._folder / "best", f"{folder_name(best)}\n".encode())
@@ -235,16 +267,16 @@ class CheckpointStore:
         try:
             for wanted in sorted({step, step if best is None else best}):
                 if self.has(wanted):
-                    mirror.upload(self.path(wanted), afresh=wanted in self._damaged_copies)
+                    mirror.upload(self.path(wanted), overwrite=wanted in self._damaged_copies)
                     self._damaged_copies.discard(wanted)
             mirror.retain(step, best=best)
         except (CheckpointError, OSError) as error:
             name = "checkpoint/mirror_failed"
-            self._trouble[name] = self._trouble.get(name, 0.0) + 1
+            self._failures[name] = self._failures.get(name, 0.0) + 1
             log.warning("the mirror did not take step %d, the local checkpoint is there: %s", step, error)
 
     def clean(self) -> None:
-        """Removes what crashed writes left behind. Only for the process that writes."""
+        """Removes the temporary files of interrupted writes. Only the process that writes checkpoints may call this."""
         for leftover in (*self._folder.glob("step_*.tmp-*"), *self._folder.glob(".*.tmp-*")):
             log.info("removing %s, left by an interrupted write", leftover)
             if leftover.is_dir():
@@ -261,23 +293,28 @@ class CheckpointStore:
         for step in self.steps()[: -self._keep]:
             if step != best and self.path(step) != self.best():
                 doomed = temporary_beside(self.path(step))
-                self.path(step).rename(doomed)  # half a removed folder must not look like a checkpoint
+                self.path(step).rename(doomed)  # a partly removed folder must not look like a checkpoint
                 crash_point("doomed", self.path(step))
                 shutil.rmtree(doomed)
                 crash_point("removed", self.path(step))
 
     def _is_valid(self, step: int) -> bool:
-        """True when the step's checkpoint is valid; a damaged one is set aside."""
+        """Returns True when the step's checkpoint is valid; quarantines a damaged one."""
         try:
             verify(self.path(step))
         except DamagedCheckpoint as error:
-            self._set_aside(step, error)
+            self._quarantine(step, error)
             return False
         return True
 
     @contextmanager
-    def _explained(self, path: Path, what: str) -> Iterator[None]:
-        """Turns what the disk refuses into one line."""
+    def _disk_errors(self, path: Path, what: str) -> Iterator[None]:
+        """Turns an OSError inside the block into a CheckpointError of one line.
+
+        Args:
+            path: file or folder concerned.
+            what: the operation, as the words after "cannot".
+        """
         try:
             yield
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Writing a checkpoint folder so that it is whole or absent, whatever moment a crash takes.
+"""Atomic write of a checkpoint folder: after a crash at any moment the folder is either complete or absent.
 
-All files go into ``step_N.tmp-<id>/``, each is synced, then the manifest, then the folders; then comes the rename, and
-the parent is synced.
+All files are written into ``step_N.tmp-<id>/``; each is synced, then the manifest, then the folders. The folder is then
+renamed and its parent is synced.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from saga_dist.utils.atomic_io import crash_point, file_sha256, fsync_path
 
 
 def write_folder(final: Path, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; after an error nothing is left of it.
+    """Writes a checkpoint folder; an error leaves nothing behind.
 
     Args:
-        final: its folder, not there yet; the one above is there.
-        step: optimizer steps done.
-        write_files: writes the training state into the folder that it is given.
+        final: folder of the checkpoint, which must not exist; its parent must exist.
+        step: number of optimizer steps done.
+        write_files: function that writes the training state into the folder it receives.
         extra: JSON data to keep in the manifest.
 
     Raises:
         OSError: the disk is full or not writable.
-        CheckpointError: what was written is not plain files.
+        CheckpointError: ``write_files`` wrote something other than plain files and folders.
     """
     temporary = temporary_beside(final)
     try:
@@ -52,21 +52,21 @@ def write_folder(final: Path, step: int, write_files: Callable[[Path], None], ex
         temporary.rename(final)
         crash_point("renamed", final)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there only when something above failed
+        shutil.rmtree(temporary, ignore_errors=True)  # exists only when something above failed
     fsync_path(final.parent)
     crash_point("committed", final)
 
 
 def temporary_beside(final: Path) -> Path:
-    """Returns a new name beside a checkpoint that no one takes for a checkpoint."""
+    """Returns a new path beside a checkpoint whose name does not match that of a checkpoint."""
     return final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
 
 
 def _plain_files(folder: Path) -> Iterator[Path]:
-    """Yields the files below a folder in order.
+    """Yields the files below a folder, sorted by path.
 
     Raises:
-        CheckpointError: there is a link or something else that is neither file nor folder.
+        CheckpointError: an entry is a symbolic link, or neither a file nor a folder.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

@@ -1,1 +1,1 @@
-"""The command line: `main` and one file per command. Heavy imports happen inside the commands."""
+"""The command line ``saga-dist``: ``main`` and one file per command. Heavy imports happen inside the commands."""

@@ -1,4 +1,4 @@
-"""Arguments and small steps that several commands share."""
+"""Argument types and helper functions shared by several commands."""
 
 from __future__ import annotations
 
@@ -21,17 +21,27 @@ RUN_HELP = "run directory of a finished or running training"
 
 
 def run_directory(option: Path | None, configured: str, *, default: Path) -> Path:
-    """Returns the run directory: the option, else ``run.directory`` of the configuration, else the default."""
+    """Returns the run directory: the first one given of option, configuration and default.
+
+    Args:
+        option: value of ``--run-dir``; None when it is not given.
+        configured: ``run.directory`` of the configuration; empty when it is not set.
+        default: directory used without the other two.
+    """
     return option or (Path(configured) if configured else default)
 
 
 def configure_logging(*, verbose: bool = False) -> None:
-    """Sends our log to standard error and silences other libraries; call it before any heavy import."""
+    """Sends the log of this package to standard error and silences other libraries; call it before any heavy import.
+
+    Args:
+        verbose: log at DEBUG instead of INFO, and let other libraries log more.
+    """
     quiet_libraries(verbose=verbose)
     log_to_stderr()
     logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def say(line: str) -> None:
-    """Prints one line to standard output, made harmless for a terminal."""
+def print_line(line: str) -> None:
+    """Prints one line to standard output, with control characters escaped for the terminal."""
     typer.echo(printable(line))

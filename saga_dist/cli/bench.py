@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Bench(StrEnum):
-    """What can be measured."""
+    """Name of a benchmark; also the name of its module in ``saga_dist.bench``, except for ``all``."""
 
     ALL = "all"
     REPLAY = "replay"
@@ -35,17 +35,18 @@ class Bench(StrEnum):
 def bench(
     name: Annotated[Bench, typer.Argument(help="what to measure", metavar="[NAME]")] = Bench.ALL,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="keep the figures there, the latest of each bench")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="file for the results; keeps the latest of each benchmark"),
     ] = None,
     quick: Annotated[
         bool | None,
-        typer.Option("--quick/--full", help="less work, or what the bars are stated for"),
+        typer.Option("--quick/--full", help="reduced sizes, or the sizes for which the targets are stated"),
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
 ) -> None:
-    """Measure ours against an honest alternative, in turns in one run: replay, rollout, transport, evaluation, images,
-    start, step, scaling; or all."""
-    # Read once, when torch and vLLM are imported: one thread makes processor time comparable.
+    """Measure saga_dist against an alternative implementation, in turns in one run: replay, rollout, transport,
+    evaluation, images, start, step, scaling; or all."""
+    # torch and vLLM read these when they are imported; one thread makes processor time comparable.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     quiet_libraries()
@@ -54,11 +55,11 @@ def bench(
     from rich.console import Console
 
     from saga_dist.bench.common import Size
-    from saga_dist.bench.records import BenchRecord, figures_here, markdown, save, with_bench
+    from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
-    figures = figures_here(json_file)
+    figures = records_of_this_machine(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)
         measured = BenchRecord(size=size, load=load, report=measure(chosen, size))
@@ -72,7 +73,12 @@ def bench(
 
 
 def measure(name: Bench, size: Size) -> Report:
-    """Returns the report of one bench."""
+    """Returns the report of one benchmark.
+
+    Args:
+        name: any benchmark but ``Bench.ALL``.
+        size: amount of work.
+    """
     from importlib import import_module
 
     report: Report = import_module(f"saga_dist.bench.{name.value}").run(size)
@@ -80,7 +86,7 @@ def measure(name: Bench, size: Size) -> Report:
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Prints a bench as a table of at most 80 columns."""
+    """Prints a benchmark's report as a table of at most 80 columns, then its notes."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one live line while training, tables at the end."""
+"""Terminal output: one live line of progress during training, and tables of results at the end."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ if TYPE_CHECKING:
     from saga_dist.types import StepResult
 
 LINES_WITHOUT_TERMINAL = 20
-"""Progress lines per run where output goes to a file or a job log."""
+"""Approximate number of progress lines per run when output goes to a file or a job log."""
 
 
 def widen(console: Console, columns: int) -> None:
-    """Gives output to a file or a job log at least so many columns: a cut table serves no reader there."""
+    """Widens the console to at least ``columns`` when output goes to a file or a job log, so that no table is cut."""
     if not console.is_terminal:
         console.width = max(console.width, columns)
 
 
 @contextmanager
 def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Callable[[StepResult], None]]:
-    """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere."""
+    """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere.
+
+    Args:
+        console: console to print to.
+        title: text in front of the progress.
+        num_steps: optimizer steps of the whole run.
+    """
     if not console.is_terminal:
         every = max(1, num_steps // LINES_WITHOUT_TERMINAL)
 
@@ -61,7 +67,10 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
 
 
 def step_line(result: StepResult) -> str:
-    """Returns a step's numbers in one line: reward, contributing share, verdict accuracy, losses, tokens/s."""
+    """Returns a step's metrics in one line: reward, verdict accuracy, contributing share, losses, tokens/s, seconds.
+
+    Metrics that the step does not have are left out.
+    """
     metrics = result.metrics
     parts = []
     for label, name, form in (
@@ -83,7 +92,7 @@ def step_line(result: StepResult) -> str:
 
 
 def _table(title: str) -> Table:
-    """An open table that fits 80 columns, its first column the method."""
+    """Returns an empty table whose first column is the method."""
     table = Table(
         title=Text(f"\n{printable(title)}"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -92,7 +101,13 @@ def _table(title: str) -> Table:
 
 
 def results_table(methods: Iterable[MethodResult], *, split: str, title: str) -> Table:
-    """Returns the table of retrieval results on a split, one row per method."""
+    """Returns the table of retrieval results on a split, one row per method.
+
+    Args:
+        methods: results; every one must have the split.
+        split: ``val`` or ``test``.
+        title: title of the table.
+    """
     table = _table(title)
     for heading in ("R@1", "95 %", "R@2", "R@4", "R@8", "NMI", "steps", "s"):
         table.add_column(heading, justify="right")
@@ -116,7 +131,10 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
 
 
 def verdict_table(methods: Iterable[MethodResult]) -> Table:
-    """Returns the MLLM's verdict accuracy on pairs of training and of unseen classes, same and different apart."""
+    """Returns the table of the MLLM's verdict accuracy in percent, by split and by same and different pairs.
+
+    Methods without verdicts are left out.
+    """
     table = _table("the frozen MLLM's verdicts, % right, on pairs of training and of unseen classes")
     for heading in ("train: same", "different", "unseen: same", "different", "JSON"):
         table.add_column(heading, justify="right")
@@ -130,7 +148,10 @@ def verdict_table(methods: Iterable[MethodResult]) -> Table:
 
 
 def probe_table(methods: Iterable[MethodResult]) -> Table:
-    """Returns linear-probe accuracy per attribute of the embedding on unseen classes; a row per method."""
+    """Returns the table of linear-probe accuracy in percent per attribute on unseen classes, one row per method.
+
+    Methods without probes are left out.
+    """
     table = _table("linear probes of the embedding on unseen classes, % right")
     probed = [method for method in methods if method.probes]
     attributes = list(dict.fromkeys(name for method in probed for name in method.probes or {}))
@@ -145,7 +166,7 @@ def probe_table(methods: Iterable[MethodResult]) -> Table:
 
 
 def print_results(console: Console, methods: Sequence[MethodResult]) -> None:
-    """Prints every table that has something to show."""
+    """Prints the test results, then the tables of verdicts and probes when a method has them."""
     console.print(results_table(methods, split="test", title="unseen classes (test)"))
     for table, shown in (
         (verdict_table(methods), any(method.verdicts for method in methods)),

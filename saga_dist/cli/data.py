@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga_dist.cli.arguments import say
+from saga_dist.cli.arguments import print_line
 
 if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
 
-app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at a data set before training on it."""
+    """Check a data set before training on it."""
 
 
 @app.command()
@@ -53,11 +53,11 @@ def check(
     config = parse_config({"data": data, "run": {"seed": seed}}, where="command line")
     splits = load_splits(config.data, seed=config.run.seed)
     for name in splits.names:
-        say(summarize(name, splits.named(name)))
+        print_line(summarize(name, splits.named(name)))
         if classes:
             for class_name, size in class_sizes(splits.named(name)):
-                say(f"{'':<8}{size:>9,} {class_name}")
-    say(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
+                print_line(f"{'':<8}{size:>9,} {class_name}")
+    print_line(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
     if decode:
         _decode_all(splits, jobs or os.cpu_count() or 1)
 
@@ -74,7 +74,7 @@ def _decode_all(splits: Splits, jobs: int) -> None:
         task = progress.add_task("decoding", total=total)
         for problem in undecodable(splits, jobs=jobs, on_image=lambda: progress.advance(task)):
             failed += 1
-            say(f"cannot be used: {problem}")
-    say(f"decoded {total:,} images, {failed:,} cannot be used")
+            print_line(f"cannot be used: {problem}")
+    print_line(f"decoded {total:,} images, {failed:,} cannot be used")
     if failed:
         raise typer.Exit(2)

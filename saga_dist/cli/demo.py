@@ -19,11 +19,11 @@ def demo(
     ablations: Annotated[bool, typer.Option(help="add the rows + GRPO only and + KL only")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train on the built-in birds, for real: pre-trained, metric loss only, SAGA."""
+    """Train on the built-in birds and compare three rows: pre-trained, metric loss only, SAGA."""
     configure_logging(verbose=verbose)
     from saga_dist.cli.demo_rows import run_demo
 
-    # A demo without --run-dir starts afresh.
+    # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
     directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
     run_demo(directory, chosen, ablations=ablations)

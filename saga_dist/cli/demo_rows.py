@@ -1,7 +1,7 @@
 """The rows of ``saga-dist demo``: the whole method on the built-in birds, every row with equal optimizer steps.
 
-The metric-loss row is tuned harder than SAGA's: three learning rates, each stopped early on validation classes. Workers
-hold only the frozen MLLM, so all rows share one set of them; each row gets a fresh learner.
+The metric-loss row is tuned more than the SAGA row: the best of three learning rates, each stopped early on validation
+classes. Workers hold only the frozen MLLM, so all rows share the same workers; each row gets a new learner.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from saga_dist.utils.printable import printable
 log = logging.getLogger(__name__)
 
 BASELINE_LR_FACTORS = (0.3, 1.0, 3.0)
-WHAT_IT_IS = (
+"""Factors on ``optimizer.lr_encoder`` tried for the metric-loss row."""
+EXPLANATION = (
     "The world: drawn birds; in training the flower behind the bird gives the species away, on unseen species it says "
     "nothing. The table shows whether the MLLM's gradient moves the encoder from flower to bird in this one made-up "
     "world, with one seed; it says nothing about photographs. Over six seeds of such a world nearly all of the gain "
@@ -35,11 +36,11 @@ WHAT_IT_IS = (
 
 
 def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = False) -> Results:
-    """Trains every row, prints the tables, writes ``results.json``; returns the results.
+    """Trains every row, prints the tables, writes ``results.json`` and returns the results.
 
     Args:
-        run_dir: the SAGA row's run directory; the other rows live below ``rows/``.
-        overrides: ``section.key=value`` over ``standin/demo.toml``.
+        run_dir: run directory of the SAGA row; those of the other rows are in its folder ``rows/``.
+        overrides: ``section.key=value`` texts that override ``standin/demo.toml``.
         ablations: add the rows "+ GRPO only" and "+ KL only".
     """
     console = Console()
@@ -65,7 +66,7 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = 
     print_results(console, methods)
     console.print(_learning_line(run_dir), highlight=False)
     console.print(f"frozen MLLM bit-identical after training: {'yes' if results.backbone_unchanged else 'NO'}")
-    console.print(WHAT_IT_IS, highlight=False)
+    console.print(EXPLANATION, highlight=False)
     console.print(
         printable(f"run directory: {run_dir}   {time.monotonic() - started:.0f} s"), highlight=False, markup=False
     )
@@ -87,11 +88,11 @@ class _Table:
         self._console, self._should_stop = console, should_stop
 
     def pretrained(self) -> MethodResult:
-        """The encoder as it comes: mean-pooled tokens."""
+        """Returns the results of the pre-trained encoder with mean-pooled tokens."""
         return evaluate_method("pre-trained", self._runtime, self._config, splits=("val", "test"), pretrained=True)
 
     def metric_loss_only(self) -> MethodResult:
-        """The best of several learning rates by validation classes; only that one meets the test classes."""
+        """Returns the best of several learning rates by validation Recall@1; only that one is evaluated on test."""
         alone = {"lambda_lm": 0.0, "lambda_kl": 0.0}
         tried: dict[float, MethodResult] = {}
         for factor in BASELINE_LR_FACTORS:
@@ -100,12 +101,18 @@ class _Table:
             tried[rate] = self._train(f"metric loss only, lr {rate:.0e}", config, self._baseline_dir(rate), test=False)
         rate = max(tried, key=lambda rate: tried[rate].splits["val"].recall_at_1)
         config = _varied(self._config, objective=alone, optimizer={"lr_encoder": rate})
-        # Trained to the end already: this restores the selected step and evaluates it on test.
+        # The run is finished, so this call trains nothing: it restores the selected step and evaluates it on test.
         result = self._train("metric loss only", config, self._baseline_dir(rate))
         return result.model_copy(update={"wall_s": tried[rate].wall_s})
 
     def row(self, name: str, *, directory: Path | None = None, **objective: float) -> MethodResult:
-        """A row with some objective weights changed."""
+        """Trains and evaluates a row with some weights of the objective replaced.
+
+        Args:
+            name: name of the row.
+            directory: run directory; by default a folder of ``rows/`` named after the row.
+            objective: values of the configuration's section ``[objective]`` by key.
+        """
         directory = directory or self._run_dir / "rows" / name.strip("+ ").lower().replace(" ", "_")
         return self._train(name, _varied(self._config, objective=objective), directory)
 
@@ -136,7 +143,7 @@ def _varied(config: RunConfig, **sections: dict[str, float]) -> RunConfig:
 
 
 def _learning_line(run_dir: Path) -> str:
-    """Reward, verdict accuracy and JSON validity in SAGA training: the first fifth of its steps against the last."""
+    """Returns one line on SAGA training: means of the first and the last fifth of its steps, and the JSON validity."""
     rows = [row for row in MetricsLog(run_dir / "metrics.jsonl").rows() if "rollout/reward_mean" in row]
 
     fifth = max(1, len(rows) // 5)

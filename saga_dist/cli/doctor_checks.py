@@ -1,4 +1,4 @@
-"""The checks of ``saga-dist doctor``: the machine, model and data, and one real pair end to end."""
+"""The checks of ``saga-dist doctor``: machine, model, data, and one pair judged end to end."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ GIB = 1024**3
 
 
 def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) -> int:
-    """Prints every check with its finding and returns the exit code: 0 all fine, 2 something to mend.
+    """Prints every check with its finding; returns the exit code, 0 when all passed and 2 when a check failed.
 
-    What an estimate says has no room is a warning: it is an estimate.
+    Estimated memory or disk beyond what the machine has is a warning, not a failure, because it is an estimate.
+
+    Args:
+        config_path: configuration file; None: the demo's configuration.
+        overrides: ``section.key=value`` texts.
+        smoke: also judge one pair through the configured engine.
     """
     console = Console()
     config = load_config(config_path or DEMO_CONFIG, overrides)
@@ -50,8 +55,8 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
         ("ray auth", _ray_auth),
         ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
     ]
-    failed, doubts = 0, list[str]()
-    checks.append(("room", lambda: _room(config, doubts)))
+    failed, warnings = 0, list[str]()
+    checks.append(("capacity", lambda: _capacity(config, warnings)))
     if smoke:
         checks.append(("one pair", lambda: judge_one_pair(config)))
     for name, check in checks:
@@ -61,14 +66,17 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
             finding, mark = str(error), "FAIL"
             failed += 1
         console.print(printable_lines(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
-        for doubt in doubts:
-            console.print(printable(f"WARN {name}: {doubt}"), highlight=False, markup=False, soft_wrap=True)
-        doubts.clear()
+        for warning in warnings:
+            console.print(printable(f"WARN {name}: {warning}"), highlight=False, markup=False, soft_wrap=True)
+        warnings.clear()
     return 2 if failed else 0
 
 
 def judge_one_pair(config: RunConfig) -> str:
-    """Returns what the frozen MLLM said about two test images, through the configured engine in this process."""
+    """Returns one line on the frozen MLLM's verdict for two test images, through the configured engine in this process.
+
+    The line has the seconds until the engine was ready, the number of generated tokens, the verdict and the truth.
+    """
     from saga_dist.data.sampling import evaluation_pairs
     from saga_dist.runtime.build import build_learner, build_rollout_worker
     from saga_dist.types import RolloutTask, Sampling
@@ -136,8 +144,8 @@ def _disk() -> str:
     return f"{free:.0f} GiB free here"
 
 
-def _room(config: RunConfig, doubts: list[str]) -> str:
-    """Returns the expected bytes in one line; adds to ``doubts`` what has no room on this machine."""
+def _capacity(config: RunConfig, warnings: list[str]) -> str:
+    """Returns the expected memory and disk use in one line; appends to ``warnings`` what this machine cannot hold."""
     from saga_dist.estimate import capacity, planner
     from saga_dist.estimate.payloads import disk_bytes
     from saga_dist.estimate.rates import choose_card, present_card
@@ -148,7 +156,7 @@ def _room(config: RunConfig, doubts: list[str]) -> str:
         found = planner.memory_plan(plan_inputs)
         run_dir = Path(config.run.directory or "runs")
         if capacity.starts_own_ray(config):
-            doubts += capacity.capacity_warnings(found, capacity.machine_limits(run_dir, present))
+            warnings += capacity.capacity_warnings(found, capacity.machine_limits(run_dir, present))
         most = max(found.devices)
         expected = [
             f"{device.count} x {device.name}: "

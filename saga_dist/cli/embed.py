@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, say
+from saga_dist.cli.arguments import ENCODER_HELP, print_line
 from saga_dist.cli.encoder import load_encoder, progress_bar
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -26,7 +26,7 @@ def embed(
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
 
-    # Mistakes come before the seconds that the model takes to load.
+    # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)
@@ -43,7 +43,7 @@ def embed(
             on_progress=lambda number, total: progress.update(task, completed=number, total=total),
         )
     for reason in done.bad[:10]:
-        say(f"cannot be used: {reason}")
+        print_line(f"cannot be used: {reason}")
     if done.bad:
-        say(f"{len(done.bad):,} images cannot be used, listed in {done.bad_list}")
-    say(f"{out}: {done.num_images:,} embeddings, {done.num_new:,} of them new")
+        print_line(f"{len(done.bad):,} images cannot be used, listed in {done.bad_list}")
+    print_line(f"{out}: {done.num_images:,} embeddings, {done.num_new:,} of them new")

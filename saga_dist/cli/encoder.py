@@ -1,4 +1,4 @@
-"""Loading an encoder, and showing progress, for the commands that use a trained encoder."""
+"""Loading an encoder and showing progress, for the commands that use a trained encoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 
 
 def load_encoder(folder: Path, device: str) -> Encoder:
-    """Returns the encoder of a folder on a device.
+    """Returns the encoder in a folder, loaded on a device.
+
+    Args:
+        folder: folder of the encoder.
+        device: torch device, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         DataError: the device cannot be used.
+        CheckpointError: a file is missing or altered, or the format has another version.
+        ModelError: the family is not supported.
     """
     from saga_dist.models.encoder import load
 
@@ -29,7 +35,7 @@ def load_encoder(folder: Path, device: str) -> Encoder:
 
 
 def progress_bar() -> Progress:
-    """Returns a progress bar on standard error that vanishes when it is done."""
+    """Returns a progress bar on standard error that is erased when it ends."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

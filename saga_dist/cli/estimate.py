@@ -13,25 +13,31 @@ from saga_dist.utils.atomic_io import write_output
 from saga_dist.utils.library_logging import quiet_libraries
 
 CALIBRATION_STEPS = 3
+"""Optimizer steps that ``--calibrate`` runs."""
 
 
 def estimate(
     config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")] = None,
-    gpus: Annotated[list[int] | None, typer.Option(min=1, help="plan for so many; repeat it [1, 8, 64]")] = None,
+    gpus: Annotated[
+        list[int] | None, typer.Option(min=1, help="number of GPUs to plan for; may be repeated [1, 8, 64]")
+    ] = None,
     card: Annotated[
         str, typer.Option(help="auto (the GPU here, else the paper's H200 or this processor), h100, h200, …, cpu")
     ] = "auto",
-    price: Annotated[float | None, typer.Option(min=0, help="of one GPU and hour, in any currency")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="price of one GPU for one hour, in any currency")] = None,
     measured: Annotated[
-        Path | None, typer.Option(help="rates from --calibrate --json, or a run directory whose steps to go by")
+        Path | None,
+        typer.Option(help="use measured rates: a file from --calibrate --json, or a run directory with finished steps"),
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="first take a few real steps here, in one process, and go by them")
+        bool, typer.Option("--calibrate", help="first run a few real steps here, in one process, and use their rates")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the estimate to this file")
+    ] = None,
 ) -> None:
-    """Work out a run on paper: bytes, operations, seconds, hours and cost, and where each role saturates."""
+    """Estimate a run without training: bytes, operations, seconds, hours and cost, and where each role saturates."""
     if measured is not None and calibrate:
         raise ConfigError("--measured and --calibrate", where="command line", expected="one of them")
     quiet_libraries()

@@ -1,4 +1,4 @@
-"""The command ``saga-dist evaluate``: a run's encoder, or any frozen encoder on a configuration's data."""
+"""The command ``saga-dist evaluate``: evaluates a run's encoder, or any frozen encoder on a configuration's data."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ def evaluate(
         str, typer.Option(help="timm:NAME, hf:PATH or run:DIR, on the data of CONFIG.toml", metavar="KIND:NAME")
     ] = "",
     split: Annotated[str, typer.Option(help="test or val")] = "test",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the results to this file")
+    ] = None,
     beside: Annotated[
         Path | None,
         typer.Option(
-            metavar="TABLE.toml", help="show the published rows of a table too: configs/tables/table1_cub.toml"
+            metavar="TABLE.toml", help="also show the published rows of a table, e.g. configs/tables/table1_cub.toml"
         ),
     ] = None,
 ) -> None:
-    """Evaluate an encoder on unseen classes: a run's own, or any frozen one under the same protocol."""
+    """Evaluate an encoder on unseen classes: that of a run, or any frozen encoder under the same protocol."""
     quiet_libraries()
     from rich.console import Console
 
@@ -47,7 +49,7 @@ def evaluate(
     if beside is not None:
         from saga_dist.sweep.table import load_table
 
-        published = load_table(beside)  # a mistake in it comes before minutes of encoding
+        published = load_table(beside)  # an error in the file must show before minutes of encoding
     if encoder:
         result, text = _frozen(encoder, target, overrides or [], split, console)
     else:
@@ -77,7 +79,7 @@ def _frozen(encoder: str, config: Path, overrides: list[str], split: str, consol
     from saga_dist.baselines.frozen_encoder import parse_spec
     from saga_dist.config import load_config
 
-    parse_spec(encoder)  # a mistake comes before the seconds that torch takes to load
+    parse_spec(encoder)  # a wrong value must show before the seconds that torch takes to load
     resolved = load_config(config, overrides)
     from saga_dist.baselines.evaluate import compare
 

@@ -10,11 +10,13 @@ import typer
 
 def collect(
     directories: Annotated[list[Path], typer.Argument(help="directories of sweeps", metavar="DIRECTORY…")],
-    keep: Annotated[Path | None, typer.Option(help="tables of an earlier --json: its rows with more runs stay")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the tables here")] = None,
-    figure_file: Annotated[Path | None, typer.Option("--figure", help="draw them here, as SVG")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="file of an earlier --json; its rows that have more runs are kept")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the tables to this file")] = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="draw the tables to this file, as SVG")] = None,
 ) -> None:
-    """Put the tables of several sweeps into one file, one picture and one table to read."""
+    """Collect the tables of several sweeps into one JSON file, one figure and one printed table."""
     from saga_dist.sweep.collected import collect as collect_tables
     from saga_dist.sweep.collected import keep_longer_rows, load_collected, side_by_side
     from saga_dist.sweep.figure import figure

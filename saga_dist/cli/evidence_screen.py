@@ -27,10 +27,10 @@ def screen(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="seeds of every row")] = 3,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="write the results here; worlds that it has are not run again")
+        Path | None, typer.Option("--json", help="file for the results; worlds already in it are not run again")
     ] = None,
 ) -> None:
-    """Screen worlds with the oracle: what could the MLLM's gradient gain over a tuned metric loss, at best?"""
+    """Screen worlds with the oracle: measure how much the MLLM's gradient can gain at best over a tuned metric loss."""
     quiet_libraries()
     log_to_stderr()
     from rich.console import Console

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def show(
     run: Annotated[Path, typer.Argument(help="run directory with a checkpoint", metavar="RUN")],
     json: Annotated[Path | None, typer.Option("--json", help="file to write; default RUN/evidence.json")] = None,
-    images: Annotated[int, typer.Option(min=8, help="unseen images to look at, equally many of each class")] = 800,
+    images: Annotated[int, typer.Option(min=8, help="unseen images to measure on, equally many per class")] = 800,
 ) -> None:
-    """Probe, read out and pull: what the trained encoder shows of each attribute, and which loss does what.
+    """Measure what the trained encoder encodes of each attribute, and the gradient of each loss.
 
     Prints tables and writes evidence.json, which `saga-dist report` draws.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from saga_dist.cli.arguments import say
+from saga_dist.cli.arguments import print_line
 from saga_dist.cli.encoder import progress_bar
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def index(
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
-    """Build a faiss index, with progress; prints the recall of hnsw and ivf against exact search."""
+    """Build a faiss index of embeddings; print the recall of hnsw and ivf against exact search."""
     from saga_dist.retrieval.index import RECALL_AT, build_index
     from saga_dist.retrieval.tables import read_embeddings
 
@@ -32,12 +32,12 @@ def index(
             kind=cast("Kind", kind),
             on_progress=lambda number, total: progress.update(task, completed=number, total=total),
         )
-    say(
+    print_line(
         f"{out}: {kind} index of {done.num_images:,} images, {done.width} wide, built in {done.build_s:.1f} s, "
         f"{done.num_bytes / 1e6:.1f} MB"
     )
     if done.num_queries:
-        say(
+        print_line(
             f"recall@{RECALL_AT} against exact {done.recall:.4f} ({done.num_queries:,} queries), "
             f"{done.search_us:.0f} µs a query; exact {done.exact_us:.0f} µs"
         )

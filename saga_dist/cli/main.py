@@ -1,7 +1,7 @@
-"""The entry point ``saga-dist``. Heavy imports happen inside the commands: --help and --dry-run stay fast.
+"""The entry point ``saga-dist``. Heavy imports happen inside the commands, so that --help and --dry-run stay fast.
 
-Exit codes: 0 done; 1 a failure of the system; 2 a mistake the user can mend (one line); 3 stopped on request after
-writing a checkpoint (the same command resumes).
+Exit codes: 0 done; 1 a failure of the system; 2 a mistake that the user can correct (one line); 3 stopped on request
+after writing a checkpoint (the same command resumes).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ for _command in COMMANDS:
 
 
 def main() -> None:
-    """Runs the command line; an error of ours becomes one line and its exit code."""
+    """Runs the command line; a ``SagaError`` is printed as one line and ends the process with its exit code."""
     try:
         app()
     except SagaError as error:

@@ -1,4 +1,4 @@
-"""``saga-dist manifest``: prints what Kubernetes or Ray's cluster launcher needs for a run."""
+"""The command ``saga-dist manifest``: prints a run's manifest for Kubernetes or Ray's cluster launcher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saga_dist.utils.atomic_io import write_output
 
 
 class Kind(StrEnum):
-    """What to print."""
+    """Kind of manifest to print."""
 
     RAYJOB = "rayjob"
     RAYCLUSTER = "raycluster"
@@ -28,7 +28,7 @@ def manifest(
     config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")] = None,
     kind: Annotated[Kind, typer.Option(help="KubeRay job, KubeRay cluster, or file for `ray up`")] = Kind.RAYJOB,
-    name: Annotated[str | None, typer.Option(help="of the run; default: the file's name")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the run; default: the file's name")] = None,
     image: Annotated[str | None, typer.Option(help="container image, see docker/")] = None,
     namespace: Annotated[str | None, typer.Option(help="Kubernetes namespace")] = None,
     placement: Annotated[str | None, typer.Option(help="separate (pods per role) or shared (one pod for all)")] = None,
@@ -61,7 +61,7 @@ def manifest(
     idle_s: Annotated[int | None, typer.Option(help="seconds until an idle pod of an elastic group ends")] = None,
     head_ip: Annotated[str | None, typer.Option(help="launcher: machine of head and learner")] = None,
     worker_ip: Annotated[list[str] | None, typer.Option(help="launcher: another machine; may be repeated")] = None,
-    ssh_user: Annotated[str | None, typer.Option(help="launcher: who may log in")] = None,
+    ssh_user: Annotated[str | None, typer.Option(help="launcher: user for ssh to the machines")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write to this file instead of printing")] = None,
 ) -> None:
     """Print the manifest of a run: KubeRay job or cluster, or the file of Ray's cluster launcher."""
@@ -113,7 +113,7 @@ def manifest(
         case Kind.RAYCLUSTER:
             documents = raycluster(resolved, options)
         case Kind.LAUNCHER:
-            documents, lines = [launcher(resolved, options)], []  # machines, not pods
+            documents, lines = [launcher(resolved, options)], []  # the summary lists pods, and the launcher has none
     arguments = [str(config), *(overrides or []), "--kind", kind.value, "--name", options.name]
     for key, value in given.items():
         option = "--" + {"worker_ips": "worker-ip"}.get(key, key.replace("_", "-"))

@@ -9,7 +9,7 @@ from saga_dist.utils.printable import printable
 
 
 def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = None, verbose: Verbose = False) -> None:
-    """Only roll out: record what the frozen MLLM says for run.steps steps of pairs, and train nothing."""
+    """Run rollouts only: record the frozen MLLM's completions for run.steps steps of pairs, without training."""
     from saga_dist.config import load_config
 
     resolved = load_config(config, overrides or [])

@@ -25,7 +25,7 @@ def rollouts(
     ] = 200,
     device: Device = "cpu",
 ) -> None:
-    """Look at recorded rollouts: a page with every completion of a group side by side, or one group in the terminal."""
+    """Show recorded rollouts: a page with all completions of a group side by side, or one group in the terminal."""
     quiet_libraries()
     if pair is not None and out is not None:
         raise ConfigError("--pair with --out", where="command line", expected="one of them", fix="drop one")

@@ -1,4 +1,4 @@
-"""``saga-dist scale``: shows the workers of a running job, or changes how many there are."""
+"""The command ``saga-dist scale``: shows the workers of a running training, or changes their number."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def scale(
     run_directory: Annotated[Path, typer.Argument(help="run directory of a running training", metavar="RUN")],
     targets: Annotated[
-        list[str] | None, typer.Argument(help="rollout=N replay=N; without, show who works", metavar="[ROLE=N]…")
+        list[str] | None, typer.Argument(help="rollout=N replay=N; without, show the workers", metavar="[ROLE=N]…")
     ] = None,
-    wait: Annotated[float, typer.Option(help="seconds to wait until they run", min=0)] = 120.0,
+    wait: Annotated[float, typer.Option(help="seconds to wait until that many workers run", min=0)] = 120.0,
     at_once: Annotated[
-        bool, typer.Option("--at-once", help="workers that leave return their groups instead of finishing them")
+        bool, typer.Option("--at-once", help="stopped workers return their groups instead of finishing them")
     ] = False,
 ) -> None:
     """Show or change the number of rollout and replay workers of a running training."""
@@ -32,37 +32,40 @@ def scale(
 
     from saga_dist.runtime.ray.scale import read_workers, request_scale, wait_for
 
-    asked = parse_targets(targets or [])
-    if asked:
-        request_scale(run_directory, asked, at_once=at_once)
-        view = wait_for(run_directory, asked, deadline_s=wait)
+    requested = parse_targets(targets or [])
+    if requested:
+        request_scale(run_directory, requested, at_once=at_once)
+        view = wait_for(run_directory, requested, deadline_s=wait)
     else:
         view = read_workers(run_directory)
     Console().print(workers_table(view, now=time.time()))
 
 
 def parse_targets(texts: Sequence[str]) -> dict[str, int]:
-    """Returns the number of workers by role.
+    """Returns the requested number of workers by role.
+
+    Args:
+        texts: arguments ``ROLE=NUMBER``, e.g. ``rollout=3``.
 
     Raises:
-        ConfigError: not ROLE=NUMBER, or a role twice.
+        ConfigError: a text is not ROLE=NUMBER, or names a role twice.
     """
     targets: dict[str, int] = {}
     for text in texts:
         role, separator, number = text.partition("=")
         if not separator or not number.isdecimal() or role in targets:
-            what = "said twice" if role in targets else "not ROLE=NUMBER"
+            what = "given twice" if role in targets else "not ROLE=NUMBER"
             raise ConfigError(f"{text!r}: {what}", where="command line", expected="for example rollout=3 replay=2")
         targets[role] = int(number)
     return targets
 
 
 def workers_table(view: RunView, *, now: float) -> Table:
-    """Returns a table with a row per worker.
+    """Returns a table with a row per worker, and a caption with the worker count of each role.
 
     Args:
-        view: of the run.
-        now: seconds since 1970.
+        view: workers of a run.
+        now: present time in seconds since 1970, from which the uptime is computed.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

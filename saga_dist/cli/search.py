@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, say
+from saga_dist.cli.arguments import ENCODER_HELP, print_line
 from saga_dist.cli.encoder import load_encoder
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
@@ -16,9 +16,9 @@ from saga_dist.utils.library_logging import quiet_libraries
 def search(
     index_folder: Annotated[Path, typer.Argument(help="folder from saga-dist index", metavar="INDEX")],
     image: Annotated[Path, typer.Argument(help="the image to search with", metavar="IMAGE")],
-    k: Annotated[int, typer.Option("-k", min=1, help="how many images")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="number of images")] = 5,
     model: Annotated[
-        Path | None, typer.Option(help=f"{ENCODER_HELP}; without it, where it was when the images were embedded")
+        Path | None, typer.Option(help=f"{ENCODER_HELP}; default: the folder that embedded the images")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write query and matches as a picture, .png")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
@@ -34,14 +34,14 @@ def search(
     opened = open_index(index_folder)
     folder = model_folder(model or Path(opened.model.folder))
     identity = read_identity(folder)
-    # Once before the model is loaded, which takes seconds.
+    # search_image checks this too; checked here first because loading the model takes seconds.
     opened.model.refuse_other(identity, where=str(index_folder))
     matches = search_image(opened, load_encoder(folder, device), identity, image, k)
     for rank, match in enumerate(matches, start=1):
-        say(f"{rank:>3}  {match.score:.4f}  {match.path}")
+        print_line(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:
         try:
             contact_sheet(image, matches).save(sheet)
         except OSError as error:
             raise DataError(f"cannot be written ({error.strerror or error})", where=str(sheet)) from error
-        say(f"contact sheet: {sheet}")
+        print_line(f"contact sheet: {sheet}")

@@ -26,13 +26,15 @@ def sweep(
         list[str] | None, typer.Argument(help="section.key=value …, for every cell", metavar="[KEY=VALUE]…")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="where the runs live; the same directory goes on [runs/TABLE]")
+        Path | None, typer.Option("--out", help="directory of the runs; the same directory resumes [runs/TABLE]")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="instead of the table's; repeat it")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="seed, instead of the table's; may be repeated")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and check every cell, train nothing")] = False,
-    show: Annotated[bool, typer.Option("--show", help="the table as far as it is, train nothing")] = False,
+    show: Annotated[bool, typer.Option("--show", help="show the table of finished cells, train nothing")] = False,
 ) -> None:
-    """Run a table: every variant with every seed; the same command goes on where it stopped.
+    """Run a table: every variant with every seed; the same command resumes.
 
     Writes OUT/VARIANT/seed_N/ (ordinary runs), OUT/table.json and OUT/table.md.
     """

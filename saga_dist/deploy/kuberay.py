@@ -1,4 +1,4 @@
-"""KubeRay's custom resources: RayJob, RayCluster, and the ConfigMap that both mount."""
+"""KubeRay's custom resources: RayJob, RayCluster, and the ConfigMap that their pods mount."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ Manifest = dict[str, Any]
 
 
 def rayjob(config: RunConfig, options: DeployOptions) -> list[Manifest]:
-    """Returns the ConfigMap and the RayJob of a run: cluster, training and clean-up in one.
+    """Returns the ConfigMap and the RayJob of a run: one resource for cluster, training and clean-up.
 
     Every retry is a new cluster with the same run directory, so it resumes from the last checkpoint.
 
+    Args:
+        config: configuration of the run.
+        options: options of the manifest.
+
     Raises:
-        ConfigError: an impossible request.
+        ConfigError: configuration and options contradict each other, or the run cannot happen on such a cluster.
     """
     travelling = pack(config)
     spec = {
         "submissionMode": options.submission_mode,
         "entrypoint": entrypoint(options),
-        # The head stops the run by this name before its pod ends.
+        # The head's preStop hook stops the run by this name.
         "jobId": options.name,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": options.keep_s,
@@ -38,10 +42,14 @@ def rayjob(config: RunConfig, options: DeployOptions) -> list[Manifest]:
 
 
 def raycluster(config: RunConfig, options: DeployOptions) -> list[Manifest]:
-    """Returns the ConfigMap and a RayCluster that waits for ``ray job submit``.
+    """Returns the ConfigMap and a RayCluster to which runs are sent with ``ray job submit``.
+
+    Args:
+        config: configuration of the run.
+        options: options of the manifest.
 
     Raises:
-        ConfigError: an impossible request.
+        ConfigError: configuration and options contradict each other, or the run cannot happen on such a cluster.
     """
     travelling = pack(config)
     spec = _cluster_spec(config, options, travelling)
@@ -49,7 +57,7 @@ def raycluster(config: RunConfig, options: DeployOptions) -> list[Manifest]:
 
 
 def entrypoint(options: DeployOptions) -> str:
-    """Returns the command of the run; the same one starts and resumes."""
+    """Returns the shell command of the run; the same command starts and resumes it."""
     return f"saga-dist train {CONFIG_FOLDER}/{RUN_FILE} --run-dir {RUNS_FOLDER}/{options.name}"
 
 
@@ -82,7 +90,7 @@ def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: Travell
             "rayStartParams": {
                 "num-cpus": "0",  # no actor on the head
                 "num-gpus": "0",
-                "dashboard-host": "0.0.0.0",  # the operator asks it from another pod; it wants the token
+                "dashboard-host": "0.0.0.0",  # the operator calls it from another pod; requests need the token
                 "object-store-memory": str(HEAD_OBJECTS_GIB * 1024**3),
             },
             "template": head_template(options, travelling),
@@ -93,7 +101,7 @@ def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: Travell
 
 def _worker_group(group: Group, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
     offered = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
-    # KubeRay pastes the values into a shell line, hence the inner quotes.
+    # KubeRay inserts the values into a shell command, hence the inner quotes.
     offered["resources"] = "'" + json.dumps(group.roles, separators=(",", ":")) + "'"
     offered["object-store-memory"] = str(options.object_store * 1024**3)
     return {

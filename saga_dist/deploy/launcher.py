@@ -1,4 +1,4 @@
-"""The file of Ray's cluster launcher (``ray up``) for machines that one can reach by ssh."""
+"""The file of Ray's cluster launcher (``ray up``) for machines that can be reached by ssh."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ _READ_ONLY = (WEIGHTS_FOLDER, DATA_FOLDER)
 def launcher(config: RunConfig, options: DeployOptions) -> dict[str, Any]:
     """Returns the cluster file: the learner on the head's machine, rollout and replay workers on the others.
 
-    Without other machines the head's machine takes every role. Ray counts CPUs and GPUs of a machine itself.
+    Without other machines the head's machine takes every role. Ray detects the CPUs and GPUs of a machine itself.
+
+    Args:
+        config: configuration of the run.
+        options: options of the manifest; ``head_ip`` is required.
 
     Raises:
-        ConfigError: no head, more workers than the machines take, or an impossible request.
+        ConfigError: the head is missing, a machine is named twice, the run has more workers than the machines take, or
+            the run cannot happen on such a cluster.
     """
     if not options.head_ip:
         raise ConfigError("--head-ip is missing", where="command line", fix="name the machine of head and learner")
     machines = [options.head_ip, *options.worker_ips]
-    if doubles := sorted({name for name in machines if machines.count(name) > 1}):
-        raise ConfigError(f"{doubles[0]} is named twice", where="command line", fix="name every machine once")
+    if duplicates := sorted({name for name in machines if machines.count(name) > 1}):
+        raise ConfigError(f"{duplicates[0]} is named twice", where="command line", fix="name every machine once")
     travelling = pack(config)
     head, worker = _roles(config, options)
     folders = {
@@ -54,7 +59,7 @@ def launcher(config: RunConfig, options: DeployOptions) -> dict[str, Any]:
             "container_name": options.name,
             "pull_before_run": False,
             "run_options": [
-                # The launcher copies the token as root; the image's own user could not read it.
+                # The launcher copies the token as root, and the image's own user cannot read that file.
                 "--user=root",
                 f"--shm-size={shm_gib}g",
                 "--ulimit=nofile=65536:65536",
@@ -77,20 +82,20 @@ def launcher(config: RunConfig, options: DeployOptions) -> dict[str, Any]:
 
 
 def _start(roles: dict[str, int], objects: str) -> str:
-    # Joining nodes and clients do not turn authentication on by themselves, and then wait without a word.
+    # Joining nodes and clients do not enable authentication by themselves, and then hang without a message.
     return f"RAY_AUTH_MODE=token ray start {objects} --resources='{json.dumps(roles, separators=(',', ':'))}'"
 
 
 def _roles(config: RunConfig, options: DeployOptions) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns how many actors of each role the head's machine and every other machine take."""
+    """Returns the number of actors per role on the head's machine, and the same for each of the other machines."""
     replays = config.replay.workers if config.needs_mllm else 0
     rollouts = config.rollout.workers if config.needs_mllm else 0
     learner = {"learner": config.runtime.learner_processes}
     machines = len(options.worker_ips)
     if not machines:
         return learner | {name: n for name, n in (("rollout", rollouts), ("replay", replays)) if n}, {}
-    room = machines * options.rollout_workers_per_pod
-    if rollouts > room:
+    capacity = machines * options.rollout_workers_per_pod
+    if rollouts > capacity:
         raise ConfigError(
             f"rollout.workers = {rollouts} on {machines} machines of {options.rollout_workers_per_pod}",
             where="command line",

@@ -1,4 +1,4 @@
-"""Pod templates of head and workers."""
+"""Pod templates of the Ray head and of the worker groups."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from saga_dist.deploy.roles import Group
 from saga_dist.deploy.run_config import CONFIG_FOLDER, DATA_FOLDER, RUNS_FOLDER, WEIGHTS_FOLDER, TravellingConfig
 
 PRIORITY_LEARNER = "saga-learner"
+"""Priority class of head and learner, defined in deploy/kuberay/priorities.yaml."""
 PRIORITY_ROLLOUT = "saga-rollout"
-"""Names of the priority classes in deploy/kuberay/priorities.yaml; rollout stands below learner."""
+"""Priority class of rollout and replay pods, lower than ``PRIORITY_LEARNER``; defined in the same file."""
 
 USER_ID = 10001
-"""The user of both images; its group owns what the pods write to the run volume."""
+"""User and group id of both images; the group owns the files that pods write to the run volume."""
 
 HEAD_OBJECTS_GIB = 1
-"""Ray's object store in the head, which sees references and small records only."""
+"""GiB of Ray's object store in the head, which handles references and small records only."""
 
 _HEAD_CPUS = 2
 _HEAD_SHM_GIB = HEAD_OBJECTS_GIB + 1
@@ -31,15 +32,15 @@ _QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-# Only a pod without work may be moved by whoever tidies up nodes.
-_STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+# A node autoscaler must not evict a pod whose loss would interrupt the run.
+_DO_NOT_EVICT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
 def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
-    """Returns the pod of Ray's head, where the coordinator runs: no actor, no GPU.
+    """Returns the pod template of Ray's head, where the coordinator runs without actors and GPUs.
 
-    Before it ends it stops the run, which writes a checkpoint with the help of a learner that still lives: worker pods
-    drain for as long as the head waits.
+    A preStop hook stops the run, which then writes a checkpoint. This needs a live learner, so worker pods drain for as
+    long as the head waits.
     """
     environment = {
         **_environment(travelling),
@@ -51,7 +52,7 @@ def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[
         "name": "ray-head",
         "image": options.image,
         "env": _as_list(environment),
-        # Coordinator and mirror live here; nobody else needs the credentials.
+        # The coordinator writes the mirror from here; no other pod needs the credentials.
         **({"envFrom": [{"secretRef": {"name": options.mirror_secret}}]} if options.mirror_secret else {}),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
@@ -71,7 +72,7 @@ def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[
 
 
 def worker_template(group: Group, options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
-    """Returns the pod of one group; after SIGTERM its actors go on until the run has stopped, or the grace is over."""
+    """Returns the pod template of one group; after SIGTERM its actors run until the run stops or the grace ends."""
     has_learner = "learner" in group.roles
     environment = {
         **_environment(travelling),
@@ -82,7 +83,7 @@ def worker_template(group: Group, options: DeployOptions, travelling: Travelling
     if travelling.needs_weights:
         mounts.append({"name": "weights", "mountPath": WEIGHTS_FOLDER, "readOnly": True})
         volumes.append(_claim("weights", options.weights_claim, read_only=True))
-    # Lists and vocabularies are read by whoever builds prompts and splits; they are small and lie in every pod.
+    # Any role may read class lists and vocabularies to build splits and prompts; they are small, so every pod has them.
     mounts.append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
     volumes.append(_config_map(options.name))
     if has_learner:
@@ -116,17 +117,17 @@ def _template(
     *,
     gpus: int,
 ) -> dict[str, Any]:
-    stays = priority == PRIORITY_LEARNER
+    evictable = priority != PRIORITY_LEARNER
     spec: dict[str, Any] = {
         "priorityClassName": priority,
         "terminationGracePeriodSeconds": options.grace_s + _KILL_MARGIN_S,
-        "restartPolicy": "Never",  # what autoscaler v2 wants: it makes new pods itself
+        "restartPolicy": "Never",  # autoscaler v2 requires it and creates new pods itself
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,
             "runAsGroup": USER_ID,
             "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",  # a volume of a million images is not walked at every start
+            "fsGroupChangePolicy": "OnRootMismatch",  # else every start would walk a volume of a million images
         },
         "containers": [
             {
@@ -141,16 +142,16 @@ def _template(
     if gpus:
         spec["tolerations"] = [{"key": options.gpu_key, "operator": "Exists", "effect": "NoSchedule"}]
     metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/part-of": "saga-dist", "saga-dist/role": role}}
-    if stays:
-        metadata["annotations"] = dict(_STAY)
+    if not evictable:
+        metadata["annotations"] = dict(_DO_NOT_EVICT)
     return {"metadata": metadata, "spec": spec}
 
 
 def _environment(travelling: TravellingConfig) -> dict[str, str]:
-    # The token itself comes from KubeRay, out of the Secret.
+    # KubeRay adds the token itself, from the Secret.
     environment = {**_QUIET, "RAY_AUTH_MODE": "token"}
     if travelling.needs_weights:
-        environment["HF_HUB_OFFLINE"] = "1"  # weights come from the volume and from nowhere else
+        environment["HF_HUB_OFFLINE"] = "1"  # weights come from the volume only
     if travelling.hub_cache:
         environment["HF_HOME"] = WEIGHTS_FOLDER
     return environment
@@ -161,7 +162,8 @@ def _as_list(environment: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _resources(cpus: int, memory_gib: int, extended: dict[str, str]) -> dict[str, Any]:
-    # CPUs are requested and not limited: a limit throttles, and nobody gains. Memory is both, or the node decides.
+    # CPUs have a request but no limit, because a limit throttles without benefit. Memory has both: with a request alone
+    # the pod could be killed when the node runs out of memory.
     memory = {"memory": f"{memory_gib}Gi"}
     return {"requests": {"cpu": str(cpus), **memory, **extended}, "limits": {**memory, **extended}}
 

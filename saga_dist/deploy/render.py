@@ -1,4 +1,4 @@
-"""Prints manifests as YAML: keys in the order in which they were made, long texts as blocks, a header that explains."""
+"""Renders manifests as YAML: keys in insertion order, long texts as blocks, and a header of comments."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from saga_dist.deploy.options import DeployOptions
 from saga_dist.deploy.roles import Group, groups
 
 MADE_WITH = "# Made with: saga-dist manifest "
-"""What the header's line with the command starts with; whoever repeats the command gets the same file."""
+"""Start of the header's line with the command; the same command produces the same file."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style for texts of more than one line; no aliases for parts that are equal."""
+    """YAML dumper with block style for texts of more than one line, and without aliases for equal parts."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -31,7 +31,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def render(documents: Sequence[Mapping[str, Any]], header: Sequence[str] = ()) -> str:
-    """Returns one YAML text of all documents, ``header`` as comments before them."""
+    """Returns one YAML text of all documents, with the lines of ``header`` as comments before them."""
     comments = "".join(f"{line}\n" if line.startswith("#") else f"# {line}\n" for line in header)
     body = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
     return comments + body
@@ -43,7 +43,11 @@ def made_with(arguments: Sequence[str]) -> str:
 
 
 def summary(config: RunConfig, options: DeployOptions) -> list[str]:
-    """Returns header lines that say what the pods are and what they add up to."""
+    """Returns header lines with the pods of each group and the GPUs of all groups together.
+
+    Raises:
+        ConfigError: configuration and options contradict each other.
+    """
     planned = groups(config, options)
     return [
         *(f"  {_line(group)}" for group in planned),
@@ -53,8 +57,8 @@ def summary(config: RunConfig, options: DeployOptions) -> list[str]:
 
 def _line(group: Group) -> str:
     pods = f"{group.min_pods} to {group.max_pods}" if group.elastic else f"{group.max_pods}"
-    asked = sum(ask.gpus for ask in group.actors)
-    idle = f" ({asked:g} asked for)" if abs(group.gpus - asked) > 1e-6 else ""
+    requested = sum(actor.gpus for actor in group.actors)
+    idle = f" ({requested:g} asked for)" if abs(group.gpus - requested) > 1e-6 else ""
     actors = ", ".join(f"{count} {role}" for role, count in group.roles.items())
     several = "pod" if pods == "1" else "pods"
     return (

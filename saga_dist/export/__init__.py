@@ -1,1 +1,1 @@
-"""The encoder as a product: folders that other software reads, and the commands around them."""
+"""Export of a trained encoder into folders that other software reads."""

@@ -1,4 +1,4 @@
-"""The model card: README.md of an exported encoder, from what the run itself wrote down."""
+"""The model card: README.md of an exported encoder, built from the run's own configuration and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.results import MethodResult, Results
 
 OWN_ROWS = ("trained", "SAGA")
-"""What ``train`` and ``demo`` call the encoder of the run directory itself."""
+"""Names under which ``train`` and ``demo`` report the encoder of the run directory."""
 
 USAGE = {
     "hf": """import saga_dist
@@ -26,7 +26,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("this/folder")  # before version 6
 embeddings = model.encode([Image.open("a.jpg"), Image.open("b.jpg")])  # float32 [n, {width}], l2-normalised
 
-# Version 6 wants to be told that the installed package saga_dist may be imported. This is true of every version:
+# Version 6 imports an installed package such as saga_dist only with trust_remote_code. This works in every version:
 from saga_dist.export.st_module import SagaEncoder
 
 model = SentenceTransformer(modules=[SagaEncoder.load("this/folder")])""",
@@ -46,17 +46,18 @@ session = onnxruntime.InferenceSession("this/folder/model.onnx")
 def model_card(
     run: Path, *, form: str, identity: ModelIdentity, config: dict[str, Any], num_params: int, num_bytes: int
 ) -> str:
-    """Returns the card as Markdown.
+    """Returns the model card as Markdown.
 
     Args:
-        run: run directory, or an encoder's own folder, which knows nothing of its training.
-        form: the format it goes with.
-        identity: of the encoder.
-        config: the encoder's config.json.
-        num_params: parameters of tower and pooler.
-        num_bytes: size of the weights.
+        run: run directory, or an encoder's own folder; the latter has no data about the training.
+        form: format of the export, a key of ``USAGE``.
+        identity: identity of the encoder.
+        config: content of the encoder's config.json.
+        num_params: number of parameters of tower and pooler.
+        num_bytes: size in bytes of the file of the weights or the graph.
 
     Raises:
+        CheckpointError: the run's config.json cannot be read.
         ConfigError, DataError: the run's config.json or results.json is damaged.
     """
     width = config["pooler"]["embedding_dim"] or config["pooler"]["width"]
@@ -93,7 +94,8 @@ def model_card(
 
 
 def _training(run: Path) -> tuple[RunConfig | None, Results | None]:
-    """What the run was told and what it reached; None where the folder is no run directory or has no results yet."""
+    """Returns a run's configuration and results; both None for a folder that is no run directory, the latter without
+    results.json."""
     if not (run / "model").is_dir():
         return None, None
     where = run / "config.json"
@@ -154,6 +156,6 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that cannot end a table cell or begin markup: names are the user's."""
+    """Returns the text without characters that end a table cell or begin markup, because names come from the user."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     return shown.replace("|", "/").replace("<", "&lt;").replace("[", "(").replace("]", ")")

@@ -1,8 +1,8 @@
-"""Writing an exported encoder: one new folder, compared with the run's own encoder before it gets its name.
+"""Writes an exported encoder into a new folder, after comparing it with the run's own encoder.
 
-hf                      what ``saga_dist.load`` reads, and a model card
-sentence-transformers   the same, and what SentenceTransformer(folder) wants to find
-onnx                    one graph with the preprocessing in it; see onnx_encoder.py
+hf                      the files that ``saga_dist.load`` reads, and a model card
+sentence-transformers   the same, and the files that SentenceTransformer(folder) reads
+onnx                    one graph that includes the preprocessing; see onnx_encoder.py
 """
 
 from __future__ import annotations
@@ -27,41 +27,50 @@ from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_ident
 from saga_dist.utils.atomic_io import file_sha256, new_folder
 
 MIN_COSINE = 0.9999
+"""Smallest cosine similarity allowed between an exported embedding and the run's own."""
 NUM_CHECKED = 16
+"""Images on which the two encoders are compared."""
 NUM_TIMED = 5
+"""Timed batches; the fastest one counts."""
 CARD_NAME = "README.md"
 ST_MODULE = "saga_dist.export.st_module.SagaEncoder"
+"""Class that sentence-transformers imports to load the module."""
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What ``export_encoder`` wrote."""
+    """Result of ``export_encoder``."""
 
     identity: ModelIdentity
+    """Identity of the exported encoder."""
     num_params: int
+    """Number of parameters of tower and pooler."""
     num_bytes: int
-    """Of the weights or the graph."""
+    """Size in bytes of the weight file, or of the ONNX graph."""
     ms_per_image: float
-    """Milliseconds of the exported encoder here, preprocessing included, in one batch."""
+    """Milliseconds per image of the exported encoder on this machine, in one batch, preprocessing included."""
     min_cosine: float
-    """The smallest cosine between an exported and the run's own embedding of the same image."""
+    """Smallest cosine similarity between an exported embedding and the run's own embedding of the same image."""
     num_checked: int
-    """Images behind it."""
+    """Number of images behind ``min_cosine``."""
 
 
 def export_encoder(run: Path, out: Path, *, form: str) -> Exported:
-    """Writes an encoder into a new folder and returns how it compares with the one it came from.
+    """Writes an encoder into a new folder and compares it with the original.
 
     Args:
         run: run directory, or an encoder's own folder.
-        out: does not exist yet, or is empty.
-        form: hf, sentence-transformers or onnx.
+        out: folder to write, which must be absent or empty.
+        form: ``hf``, ``sentence-transformers`` or ``onnx``.
+
+    Returns:
+        Sizes, speed and the comparison.
 
     Raises:
         CheckpointError: there is no encoder, or it is damaged.
         ConfigError: ``out`` is in use, or a package is missing.
-        ModelError: the exported encoder gives other embeddings; nothing is left at ``out``.
+        ModelError: the exported embeddings differ from the original ones; nothing is left at ``out``.
     """
     source = model_folder(run)
     encoder, identity = load(source), read_identity(source)
@@ -74,7 +83,7 @@ def export_encoder(run: Path, out: Path, *, form: str) -> Exported:
         config = json.loads((source / "config.json").read_text("utf-8"))
         card = model_card(run, form=form, identity=identity, config=config, num_params=num_params, num_bytes=num_bytes)
         (folder / CARD_NAME).write_text(card, "utf-8")
-        exported_IE = encode(images)  # the first batch also pays for memory and kernels
+        exported_IE = encode(images)  # not timed: the first batch also allocates memory and compiles kernels
         ms_per_image = min(_seconds(encode, images) for _ in range(NUM_TIMED)) * 1000 / len(images)
         cosine_I = (exported_IE.astype(np.float64) * encoder.encode(images)).sum(1)
         if not cosine_I.min() >= MIN_COSINE:
@@ -88,10 +97,11 @@ def export_encoder(run: Path, out: Path, *, form: str) -> Exported:
 
 
 Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Function from I uint8 images [S, S, 3] to float32 embeddings [I, E]."""
 
 
 def _write_hf(encoder: Encoder, source: Path, folder: Path) -> Encode:
-    # Copied, not saved again: the files keep their hashes and the versions that made them.
+    # Copied instead of saved again, so that the files keep their hashes and the versions of their packages.
     for name in (*CONTENT, ENCODER_MANIFEST):
         shutil.copyfile(source / name, folder / name)
     return load(folder).encode
@@ -124,14 +134,14 @@ def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path) -
 def _write_onnx(encoder: Encoder, source: Path, folder: Path) -> Encode:
     try:
         import onnx
-        import onnxscript  # noqa: F401  (what torch.onnx needs, and would miss only half-way)
+        import onnxscript  # noqa: F401  (torch.onnx needs it and would report it missing only during the export)
     except ImportError as error:
         raise onnx_encoder.missing_package(error) from error
     from saga_dist.export.onnx_graph import build_graph
 
     example = torch.zeros(2, encoder.image_size, encoder.image_size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own
+        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch about its own code
         graph = torch.onnx.export(
             build_graph(encoder),
             (example,),
@@ -158,7 +168,7 @@ def _seconds(encode: Encode, images: Sequence[np.ndarray]) -> float:
 
 
 def _noise(size: int) -> list[np.ndarray]:
-    """Images on which encoders that differ would differ: coarse random colours, every image its own."""
+    """Returns ``NUM_CHECKED`` different uint8 images [size, size, 3], each a grid of 5 x 5 random colours."""
     generator = np.random.default_rng(_SEED)
     coarse = generator.integers(0, 256, (NUM_CHECKED, 5, 5, 3), dtype=np.uint8)
     rows = np.arange(size) * 5 // size

@@ -1,8 +1,12 @@
-"""Reading an encoder that was exported to ONNX: onnxruntime, numpy and Pillow, no torch.
+"""Runs an encoder that was exported to ONNX, with onnxruntime, numpy and Pillow, without torch.
 
-model.onnx      images uint8 [B, S, S, 3] -> embeddings float32 [B, E]; scaling and normalising are inside
-config.json     preprocessor_config.json     README.md
-manifest.json   sha256 of the first three
+The folder holds:
+
+model.onnx                 images uint8 [B, S, S, 3] -> embeddings float32 [B, E]; scaling and normalising are inside
+config.json                configuration of the encoder
+preprocessor_config.json   settings of the preprocessing
+manifest.json              sha256 of these three files
+README.md                  model card
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ CONTENT = (GRAPH_NAME, "config.json", "preprocessor_config.json")
 
 
 class OnnxEncoder:
-    """An exported encoder.
+    """An encoder exported to ONNX, on the CPU.
 
     Args:
-        folder: that ``saga-dist export --format onnx`` wrote.
+        folder: folder written by ``saga-dist export --format onnx``.
 
     Raises:
         CheckpointError: a file is missing or altered.
@@ -49,14 +53,17 @@ class OnnxEncoder:
             str(folder / GRAPH_NAME), options, providers=["CPUExecutionProvider"]
         )
         self.image_size = int(self._session.get_inputs()[0].shape[1])
+        """S, side of the square input in pixels."""
         self.embedding_dim = int(self._session.get_outputs()[0].shape[1])
+        """E, width of an embedding."""
 
     def encode(self, images: Sequence[Image | np.ndarray | str | Path], *, batch_size: int = 64) -> np.ndarray:
         """Returns embeddings [I, E] float32, l2-normalised.
 
         Args:
-            images: PIL images, uint8 arrays [height, width, 3], or paths; turned upright, to RGB and to the size.
-            batch_size: images that go through the graph at once.
+            images: PIL images, uint8 arrays [height, width, 3], or paths; each is rotated upright by its EXIF
+                orientation, converted to RGB and resized to the square.
+            batch_size: number of images per call of the graph.
 
         Raises:
             DataError: an image cannot be read.
@@ -72,7 +79,7 @@ class OnnxEncoder:
 
 
 def missing_package(error: ImportError) -> ConfigError:
-    """Returns the error that says what to install."""
+    """Returns the error that names a missing package and the command that installs it."""
     return ConfigError(f"needs the package {error.name}", where="export", fix="pip install 'saga-dist[export]'")
 
 

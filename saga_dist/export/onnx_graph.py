@@ -1,8 +1,8 @@
-"""The encoder as one plain graph: uint8 images in, embeddings out, every size but the batch fixed.
+"""The encoder as one traceable graph: uint8 images in, embeddings out; all sizes but the batch size are fixed.
 
-What a tower works out anew for each batch (patch order, windows, positions, rotation) is the same for all images of one
-size. Here it is worked out once, overheard from the tower itself, and becomes a constant: the exported graph has no
-Python in it and no loop over images.
+A tower computes patch order, windows, position embeddings and rotary angles anew for each batch, although they are the
+same for all images of one size. Here they are recorded once from the tower itself with hooks and become constants, so
+the exported graph has no Python code and no loop over images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from saga_dist.models.families.qwen_vl_tower import QwenVLTower
 
 
 def build_graph(encoder: Encoder) -> nn.Module:
-    """Returns tower and pooler as one graph in float32, for images of the encoder's own size; the encoder is copied.
+    """Returns tower and pooler as one float32 module for images of the encoder's own size; the encoder is copied.
 
-    Its ``forward`` takes images [B, S, S, 3] uint8 and returns embeddings [B, E] float32, l2-normalised.
+    The module's ``forward`` takes images [B, S, S, 3] uint8 and returns embeddings [B, E] float32, l2-normalised.
 
     Raises:
-        ModelError: this family cannot be put into a graph.
+        ModelError: the family is not supported, or its preprocessing does more than scale and rearrange pixels.
     """
     encoder = copy.deepcopy(encoder).cpu().float().eval()
     if isinstance(encoder.tower, QwenVLTower):
@@ -48,28 +48,29 @@ def build_graph(encoder: Encoder) -> nn.Module:
 
 
 class PixelMap(nn.Module):
-    """A family's preprocessing, found out from what it does to images: which pixel goes where, scaled by how much.
+    """A family's preprocessing as a gather and an affine map, derived from its outputs on test images.
 
     Args:
-        tower: whose preprocessing rescales and rearranges pixels, each by itself.
-        size: side of the square, pixels.
+        tower: tower whose preprocessing only scales, shifts and rearranges single pixel values.
+        size: side S of the square images in pixels.
 
     Raises:
         ModelError: the preprocessing does something else as well.
     """
 
     offset: torch.Tensor
-    """What black gives, in the shape that the tower takes one image: [P, K] patches, or [3, S, S]; the others alike."""
+    """float32 output for a black image, in the shape of one image's input to the tower: [P, K] patches or [3, S, S]."""
     scale: torch.Tensor
+    """float32, same shape: change of the output per unit of the uint8 input."""
     number: torch.Tensor
-    """int64, which of the image's S * S * 3 values goes there."""
+    """int64, same shape: index of the input value among the image's S * S * 3 flattened values."""
 
     def __init__(self, tower: VisionTower, size: int) -> None:
         super().__init__()
         black, white = (_preprocessed(tower, np.full((size, size, 3), value, np.uint8)) for value in (0, 255))
         self.register_buffer("offset", black)
         self.register_buffer("scale", (white - black) / 255)
-        # The number of each value in the image, written in base 256: one image for each digit.
+        # Each input value gets its flat index, written in base 256 as three images, one per digit.
         numbers = np.arange(size * size * 3).reshape(size, size, 3)
         found = torch.zeros(black.shape, dtype=torch.int64)
         for power in range(3):
@@ -86,46 +87,56 @@ class PixelMap(nn.Module):
             )
 
     def forward(self, images_BHWC: torch.Tensor) -> torch.Tensor:
-        """Returns float32 pixel values [B, ...] of uint8 images."""
+        """Returns float32 pixel values [B, P, K] or [B, 3, S, S] of images [B, S, S, 3] uint8."""
         values_BM = images_BHWC.flatten(1).float()
         return values_BM[:, self.number] * self.scale + self.offset
 
     def reorder(self, rows_P: torch.Tensor) -> None:
-        """Gives the patches in another order from now on."""
+        """Permutes the patches of the output.
+
+        Args:
+            rows_P: int64 [P], the present index of each patch of the new order.
+        """
         self.offset, self.scale, self.number = self.offset[rows_P], self.scale[rows_P], self.number[rows_P]
 
 
 class QwenVLGraph(nn.Module):
-    """A Qwen-VL tower and its pooler; DeepStack maps are left out, windows are a mask.
+    """A Qwen-VL tower and its pooler, without the DeepStack maps; window attention is a mask.
 
-    Patches stay in the order in which the blocks see them, windows together: to the pooler a token's place is nothing.
+    Patches stay in the order in which the blocks process them, window by window, because the pooler does not depend on
+    the order of tokens.
 
     Args:
-        tower: in float32; becomes part of the graph.
-        pooler: likewise.
-        size: side of the images, pixels.
+        tower: tower in float32, whose modules become part of the graph.
+        pooler: pooler in float32, which becomes part of the graph.
+        size: side S of the images in pixels.
     """
 
     position_PW: torch.Tensor
+    """float32 [P, W], position embedding of each patch; zero in families with rotary positions only."""
     cos_Pd: torch.Tensor
+    """float32 [P, d], cosines of the rotary position angles."""
     sin_Pd: torch.Tensor
+    """float32 [P, d], sines of the rotary position angles."""
     window_PP: torch.Tensor
+    """bool [P, P], True where both patches are in the same window; used by the windowed blocks only."""
 
     def __init__(self, tower: QwenVLTower, pooler: nn.Module, size: int) -> None:
         super().__init__()
-        heard = _overhear(tower, size)
+        constants = _record_constants(tower, size)
         self.pixels = PixelMap(tower, size)
-        self.pixels.reorder(heard.order_P)
-        self.register_buffer("position_PW", heard.position_PW)
-        self.register_buffer("cos_Pd", heard.cos_Pd)
-        self.register_buffer("sin_Pd", heard.sin_Pd)
-        self.register_buffer("window_PP", heard.window_PP)
-        self.windowed = heard.windowed
+        self.pixels.reorder(constants.order_P)
+        self.register_buffer("position_PW", constants.position_PW)
+        self.register_buffer("cos_Pd", constants.cos_Pd)
+        self.register_buffer("sin_Pd", constants.sin_Pd)
+        self.register_buffer("window_PP", constants.window_PP)
+        self.windowed = constants.windowed
+        """One bool per block: True for window attention."""
         self.projection = tower.model.patch_embed.proj
         self.blocks, self.merger, self.pooler = tower.model.blocks, tower.model.merger, pooler
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns embeddings [B, E] of images [B, S, S, 3] uint8."""
+        """Returns float32 embeddings [B, E] of images [B, S, S, 3] uint8."""
         patches_BPK = self.pixels(images)
         hidden_BPW = F.linear(patches_BPK, self.projection.weight.flatten(1), self.projection.bias) + self.position_PW
         for block, windowed in zip(self.blocks, self.windowed, strict=True):
@@ -148,9 +159,9 @@ class InternVLGraph(nn.Module):
     """InternViT, pixel shuffle, projector and pooler; the position table is interpolated beforehand.
 
     Args:
-        tower: in float32; becomes part of the graph.
-        pooler: likewise.
-        size: side of the images, pixels.
+        tower: tower in float32, whose modules become part of the graph.
+        pooler: pooler in float32, which becomes part of the graph.
+        size: side S of the images in pixels.
     """
 
     def __init__(self, tower: InternVLTower, pooler: nn.Module, size: int) -> None:
@@ -164,64 +175,71 @@ class InternVLGraph(nn.Module):
                 table = embeddings.interpolate_pos_encoding(
                     torch.zeros(1, places, embeddings.cls_token.shape[-1]), size, size
                 )
-            # A table of the size itself is taken as it is.
+            # With a table of exactly this size, the model's forward does not interpolate.
             embeddings.position_embeddings = nn.Parameter(table.clone())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns embeddings [B, E] of images [B, S, S, 3] uint8."""
+        """Returns float32 embeddings [B, E] of images [B, S, S, 3] uint8."""
         tokens_BND = self.model.get_image_features(self.pixels(images)).pooler_output
         return self.pooler(tokens_BND).embeddings_IE
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """What a Qwen-VL tower works out for an image of one size."""
+class _TowerConstants:
+    """Tensors that a Qwen-VL tower computes from the image size alone."""
 
     order_P: torch.Tensor
-    """int64, the patches in the order in which the blocks see them."""
+    """int64 [P], indices of the patches in the order in which the blocks process them."""
     position_PW: torch.Tensor
-    """Position embeddings; zero in families that only rotate."""
+    """float32 [P, W], position embeddings in that order; zero in families with rotary positions only."""
     cos_Pd: torch.Tensor
+    """float32 [P, d], cosines of the rotary position angles in that order."""
     sin_Pd: torch.Tensor
+    """float32 [P, d], sines of the rotary position angles in that order."""
     window_PP: torch.Tensor
-    """bool, True where a patch may look in the windowed blocks."""
+    """bool [P, P], True where a patch attends to another one in the windowed blocks."""
     windowed: tuple[bool, ...]
-    """Of each block."""
+    """One bool per block: True for window attention."""
 
 
 def _preprocessed(tower: VisionTower, image_HWC: np.ndarray) -> torch.Tensor:
-    """One image as the tower takes it, without an axis for images."""
+    """Returns one preprocessed image as the tower takes it, without the image axis: [P, K] or [3, S, S]."""
     values = tower.preprocess([image_HWC]).pixel_values
     return values[0] if values.ndim == 4 else values
 
 
 @torch.no_grad()
-def _overhear(tower: QwenVLTower, size: int) -> _Heard:
-    """Sends an image through the tower whose embedded patches are nothing, then one whose patches are their numbers."""
+def _record_constants(tower: QwenVLTower, size: int) -> _TowerConstants:
+    """Returns the tower's constants for images of one size, recorded with hooks during two forward passes.
+
+    The first pass replaces the patch embeddings by zeros, so that the first block receives the position embeddings. The
+    second pass replaces them by the patch indices, so that the difference of the two is the order of the patches.
+    """
     hidden: list[torch.Tensor] = []
     rotation: list[torch.Tensor] = []
-    stretches: list[torch.Tensor] = []
+    boundaries: list[torch.Tensor] = []
 
-    def number(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def replace_embeddings(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        # len(hidden) is 0 in the first pass and 1 in the second.
         return torch.arange(len(output), dtype=output.dtype)[:, None].expand_as(output) * len(hidden)
 
-    def overhear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is tower.model.blocks[0]:
             hidden.append((args[0] if args else kwargs["hidden_states"]).clone())
             rotation[:] = kwargs["position_embeddings"]
-        stretches.append(kwargs["cu_seqlens"])
+        boundaries.append(kwargs["cu_seqlens"])
 
-    hooks = [tower.model.patch_embed.register_forward_hook(number)]
-    hooks += [block.register_forward_pre_hook(overhear, with_kwargs=True) for block in tower.model.blocks]
+    hooks = [tower.model.patch_embed.register_forward_hook(replace_embeddings)]
+    hooks += [block.register_forward_pre_hook(record, with_kwargs=True) for block in tower.model.blocks]
     try:
         for _ in range(2):
             tower(tower.preprocess([np.zeros((size, size, 3), np.uint8)]))
     finally:
         for hook in hooks:
             hook.remove()
-    masks = [_same_stretch(ends) for ends in stretches[-len(tower.model.blocks) :]]
+    masks = [_same_window(ends) for ends in boundaries[-len(tower.model.blocks) :]]
     windowed = tuple(not bool(mask_PP.all()) for mask_PP in masks)
-    return _Heard(
+    return _TowerConstants(
         order_P=(hidden[1] - hidden[0])[:, 0].round().long(),
         position_PW=hidden[0],
         cos_Pd=rotation[0],
@@ -231,7 +249,11 @@ def _overhear(tower: QwenVLTower, size: int) -> _Heard:
     )
 
 
-def _same_stretch(ends: torch.Tensor) -> torch.Tensor:
-    """bool [P, P]: both patches are in one stretch of those that end (and, but for the first, begin) at ``ends``."""
-    stretch_P = torch.repeat_interleave(torch.arange(len(ends) - 1), ends.diff())
-    return stretch_P[:, None] == stretch_P
+def _same_window(boundaries: torch.Tensor) -> torch.Tensor:
+    """Returns bool [P, P], True where both patches are in the same window.
+
+    Args:
+        boundaries: integer [windows + 1], cumulative sequence lengths: 0 and the end of each window.
+    """
+    window_P = torch.repeat_interleave(torch.arange(len(boundaries) - 1), boundaries.diff())
+    return window_P[:, None] == window_P

@@ -1,4 +1,4 @@
-"""The encoder as the one module of a sentence-transformers model; needs that package."""
+"""The encoder as the only module of a sentence-transformers model; needs that package."""
 
 from __future__ import annotations
 
@@ -17,32 +17,40 @@ from saga_dist.models.families.base import PixelBatch
 
 
 class SagaEncoder(InputModule):
-    """Images to l2-normalised embeddings. Its folder is an encoder's own: ``saga_dist.load`` reads it as well.
+    """A sentence-transformers module that turns images into l2-normalised embeddings.
+
+    The folder of the module is that of an encoder, which ``saga_dist.load`` reads as well.
 
     Args:
         encoder: tower and pooler.
     """
 
     save_in_root: bool = True
+    """Read by sentence-transformers: the module is saved in the model's folder itself, not in a sub-folder."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+        """Tower and pooler."""
 
     @property
     def modalities(self) -> list[Any]:
-        """What ``encode`` takes."""
+        """Kinds of input that ``encode`` accepts: images only."""
         return ["image"]
 
     def get_embedding_dimension(self) -> int:
-        """Returns E."""
+        """Returns E, the width of an embedding."""
         return self.encoder.embedding_dim
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Returns pixels and patch grids of PIL images, uint8 arrays [height, width, 3], or paths.
+        """Returns the features that ``forward`` takes: ``pixel_values``, ``grids`` and ``lengths``.
+
+        Args:
+            inputs: PIL images, uint8 arrays or tensors [height, width, 3], or paths.
+            prompt: ignored; part of the interface.
 
         Raises:
-            DataError: an image cannot be read, or it is no image.
+            DataError: an image cannot be read, or an input is not an image.
         """
         pixels = self.encoder.tower.preprocess([_square(image, self.encoder.image_size) for image in inputs])
         return {"pixel_values": pixels.pixel_values, "grids": pixels.grids, "lengths": pixels.lengths}
@@ -55,15 +63,19 @@ class SagaEncoder(InputModule):
         return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes the encoder's own folder."""
+        """Writes the encoder into the folder ``output_path``."""
         self.encoder.save(output_path)
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> SagaEncoder:
-        """Returns the module in a folder on this machine.
+        """Returns the module in a local folder; other arguments of sentence-transformers are ignored.
+
+        Args:
+            model_name_or_path: local folder; hub names are not supported.
+            subfolder: sub-folder of the module.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is no such folder, or the encoder in it is damaged.
         """
         folder = Path(model_name_or_path, subfolder)
         if not folder.is_dir():

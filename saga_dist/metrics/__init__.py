@@ -1,1 +1,1 @@
-"""Metrics of a run: the JSONL log, and the sinks that it is copied to."""
+"""Metrics of a run: the JSONL log, and the sinks that receive a copy of it."""

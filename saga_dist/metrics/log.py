@@ -1,6 +1,7 @@
-"""The run's diary: one JSON line per step, names ``stage/quantity_unit``; rewound on resume, no step is told twice.
+"""Writes metrics.jsonl, one JSON object per step with names ``stage/quantity_unit``; a resume drops later rows.
 
-The one place that metrics are written: ``MetricsLog.write`` tells the file first, then every sink (TensorBoard, …).
+All metrics pass through ``MetricsLog.write``, which writes the file first, then every sink (TensorBoard, …). On resume,
+the rows after the checkpoint are dropped, so that each step has one row.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from saga_dist.utils.atomic_io import write_atomic
 
 
 class Stopwatch:
-    """Adds up the seconds of named phases."""
+    """Adds up the wall time of named phases."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        """Seconds by phase, summed over all uses of the phase."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to ``seconds[name]``."""
+        """Adds the time spent in the block to ``seconds[name]``."""
         started = time.monotonic()
         try:
             yield
@@ -35,14 +37,15 @@ class Stopwatch:
 
 
 class JsonLines:
-    """A file with one JSON object a line, each with its ``step``; every row is flushed when it is written.
+    """A file with one JSON object per line, each with a ``step``; every row is flushed when it is written.
 
     Args:
-        path: the file; made on the first row.
+        path: path of the file, which is created with the first row.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        """Path of the file."""
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Appends one row."""
@@ -50,14 +53,17 @@ class JsonLines:
             file.write(json.dumps(row) + "\n")
 
     def truncate(self, *, after_step: int) -> None:
-        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        """Drops rows of steps greater than ``after_step``, and a last row that a crash left incomplete."""
         if not self.path.exists():
             return
         kept = [row for row in self.rows(allow_cut_tail=True) if row["step"] <= after_step]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def rows(self, *, allow_cut_tail: bool = False) -> list[dict[str, Any]]:
-        """Returns all rows.
+        """Returns all rows in file order.
+
+        Args:
+            allow_cut_tail: leave out a last line that is not JSON, as a crash during a write leaves it.
 
         Raises:
             CheckpointError: a line is not JSON (with ``allow_cut_tail``: a line other than the last).
@@ -75,11 +81,11 @@ class JsonLines:
 
 
 class MetricsLog(JsonLines):
-    """Step results in ``metrics.jsonl``, and wherever else someone wants to see them.
+    """Step results in ``metrics.jsonl`` and in the configured sinks.
 
     Args:
-        path: of the file.
-        sinks: told the same; opened by ``truncate``, which every attempt at a run begins with.
+        path: path of the file.
+        sinks: receive the same rows; opened by ``truncate``, with which every attempt at a run begins.
     """
 
     def __init__(self, path: Path, sinks: Sequence[MetricSink] = ()) -> None:
@@ -87,13 +93,13 @@ class MetricsLog(JsonLines):
         self._sinks = sinks
 
     def write(self, result: StepResult) -> None:
-        """Appends one row ``{"step": ..., "stage/quantity": ...}`` and tells the sinks."""
+        """Appends one row ``{"step": ..., "stage/quantity": ...}`` and passes the result to the sinks."""
         self.append({"step": result.step, **result.metrics})
         for sink in self._sinks:
             sink.write(result)
 
     def truncate(self, *, after_step: int) -> None:
-        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short; opens the sinks there."""
+        """Drops the rows that ``JsonLines.truncate`` drops, and opens the sinks to continue after ``after_step``."""
         for sink in self._sinks:
             sink.open(after_step=after_step)
         super().truncate(after_step=after_step)

@@ -1,8 +1,8 @@
-"""Where the metrics go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow; section ``[logging]``.
+"""Metric sinks besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow; configured in section ``[logging]``.
 
-Each sink is opened once, when it is known after which step the run goes on, and is told every step once. Libraries are
-imported when a sink is opened, so that ``--help``, ``--dry-run`` and the workers know nothing of them. Prometheus is
-Ray's business (``cluster/gauges.py``).
+Each sink is opened once, after the step from which the run resumes is determined, and receives every later step once.
+The libraries are imported when a sink is opened, so that ``--help``, ``--dry-run`` and the workers do not load them.
+Prometheus metrics are exported through Ray (``runtime/ray/prometheus.py``).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ log = logging.getLogger(__name__)
 
 
 class MetricSink(Protocol):
-    """Takes the metrics of a run as they come."""
+    """Receives the metrics of a run, step by step."""
 
     def open(self, *, after_step: int) -> None:
-        """Begins, or goes on after ``after_step``; what was told of later steps is told again or withdrawn."""
+        """Starts the sink, or continues it after ``after_step``; rows of later steps are dropped or written again."""
 
     def write(self, result: StepResult) -> None:
-        """Takes one row of metrics."""
+        """Writes the metrics of one step."""
 
     def close(self) -> None:
-        """Ends the stream; a sink that was never opened has nothing to end."""
+        """Closes the sink; does nothing when it was never opened."""
 
 
 def require_loggers(section: LoggingSection) -> None:
-    """Checks before anything is loaded that the libraries of the chosen sinks are installed.
+    """Checks that the packages of the configured sinks are installed, without importing them.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a package is not installed.
     """
     chosen = (("tensorboard", section.tensorboard), ("wandb", section.wandb), ("mlflow", section.mlflow))
     for name, wanted in chosen:
@@ -69,7 +69,10 @@ def build_sinks(config: RunConfig, run_dir: Path) -> list[MetricSink]:
 class TensorBoardSink:
     """Event files in ``RUN/tensorboard``.
 
-    A resumed run writes a new file whose first record tells TensorBoard to forget the steps after the checkpoint.
+    A resumed run writes a new file whose first record makes TensorBoard drop the steps after the checkpoint.
+
+    Args:
+        folder: folder of the event files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,13 +80,13 @@ class TensorBoardSink:
         self._writer: SummaryWriter | None = None
 
     def open(self, *, after_step: int) -> None:
-        """Opens the event file of this attempt."""
+        """Opens a new event file; TensorBoard drops the steps after ``after_step`` of earlier files."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
 
     def write(self, result: StepResult) -> None:
-        """Writes one scalar per metric, at once on the disk."""
+        """Writes one scalar per metric and flushes the file."""
         assert self._writer is not None
         for name, value in result.metrics.items():
             self._writer.add_scalar(name, value, result.step)
@@ -98,7 +101,13 @@ class TensorBoardSink:
 class WandbSink:
     """A run in Weights & Biases. ``WANDB_MODE=offline`` keeps it in the run directory until ``wandb sync``.
 
-    Its own step counter only goes up, so a resumed run could not tell a step again: the charts use ``step`` instead.
+    The step counter of wandb only increases, so a resumed run could not log a step again: the charts use the metric
+    ``step`` as their axis instead.
+
+    Args:
+        project: name of the wandb project.
+        run_dir: run directory; its name is the name of the wandb run.
+        config: configuration of the run, uploaded with it.
     """
 
     def __init__(self, project: str, run_dir: Path, config: RunConfig) -> None:
@@ -106,10 +115,10 @@ class WandbSink:
         self._run: Any = None
 
     def open(self, *, after_step: int) -> None:
-        """Starts the run, or joins the one of an earlier attempt.
+        """Starts the wandb run, or resumes that of an earlier attempt at the same run directory.
 
         Raises:
-            ConfigError: it cannot be started, e.g. because nobody is logged in.
+            ConfigError: the run cannot be started, e.g. because no user is logged in.
         """
         import wandb
 
@@ -131,26 +140,32 @@ class WandbSink:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, result: StepResult) -> None:
-        """Sends one row."""
+        """Logs the metrics of one step."""
         self._run.log({"step": result.step, **result.metrics})
 
     def close(self) -> None:
-        """Ends the run."""
+        """Finishes the wandb run."""
         if self._run is not None:
             self._run.finish()
 
 
 class MlflowSink:
-    """A run in MLflow, on a server or wherever else its tracking URI leads.
+    """A run in MLflow, on a server or in another store that a tracking URI names.
 
-    MLflow 3 takes a folder (``file:///path``) only with ``MLFLOW_ALLOW_FILE_STORE=true``, and ``sqlite:///file`` only
-    with the whole package ``mlflow``, not with ``mlflow-skinny``. A server that does not answer costs metrics there,
-    not the training: the first failure is logged, later rows are tried again.
+    MLflow 3 accepts a folder (``file:///path``) only with ``MLFLOW_ALLOW_FILE_STORE=true``, and ``sqlite:///file`` only
+    with the whole package ``mlflow``, not with ``mlflow-skinny``. When the server fails during training, its rows are
+    lost in MLflow and training continues: the first failure is logged, and later rows are still sent.
+
+    Args:
+        uri: tracking URI.
+        run_dir: run directory; its name is the name of the MLflow run.
+        config: configuration of the run, logged as parameters.
     """
 
     EXPERIMENT = "saga-dist"
+    """Name of the MLflow experiment."""
     IDENTITY = "saga_dist.run"
-    """Tag by which a resumed run finds itself."""
+    """Tag with the ``run_identity``, by which a resumed run finds its MLflow run."""
 
     def __init__(self, uri: str, run_dir: Path, config: RunConfig) -> None:
         self._uri, self._run_dir, self._config = uri, run_dir, config
@@ -159,7 +174,7 @@ class MlflowSink:
         self._failed = False
 
     def open(self, *, after_step: int) -> None:
-        """Starts the run, or joins the one of an earlier attempt.
+        """Creates the MLflow run, or continues that of an earlier attempt at the same run directory.
 
         Raises:
             ConfigError: the tracking server cannot be used.
@@ -184,7 +199,7 @@ class MlflowSink:
                     for section, values in self._config.model_dump(mode="json").items()
                     for key, value in values.items()
                 ]
-                for start in range(0, len(params), 100):  # what one request may hold
+                for start in range(0, len(params), 100):  # MLflow accepts at most 100 per request
                     client.log_batch(self._run_id, params=params[start : start + 100])
         except MlflowException as error:
             raise ConfigError(
@@ -194,7 +209,7 @@ class MlflowSink:
         self._client = client
 
     def write(self, result: StepResult) -> None:
-        """Sends one row."""
+        """Sends the metrics of one step; a failure is logged once and not raised."""
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
@@ -208,7 +223,7 @@ class MlflowSink:
             self._failed = True
 
     def close(self) -> None:
-        """Marks the run as finished."""
+        """Marks the MLflow run as finished; a failure is logged and not raised."""
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
@@ -216,11 +231,11 @@ class MlflowSink:
         try:
             self._client.set_terminated(self._run_id)
         except MlflowException as error:
-            log.warning("MLflow was not told of the end: %s", _first_line(error))
+            log.warning("the MLflow run could not be marked as finished: %s", _first_line(error))
 
 
 def run_identity(run_dir: Path, config: RunConfig) -> str:
-    """Returns the name by which another attempt at the same run directory is the same run."""
+    """Returns an id that is equal for every attempt at a run directory with a configuration: 16 hexadecimal digits."""
     return hashlib.sha256(f"{run_dir.resolve()} {config.digest()}".encode()).hexdigest()[:16]
 
 

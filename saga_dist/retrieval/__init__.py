@@ -1,1 +1,1 @@
-"""Retrieval: exact metrics on unseen classes, linear probes, and the results file."""
+"""Retrieval: exact metrics on unseen classes, linear probes, embedding files, indexes, search, and the results file."""

@@ -1,7 +1,7 @@
-"""The best few of a gallery for every query by fast scores, block by block in little memory.
+"""Selection of the M best gallery items of every query by fast scores, block by block in little memory.
 
-Where the queries are the gallery, the table of scores is symmetric: a block above the diagonal serves its rows and its
-columns, which halves the operations.
+When the queries are the gallery, the matrix of scores is symmetric: a block above the diagonal is used for its rows and
+for its columns, which halves the operations.
 """
 
 from __future__ import annotations
@@ -12,18 +12,31 @@ from saga_dist.retrieval.dot_products import DotProducts
 from saga_dist.retrieval.normalized import blocks
 
 BLOCK = 2048
+"""Rows and columns of a block of scores; at most 65,536 (``add_transposed`` sorts rows as 16-bit numbers)."""
 
 
 class TopCandidates:
-    """The M best items of each query so far."""
+    """The M best items of each query among those added so far.
+
+    Args:
+        num_queries: Q.
+        num_candidates: M.
+    """
 
     def __init__(self, num_queries: int, num_candidates: int) -> None:
         self.scores_QM = np.full((num_queries, num_candidates), -np.inf, np.float32)
-        """Best first; -inf where there are fewer."""
+        """float32 [Q, M], scores of the items, best first; unused places hold -inf."""
         self.items_QM = np.zeros((num_queries, num_candidates), np.int32)
+        """int32 [Q, M], indices of the items in the gallery."""
 
     def add(self, queries: slice, items: slice, scores_RC: np.ndarray) -> None:
-        """Takes the scores of some queries (rows) for some items (columns)."""
+        """Adds the scores of some queries for some items.
+
+        Args:
+            queries: range of the R queries.
+            items: range of the C items.
+            scores_RC: float32 [R, C].
+        """
         border_R = self.scores_QM[queries, -1]
         if np.isneginf(border_R).any():
             self._add_all(queries, items, scores_RC)
@@ -33,25 +46,38 @@ class TopCandidates:
         self._merge(queries, row_H, (column_H + items.start).astype(np.int32), scores_RC.ravel()[hits])
 
     def add_transposed(self, queries: slice, items: slice, scores_CR: np.ndarray) -> None:
-        """Takes the scores of some queries (columns) for some items (rows)."""
+        """Adds the scores of some queries for some items, given with items as rows.
+
+        Args:
+            queries: range of the R queries.
+            items: range of the C items.
+            scores_CR: float32 [C, R].
+        """
         border_R = self.scores_QM[queries, -1]
         if np.isneginf(border_R).any():
             self._add_all(queries, items, np.ascontiguousarray(scores_CR.T))
             return
         hits = np.flatnonzero(scores_CR > border_R)
         item_H, row_H = np.divmod(hits, scores_CR.shape[1])
-        order_H = np.argsort(row_H.astype(np.uint16), kind="stable")  # 16 bits: sorted by counting
+        order_H = np.argsort(row_H.astype(np.uint16), kind="stable")  # numpy sorts 16-bit integers by radix sort
         item_H = (item_H[order_H] + items.start).astype(np.int32)
         self._merge(queries, row_H[order_H], item_H, scores_CR.ravel()[hits[order_H]])
 
     def _add_all(self, queries: slice, items: slice, scores_RC: np.ndarray) -> None:
-        """Without a border every score counts."""
+        """Adds all scores, float32 [R, C], of queries that do not have M items yet."""
         items_RC = np.broadcast_to(np.arange(items.start, items.stop, dtype=np.int32), scores_RC.shape)
         scores = np.concatenate([self.scores_QM[queries], scores_RC], 1)
         self._keep_best(queries, scores, np.concatenate([self.items_QM[queries], items_RC], 1))
 
     def _merge(self, queries: slice, row_H: np.ndarray, item_H: np.ndarray, score_H: np.ndarray) -> None:
-        """Takes scores above the border, sorted by row."""
+        """Adds scores that are better than the worst kept one of their query.
+
+        Args:
+            queries: range of the queries to which the rows belong.
+            row_H: integer [H], row of each score within the range, ascending.
+            item_H: int32 [H], item of each score.
+            score_H: float32 [H].
+        """
         rows_T, place_H, counts_T = np.unique(row_H, return_inverse=True, return_counts=True)
         if len(rows_T) == 0:
             return
@@ -73,7 +99,12 @@ class TopCandidates:
 
 
 def best_of_others(gallery: DotProducts, num_candidates: int) -> TopCandidates:
-    """Returns the best other items for every item of a gallery."""
+    """Returns the best other items of every item of a gallery.
+
+    Args:
+        gallery: G rows.
+        num_candidates: M, at most G - 1.
+    """
     best = TopCandidates(len(gallery), num_candidates)
     parts = list(blocks(len(gallery), BLOCK))
     for index, rows in enumerate(parts):
@@ -90,13 +121,13 @@ def best_of_others(gallery: DotProducts, num_candidates: int) -> TopCandidates:
 def best_of_gallery(
     queries: DotProducts, gallery: DotProducts, num_candidates: int, own_Q: np.ndarray | None = None
 ) -> TopCandidates:
-    """Returns the best items for every query.
+    """Returns the best gallery items of every query.
 
     Args:
         queries: Q rows.
-        gallery: G rows, at least ``num_candidates`` of them allowed.
+        gallery: G rows, of which each query may find at least M.
         num_candidates: M.
-        own_Q: int64 [Q], the item that each query must not find.
+        own_Q: int64 [Q], the item that each query must not find; None: every item may be found.
     """
     best = TopCandidates(len(queries), num_candidates)
     for rows in blocks(len(queries), BLOCK):

@@ -1,4 +1,4 @@
-"""k-means clusters of embeddings, and how far they agree with classes (NMI)."""
+"""k-means clusters of embeddings, and their agreement with classes (NMI)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from saga_dist.retrieval.normalized import check_labels, normalized_rows
 
 
 def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_iterations: int = 20) -> float:
-    """Returns the normalised mutual information (arithmetic mean) between classes and k-means clusters.
+    """Returns the normalised mutual information between classes and k-means clusters, in [0, 1].
 
-    As many clusters as there are classes (``kmeans_clusters``); the score is scikit-learn's.
+    There are as many clusters as classes (``kmeans_clusters``); the score is scikit-learn's, with the arithmetic mean
+    of the entropies as normaliser.
 
     Args:
-        embeddings_IE: [I, E] floating.
-        labels_I: [I] integers.
-        seed: of the initial centroids.
-        num_iterations: of k-means.
+        embeddings_IE: floating [I, E].
+        labels_I: integers [I].
+        seed: seed of the initial centroids.
+        num_iterations: iterations of k-means.
+
+    Raises:
+        DataError: shapes or types do not fit, or an embedding is zero or not finite.
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -28,7 +32,17 @@ def nmi(embeddings_IE: np.ndarray, labels_I: np.ndarray, *, seed: int = 0, num_i
 def kmeans_clusters(
     embeddings_IE: np.ndarray, num_clusters: int, *, seed: int = 0, num_iterations: int = 20
 ) -> np.ndarray:
-    """Returns the cluster of each embedding, int64 [I]: faiss k-means on unit vectors, one start from ``seed``."""
+    """Returns the cluster of each embedding, int64 [I], by faiss k-means on unit vectors with one initialisation.
+
+    Args:
+        embeddings_IE: floating [I, E].
+        num_clusters: number of clusters, at most I.
+        seed: seed of the initial centroids.
+        num_iterations: iterations of k-means.
+
+    Raises:
+        DataError: the embeddings are not a floating matrix, or a row is zero or not finite.
+    """
     import faiss
 
     embeddings = normalized_rows(embeddings_IE)
@@ -36,8 +50,8 @@ def kmeans_clusters(
         embeddings.shape[1],
         num_clusters,
         niter=num_iterations,
-        seed=seed % 2**31,  # a C int
-        # All points, always: the library would subsample large classes and complain about small ones.
+        seed=seed % 2**31,  # faiss stores it as a C int
+        # These bounds make faiss use all points: by default it subsamples large clusters and warns about small ones.
         max_points_per_centroid=len(embeddings),
         min_points_per_centroid=1,
     )

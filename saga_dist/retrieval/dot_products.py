@@ -1,8 +1,8 @@
-"""Cosines of many pairs: fast and with a proven bound on the error, or exact for listed pairs.
+"""Cosines of many pairs: fast with a proven bound on the error, or exact for listed pairs.
 
-Fast ones are matrix products of rows that were rounded to bfloat16 or float32. What rounding took from each row is
-measured, so that by Cauchy and Schwarz no product can be further off than the bound says. The mean of the gallery is
-subtracted before and accounted for after: embeddings that all point one way lose no digits to what they share.
+Fast cosines are matrix products of rows rounded to bfloat16 or float32. The rounding error of each row is measured, so
+that the Cauchy-Schwarz inequality bounds the error of every product. The mean of the gallery is subtracted before the
+product and accounted for after it, so that a large common component of all embeddings costs no precision.
 """
 
 from __future__ import annotations
@@ -18,58 +18,81 @@ from saga_dist.retrieval.normalized import NormalizedRows, blocks
 _UNIT_32, _UNIT_16 = 2.0**-24, 2.0**-8
 """Largest relative error of rounding to float32 and to bfloat16."""
 _SLICE = 64
-"""Components that are multiplied at a time for exact cosines: such a slice of a gallery stays in the cache."""
+"""Components multiplied at a time for exact cosines, so that the slice of a gallery fits into the processor's cache."""
 
 
 class DotProducts:
-    """Rows less a centre, rounded, with what rounding took from them."""
+    """Rows minus a centre, rounded, with the norm of each row's rounding error.
+
+    Args:
+        rows: I rows of length 1.
+        centre_E: float64 [E], subtracted from every row.
+        half: round to bfloat16, else to float32.
+    """
 
     def __init__(self, rows: NormalizedRows, centre_E: np.ndarray, *, half: bool) -> None:
         import torch
 
         self.half = half
+        """True when the rows are bfloat16."""
         self._values_IE = torch.empty((len(rows), rows.width), dtype=torch.bfloat16 if half else torch.float32)
         self._offset_I = np.empty(len(rows), np.float32)
-        self._length_I, self._lost_I = np.empty(len(rows)), np.empty(len(rows))
+        self._length_I, self._error_I = np.empty(len(rows)), np.empty(len(rows))
         for part in blocks(len(rows)):
             exact_RE = rows.rows(part) - centre_E
             rounded_RE = torch.from_numpy(exact_RE).to(self._values_IE.dtype)
             self._values_IE[part] = rounded_RE
             self._offset_I[part] = exact_RE @ centre_E
-            self._lost_I[part] = np.linalg.norm(exact_RE - rounded_RE.double().numpy(), axis=1)
-            self._length_I[part] = np.linalg.norm(exact_RE, axis=1) + self._lost_I[part]
+            self._error_I[part] = np.linalg.norm(exact_RE - rounded_RE.double().numpy(), axis=1)
+            self._length_I[part] = np.linalg.norm(exact_RE, axis=1) + self._error_I[part]
 
     def __len__(self) -> int:
         return len(self._offset_I)
 
     def scores(self, rows: slice, gallery: DotProducts, columns: slice) -> np.ndarray:
-        """Returns nearly the cosines of some queries (rows) and gallery items, less one number for all: float32."""
+        """Returns approximate cosines of some queries and gallery items, minus the squared norm of the centre.
+
+        Args:
+            rows: range of the R queries, which are rows of this object.
+            gallery: the gallery, with the same centre and rounding.
+            columns: range of the C items of the gallery.
+
+        Returns:
+            float32 [R, C].
+        """
         left, right = self._values_IE[rows], gallery._values_IE[columns]
-        # numpy's product is float32 whatever precision someone allowed torch.
+        # numpy multiplies in full float32, while torch may be set to a lower precision.
         product_RC: np.ndarray = (left @ right.T).float().numpy() if self.half else left.numpy() @ right.numpy().T
         product_RC += self._offset_I[rows, None]
         product_RC += gallery._offset_I[columns]
         return product_RC
 
     def margins(self, rows: slice, gallery: DotProducts, scores_RM: np.ndarray) -> np.ndarray:
-        """Returns how far scores of some queries can be from the truth, float64 [R, M].
+        """Returns a bound on the error of each score, float64 [R, M].
 
-        What holds for a score holds for all smaller ones: score + margin and score - margin grow with the score.
+        Score + margin and score - margin increase with the score, so a conclusion from one holds for all smaller ones.
+
+        Args:
+            rows: range of the R queries.
+            gallery: the gallery of the scores.
+            scores_RM: float32 [R, M], scores as ``scores`` returns them.
         """
         longest, offset_R = gallery._length_I.max(), np.abs(self._offset_I[rows]) + np.abs(gallery._offset_I).max()
-        lost_R = self._lost_I[rows] * longest + self._length_I[rows] * gallery._lost_I.max()
-        # A sum of E products is off by at most E roundings; the factor 2 leaves room for how processors pair them.
+        rounding_R = self._error_I[rows] * longest + self._length_I[rows] * gallery._error_I.max()
+        # A sum of E products has an error of at most E roundings; the factor 2 covers any order of summation.
         width = self._values_IE.shape[1]
-        summed_R = 2 * _UNIT_32 * ((width + 4) * self._length_I[rows] * longest + 4 * offset_R)
-        written_RM = 1.01 * _UNIT_16 * (np.abs(scores_RM) + offset_R[:, None]) if self.half else 0.0
-        return np.asarray((lost_R + summed_R)[:, None] + written_RM)
+        summation_R = 2 * _UNIT_32 * ((width + 4) * self._length_I[rows] * longest + 4 * offset_R)
+        # The product itself is returned in bfloat16.
+        output_RM = 1.01 * _UNIT_16 * (np.abs(scores_RM) + offset_R[:, None]) if self.half else 0.0
+        return np.asarray((rounding_R + summation_R)[:, None] + output_RM)
 
 
 @cache
 def half_is_faster() -> bool:
-    """Returns whether this processor multiplies bfloat16 matrices faster than float32: measured, 0.1 GFLOP each.
+    """Returns True when this processor multiplies bfloat16 matrices clearly faster than float32 ones.
 
-    Processor time, which other programs do not stretch. Results do not depend on the answer.
+    Measured once, on products of 0.1 GFLOP, in processor time, which other programs do not affect much. Results do not
+    depend on the answer, only their speed.
     """
     import torch
 
@@ -93,15 +116,15 @@ def listed_cosines(
     *,
     double: bool,
 ) -> tuple[np.ndarray, float]:
-    """Returns cosines of listed pairs, float64 [L], and how far they can be off.
+    """Returns cosines of listed pairs, float64 [L], and a bound on their error.
 
     Args:
-        queries: rows, of which ``rows_Q`` are compared, int64 [Q].
-        rows_Q: see ``queries``.
+        queries: rows that contain the queries.
+        rows_Q: int64 [Q], indices of the queries among them.
         gallery: G rows.
         starts_Q1: int64 [Q + 1]; query q is compared with ``items_L[starts_Q1[q] : starts_Q1[q + 1]]``.
-        items_L: int32 [L], rows of the gallery.
-        double: multiply in float64 (exact: products of float32 fit), not in float32.
+        items_L: int32 [L], indices of gallery rows.
+        double: multiply in float64, which holds products of float32 exactly; False: multiply in float32.
     """
     import torch
 
@@ -110,7 +133,7 @@ def listed_cosines(
     starts, zeros = torch.from_numpy(starts_Q1.astype(np.int32)), torch.zeros(len(items_L), dtype=dtype)
     size = (len(rows_Q), len(gallery))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)  # said to be in beta
+        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)  # torch calls its support beta
         pattern = torch.sparse_csr_tensor(starts, torch.from_numpy(items_L), zeros, size, check_invariants=False)
         for part in blocks(gallery.width, _SLICE):
             right_GS = torch.from_numpy(gallery.columns(part)).to(dtype)

@@ -1,7 +1,7 @@
-"""A folder of images to an embedding file: resumable, bounded memory, bad images set aside and named.
+"""Embeds a folder of images into a file: resumable, with bounded memory; unusable images are left out and listed.
 
-While it runs, finished rows lie in ``OUT.parts/``. The same command goes on from there after a crash, and on a finished
-file it embeds only what is new or changed.
+While it runs, finished rows are stored in ``OUT.parts/``. After a crash the same command resumes from there; when the
+file is complete, it embeds only new and changed images.
 """
 
 from __future__ import annotations
@@ -28,41 +28,47 @@ from saga_dist.utils.atomic_io import write_atomic
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
+"""Images per call of the encoder."""
 BATCHES_PER_PART = 16
+"""Batches per file of ``OUT.parts/``."""
 _BATCHES_AHEAD = 2
 """Batches that are decoded while one is encoded."""
 
 
 class ImageEncoder(Protocol):
-    """What turns images into embeddings (``saga_dist.load``)."""
+    """An encoder of images, such as the one that ``saga_dist.load`` returns."""
 
     image_size: int
+    """S, side of the square images in pixels."""
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns embeddings [I, E] float32, l2-normalised."""
+        """Returns embeddings [I, E] float32, l2-normalised, of images uint8 [S, S, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image below a folder, as it was when the folder was listed."""
+    """An image below a folder, with its state when the folder was listed."""
 
     id: str
+    """Path relative to the folder, with forward slashes."""
     size_bytes: int
+    """Size of the file in bytes."""
     mtime_ns: int
+    """Modification time in nanoseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What ``embed_folder`` did."""
+    """Result of ``embed_folder``."""
 
     num_images: int
-    """Rows of the file."""
+    """Number of rows of the file."""
     num_new: int
-    """Of these, embedded now; the others were there already."""
+    """Number of rows embedded by this call; the others existed before."""
     bad: tuple[str, ...]
-    """One line for each image that could not be used."""
+    """One line with the reason for each unusable image."""
     bad_list: Path
-    """Where these lines are, when there are any."""
+    """File with these lines; it exists only when there are any."""
 
 
 def embed_folder(
@@ -78,16 +84,17 @@ def embed_folder(
     """Writes the embeddings of all images below a folder; the same call resumes.
 
     Args:
-        encoder: makes the embeddings.
-        identity: of that encoder.
-        root: folder, searched at every depth; hidden files and links to folders are skipped.
+        encoder: encoder that computes the embeddings.
+        identity: identity of that encoder.
+        root: folder of images, searched at every depth; hidden files and links to folders are skipped.
         out: file to write, .arrow or .parquet.
-        max_bad_share: images that may be unusable, as a share of all, in [0, 1]. They are listed in ``OUT.bad.jsonl``.
-        jobs: threads that decode; 0: one per core.
-        on_progress: called with images done and images in all.
+        max_bad_share: largest allowed share of unusable images, in [0, 1]. They are listed in ``OUT.bad.jsonl``.
+        jobs: number of decoding threads; 0: one per core.
+        on_progress: called with the number of images done and the number of all images.
 
     Raises:
-        DataError: nothing to embed, too many unusable images, or ``out`` cannot be written.
+        DataError: there is nothing to embed, too many images are unusable, an embedding is not finite, or ``out``
+            cannot be written or holds the images of another folder.
         ModelError: ``out`` exists and was made with another model.
     """
     check_suffix(out)
@@ -108,7 +115,7 @@ def embed_folder(
         good = [(file, image) for file, image in chunk if isinstance(image, np.ndarray)]
         bad += [(file.id, str(image)) for file, image in chunk if isinstance(image, DataError)]
         if len(bad) > max_bad_share * total:
-            parts.flush()  # what was done stays done
+            parts.flush()  # keeps the finished embeddings for the next call
         _refuse_too_many(out, root, bad, total, max_bad_share)
         if good:
             parts.add([file for file, _ in good], encoder.encode([image for _, image in good]))
@@ -120,7 +127,13 @@ def embed_folder(
 
 
 def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    """Returns the images below a folder, sorted by path, and (path, reason) of those that cannot be named or found.
+    """Returns the images below a folder, sorted by path, and the unusable ones.
+
+    Args:
+        root: folder, searched at every depth; hidden files and links to folders are skipped.
+
+    Returns:
+        The images; and (path, reason) of files whose name is not UTF-8 or whose state cannot be read.
 
     Raises:
         DataError: a folder cannot be read.
@@ -153,7 +166,14 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
 def _decoded(
     root: Path, files: Sequence[ImageFile], size: int, jobs: int
 ) -> Iterator[list[tuple[ImageFile, np.ndarray | DataError]]]:
-    """Yields the files in batches with their images, decoded ahead of time by threads."""
+    """Yields the files in batches with their images, uint8 [size, size, 3], or the errors of decoding them.
+
+    Args:
+        root: folder of the images.
+        files: images to decode.
+        size: side of the decoded squares in pixels.
+        jobs: number of decoding threads, which work up to ``_BATCHES_AHEAD`` batches ahead.
+    """
 
     def read(file: ImageFile) -> np.ndarray | DataError:
         try:
@@ -175,7 +195,15 @@ def _decoded(
 
 
 class _EmbeddingParts:
-    """Finished rows on the disk: those of an older ``out`` and of ``OUT.parts/``."""
+    """Finished rows on the disk: those of an older ``out`` and of ``OUT.parts/``.
+
+    Args:
+        out: file to write in the end.
+        source: encoder and folder of the embeddings.
+
+    Raises:
+        DataError: the folder of ``out`` cannot be used.
+    """
 
     def __init__(self, out: Path, source: Source) -> None:
         self._out, self._source = out, source
@@ -189,7 +217,15 @@ class _EmbeddingParts:
             raise DataError(f"cannot be used ({error.strerror})", where=str(out), fix="choose another --out") from error
 
     def known(self, files: dict[str, ImageFile]) -> set[str]:
-        """Returns the ids that need not be embedded again: same path, size and time, same model, same folder."""
+        """Returns the ids that need not be embedded again, because path, size, time, model and folder are the same.
+
+        Args:
+            files: present images by id.
+
+        Raises:
+            DataError: a file of rows cannot be read, or holds the images of another folder.
+            ModelError: a file of rows was made with another model.
+        """
         older = [self._out] if self._out.exists() else []
         known: set[str] = set()
         for path in [*older, *(path for _, path in sorted(self._numbers.items()))]:
@@ -212,7 +248,11 @@ class _EmbeddingParts:
         return known
 
     def add(self, files: Sequence[ImageFile], values_IE: np.ndarray) -> None:
-        """Takes a batch; every few batches they go to the disk."""
+        """Adds the embeddings of a batch, float32 [I, E]; writes a part every ``BATCHES_PER_PART`` batches.
+
+        Raises:
+            DataError: an embedding is not finite, or a part cannot be written.
+        """
         if not np.isfinite(values_IE).all():
             raise DataError("an embedding is not finite", where=files[0].id, fix="check the model")
         self._open.append((files, values_IE))
@@ -220,7 +260,7 @@ class _EmbeddingParts:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is not on the disk yet."""
+        """Writes the rows that are not on the disk yet as a new part."""
         if not self._open:
             return
         files = [file for batch, _ in self._open for file in batch]
@@ -233,7 +273,11 @@ class _EmbeddingParts:
         self._open = []
 
     def finish(self, order: Iterable[str]) -> None:
-        """Writes ``out``, its rows in the given order of ids, and removes the parts."""
+        """Writes ``out`` with its rows in the given order of ids, and removes the parts.
+
+        Raises:
+            DataError: there is no row, or ``out`` cannot be written.
+        """
         self.flush()
         place = {identifier: (table, row) for table in self._tables for row, identifier in enumerate(table.ids)}
         chosen = [place[identifier] for identifier in order if identifier in place]
@@ -269,6 +313,7 @@ def _bad_list(out: Path) -> Path:
 
 
 def _list_bad(out: Path, bad: Sequence[tuple[str, str]]) -> None:
+    """Writes the list of unusable images; removes it when there are none."""
     lines = "".join(json.dumps({"id": identifier, "reason": reason}) + "\n" for identifier, reason in bad)
     if lines:
         write_atomic(_bad_list(out), lines.encode())
@@ -277,6 +322,7 @@ def _list_bad(out: Path, bad: Sequence[tuple[str, str]]) -> None:
 
 
 def _refuse_too_many(out: Path, root: Path, bad: Sequence[tuple[str, str]], total: int, max_share: float) -> None:
+    """Writes the list of unusable images and raises a DataError when their share exceeds ``max_share``."""
     if len(bad) > max_share * total:
         _list_bad(out, bad)
         raise DataError(

@@ -1,9 +1,10 @@
-"""Exact ranking: fast products propose, fp64 decides, and ties never depend on the order of the gallery.
+"""Exact ranking: fast products select candidates, float64 ranks them, and ties do not depend on the gallery's order.
 
-Scores in bfloat16 (where the processor is faster with it) name a few candidates for each query and a bound on their
-error: everything that could be among the wanted ranks is scored again, in float32 and then in float64. A query whose
-border is too close for the bound, such as one among many duplicates, is asked again with float32 scores, and if that is
-not enough either, compared with the whole gallery in fp64. What comes out is what a plain fp64 loop gives.
+Scores in bfloat16 (when the processor is faster with it) select a few candidates for each query and bound their error:
+every item that could be among the required ranks is scored again, in float32 and then in float64. When the bound is too
+wide to exclude the items that are not candidates, as with many duplicates, the query is repeated with float32 scores
+and, if that is not sufficient, compared with the whole gallery in float64. The result equals that of a plain float64
+loop.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from saga_dist.retrieval.dot_products import DotProducts, half_is_faster, listed
 from saga_dist.retrieval.normalized import NormalizedRows, blocks, check_labels
 
 _CANDIDATES_PER_RANK = 8
-_SPARE_CANDIDATES = 32
+_EXTRA_CANDIDATES = 32
+"""Candidates of a query besides those per rank."""
 _SCORE_DECIMALS = 10
-"""Cosines that agree to so many decimals are a tie."""
+"""Decimals to which cosines are rounded; equal rounded cosines are a tie."""
 _SLACK = 1e-9
-"""More than that rounding can move."""
+"""Tolerance when candidates are excluded; larger than any effect of that rounding."""
 _BLOCK_BYTES = 128 * 2**20
+"""Size in bytes of a float64 block when a query is compared with the whole gallery."""
 _QUERIES_AT_ONCE = 4096
+"""Undecided queries for which candidates are selected at a time."""
 _PAIRS_AT_ONCE = 4_000_000
+"""Pairs of query and candidate that are scored again at a time."""
 
 
 def ranked_matches(
@@ -35,18 +40,18 @@ def ranked_matches(
     gallery_GE: np.ndarray | None = None,
     gallery_labels_G: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns bool [Q, K]: whether the item at each rank has the query's class; K = num_ranks or what the gallery has.
+    """Returns bool [Q, K], True where the item at the rank has the query's class; K = num_ranks or the gallery's size.
 
-    Items are ranked by cosine. Among equal cosines those of other classes come first: the order of files on disk must
-    not decide a benchmark, and an encoder that maps everything to one point deserves no hit.
+    Items are ranked by cosine. Among equal cosines, items of other classes come first, so that the order of files on
+    disk does not affect the result, and an encoder that maps all images to one point has no hits.
 
     Args:
-        queries_QE: [Q, E] floating; normalised here.
-        query_labels_Q: [Q] integers.
-        num_ranks: at least 1.
-        gallery_GE: [G, E] floating; None: the queries are the gallery, and query q leaves item q out of its ranking, by
-            that index (never by its score).
-        gallery_labels_G: [G] integers, given together with ``gallery_GE``.
+        queries_QE: floating [Q, E]; normalised here.
+        query_labels_Q: integers [Q].
+        num_ranks: number of ranks, at least 1.
+        gallery_GE: floating [G, E]; None: the queries are the gallery, and item q is left out of the ranking of query q
+            by its index (never by its score).
+        gallery_labels_G: integers [G], given together with ``gallery_GE``.
 
     Raises:
         DataError: shapes or types do not fit, or an embedding is zero or not finite.
@@ -55,7 +60,7 @@ def ranked_matches(
         raise DataError("a gallery with embeddings or labels alone", expected="both or neither")
     queries = NormalizedRows(queries_QE)
     query_labels = check_labels(query_labels_Q, len(queries))
-    own = gallery_GE is None
+    queries_are_gallery = gallery_GE is None
     gallery = queries if gallery_GE is None else NormalizedRows(gallery_GE)
     gallery_labels = query_labels if gallery_labels_G is None else check_labels(gallery_labels_G, len(gallery))
     if queries.width != gallery.width or num_ranks < 1:
@@ -63,61 +68,81 @@ def ranked_matches(
             f"queries {queries_QE.shape}, gallery {len(gallery)} x {gallery.width}, {num_ranks} ranks",
             expected="one dimension, ranks >= 1",
         )
-    task = _Task(
-        queries, query_labels, gallery, gallery_labels, min(num_ranks, len(gallery) - own), own, len(gallery) - own
+    num_items = len(gallery) - queries_are_gallery
+    task = _RankingTask(
+        queries, query_labels, gallery, gallery_labels, min(num_ranks, num_items), queries_are_gallery, num_items
     )
     matches_QK = np.zeros((len(queries), task.num_ranks), dtype=bool)
-    unsure = np.arange(len(queries) if task.num_ranks else 0)
+    undecided = np.arange(len(queries) if task.num_ranks else 0)
     if task.num_candidates < task.num_items:
         for half in (True, False) if half_is_faster() else (False,):
-            unsure = _settle(task, unsure, matches_QK, half=half)
-    matches_QK[unsure] = _against_everything(task, unsure)
+            undecided = _rank_by_candidates(task, undecided, matches_QK, half=half)
+    matches_QK[undecided] = _rank_against_all(task, undecided)
     return matches_QK
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _RankingTask:
+    """Queries, gallery and the number of ranks to compute."""
+
     queries: NormalizedRows
+    """Q rows."""
     query_labels: np.ndarray
+    """int64 [Q]."""
     gallery: NormalizedRows
+    """G rows."""
     gallery_labels: np.ndarray
+    """int64 [G]."""
     num_ranks: int
-    own: bool
-    """The queries are the gallery."""
+    """K, at most ``num_items``."""
+    queries_are_gallery: bool
+    """True when the queries are the gallery, so that no query may find itself."""
     num_items: int
-    """That a query can find."""
+    """Number of items that a query can find."""
 
     @property
     def num_candidates(self) -> int:
-        return _CANDIDATES_PER_RANK * self.num_ranks + _SPARE_CANDIDATES
+        """M, number of candidates per query."""
+        return _CANDIDATES_PER_RANK * self.num_ranks + _EXTRA_CANDIDATES
 
     def same(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Returns True where query and item have the same class; the index arrays are broadcast."""
         return np.equal(self.gallery_labels[items], self.query_labels[rows])
 
 
-def _settle(task: _Task, unsure: np.ndarray, matches_QK: np.ndarray, *, half: bool) -> np.ndarray:
-    """Fills the matches of the queries that candidates by fast scores decide; returns the others."""
-    if len(unsure) == 0:
-        return unsure
+def _rank_by_candidates(task: _RankingTask, undecided: np.ndarray, matches_QK: np.ndarray, *, half: bool) -> np.ndarray:
+    """Ranks the queries for which fast scores suffice to select the candidates; returns the other queries.
+
+    Args:
+        task: queries and gallery.
+        undecided: int64, indices of the queries to rank.
+        matches_QK: bool [Q, K], in which the rows of ranked queries are set.
+        half: use bfloat16 scores, else float32.
+    """
+    if len(undecided) == 0:
+        return undecided
     centre_E = task.gallery.mean()
     gallery = DotProducts(task.gallery, centre_E, half=half)
-    if task.own and len(unsure) == len(gallery):
+    if task.queries_are_gallery and len(undecided) == len(gallery):
         best = best_of_others(gallery, task.num_candidates)
         counts_Q = _num_possible(best, gallery, gallery, task.num_ranks)
         del gallery
-        return _decide(task, unsure, best, counts_Q, matches_QK)
-    left = []
-    for part in blocks(len(unsure), _QUERIES_AT_ONCE):
-        rows = unsure[part]
+        return _rescore(task, undecided, best, counts_Q, matches_QK)
+    remaining = []
+    for part in blocks(len(undecided), _QUERIES_AT_ONCE):
+        rows = undecided[part]
         queries = DotProducts(task.queries.take(rows), centre_E, half=half)
-        best = best_of_gallery(queries, gallery, task.num_candidates, rows if task.own else None)
+        best = best_of_gallery(queries, gallery, task.num_candidates, rows if task.queries_are_gallery else None)
         counts_Q = _num_possible(best, queries, gallery, task.num_ranks)
-        left.append(_decide(task, rows, best, counts_Q, matches_QK))
-    return np.concatenate(left)
+        remaining.append(_rescore(task, rows, best, counts_Q, matches_QK))
+    return np.concatenate(remaining)
 
 
 def _num_possible(best: TopCandidates, queries: DotProducts, gallery: DotProducts, num_ranks: int) -> np.ndarray:
-    """How many candidates could be among the wanted ranks; 0 when items beyond the candidates could be."""
+    """Returns int64 [Q], the number of candidates that could be among the required ranks, or 0.
+
+    It is 0 when items that are not candidates could be among them as well.
+    """
     counts_Q = np.empty(len(queries), np.int64)
     for rows in blocks(len(queries)):
         scores_RM = best.scores_QM[rows]
@@ -128,14 +153,22 @@ def _num_possible(best: TopCandidates, queries: DotProducts, gallery: DotProduct
     return counts_Q
 
 
-def _decide(
-    task: _Task, rows_Q: np.ndarray, best: TopCandidates, counts_Q: np.ndarray, matches_QK: np.ndarray
+def _rescore(
+    task: _RankingTask, rows_Q: np.ndarray, best: TopCandidates, counts_Q: np.ndarray, matches_QK: np.ndarray
 ) -> np.ndarray:
-    """Fills the matches of queries with candidates; returns those without."""
-    with_some = np.flatnonzero(counts_Q)
+    """Ranks queries by scoring their candidates again, in float32 and then in float64; returns the other queries.
+
+    Args:
+        task: queries and gallery.
+        rows_Q: int64 [Q], indices of the queries.
+        best: candidates of these queries.
+        counts_Q: int64 [Q], number of candidates to score of each query; 0: the query cannot be ranked by them.
+        matches_QK: bool, in which the rows of ranked queries are set.
+    """
+    decidable = np.flatnonzero(counts_Q)
     step = max(1, _PAIRS_AT_ONCE // best.items_QM.shape[1])
-    for part in blocks(len(with_some), step):
-        chosen = with_some[part]
+    for part in blocks(len(decidable), step):
+        chosen = decidable[part]
         possible_QM = np.arange(counts_Q[chosen].max()) < counts_Q[chosen, None]
         items_QM = best.items_QM[chosen, : possible_QM.shape[1]]
         for double in (False, True):
@@ -153,8 +186,8 @@ def _decide(
     return rows_Q[counts_Q == 0]
 
 
-def _against_everything(task: _Task, rows: np.ndarray) -> np.ndarray:
-    """Match flags of some queries by fp64 comparison with the whole gallery."""
+def _rank_against_all(task: _RankingTask, rows: np.ndarray) -> np.ndarray:
+    """Returns bool [R, K], the matches of some queries by float64 comparison with the whole gallery."""
     matches = np.zeros((len(rows), task.num_ranks), dtype=bool)
     columns = max(1, _BLOCK_BYTES // (8 * task.gallery.width))
     for part in blocks(len(rows), max(1, _BLOCK_BYTES // (8 * len(task.gallery)))):
@@ -163,7 +196,7 @@ def _against_everything(task: _Task, rows: np.ndarray) -> np.ndarray:
         scores = np.empty((len(chosen), len(task.gallery)))
         for items in blocks(len(task.gallery), columns):
             scores[:, items] = queries_RE @ task.gallery.rows(items).astype(np.float64).T
-        if task.own:
+        if task.queries_are_gallery:
             scores[np.arange(len(chosen)), chosen] = -np.inf
         same = task.same(chosen[:, None], np.arange(len(task.gallery)))
         matches[part] = _pessimistic_order(scores, same, task.num_ranks)
@@ -171,6 +204,12 @@ def _against_everything(task: _Task, rows: np.ndarray) -> np.ndarray:
 
 
 def _pessimistic_order(scores_RC: np.ndarray, same_RC: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Match flags of the best ranks, other classes first among equals."""
+    """Returns bool [R, K], the matches at the best ranks, with other classes first among equal scores.
+
+    Args:
+        scores_RC: float64 [R, C], cosines.
+        same_RC: bool [R, C], True where the item has the query's class.
+        num_ranks: K.
+    """
     order_RC = np.lexsort((same_RC, -np.round(scores_RC, _SCORE_DECIMALS)), axis=-1)[:, :num_ranks]
     return np.take_along_axis(same_RC, order_RC, 1)

@@ -1,6 +1,6 @@
-"""Which encoder made an embedding: embeddings of two encoders must never meet in one index.
+"""Identity of the encoder that made an embedding, so that embeddings of two encoders are never mixed in one index.
 
-Read from the JSON files of a saved encoder, without torch.
+It is read from the JSON files of a saved encoder, without torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from saga_dist.errors import CheckpointError, ModelError
 
 MODEL_FOLDER = "model"
-"""Where a run directory has its encoder."""
+"""Folder of the encoder in a run directory."""
 _CONTENT = ("model.safetensors", "preprocessor_config.json")
 _UNIMPORTANT = ("versions",)
 """Keys of an encoder's config.json that do not change an embedding."""
@@ -22,28 +22,33 @@ _UNIMPORTANT = ("versions",)
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """An encoder, as embeddings and indexes name it."""
+    """Identity of an encoder, stored with embeddings and indexes."""
 
     sha256: str
-    """Over weights, preprocessing and configuration; the versions of the packages that wrote them do not count."""
+    """Digest of weights, preprocessing and configuration, without the versions of the packages that wrote them."""
     family: str
+    """Model family of the tower."""
     image_size: int
-    """Side of the square every image is brought to, pixels."""
+    """Side in pixels of the square to which every image is resized."""
     preprocessing: dict[str, Any]
     """The family's own preprocessing settings."""
     folder: str
-    """Where the encoder was, absolute; where it is now does not matter."""
+    """Absolute path of the encoder when its identity was read; two identities may differ in it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values, from which ``from_json`` makes it again."""
+        """Returns JSON values from which ``from_json`` restores the identity."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: object, *, where: str) -> ModelIdentity:
-        """Returns the identity in JSON values of the file ``where``.
+        """Returns the identity that JSON values describe.
+
+        Args:
+            values: result of ``to_json``.
+            where: file of the values, for the error.
 
         Raises:
-            CheckpointError: they are no identity.
+            CheckpointError: the values do not describe an identity.
         """
         try:
             identity = cls(**values)  # type: ignore[arg-type]
@@ -54,7 +59,15 @@ class ModelIdentity:
         return identity
 
     def refuse_other(self, other: ModelIdentity, *, where: str) -> None:
-        """Raises a ModelError when ``other`` is another encoder; ``where`` names what this one made."""
+        """Checks that ``other`` is the same encoder.
+
+        Args:
+            other: identity to compare with.
+            where: name of the embeddings or index that this encoder made, for the error.
+
+        Raises:
+            ModelError: ``other`` is another encoder.
+        """
         if other.sha256 != self.sha256:
             raise ModelError(
                 f"made with model {self.sha256[:12]}, not with {other.sha256[:12]} ({other.folder})",
@@ -65,10 +78,10 @@ class ModelIdentity:
 
 
 def model_folder(path: Path) -> Path:
-    """Returns the folder of the saved encoder: ``path`` itself or, in a run directory, its ``model/``.
+    """Returns the folder of the saved encoder: ``model/`` of a run directory, else ``path`` itself.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no saved encoder.
     """
     for folder in (path / MODEL_FOLDER, path):
         if (folder / "manifest.json").is_file() and (folder / _CONTENT[0]).is_file():
@@ -82,7 +95,7 @@ def model_folder(path: Path) -> Path:
 
 
 def read_identity(folder: Path) -> ModelIdentity:
-    """Returns the identity of a saved encoder, from what its manifest says; loading it checks the manifest.
+    """Returns the identity of a saved encoder from the digests in its manifest, which are only checked by loading it.
 
     Raises:
         CheckpointError: a file is missing or damaged.

@@ -1,8 +1,10 @@
-"""A faiss index of embeddings: exact, HNSW or IVF, with the recall of the latter two measured against exact.
+"""A faiss index of embeddings: exact, HNSW or IVF; the recall of HNSW and IVF is measured against exact search.
 
-manifest.json   model, preprocessing, metric, kind, recall, sha256 of the other two; written last
-index.faiss     what faiss reads
-ids.arrow       row number to path
+The folder holds:
+
+manifest.json   model, preprocessing, metric, kind, recall, and sha256 of the other two files; written last
+index.faiss     index in the format of faiss
+ids.arrow       path of each row of the index
 """
 
 from __future__ import annotations
@@ -29,39 +31,44 @@ KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
 FORMAT_VERSION = 1
 MANIFEST_NAME, INDEX_NAME, IDS_NAME = "manifest.json", "index.faiss", "ids.arrow"
 RECALL_AT = 10
+"""Number of neighbours of the recall measurement."""
 _RECALL_QUERIES = 1000
+"""Largest number of queries of the recall measurement."""
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 80, 128
+"""faiss's M, efConstruction and efSearch of a graph below ``_HNSW_LARGE`` vectors."""
 _HNSW_LARGE = 200_000
-"""From so many vectors on, a graph of half the links is built with half the care, in a third of the time, and searched
-with twice the care: a million vectors of 128 numbers are minutes, at a recall of 0.94 (ivf: 0.999)."""
+"""Number of vectors from which M and efConstruction are halved, which builds the graph in a third of the time, and
+efSearch is doubled: a million vectors of 128 numbers take minutes, at a recall of 0.94 (ivf: 0.999)."""
 _BATCH = 10_000
-"""Vectors added at once: how often progress is told."""
+"""Vectors added at a time; progress is reported after each batch."""
 _IVF_POINTS_PER_LIST = 39
-"""What faiss wants at least to train one list."""
+"""Smallest number of vectors with which faiss recommends to train one list."""
 _IVF_POINTS_TO_TRAIN = 64
-"""Per list, drawn at random; with all of a million the training would take longer than everything else."""
+"""Randomly chosen vectors per list to train with; with all of a million, the training would dominate the time."""
 _TIE = 1e-6
-"""float32 cosines closer than this are equal: which of two duplicates is found says nothing about recall."""
+"""Largest difference of float32 cosines that counts as equal, because either of two duplicates is a right answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """What ``build_index`` made."""
+    """Result of ``build_index``."""
 
     num_images: int
+    """Number of vectors in the index."""
     width: int
-    """E."""
+    """E, width of a vector."""
     build_s: float
+    """Seconds to train the index and add the vectors."""
     num_bytes: int
-    """Of index.faiss."""
+    """Size of index.faiss in bytes."""
     recall: float
-    """Recall@10 against exact search; 1 for the exact index."""
+    """Recall@10 against exact search, 0 to 1; 1 for the exact index."""
     num_queries: int
-    """Behind that figure; 0 for the exact index, which is not measured against itself."""
+    """Number of queries behind ``recall``; 0 for the exact index, which is not compared with itself."""
     search_us: float
-    """Microseconds a query, in one batch; 0 for the exact index."""
+    """Microseconds per query in one batch; 0 for the exact index."""
     exact_us: float
-    """The same for exact search."""
+    """Microseconds per query of exact search in one batch; 0 for the exact index."""
 
 
 def build_index(
@@ -76,13 +83,13 @@ def build_index(
 
     Args:
         table: embeddings and ids.
-        out: does not exist yet, or is empty.
-        kind: ``flat`` compares with everything; ``hnsw`` walks a graph; ``ivf`` looks into the nearest of many lists.
-        seed: of the queries that recall is measured with.
-        on_progress: told how many vectors of how many the index holds, after each batch.
+        out: folder to write, which must be absent or empty.
+        kind: ``flat`` searches all vectors; ``hnsw`` searches a graph; ``ivf`` searches the nearest of many lists.
+        seed: seed of the selection of queries for the recall measurement.
+        on_progress: called after each batch with the number of vectors in the index and the number of all vectors.
 
     Raises:
-        DataError: there is nothing to index, or the kind is unknown.
+        DataError: there is nothing to index, an embedding is zero or not finite, or the kind is unknown.
         ConfigError: ``out`` is in use.
     """
     if kind not in KINDS:
@@ -121,26 +128,37 @@ def build_index(
 
 
 class Index:
-    """An opened index: which images are nearest to an embedding."""
+    """An opened index that returns the nearest images of an embedding; its length is the number of images.
+
+    Args:
+        index: faiss index.
+        ids: Arrow column of ids, one per row of the index.
+        manifest: content of the index's manifest.json.
+        model: identity of the encoder of the embeddings.
+        root: folder of the images when they were embedded.
+    """
 
     def __init__(self, index: Any, ids: Any, manifest: dict[str, Any], *, model: ModelIdentity, root: Path) -> None:
         self._index, self._ids = index, ids
         self.manifest = manifest
+        """Content of the index's manifest.json."""
         self.model = model
+        """Identity of the encoder of the embeddings."""
         self.root = root
+        """Folder of the images when they were embedded."""
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def search(self, queries_QE: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
-        """Returns (id, cosine) of the k nearest images of each query, best first; fewer when there are fewer.
+        """Returns (id, cosine) of the k nearest images of each query, best first; fewer when the index finds fewer.
 
         Args:
-            queries_QE: [Q, E] floating, of the index's own model.
-            k: at least 1.
+            queries_QE: floating [Q, E], embeddings by the index's own model.
+            k: number of images, at least 1.
 
         Raises:
-            DataError: k or the queries do not fit.
+            DataError: k is less than 1, or the queries do not fit the index.
         """
         queries = normalized_rows(queries_QE)
         if k < 1 or queries.shape[1] != self._index.d:
@@ -155,10 +173,10 @@ class Index:
 
 
 def open_index(folder: Path) -> Index:
-    """Returns the index in a folder, its files checked against its manifest.
+    """Returns the index in a folder after checking its files against its manifest.
 
     Raises:
-        CheckpointError: a file is missing or altered, or the format is of another version.
+        CheckpointError: a file is missing or altered, or the format has another version.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -199,7 +217,15 @@ def open_index(folder: Path) -> Index:
 
 
 def _make(faiss: Any, vectors_IE: np.ndarray, kind: Kind) -> tuple[Any, dict[str, int]]:
-    """An index, trained but empty, and what it was made with. Unit vectors: the inner product is the cosine."""
+    """Returns a trained index without vectors, and its parameters.
+
+    The index searches by inner product, which is the cosine because the vectors have length 1.
+
+    Args:
+        faiss: the imported module.
+        vectors_IE: float32 [I, E], rows of length 1.
+        kind: kind of the index.
+    """
     count, width = vectors_IE.shape
     if kind == "hnsw":
         links, build, search = _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH
@@ -214,7 +240,7 @@ def _make(faiss: Any, vectors_IE: np.ndarray, kind: Kind) -> tuple[Any, dict[str
         index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = _IVF_POINTS_TO_TRAIN
-        # Looking into a sixteenth of the lists is the trade between recall and time; few lists are all looked into.
+        # A sixteenth of the lists is a compromise between recall and time; up to 8 lists are all searched.
         index.nprobe = min(lists, max(8, lists // 16))
         index.train(vectors_IE)
         parameters = {"lists": lists, "probed_lists": index.nprobe}
@@ -224,7 +250,11 @@ def _make(faiss: Any, vectors_IE: np.ndarray, kind: Kind) -> tuple[Any, dict[str
 
 
 def _recall(faiss: Any, index: Any, vectors_IE: np.ndarray, kind: Kind, seed: int) -> tuple[float, int, float, float]:
-    """Recall@10 of the index's neighbours of some of its images (each left out of its own), and times a query."""
+    """Returns the index's Recall@10 for some of its own images, the number of these, and microseconds per query.
+
+    No image counts as its own neighbour. The two times are those of the index and of exact search. For the exact index
+    the result is (1, 0, 0, 0).
+    """
     neighbours = min(RECALL_AT, len(vectors_IE) - 1)
     if kind == "flat" or neighbours == 0:
         return 1.0, 0, 0.0, 0.0
@@ -235,7 +265,7 @@ def _recall(faiss: Any, index: Any, vectors_IE: np.ndarray, kind: Kind, seed: in
     middle = time.monotonic()
     found_QK, found_rows_QK = index.search(queries_QE, neighbours + 1)
     ended = time.monotonic()
-    # The worst score that still belongs to the exact neighbours; anything as good counts.
+    # The worst score among the exact neighbours; every image with at least this score counts as found.
     border_Q = _without(exact_QK, exact_rows_QK, rows).min(1)
     others_QK = _without(found_QK, found_rows_QK, rows)
     share = float((others_QK >= border_Q[:, None] - _TIE).mean())
@@ -243,7 +273,7 @@ def _recall(faiss: Any, index: Any, vectors_IE: np.ndarray, kind: Kind, seed: in
 
 
 def _without(scores_QK: np.ndarray, rows_QK: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
-    """Scores [Q, K - 1], best first, without the query itself; the last one goes where it was not found."""
+    """Returns scores [Q, K - 1], best first, without the query's own score or, when that is missing, the last one."""
     own_QK = rows_QK == own_Q[:, None]
     own_QK[~own_QK.any(1), -1] = True
     return scores_QK[~own_QK].reshape(len(scores_QK), -1)

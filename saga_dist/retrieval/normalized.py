@@ -1,4 +1,4 @@
-"""Embeddings as vectors of length 1, and labels, checked."""
+"""Normalisation of embeddings to length 1, and checks of embeddings and labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BLOCK_ROWS = 2048
 
 
 class NormalizedRows:
-    """Rows of length 1 in float32, made where they are asked for: a copy would double a large gallery's memory."""
+    """Rows normalised to length 1 in float32 on access, because a copy would double the memory of a large gallery."""
 
     def __init__(self, embeddings: np.ndarray) -> None:
-        """Checks a floating matrix [I, E] and keeps it as it is.
+        """Checks a floating matrix [I, E] and keeps a reference to it.
 
         Raises:
-            DataError: not a non-empty floating matrix, or a row is zero or not finite.
+            DataError: the embeddings are not a non-empty floating matrix, or a row is zero or not finite.
         """
         if embeddings.ndim != 2 or 0 in embeddings.shape or not np.issubdtype(embeddings.dtype, np.floating):
             raise DataError(
@@ -40,23 +40,23 @@ class NormalizedRows:
 
     @property
     def width(self) -> int:
-        """E."""
+        """E, number of components of a row."""
         return int(self._embeddings.shape[1])
 
     def rows(self, which: slice | np.ndarray) -> np.ndarray:
-        """Returns some rows, float32 [R, E]."""
+        """Returns the selected rows, normalised, float32 [R, E]."""
         return self._unit(self._embeddings[which], self._norms_I[which])
 
     def columns(self, which: slice) -> np.ndarray:
-        """Returns some components of all rows, float32 [I, C]."""
+        """Returns the selected components of all normalised rows, float32 [I, C]."""
         return self._unit(self._embeddings[:, which], self._norms_I)
 
     def take(self, rows_R: np.ndarray) -> NormalizedRows:
-        """Returns some of the rows as rows of their own."""
+        """Returns the rows with the indices ``rows_R``, integer [R], as a new object."""
         return NormalizedRows(self._embeddings[rows_R])
 
     def mean(self) -> np.ndarray:
-        """Returns the mean row, float64 [E]."""
+        """Returns the mean of the normalised rows, float64 [E]."""
         total_E = np.zeros(self.width)
         for part in blocks(len(self)):
             total_E += self.rows(part).sum(0, dtype=np.float64)
@@ -68,10 +68,10 @@ class NormalizedRows:
 
 
 def normalized_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Returns contiguous float32 rows of length 1.
+    """Returns the rows of a floating matrix [I, E] normalised to length 1, as a contiguous float32 array.
 
     Raises:
-        DataError: as ``NormalizedRows``.
+        DataError: the embeddings are not a non-empty floating matrix, or a row is zero or not finite.
     """
     unit = NormalizedRows(embeddings)
     values = np.empty(embeddings.shape, np.float32)
@@ -81,7 +81,7 @@ def normalized_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def blocks(count: int, size: int = _BLOCK_ROWS) -> Iterator[slice]:
-    """Yields slices of at most ``size`` that cover ``count`` rows."""
+    """Yields consecutive slices of at most ``size`` rows that cover ``count`` rows."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -90,7 +90,7 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """Returns the labels as int64 [count].
 
     Raises:
-        DataError: none at all, wrong shape, or not integers (float labels collide above 2^24).
+        DataError: there are none, the shape is wrong, or they are not integers (float labels collide above 2^24).
     """
     labels = np.asarray(labels)
     if count == 0 or labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""``results.json``: what a run measured, typed and strict, so that a reader can trust every number it finds there."""
+"""The file ``results.json`` with the measurements of a run; types and ranges are validated when it is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from saga_dist.utils.atomic_io import write_atomic
 
 RESULTS_NAME = "results.json"
 PRETRAINED, TRAINED = "pre-trained", "trained"
-"""The methods of a training run."""
+"""Names of the methods of a training run."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+"""A share in [0, 1]."""
 
 
 class _ResultRecord(BaseModel):
@@ -22,21 +23,30 @@ class _ResultRecord(BaseModel):
 
 
 class SplitResult(_ResultRecord):
-    """Retrieval among the images of one split. All figures are shares in [0, 1]."""
+    """Retrieval among the images of one split. Recall@K is the share of queries with a hit among the K nearest."""
 
     recall_at_1: Share
+    """Recall@1."""
     recall_at_2: Share
+    """Recall@2, at least Recall@1."""
     recall_at_4: Share
+    """Recall@4, at least Recall@2."""
     recall_at_8: Share
+    """Recall@8, at least Recall@4."""
     nmi: Share
+    """Normalised mutual information between classes and k-means clusters."""
     confidence_interval: tuple[Share, Share]
     """95 % interval of Recall@1, by a bootstrap over classes."""
     num_queries: int = Field(ge=1)
+    """Number of queries."""
     num_classes: int = Field(ge=1)
+    """Number of classes among the queries."""
     num_unfindable: int = Field(0, ge=0)
-    """Queries whose class has no other image: they count as misses."""
+    """Number of queries whose class has no other image; they count as misses."""
     map_at_r: Share | None = None
+    """Mean average precision at R; None when it was not computed."""
     r_precision: Share | None = None
+    """Precision at R; None when it was not computed."""
 
     @model_validator(mode="after")
     def _figures_agree(self) -> SplitResult:
@@ -51,31 +61,39 @@ class SplitResult(_ResultRecord):
 
 
 class VerdictResult(_ResultRecord):
-    """How the frozen MLLM judges pairs of one split from the encoder's tokens (greedy)."""
+    """Verdicts of the frozen MLLM on pairs of one split, by greedy decoding from the encoder's tokens."""
 
     same_accuracy: Share
+    """Share of right verdicts on pairs of one class."""
     different_accuracy: Share
+    """Share of right verdicts on pairs of two classes."""
     json_valid_share: Share
+    """Share of completions that are valid JSON."""
     num_same: int = Field(ge=0)
+    """Number of pairs of one class."""
     num_different: int = Field(ge=0)
+    """Number of pairs of two classes."""
 
 
 class MethodResult(_ResultRecord):
-    """One row of the table: an encoder, how it came about, and what it reached on each split."""
+    """Results of one encoder, a row of the table."""
 
     name: str = Field(min_length=1)
+    """Name of the method."""
     splits: dict[str, SplitResult]
+    """Retrieval results by split."""
     seeds: tuple[int, ...]
-    """Every seed that went into this row."""
+    """All seeds that affect this row."""
     wall_s: float = Field(ge=0)
-    """Seconds of training and evaluation."""
+    """Wall seconds of training and evaluation."""
     optimizer_steps: int = Field(0, ge=0)
+    """Number of optimizer steps of the training; 0 without training."""
     selected_step: int = Field(0, ge=0)
-    """The step chosen on validation classes."""
+    """Step selected on validation classes, at most ``optimizer_steps``."""
     verdicts: dict[str, VerdictResult] = Field(default_factory=dict)
-    """The MLLM's verdicts on fixed pairs of a split: ``train`` and ``test``."""
+    """The MLLM's verdicts on fixed pairs, by split: ``train`` and ``test``."""
     probes: dict[str, Share] | None = None
-    """Linear-probe accuracy per attribute on unseen classes."""
+    """Linear-probe accuracy per attribute on unseen classes; None when it was not measured."""
 
     @model_validator(mode="after")
     def _step_exists(self) -> MethodResult:
@@ -85,12 +103,14 @@ class MethodResult(_ResultRecord):
 
 
 class Results(_ResultRecord):
-    """All rows of a run."""
+    """Results of all methods of a run, the content of ``results.json``."""
 
     format_version: Literal[1] = 1
+    """Version of the file's format."""
     methods: list[MethodResult]
+    """Results by method; the names differ."""
     backbone_unchanged: bool | None = None
-    """Whether the frozen MLLM's weights were bit-identical after training; None when there was none."""
+    """True when the frozen MLLM's weights were bit-identical after training; None when this was not checked."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Results:
@@ -111,7 +131,7 @@ class Results(_ResultRecord):
         raise DataError(f"no method {name!r}", expected=f"one of {', '.join(method.name for method in self.methods)}")
 
     def save(self, path: Path) -> None:
-        """Writes the file in one piece: a reader sees the old one or the new one."""
+        """Writes the results to a file atomically."""
         write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
@@ -119,7 +139,7 @@ class Results(_ResultRecord):
         """Returns the results in a file.
 
         Raises:
-            DataError: it cannot be read, or is no results file of this version.
+            DataError: the file cannot be read, or is not a results file of this version.
         """
         try:
             return cls.model_validate_json(path.read_text("utf-8"))

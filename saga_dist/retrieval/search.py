@@ -1,4 +1,4 @@
-"""Searching an index with an image, and a picture of what was found."""
+"""Searching an index with an image, and a contact sheet of the matches."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from saga_dist.retrieval.index import Index
 
 _TILE, _GAP, _TEXT = 160, 12, 34
 _COLUMNS = 6
-_PAPER, _INK, _FRAME, _LOST = (250, 250, 250), (30, 30, 34), (40, 90, 200), (210, 210, 214)
+_PAPER, _INK, _FRAME, _MISSING = (250, 250, 250), (30, 30, 34), (40, 90, 200), (210, 210, 214)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One image that was found."""
+    """One image found by a search."""
 
     id: str
-    """Path below the index's folder of images."""
+    """Path relative to the index's folder of images."""
     path: Path
+    """Path of the image."""
     score: float
-    """Cosine, in [-1, 1]."""
+    """Cosine similarity with the query, in [-1, 1]."""
 
 
 def search_image(index: Index, encoder: ImageEncoder, identity: ModelIdentity, image: Path, k: int) -> list[Match]:
     """Returns the k images of an index that are nearest to an image, best first.
 
     Args:
-        index: where to search.
-        encoder: the encoder that the index was made with.
-        identity: of that encoder.
-        image: a JPEG, PNG or WebP file.
-        k: at least 1.
+        index: index to search.
+        encoder: encoder that the index was made with.
+        identity: identity of that encoder.
+        image: JPEG, PNG or WebP file.
+        k: number of images, at least 1.
 
     Raises:
         ModelError: the index was made with another model.
-        DataError: the image cannot be read, or k < 1.
+        DataError: the image cannot be read, or k is less than 1.
     """
     index.model.refuse_other(identity, where=f"the index of {index.root}")
     pixels = read_image(image, encoder.image_size)
@@ -51,15 +52,15 @@ def search_image(index: Index, encoder: ImageEncoder, identity: ModelIdentity, i
 
 
 def contact_sheet(query: Path, matches: Sequence[Match]) -> Image.Image:
-    """Returns the query (framed) and its matches as one picture, with rank, score and name under each."""
+    """Returns an RGB image of the query (framed) and its matches, with rank, score and name below each."""
     tiles = [_tile(query, "query", query.name, framed=True)]
     tiles += [_tile(match.path, f"{rank}   {match.score:.4f}", match.id) for rank, match in enumerate(matches, start=1)]
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     width, height = _TILE + _GAP, _TILE + _TEXT + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
-    for place, tile in enumerate(tiles):
-        sheet.paste(tile, (_GAP + place % columns * width, _GAP + place // columns * height))
+    for position, tile in enumerate(tiles):
+        sheet.paste(tile, (_GAP + position % columns * width, _GAP + position // columns * height))
     return sheet
 
 
@@ -69,8 +70,8 @@ def _tile(path: Path, title: str, name: str, *, framed: bool = False) -> Image.I
     try:
         tile.paste(Image.fromarray(read_image(path, _TILE)), (0, 0))
     except DataError:
-        # The index outlives its images; the names still say what was found.
-        draw.rectangle((0, 0, _TILE - 1, _TILE - 1), fill=_LOST)
+        # The image may have been deleted since it was indexed; its name is still useful.
+        draw.rectangle((0, 0, _TILE - 1, _TILE - 1), fill=_MISSING)
         draw.text((10, _TILE // 2), "cannot be read", fill=_INK, font=ImageFont.load_default(12))
     if framed:
         draw.rectangle((0, 0, _TILE - 1, _TILE - 1), outline=_FRAME, width=4)
@@ -81,7 +82,7 @@ def _tile(path: Path, title: str, name: str, *, framed: bool = False) -> Image.I
 
 
 def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The name in one line that fits a tile: the end of a path says most."""
+    """Returns the name cut at its beginning to the width of a tile, because the end of a path identifies the file."""
     shown = "".join(character if character.isprintable() else "?" for character in name)[-200:]
     full = len(shown) == len(name)
     while shown and font.getlength(shown if full else f"…{shown}") > _TILE - 4:

@@ -1,7 +1,7 @@
-"""Embedding files and id tables, Arrow or Parquet.
+"""Embedding files in Arrow or Parquet format, and tables of ids.
 
-An embedding file has one row an image: ``id`` (path below the folder), ``size_bytes``, ``mtime_ns`` and ``values``
-(float32 [E], l2-normalised). What made it stands in the schema's metadata.
+An embedding file has one row per image: ``id`` (path relative to the folder), ``size_bytes``, ``mtime_ns`` and
+``values`` (float32 [E], l2-normalised). The schema's metadata describe the encoder and the folder.
 """
 
 from __future__ import annotations
@@ -31,26 +31,32 @@ _ROWS_PER_BATCH = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What made the embeddings of a file."""
+    """Origin of the embeddings of a file."""
 
     model: ModelIdentity
+    """Encoder of the embeddings."""
     root: str
-    """Folder below which the ids are, absolute."""
+    """Absolute path of the folder of images, to which the ids are relative."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingTable:
-    """Embeddings of images, and the state of each file when it was read."""
+    """Embeddings of images, and the state of each file when it was read.
+
+    Raises:
+        DataError: dtypes or shapes do not fit.
+    """
 
     source: Source
+    """Encoder and folder of the embeddings."""
     ids: tuple[str, ...]
-    """Paths below the root, with forward slashes."""
+    """I paths relative to the folder, with forward slashes."""
     sizes_bytes_I: np.ndarray
-    """int64 [I]."""
+    """int64 [I], size of each file in bytes."""
     mtimes_ns_I: np.ndarray
-    """int64 [I], modification time since the epoch."""
+    """int64 [I], modification time of each file in nanoseconds since 1970."""
     values_IE: np.ndarray
-    """float32 [I, E], l2-normalised."""
+    """float32 [I, E], embeddings, l2-normalised."""
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -63,13 +69,17 @@ class EmbeddingTable:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises a DataError unless the file's name says which of the formats it is to be."""
+    """Checks that the suffix of a file's name is that of a supported format.
+
+    Raises:
+        DataError: the suffix is neither .arrow nor .parquet.
+    """
     if path.suffix not in SUFFIXES:
         raise DataError(f"unknown suffix {path.suffix!r}", where=str(path), expected=" or ".join(SUFFIXES))
 
 
 def write_embeddings(path: Path, table: EmbeddingTable) -> None:
-    """Writes an embedding file in one piece: a reader sees the old one or the new one.
+    """Writes an embedding file atomically.
 
     Raises:
         DataError: the suffix is unknown, or the file cannot be written.
@@ -97,7 +107,8 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     """Returns the content of an embedding file.
 
     Raises:
-        DataError: it cannot be read, is none, or is of another version.
+        DataError: the file cannot be read, is not an embedding file, or has another version.
+        CheckpointError: its metadata do not identify the encoder.
     """
     check_suffix(path)
     try:
@@ -129,17 +140,17 @@ def read_embeddings(path: Path) -> EmbeddingTable:
 
 
 def write_ids(path: Path, ids: Sequence[str]) -> None:
-    """Writes an id table: row i of the index is ids[i]."""
+    """Writes a table of ids, of which row i belongs to row i of the index."""
     table = pa.table({"id": pa.array(ids, pa.string())})
     with pa.OSFile(os.fspath(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_ids(path: Path) -> pa.ChunkedArray:
-    """Returns an id table; rows are read from the disk when they are asked for, ``table[i].as_py()``.
+    """Returns the column of a table of ids; a row is read from the disk when it is accessed, as ``ids[i].as_py()``.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()["id"]
@@ -181,6 +192,7 @@ def _batches(schema: pa.Schema, table: EmbeddingTable) -> Iterator[pa.RecordBatc
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns a column of fixed-size float lists as float32 [I, E]."""
     width = column.type.list_size
     matrix = np.empty((len(column), width), np.float32)
     start = 0

@@ -1,4 +1,4 @@
-"""The built-in stand-in: a procedural world of birds and a tiny Qwen3-VL that was trained to compare them."""
+"""The built-in stand-in: a procedural data set of drawn birds and a tiny Qwen3-VL that was trained to compare them."""
 
 from __future__ import annotations
 

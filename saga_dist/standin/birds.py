@@ -1,6 +1,6 @@
-"""Draws one bird: six colour-coded parts, a gradient background, and flowers of one type that stay off the bird.
+"""Draws one bird: six colour-coded parts, a gradient background, and flowers of one type that do not overlap the bird.
 
-A bird's image depends on its arguments and one random generator only; about 1.5 ms an image.
+A bird's image depends only on the arguments and one random generator; drawing takes about 1.5 ms per image.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 IMAGE_SIZE = 80
+"""Side of an image in pixels."""
 CANVAS = 160
+"""Side in pixels of the canvas on which a scene is drawn before it is scaled to ``IMAGE_SIZE``."""
 SPRITE = 128
+"""Side in pixels of the transparent square on which the bird is drawn."""
 NUM_FLOWER_TYPES = 16
 MAX_FLOWERS = 8
+"""Rows of ``Bird.flower_centres``."""
 NO_FLOWER = -99.0
+"""Coordinate that marks an unused row of ``Bird.flower_centres``."""
 
 Rgb = tuple[int, int, int]
 
 BODY_COLORS: tuple[Rgb, ...] = ((142, 112, 84), (108, 121, 132), (158, 151, 122), (96, 87, 78), (172, 132, 102))
 PART_COLORS: dict[str, tuple[Rgb, Rgb, Rgb, Rgb]] = {
-    # In the order of language.COLOR_WORDS.
+    # Parts and colours have the order of language.COLOR_WORDS.
     "bill": ((244, 216, 62), (224, 58, 48), (30, 30, 36), (214, 216, 226)),
     "crown": ((214, 46, 42), (240, 204, 42), (52, 92, 214), (240, 240, 240)),
     "breast": ((236, 226, 202), (226, 122, 52), (150, 58, 62), (118, 150, 190)),
@@ -38,22 +43,28 @@ FLOWER_COLORS: tuple[Rgb, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A look that all images of a shifted domain share."""
+    """Appearance shared by all images of a domain; the defaults change nothing."""
 
     scale: float = 1.0
+    """Factor on the size of the bird."""
     rotation_deg: float = 0.0
+    """Rotation of the bird in degrees, added to its random rotation."""
     saturation: float = 1.0
+    """Factor on the distance of each pixel from grey."""
     gamma: float = 1.0
+    """Exponent of the pixel values, on a scale from 0 to 1."""
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Factors on red, green and blue."""
 
 
 PLAIN_STYLE = Style()
+"""Appearance of the pre-training images."""
 SHIFTED_STYLE = Style(scale=0.93, rotation_deg=8.0, saturation=0.75, gamma=1.25, tint=(1.06, 0.97, 0.85))
-"""What the birds of the downstream splits look like; pre-training never sees it."""
+"""Default appearance of the downstream splits; pre-training uses no image of it."""
 
 
 def style_at(shift: float) -> Style:
-    """Returns the look on the line from ``PLAIN_STYLE`` (0) through ``SHIFTED_STYLE`` (1) and beyond."""
+    """Returns the linear interpolation between ``PLAIN_STYLE`` (0) and ``SHIFTED_STYLE`` (1), or its extrapolation."""
 
     def at(plain: float, shifted: float) -> float:
         return plain * (1 - shift) + shifted * shift  # exact at both ends
@@ -71,14 +82,16 @@ def style_at(shift: float) -> Style:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What surrounds a bird, and how much room is left to it."""
+    """Surroundings and size of a bird."""
 
     min_flowers: int = 4
+    """Fewest flowers to draw, 0 to 8."""
     max_flowers: int = 7
+    """Most flowers to draw, 0 to 8; fewer are drawn when there is no free place for them."""
     clutter: int = 0
-    """Shapes of any colour in the background."""
+    """Number of shapes of random colours in the background."""
     bird_scale: float = 1.0
-    """1: the bird fills most of the image. A smaller one may stand anywhere in it."""
+    """Size of the bird; at 1 it fills most of the image, and a smaller bird has more possible positions."""
 
 
 PLAIN_SCENE = Scene()
@@ -86,17 +99,18 @@ PLAIN_SCENE = Scene()
 
 @dataclass(frozen=True, slots=True)
 class Bird:
-    """One image and what is known about it."""
+    """One image and its ground truth."""
 
     image: np.ndarray
     """uint8 [80, 80, 3]."""
     part_centres: np.ndarray
-    """float32 [A, 2]: (x, y) of each part, pixels of the image."""
+    """float32 [A, 2]: (x, y) of each part in pixels of the image, in the order of ``PART_COLORS``."""
     mask: np.ndarray
-    """bool [80, 80]: the bird."""
+    """bool [80, 80], True for pixels of the bird."""
     flower_type: int
+    """Type of all flowers, 0..15."""
     flower_centres: np.ndarray
-    """float32 [8, 2]: (x, y) of each flower in pixels, ``NO_FLOWER`` where there is none."""
+    """float32 [8, 2]: (x, y) of each flower in pixels; unused rows hold ``NO_FLOWER``."""
 
 
 def draw_bird(
@@ -111,12 +125,12 @@ def draw_bird(
     """Returns a drawing of a bird with these part values.
 
     Args:
-        values: [A] int in 0..3, colour of each part in the order of ``PART_COLORS``.
-        generator: every random choice comes from it.
-        nuisance: strength of pose, light, blur and noise, 0 to 1.
-        style: the look of the domain.
-        flower_type: 0..15; drawn at random when None.
-        scene: flowers, clutter and the bird's size.
+        values: integers [A] in 0..3, colour of each part in the order of ``PART_COLORS``.
+        generator: source of every random choice.
+        nuisance: strength of the variation in pose, light, blur and noise, 0 to 1.
+        style: appearance of the domain.
+        flower_type: 0..15; None: chosen at random.
+        scene: numbers of flowers and clutter shapes, and the bird's size.
     """
     sprite, centres = _sprite(values, generator, nuisance)
     canvas = _background(generator)
@@ -143,7 +157,7 @@ def _vary(color: Rgb, generator: np.random.Generator, amount: float) -> Rgb:
 
 
 def _sprite(values: np.ndarray, generator: np.random.Generator, nuisance: float) -> tuple[Image.Image, np.ndarray]:
-    """The bird in profile, facing right, on a transparent square; and where its parts are."""
+    """Returns the bird in profile, facing right, as an RGBA square, and float64 [A, 2]: (x, y) of its parts."""
     image = Image.new("RGBA", (SPRITE, SPRITE), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
     jitter = 4 + 14 * nuisance
@@ -188,7 +202,7 @@ def _background(generator: np.random.Generator) -> Image.Image:
 
 
 def _scatter_clutter(canvas: Image.Image, count: int, generator: np.random.Generator) -> None:
-    """Draws ellipses, boxes and strokes that are about as large as a part of a bird and mean nothing."""
+    """Draws distractors: ellipses, boxes and strokes that are about as large as a part of a bird."""
     draw = ImageDraw.Draw(canvas)
     for _ in range(count):
         red, green, blue = (int(channel) for channel in generator.integers(0, 256, 3))
@@ -212,11 +226,14 @@ def _place(
     style: Style,
     bird_scale: float,
 ) -> tuple[Image.Image, np.ndarray]:
-    """Turns, scales, flips and shifts the sprite into the canvas, wholly visible; centres go along."""
+    """Returns the sprite rotated, scaled, flipped and shifted onto the canvas, wholly visible, and its part centres.
+
+    Both are in canvas pixels: an RGBA image of side ``CANVAS``, and float64 [A, 2].
+    """
     angle = math.radians(generator.uniform(-1, 1) * (4 + 18 * nuisance) + style.rotation_deg)
     scale = generator.uniform(0.84 - 0.12 * nuisance, 0.92) * style.scale * bird_scale
     facing = -1 if generator.random() < 0.5 else 1
-    across, down = (CANVAS / 2 - half * bird_scale for half in (60, 52))  # the smaller, the more room
+    across, down = (CANVAS / 2 - half * bird_scale for half in (60, 52))  # a smaller bird can be shifted further
     middle = CANVAS / 2
     target = np.array(
         [generator.uniform(middle - across, middle + across), generator.uniform(middle - down, middle + down)]
@@ -234,7 +251,18 @@ def _place(
 def _scatter_flowers(
     canvas: Image.Image, opaque: np.ndarray, kind: int, generator: np.random.Generator, scene: Scene
 ) -> np.ndarray:
-    """Draws flowers of one type where the bird is not; the background alone carries the shortcut."""
+    """Draws flowers of one type off the bird, so that only the background carries the shortcut; returns their centres.
+
+    Args:
+        canvas: scene to draw on.
+        opaque: bool [CANVAS, CANVAS], True for pixels of the bird.
+        kind: flower type, 0..15.
+        generator: source of every random choice.
+        scene: range of the number of flowers.
+
+    Returns:
+        float32 [8, 2]: (x, y) in pixels of the final image; unused rows hold ``NO_FLOWER``.
+    """
     draw = ImageDraw.Draw(canvas)
     wanted = int(generator.integers(scene.min_flowers, scene.max_flowers + 1))
     centres: list[tuple[float, float]] = []
@@ -256,7 +284,7 @@ def _scatter_flowers(
 
 
 def _flower(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, kind: int) -> None:
-    """Eight colours, twice: round flowers with a dark heart, and plain crosses."""
+    """Draws one flower: types 0..7 are round with a dark centre, types 8..15 are crosses in the same eight colours."""
     color = FLOWER_COLORS[kind % len(FLOWER_COLORS)]
     if kind >= len(FLOWER_COLORS):
         thin = radius * 0.3
@@ -272,7 +300,7 @@ def _flower(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, kind: 
 
 
 def _develop(image: Image.Image, generator: np.random.Generator, nuisance: float, style: Style) -> np.ndarray:
-    """Blur, light, the style's look and sensor noise."""
+    """Returns uint8 [80, 80, 3]: the image with blur, light, the style's colours and sensor noise applied."""
     if generator.random() < 0.4 * nuisance:
         image = image.filter(ImageFilter.GaussianBlur(generator.uniform(0.3, 0.8)))
     pixels: np.ndarray = np.asarray(image, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Hugging Face folders of tiny Qwen3-VL models: the shipped stand-in (verified) and random ones (for tests)."""
+"""Hugging Face folders of tiny Qwen3-VL models: the shipped stand-in, verified by hash, and random ones for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 WEIGHTS_FOLDERS = {0: Path(__file__).parent / "weights", 1: Path(__file__).parent / "weights_1"}
-"""The shipped weights by the seed of their pre-training."""
+"""Folders of the shipped weights by the seed of their pre-training."""
 MANIFEST_NAME = "MANIFEST.json"
 
 _CHAT_TEMPLATE = """\
@@ -36,24 +36,42 @@ _CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Sizes of a tiny Qwen3-VL; the defaults are the shipped stand-in's (25 tokens for an 80-pixel image)."""
+    """Sizes of a tiny Qwen3-VL; the defaults are the shipped stand-in's (25 tokens for an 80-pixel image).
+
+    Raises:
+        ModelError: the sizes contradict each other.
+    """
 
     image_size: int = 80
+    """Side of the square images in pixels, a multiple of ``patch_size * merge_size``."""
     patch_size: int = 8
+    """Side of a patch in pixels."""
     merge_size: int = 2
+    """Patches per side that are merged into one token."""
     tower_depth: int = 1
+    """Layers of the vision tower."""
     tower_width: int = 96
+    """Hidden size of the vision tower."""
     tower_heads: int = 4
+    """Attention heads of the vision tower."""
     deepstack: tuple[int, ...] = (0,)
-    """Tower layers whose output also goes to the first language layers."""
+    """Tower layers whose output is also added to the first language layers; at most ``layers``."""
     layers: int = 3
+    """Layers of the language model."""
     width: int = 128
+    """D, hidden size of the language model."""
     heads: int = 4
+    """Query heads of the language model."""
     kv_heads: int = 2
+    """Key and value heads of the language model."""
     head_dim: int = 32
+    """Width of an attention head of the language model."""
     intermediate: int = 256
+    """Width of the MLP of the language model."""
     max_positions: int = 4096
+    """Longest sequence of the language model in tokens."""
     language_init_std: float = 0.02
+    """Standard deviation of the language model's initial weights."""
 
     def __post_init__(self) -> None:
         where = "stand-in architecture"
@@ -75,20 +93,20 @@ def checkpoint_path(seed: int = 0) -> Path:
     """Returns the folder of a shipped stand-in after checking every file against its manifest.
 
     Args:
-        seed: of its pre-training, a key of ``WEIGHTS_FOLDERS``.
+        seed: seed of its pre-training, a key of ``WEIGHTS_FOLDERS``.
 
     Raises:
-        CheckpointError: a file is missing, added or altered.
+        CheckpointError: the manifest is not readable, or a file is missing or altered.
     """
     verify_manifest(WEIGHTS_FOLDERS[seed])
     return WEIGHTS_FOLDERS[seed]
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a folder whose files all have the recorded sha256.
+    """Returns the manifest of a folder after comparing every listed file with its recorded sha256.
 
     Raises:
-        CheckpointError: no readable manifest, or a file is missing or altered.
+        CheckpointError: the manifest is not readable, or a file is missing or altered.
     """
     path = folder / MANIFEST_NAME
     fix = "install the package again, or make the weights with python -m saga_dist.standin.pretrain --out DIR"
@@ -109,7 +127,7 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, **facts: Any) -> Path:
-    """Returns the path of a new manifest: the sha256 of every file in ``folder``, and ``facts``."""
+    """Writes a manifest with the sha256 of every file in ``folder`` and with ``facts``; returns its path."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST_NAME)
     manifest = {**facts, "sha256": {file.name: file_sha256(file) for file in files}}
     path = folder / MANIFEST_NAME
@@ -118,15 +136,15 @@ def write_manifest(folder: Path, **facts: Any) -> Path:
 
 
 def write_random_checkpoint(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """Returns ``folder`` after writing a complete model folder with random weights into it.
+    """Writes a complete model folder with random weights and returns ``folder``.
 
     Args:
-        folder: created if need be.
-        seed: of the weights.
+        folder: folder to write, created if it is missing.
+        seed: seed of the weights.
         overrides: fields of ``Architecture``.
 
     Raises:
-        ModelError: unknown or contradictory sizes.
+        ModelError: a size is unknown, or the sizes contradict each other.
     """
     unknown = set(overrides) - {field.name for field in fields(Architecture)}
     if unknown:
@@ -137,7 +155,7 @@ def write_random_checkpoint(folder: Path, *, seed: int = 0, **overrides: Any) ->
 
 
 def build_model(architecture: Architecture, *, seed: int) -> Qwen3VLForConditionalGeneration:
-    """Returns a randomly initialised float32 model; the global random state is left as it was."""
+    """Returns a randomly initialised float32 model in evaluation mode; the global random state is unchanged."""
     import torch
     from transformers import Qwen3VLForConditionalGeneration
 
@@ -147,7 +165,7 @@ def build_model(architecture: Architecture, *, seed: int) -> Qwen3VLForCondition
 
 
 def model_config(architecture: Architecture) -> Qwen3VLConfig:
-    """Returns the Hugging Face configuration of these sizes."""
+    """Returns the Hugging Face configuration of a model of these sizes."""
     from transformers import Qwen3VLConfig
 
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
@@ -198,7 +216,7 @@ def model_config(architecture: Architecture) -> Qwen3VLConfig:
 
 
 def save_checkpoint(model: Qwen3VLForConditionalGeneration, architecture: Architecture, folder: Path) -> Path:
-    """Returns ``folder`` after writing weights, configuration, tokenizer and processors into it."""
+    """Writes weights, configuration, tokenizer and processors of a model into ``folder`` and returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
@@ -214,7 +232,7 @@ def _side_files(architecture: Architecture) -> dict[str, dict[str, Any]]:
     image_processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen3VLProcessor",
-        # Every image becomes image_size pixels square (when it is square): one token count for the whole run.
+        # Equal bounds scale every square image to image_size, so that all images have the same number of tokens.
         "size": {"shortest_edge": pixels, "longest_edge": pixels},
         "patch_size": architecture.patch_size,
         "temporal_patch_size": 2,

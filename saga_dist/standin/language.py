@@ -1,4 +1,4 @@
-"""What the stand-in can say: the colour words of the six parts and the answer to the comparison prompt."""
+"""The stand-in's language: the colour words of the six parts and the answer to the comparison prompt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from saga_dist.data.prompts import PromptSpec
 from saga_dist.data.vocabularies import STANDIN_BIRDS
 
 PARTS: tuple[str, ...] = STANDIN_BIRDS.attributes
+"""The A = 6 parts, which are the attributes of the prompt."""
 COLOR_WORDS: dict[str, tuple[str, ...]] = {
-    # No word stands for two parts: a tiny language model then reads the part off the word itself.
+    # Each word belongs to one part only, so that a tiny language model can tell the part from the word.
     "bill": ("yellow", "scarlet", "black", "silver"),
     "crown": ("red", "gold", "blue", "white"),
     "breast": ("cream", "orange", "maroon", "slate"),
@@ -19,18 +20,19 @@ COLOR_WORDS: dict[str, tuple[str, ...]] = {
     "legs": ("dark", "amber", "pink", "teal"),
 }
 NUM_VALUES = 4
+"""Number of colours of each part."""
 
 STANDIN_PROMPT = PromptSpec(STANDIN_BIRDS)
-"""The one prompt the stand-in was trained on: structured, images first."""
+"""The only prompt that the stand-in was trained on: structured, images first."""
 
 
 def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: PromptSpec = STANDIN_PROMPT) -> str:
-    """Returns the JSON answer that describes two birds and draws the conclusions that follow from the descriptions.
+    """Returns the JSON answer that describes two birds, with the differences and the verdict that follow from them.
 
     Args:
-        values_a: [A] value of each part of bird 1, in the order of ``PARTS``.
-        values_b: [A] the same for bird 2.
-        spec: the prompt; gives the keys and their order.
+        values_a: integers [A] in 0..3, value of each part of bird 1 in the order of ``PARTS``.
+        values_b: integers [A] in 0..3, the same for bird 2.
+        spec: prompt that defines the keys and their order.
     """
     differing = [part for part, a, b in zip(PARTS, values_a, values_b, strict=True) if a != b]
     notes = [f"{part} {'differs' if part in differing else 'same'}" for part in PARTS]
@@ -46,9 +48,9 @@ def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: Promp
 
 
 def answer_pieces(spec: PromptSpec = STANDIN_PROMPT) -> tuple[str, ...]:
-    """Returns the phrases that answers are made of, each to be one token.
+    """Returns the phrases of which answers consist; the tokenizer makes each of them one token.
 
-    The quote and brace that close a description are a piece of their own, so that no token straddles the end of it.
+    The quote and brace that close a description are a phrase of their own, so that no token crosses its end.
     """
     first, *others = PARTS
     return (

@@ -1,7 +1,7 @@
-"""The stand-in on a fixed pair prompt, in large batches: for pre-training and for examining what was learnt.
+"""The stand-in on a fixed prompt for image pairs, in large batches, for pre-training and its evaluation.
 
-All images have one size and all prompts one layout, so the tower runs on [I, N] batches (Hugging Face's loops over the
-images in attention) and positions are computed once. The results are those of the model's own forward pass.
+All images have one size and all prompts one layout, so the tower runs on [I, N] batches (Hugging Face's tower loops
+over the images in attention) and positions are computed once. The results equal those of the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ END_OF_TURN = SPECIAL_TOKENS.index("<|im_end|>")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What the tower says about a batch of images."""
+    """Output of the tower for a batch of images; an index array selects images."""
 
     main_IND: torch.Tensor
+    """float32 [I, N, D], the main tokens."""
     deepstack: tuple[torch.Tensor, ...]
-    """L maps [I, N, D]."""
+    """L DeepStack maps, each float32 [I, N, D]."""
 
     def __getitem__(self, images: Any) -> Tokens:
         return Tokens(self.main_IND[images], tuple(level[images] for level in self.deepstack))
 
 
 class PairModel:
-    """A model, its prompt for two images, and batched versions of what pre-training needs.
+    """A model with its prompt for two images, and batched forward passes for pre-training and evaluation.
 
     Args:
         model: the stand-in; its parameters are used in place.
-        image_size: side of all images in pixels.
+        image_size: side S of all images in pixels.
     """
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, *, image_size: int) -> None:
@@ -52,18 +53,22 @@ class PairModel:
         self.rows = image_size // vision.patch_size
         """Patches per side, before merging."""
         self.merge = vision.spatial_merge_size
+        """Patches per side that are merged into one token."""
         self.num_tokens = (self.rows // self.merge) ** 2
+        """N, tokens of one image."""
         placeholder = IMAGE_PLACEHOLDER.replace("<|image_pad|>", "<|image_pad|>" * self.num_tokens)
         prompt = render_prompt(STANDIN_PROMPT, image_a=placeholder, image_b=placeholder)
         self.prompt_ids = torch.tensor(self.tokenizer.encode(prompt).ids)
+        """int64 [prompt], token ids of the prompt."""
         is_image = (self.prompt_ids == model.config.image_token_id).nonzero()[:, 0]
+        # Each int64 [N]: positions of the image's tokens in the prompt.
         self.columns_a, self.columns_b = is_image[: self.num_tokens], is_image[self.num_tokens :]
         self._positions = self._position_ids(256)
         self._tower_constants = _tower_constants(model, self.rows, self.merge)
 
     @property
     def prompt_length(self) -> int:
-        """Tokens of the prompt, images included."""
+        """Number of tokens of the prompt, images included."""
         return len(self.prompt_ids)
 
     def encode(self, images: np.ndarray) -> Tokens:
@@ -82,7 +87,16 @@ class PairModel:
         return Tokens(main, tuple(levels[index] for index in tower.deepstack_visual_indexes))
 
     def hidden(self, a: Tokens, b: Tokens, answers_PT: torch.Tensor, *, cache: Any = None) -> torch.Tensor:
-        """Returns the last hidden states [P, 1 + T, D]: the row that predicts each answer token, and one more."""
+        """Returns the last hidden states from the prompt's last token on, float32 [P, 1 + T, D].
+
+        Row t predicts answer token t, and the last row predicts the token after the answer.
+
+        Args:
+            a: tokens of the first image of P pairs.
+            b: tokens of the second images.
+            answers_PT: int64 [P, T], token ids of the answers.
+            cache: empty KV cache of transformers to fill; None: no cache.
+        """
         embed = self.model.model.language_model.embed_tokens
         num_pairs, width = len(a.main_IND), a.main_IND.shape[-1]
         sequence = torch.cat([self.prompt_ids.expand(num_pairs, -1), answers_PT], dim=1)
@@ -103,21 +117,28 @@ class PairModel:
         return output.last_hidden_state[:, self.prompt_length - 1 :]
 
     def hidden_of_text(self, answers_PT: torch.Tensor) -> torch.Tensor:
-        """Returns what ``hidden`` does, of the answers alone: no images and no prompt but its last token."""
+        """Returns hidden states float32 [P, 1 + T, D] like ``hidden``, of the prompt's last token and the answers only.
+
+        Args:
+            answers_PT: int64 [P, T], token ids of the answers.
+        """
         sequence = torch.cat([self.prompt_ids[-1:].expand(len(answers_PT), -1), answers_PT], dim=1)
-        places = slice(self.prompt_length - 1, self.prompt_length - 1 + sequence.shape[1])
+        positions = slice(self.prompt_length - 1, self.prompt_length - 1 + sequence.shape[1])
         return self.model.model.language_model(
             inputs_embeds=self.model.model.language_model.embed_tokens(sequence),
-            position_ids=self._positions[:, places].unsqueeze(1).expand(-1, len(sequence), -1),
+            position_ids=self._positions[:, positions].unsqueeze(1).expand(-1, len(sequence), -1),
             use_cache=False,
         ).last_hidden_state
 
     @contextmanager
     def attention_at(self, layer: int) -> Iterator[list[torch.Tensor]]:
-        """Yields a list that gets, for each forward pass, head-mean attention rows [P, 1 + T, prompt + T] of a layer
-        (columns [1 + T] after ``hidden_of_text``).
+        """Yields a list to which each forward pass appends the head-mean attention of a layer.
 
-        Only the answer's rows are computed; the other layers keep their fast attention.
+        An entry is float32 [P, 1 + T, prompt + T], or [P, 1 + T, 1 + T] for ``hidden_of_text``. Only the rows of the
+        answer are computed, and the other layers keep their fast attention.
+
+        Args:
+            layer: index of the language layer.
         """
         attention = self.model.model.language_model.layers[layer].self_attn
         rows: list[torch.Tensor] = []
@@ -144,7 +165,17 @@ class PairModel:
         generator: torch.Generator | None = None,
         max_tokens: int = 48,
     ) -> list[list[str]]:
-        """Returns ``num_answers`` texts for each pair; temperature 0 is greedy."""
+        """Returns ``num_answers`` decoded answers for each of the P pairs.
+
+        Args:
+            a: tokens of the first image of each pair.
+            b: tokens of the second images.
+            num_answers: answers per pair.
+            temperature: sampling temperature; 0: greedy decoding.
+            top_p: nucleus of the sampling, in (0, 1].
+            generator: source of random numbers for sampling; None: torch's global one.
+            max_tokens: longest answer in tokens.
+        """
         from transformers.cache_utils import DynamicCache
 
         num_pairs = len(a.main_IND)
@@ -156,7 +187,7 @@ class PairModel:
         chosen: list[torch.Tensor] = []
         finished = torch.zeros(len(hidden), dtype=torch.bool)
         for position in range(self.prompt_length, self.prompt_length + max_tokens):
-            ids = _choose(self.model.lm_head(hidden), temperature, top_p, generator)
+            ids = _sample(self.model.lm_head(hidden), temperature, top_p, generator)
             ids = ids.masked_fill(finished, END_OF_TURN)
             chosen.append(ids)
             finished |= ids == END_OF_TURN
@@ -172,7 +203,7 @@ class PairModel:
         return [texts[start : start + num_answers] for start in range(0, len(texts), num_answers)]
 
     def _patches(self, images: np.ndarray) -> torch.Tensor:
-        """[I, rows * rows, C * 2 * p * p], patches of one merged token side by side, as the image processor does it."""
+        """Returns float32 [I, rows * rows, C * 2 * p * p] patches in the image processor's order, grouped by token."""
         vision = self.model.config.vision_config
         side, merge, merged = vision.patch_size, self.merge, self.rows // self.merge
         pixels = torch.from_numpy(np.ascontiguousarray(images)).float() / 127.5 - 1
@@ -181,7 +212,7 @@ class PairModel:
         return blocks.expand(-1, -1, -1, vision.temporal_patch_size, -1, -1).reshape(len(images), self.rows**2, -1)
 
     def _position_ids(self, longest_answer: int) -> torch.Tensor:
-        """[3, prompt + longest_answer], from the model's own rule."""
+        """Returns int64 [3, prompt + longest_answer], rotary positions computed by the model's own function."""
         sequence = torch.cat([self.prompt_ids, torch.full((longest_answer,), END_OF_TURN)])[None]
         grid = torch.tensor([[1, self.rows, self.rows]] * 2)
         kinds = (sequence == self.model.config.image_token_id).int()
@@ -192,7 +223,10 @@ class PairModel:
 def _tower_constants(
     model: Qwen3VLForConditionalGeneration, rows: int, merge: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row of the position table of each patch, and cosines and sines of its rotary embedding [N, head_dim]."""
+    """Returns the position table's row of each patch, and cosines and sines of its rotary embedding.
+
+    Shapes: int64 [rows * rows], float32 [rows * rows, head_dim] twice.
+    """
     merged = rows // merge
     grid = torch.arange(rows * rows).view(merged, merge, merged, merge).permute(0, 2, 1, 3).flatten()
     positions = torch.stack([grid // rows, grid % rows], dim=-1)
@@ -230,7 +264,7 @@ def _rotate(values: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> t
     return values * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+def _sample(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)

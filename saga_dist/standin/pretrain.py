@@ -1,9 +1,10 @@
-"""Makes the stand-in's weights: ``python -m saga_dist.standin.pretrain --out DIR [--seed S]``.
+"""Trains the stand-in's weights: ``python -m saga_dist.standin.pretrain --out DIR [--seed S]``.
 
-Three stages on birds of species that no downstream split uses. The tower alone learns to see the parts and the flowers
-(the shortcut of the world); the language model alone learns to compare two descriptions; then both learn to answer the
-comparison prompt, and the attention of one language layer is tied to the part being named, as a large MLLM's attention
-is by itself. Hints about where to look, which a large model does not get, keep this at minutes on two cores.
+There are three stages, on birds of species that no downstream split uses. First the tower alone learns to recognise the
+parts and the flowers (the shortcut of the data set); then the language model alone learns to compare two descriptions;
+then both learn to answer the comparison prompt, and a loss ties the attention of one language layer to the part being
+named, as the attention of a large MLLM is without such a loss. These auxiliary attention losses, which a large model
+does not need, keep the training at minutes on two cores.
 """
 
 from __future__ import annotations
@@ -29,29 +30,39 @@ from saga_dist.utils.rng import counter_generator, counter_seed
 
 logger = logging.getLogger(__name__)
 
-# Wider than Hugging Face's 0.02, with which so small a language model stays on a plateau for hundreds of steps.
+# Hugging Face's default of 0.02 keeps so small a language model on a plateau for hundreds of steps.
 ARCHITECTURE = Architecture(language_init_std=0.08)
 MATCHING_LAYER = 0
+"""Language layer whose attention ``PairTaskBuilder.match_loss`` trains."""
 GROUNDED_LAYER = 1
+"""Language layer whose attention ``note_loss`` and ``grounding_loss`` train."""
 BATCH_SIZE = 64
+"""Images, or pairs without images, per step."""
 IMAGES_PER_SPECIES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: how long, how fast, and what counts."""
+    """One stage of the training: number of steps, learning rates and loss weights; a weight of 0 omits the loss."""
 
     name: str
+    """Name of the stage; part of the key of its random choices."""
     steps: int
+    """Optimizer steps."""
     tower_rate: float = 0.0
-    """0: no images, text alone."""
+    """Peak learning rate of tower and read-out heads; 0: no images, text only."""
     language_rate: float = 0.0
-    """0: the language model is not used at all."""
+    """Peak learning rate of the language model; 0: the language model is not used."""
     value_weight: float = 0.0
+    """Weight of ``ImageHeads.value_loss``."""
     part_weight: float = 0.0
+    """Weight of ``ImageHeads.part_loss``."""
     flower_weight: float = 0.0
+    """Weight of ``ImageHeads.flower_loss``."""
     grounding_weight: float = 0.0
+    """Weight of ``PairTaskBuilder.grounding_loss``."""
     compare_weight: float = 0.0
+    """Weight of ``PairTaskBuilder.match_loss`` and ``note_loss``."""
 
 
 STAGES: tuple[Stage, ...] = (
@@ -73,26 +84,26 @@ STAGES: tuple[Stage, ...] = (
 def pretrain(
     out: Path, *, seed: int = 0, stages: Sequence[Stage] = STAGES, images_per_species: int = IMAGES_PER_SPECIES
 ) -> Path:
-    """Returns ``out`` after training from scratch and writing the model folder and its manifest into it.
+    """Trains a stand-in from scratch, writes the model folder and its manifest, and returns ``out``.
 
     Args:
         out: folder to write.
-        seed: of weights, images and order.
-        stages: the curriculum.
-        images_per_species: how many images of each of the 3,982 species are drawn.
+        seed: seed of weights, images and order.
+        stages: stages in order.
+        images_per_species: images to draw of each of the 3,982 species.
     """
     started = time.monotonic()
     architecture = ARCHITECTURE
     torch.manual_seed(counter_seed("standin pretrain", seed))
     model = build_model(architecture, seed=seed).train()
-    reader = PairModel(model, image_size=architecture.image_size)
+    pair_model = PairModel(model, image_size=architecture.image_size)
     heads = ImageHeads(architecture.width)
     library = BirdLibrary(pretraining_images(images_per_species, seed=seed))
     logger.info("drew the images in %.0f s", time.monotonic() - started)
     for stage in stages:
-        run_stage(stage, reader, heads, library, seed=seed)
+        run_stage(stage, pair_model, heads, library, seed=seed)
     model.eval()
-    figures = examine(reader)
+    figures = examine(pair_model)
     save_checkpoint(model, architecture, out)
     write_manifest(
         out,
@@ -106,21 +117,29 @@ def pretrain(
     return out
 
 
-def run_stage(stage: Stage, reader: PairModel, heads: ImageHeads, library: BirdLibrary, *, seed: int) -> None:
-    """Trains model and heads in place for one stage."""
-    tower = [*reader.model.model.visual.parameters(), *heads.parameters()]
-    language = list(reader.model.model.language_model.parameters()) if stage.language_rate else []
+def run_stage(stage: Stage, pair_model: PairModel, heads: ImageHeads, library: BirdLibrary, *, seed: int) -> None:
+    """Trains model and heads in place for one stage.
+
+    Args:
+        stage: steps, learning rates and loss weights.
+        pair_model: the model to train.
+        heads: read-out heads to train together with the tower.
+        library: pre-training images.
+        seed: seed of the batches.
+    """
+    tower = [*pair_model.model.model.visual.parameters(), *heads.parameters()]
+    language = list(pair_model.model.model.language_model.parameters()) if stage.language_rate else []
     optimizer = torch.optim.AdamW(
         [{"params": tower, "rate": stage.tower_rate}, {"params": language, "rate": stage.language_rate}],
         weight_decay=0.01,
     )
-    teacher = PairTaskBuilder(reader)
+    builder = PairTaskBuilder(pair_model)
     started = time.monotonic()
     for step in range(stage.steps):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * _rate_factor(step / stage.steps)
         generator = counter_generator("standin pretrain", seed, stage.name, step)
-        losses = _losses(stage, reader, heads, library, teacher, generator)
+        losses = _losses(stage, pair_model, heads, library, builder, generator)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_([*tower, *language], 1.0)
@@ -132,21 +151,21 @@ def run_stage(stage: Stage, reader: PairModel, heads: ImageHeads, library: BirdL
 
 def _losses(
     stage: Stage,
-    reader: PairModel,
+    pair_model: PairModel,
     heads: ImageHeads,
     library: BirdLibrary,
-    teacher: PairTaskBuilder,
+    builder: PairTaskBuilder,
     generator: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
-    """The weighted losses of one step, by name."""
+    """Returns the weighted losses of one step by name, each a scalar."""
     losses: dict[str, torch.Tensor] = {}
     if not stage.tower_rate:
-        lesson = teacher.text_lesson(generator, BATCH_SIZE)
-        with reader.attention_at(MATCHING_LAYER) as matching, reader.attention_at(GROUNDED_LAYER) as rows:
-            hidden = reader.hidden_of_text(lesson.answers_PT[:, :-1])
-        losses["answer"] = _answer_loss(reader, hidden, lesson)
-        losses["matches"] = stage.compare_weight * teacher.match_loss(matching[0], lesson.answers_PT)
-        losses["notes"] = stage.compare_weight * teacher.note_loss(rows[0])
+        task = builder.build_text_only(generator, BATCH_SIZE)
+        with pair_model.attention_at(MATCHING_LAYER) as matching, pair_model.attention_at(GROUNDED_LAYER) as rows:
+            hidden = pair_model.hidden_of_text(task.answers_PT[:, :-1])
+        losses["answer"] = _answer_loss(pair_model, hidden, task)
+        losses["matches"] = stage.compare_weight * builder.match_loss(matching[0], task.answers_PT)
+        losses["notes"] = stage.compare_weight * builder.note_loss(rows[0])
         return losses
     species = (
         library.related_species(generator, BATCH_SIZE // 2)
@@ -154,7 +173,7 @@ def _losses(
         else generator.integers(0, len(library.species), BATCH_SIZE)
     )
     batch = library.draw(generator, species)
-    tokens = reader.encode(batch.images)
+    tokens = pair_model.encode(batch.images)
     if stage.value_weight:
         losses["values"] = stage.value_weight * heads.value_loss(tokens.main_IND, batch)
     if stage.part_weight:
@@ -163,31 +182,35 @@ def _losses(
         losses["flowers"] = stage.flower_weight * heads.flower_loss(tokens.main_IND, batch)
     if not stage.language_rate:
         return losses
-    lesson = teacher.lesson(generator, batch.values_IA.numpy())
-    with reader.attention_at(MATCHING_LAYER) as matching, reader.attention_at(GROUNDED_LAYER) as rows:
-        hidden = reader.hidden(tokens[lesson.first], tokens[lesson.second], lesson.answers_PT[:, :-1])
-    losses["answer"] = _answer_loss(reader, hidden, lesson)
+    task = builder.build(generator, batch.values_IA.numpy())
+    with pair_model.attention_at(MATCHING_LAYER) as matching, pair_model.attention_at(GROUNDED_LAYER) as rows:
+        hidden = pair_model.hidden(tokens[task.first], tokens[task.second], task.answers_PT[:, :-1])
+    losses["answer"] = _answer_loss(pair_model, hidden, task)
     if stage.grounding_weight:
-        losses["grounding"] = stage.grounding_weight * teacher.grounding_loss(rows[0], lesson, batch.part_centres)
+        losses["grounding"] = stage.grounding_weight * builder.grounding_loss(rows[0], task, batch.part_centres)
     if stage.compare_weight:
-        losses["matches"] = stage.compare_weight * teacher.match_loss(matching[0], lesson.answers_PT)
-        losses["notes"] = stage.compare_weight * teacher.note_loss(rows[0])
+        losses["matches"] = stage.compare_weight * builder.match_loss(matching[0], task.answers_PT)
+        losses["notes"] = stage.compare_weight * builder.note_loss(rows[0])
     return losses
 
 
-def _answer_loss(reader: PairModel, hidden: torch.Tensor, lesson: PairTask) -> torch.Tensor:
-    """Mean negative log-likelihood of the taught tokens."""
-    losses = F.cross_entropy(reader.model.lm_head(hidden).transpose(1, 2), lesson.answers_PT, reduction="none")
-    return (losses * lesson.taught_PT).sum() / lesson.taught_PT.sum()
+def _answer_loss(pair_model: PairModel, hidden: torch.Tensor, task: PairTask) -> torch.Tensor:
+    """Returns the mean negative log-likelihood of the answer tokens whose loss mask is 1."""
+    losses = F.cross_entropy(pair_model.model.lm_head(hidden).transpose(1, 2), task.answers_PT, reduction="none")
+    return (losses * task.loss_mask_PT).sum() / task.loss_mask_PT.sum()
 
 
 def _rate_factor(progress: float) -> float:
-    """Linear warm-up over 8 % of a stage, then a cosine to nearly nothing."""
+    """Returns the factor on the learning rate: linear warm-up over 8 % of a stage times a cosine decay, plus 0.001.
+
+    Args:
+        progress: share of the stage's steps that are done, 0 to 1.
+    """
     return min(1.0, progress / 0.08) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Runs the command line ``python -m saga_dist.standin.pretrain``."""
     parser = argparse.ArgumentParser(prog="python -m saga_dist.standin.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model into")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""Tiny random-weight checkpoints of every supported family, made with transformers' own classes: for tests and trials.
+"""Tiny random-weight checkpoints of every supported family, made with transformers' own classes, for tests.
 
-All weights are drawn, also those that start at zero or one in a fresh model (biases, norms, position tables): a part
-that is left out or used twice shows in the numbers.
+All weights are random, including those that are zero or one in a new model (biases, norms, position tables), so that a
+part that is left out or used twice changes the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 IMAGE_SIZE, PATCH_SIZE, MERGE_SIZE = 80, 8, 2
 WIDTH, LAYERS = 128, 4
 MATRIX_GAIN, VECTOR_STD = 4.0, 0.1
-"""Matrices four times as strong as fresh ones, so that every layer matters to the result; what is added to vectors."""
+"""Factor on the matrices of a new model, so that every layer affects the result; standard deviation of the noise added
+to vectors."""
 
 INTERNVL_TOKENS = {
     "start_image_token": "<img>",
@@ -30,19 +31,19 @@ INTERNVL_TOKENS = {
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
-"""Named in the tokenizer's configuration, for the family's own processor."""
+"""InternVL's special tokens; the tokenizer's configuration names them for the family's own processor."""
 
 
 def write_random_family(folder: Path, family: str, *, seed: int = 0) -> Path:
-    """Returns ``folder`` after writing a complete model folder of a family into it: 25 tokens for an 80-pixel image.
+    """Writes a complete model folder of a family, with 25 tokens for an 80-pixel image, and returns ``folder``.
 
     Args:
-        folder: created if need be.
-        family: name, as in ``SUPPORTED_FAMILIES``.
-        seed: of the weights.
+        folder: folder to write, created if it is missing.
+        family: name of the family, one of ``SUPPORTED_FAMILIES``.
+        seed: seed of the weights.
 
     Raises:
-        ModelError: there is no such family.
+        ModelError: the family is not supported.
     """
     import torch
 
@@ -84,7 +85,8 @@ def _write_qwen2_5_vl(folder: Path, seed: int) -> Path:
 
 
 def _qwen2_5_vl_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """Windows of 2 x 2 tokens: an 80-pixel image has windows of three sizes, a 64-pixel image of one."""
+    """Returns a configuration with windows of 2 x 2 tokens: an 80-pixel image has windows of three sizes, a 64-pixel
+    image of one."""
     from transformers import Qwen2_5_VLConfig
 
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
@@ -197,6 +199,7 @@ def _tokenizer_config(processor: str) -> dict[str, Any]:
 
 
 def _strengthened(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Returns the model with scaled matrices and with noise added to vectors and all-zero parameters, in place."""
     import torch
 
     generator = torch.Generator().manual_seed(seed + 1)

@@ -1,12 +1,12 @@
-"""The world of the built-in birds: which species exist, which split they belong to, and the images of each split.
+"""The data set of the built-in birds: its species, their division into splits, and the images of each split.
 
 Every species is one combination of six part colours, 4^6 = 4,096 in all. Species of a genus differ in one or two parts.
-In training the flower in the background tells the class (a shortcut that the metric loss falls for); in validation and
-test it says nothing. The splits share no species, and the stand-in was pre-trained on none of theirs.
+In training the flower in the background identifies the class (a shortcut that the metric loss learns); in validation
+and test it is independent of the class. The splits share no species, and the stand-in was pre-trained on none of them.
 
-The knobs of ``data.birds`` make other worlds of it. One exception then: ``constant_parts`` asks for training species
-that agree in some parts, which those set aside do not, so it takes others, and the stand-in may have seen them.
-Validation and test stay what they are.
+The settings of ``data.birds`` define other data sets of this kind, with one exception to these rules:
+``constant_parts`` requires training species that agree in some parts, which the reserved training species do not. It
+therefore takes other species, which pre-training may have used. The species of validation and test stay the same.
 """
 
 from __future__ import annotations
@@ -37,36 +37,39 @@ from saga_dist.utils.rng import counter_generator
 SplitName = Literal["train", "val", "test", "probe"]
 
 _GENERA: dict[str, tuple[int, int]] = {"train": (8, 4), "val": (8, 4), "test": (10, 5)}
-"""Genera, species in each."""
-_SPECIES_SEED = 7  # fixes which species are held out; the shipped weights depend on it
+"""Number of genera and of species per genus, by split."""
+_SPECIES_SEED = 7  # determines which species are held out; the shipped weights depend on it
 NUISANCE_PRETRAIN = (0.0, 0.5)
+"""Range of the nuisance strength in pre-training images."""
 NUISANCE_DOWNSTREAM = (0.2, 0.7)
+"""Range of the nuisance strength in the downstream splits."""
 
 
 @dataclass(frozen=True, slots=True)
 class BirdSplit:
-    """The images of one split and what is known about them."""
+    """The images of one split and their ground truth."""
 
     images: np.ndarray
     """uint8 [I, 80, 80, 3]."""
     labels: np.ndarray
-    """int64 [I] in 0..C-1."""
+    """int64 [I] in 0..C-1, class of each image."""
     attributes: np.ndarray
-    """int64 [I, A] value of each part, in the order of ``language.PARTS``."""
+    """int64 [I, A] in 0..3, value of each part in the order of ``language.PARTS``."""
     class_names: tuple[str, ...]
+    """C names: split, label, and the part values as digits."""
     part_centres: np.ndarray
     """float32 [I, A, 2]: (x, y) in pixels."""
     bird_masks: np.ndarray
-    """bool [I, 80, 80]."""
+    """bool [I, 80, 80], True for pixels of the bird."""
     flower_types: np.ndarray
-    """int64 [I]."""
+    """int64 [I] in 0..15, type of all flowers of the image."""
     flower_centres: np.ndarray
-    """float32 [I, 8, 2]: (x, y) in pixels, ``birds.NO_FLOWER`` where there is none."""
+    """float32 [I, 8, 2]: (x, y) in pixels; unused rows hold ``birds.NO_FLOWER``."""
 
 
 @cache
 def species() -> dict[str, np.ndarray]:
-    """Returns the species of ``train``, ``val``, ``test`` and ``pretrain``: int64 [C, A] each, all disjoint."""
+    """Returns the species of ``train``, ``val``, ``test`` and ``pretrain``: int64 [C, A] part values each, disjoint."""
     generator = counter_generator("standin species", _SPECIES_SEED)
     used: set[tuple[int, ...]] = set()
     splits: dict[str, np.ndarray] = {}
@@ -92,15 +95,16 @@ def split(
     """Returns the images of a downstream split; the same arguments always give the same images.
 
     Args:
-        name: ``train``, ``val`` (32 classes), ``test`` (50 classes) or ``probe``: one image each of species that are in
-            no other split, to fit linear probes on.
-        config: seed, sizes and the knobs of the world.
-        nuisance: range of the nuisance strength, 0 to 1.
-        style: the look of all images; None: the configured one of this split.
-        recolour: a part that gets another colour in every image, all else being drawn as before (see ``masks.py``).
+        name: ``train``, ``val`` (32 classes), ``test`` (50 classes) or ``probe``: one image each of pre-training
+            species, on which linear probes are fitted.
+        config: seed, sizes and other settings of the data set.
+        nuisance: range of the nuisance strength, within 0 to 1.
+        style: appearance of all images; None: the one configured for this split.
+        recolour: index of a part that gets another colour in every image while all else stays the same (see
+            ``masks.py``); None: no part.
 
     Raises:
-        DataError: unknown split, or more classes than there are species.
+        DataError: the split is unknown, or has more classes than there are species.
     """
     if name == "probe":
         codes, images_per_class = _probe_species(config), 1
@@ -114,13 +118,18 @@ def split(
     if recolour is not None:
         codes = (codes + np.eye(len(PARTS), dtype=np.int64)[recolour]) % NUM_VALUES
     correlation = config.flower_correlation if name == "train" else 0.0
-    look = style or style_at(config.train_style if name == "train" else config.test_style)
+    style = style or style_at(config.train_style if name == "train" else config.test_style)
     scene = Scene(config.min_flowers, config.max_flowers, config.clutter, config.bird_scale)
-    return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, look, scene)
+    return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, style, scene)
 
 
 def pretraining_images(images_per_species: int, *, seed: int) -> BirdSplit:
-    """Returns images of the species set aside for pre-training, plain style, mild nuisance, random flowers."""
+    """Returns images of the species reserved for pre-training, in plain style, with weak nuisance and random flowers.
+
+    Args:
+        images_per_species: number of images of each species.
+        seed: seed of the images.
+    """
     codes = species()["pretrain"]
     return _draw_split("pretrain", codes, images_per_species, seed, 0.0, NUISANCE_PRETRAIN, PLAIN_STYLE, PLAIN_SCENE)
 
@@ -131,7 +140,7 @@ def _train_species(config: BirdsSection) -> np.ndarray:
         raise DataError(
             f"train_classes = {config.train_classes}",
             where="data.birds",
-            expected=f"at most {available}, the species set aside for training",
+            expected=f"at most {available}, the species reserved for training",
         )
     if not config.constant_parts:
         return species()["train"][: config.train_classes]
@@ -140,7 +149,10 @@ def _train_species(config: BirdsSection) -> np.ndarray:
 
 @cache
 def _species_alike_in(constant: tuple[int, ...]) -> np.ndarray:
-    """As many species as training has, in genera, that agree in some parts; none of validation or test."""
+    """Returns int64 [C, A]: as many species as training has, in genera, with equal values in the parts ``constant``.
+
+    No species of validation or test is among them.
+    """
     generator = counter_generator("standin species alike", _SPECIES_SEED, *constant)
     used = {_code(values) for name in ("val", "test") for values in species()[name]}
     num_genera, size = _GENERA["train"]
@@ -160,9 +172,14 @@ def _genus(
     fixed: np.ndarray | None = None,
     constant: tuple[int, ...] = (),
 ) -> list[tuple[int, ...]]:
-    """A base species and relatives that differ from it in one or two parts; none of them used before.
+    """Returns ``size`` unused species: a random base species and others that differ from it in one or two parts.
 
-    Parts in ``constant`` have the values of ``fixed``.
+    Args:
+        generator: source of the random choices.
+        size: number of species.
+        used: species that must not be chosen.
+        fixed: int64 [A], values of the parts in ``constant``; None: none are fixed.
+        constant: parts that keep their values of ``fixed`` in all species.
     """
     free = np.setdiff1d(np.arange(len(PARTS)), constant)
     while True:
@@ -211,9 +228,9 @@ def _draw_split(
     for label, values in enumerate(codes):
         for index in range(images_per_class):
             generator = counter_generator("standin image", seed, name, label, index)
-            told = generator.random() < correlation
-            # 5 and 16 have no common factor: sixteen neighbouring classes have sixteen different flowers.
-            kind = label * 5 % NUM_FLOWER_TYPES if told else None
+            tied_to_class = generator.random() < correlation
+            # 5 and 16 have no common factor, so that 16 consecutive classes have 16 different flowers.
+            kind = label * 5 % NUM_FLOWER_TYPES if tied_to_class else None
             strength = generator.uniform(*nuisance)
             birds.append(draw_bird(values, generator, nuisance=strength, style=style, flower_type=kind, scene=scene))
     num_images = len(birds)

@@ -1,1 +1,1 @@
-"""Tables: variants and seeds of one configuration, every cell an ordinary run, and what they say together."""
+"""Tables of results: variants and seeds of one configuration, each cell an ordinary run, and their summary."""

@@ -1,4 +1,4 @@
-"""Several tables in one file, and side by side: what the real tests found in each world."""
+"""Tables of several sweeps in one file, and as one Markdown table side by side."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from saga_dist.sweep.summary import Summary, SummaryRow
 
 
 class Collected(Section):
-    """What ``saga-dist evidence collect`` writes: tables by the names of their directories."""
+    """Content of the file that ``saga-dist evidence collect`` writes."""
 
     tables: dict[str, Summary]
+    """Tables by the names of their directories."""
 
     @property
     def num_runs(self) -> int:
-        """Runs behind the tables."""
+        """Number of runs in all tables."""
         return sum(len(row.seeds) for table in self.tables.values() for row in table.rows)
 
 
 def collect(directories: Sequence[Path]) -> Collected:
-    """Returns the tables that sweeps left in their directories.
+    """Returns the tables of several sweeps.
+
+    Args:
+        directories: output directories of ``saga-dist sweep``.
 
     Raises:
-        DataError: a directory has no table, or two have one name.
+        DataError: a directory has no table, or two directories have the same name.
     """
     tables: dict[str, Summary] = {}
     for directory in directories:
@@ -40,22 +44,26 @@ def collect(directories: Sequence[Path]) -> Collected:
 
 
 def load_collected(path: Path) -> Collected:
-    """Returns the tables in a file.
+    """Returns the tables in a file of ``saga-dist evidence collect``.
 
     Raises:
-        DataError: it cannot be read, or is something else.
+        DataError: the file cannot be read or has another content.
     """
     return load_json(path, Collected, what="a file of tables", fix="saga-dist evidence collect writes it")
 
 
 def keep_longer_rows(older: Collected, newer: Collected) -> Collected:
-    """Returns the rows of both, of two with one name that with more runs behind it, the newer of equals.
+    """Returns the tables of both; a row that both have is taken from the one with more runs, or else from the newer.
 
-    So a table may grow on several machines, and rows outlive the directories of their runs. A row keeps its own tests:
-    they are paired over the runs that were there together.
+    So several machines can add runs to a table, and rows remain when the directories of their runs are deleted. A row
+    keeps its own tests, which are paired over the runs that were available together.
+
+    Args:
+        older: earlier collection.
+        newer: later collection.
 
     Raises:
-        DataError: a table is of other queries in one than in the other, or has other rows.
+        DataError: a table has other queries or other rows in one collection than in the other.
     """
     tables = dict(older.tables)
     for name, table in newer.tables.items():
@@ -80,7 +88,7 @@ def _longer_rows(name: str, older: Summary, newer: Summary) -> Summary:
 
 
 def side_by_side(collected: Collected) -> str:
-    """Returns Markdown: a line for each variant, Recall@1 in percent for each table, gain and p in brackets."""
+    """Returns Markdown with a line per variant and a column per table: Recall@1 in percent, gain and p in brackets."""
     labels = dict.fromkeys(row.label for table in collected.tables.values() for row in table.rows)
     lines = ["| | " + " | ".join(f"`{name}`" for name in collected.tables) + " |"]
     lines.append("|---" + "|---:" * len(collected.tables) + "|")
@@ -91,7 +99,10 @@ def side_by_side(collected: Collected) -> str:
 
 
 def cell(row: SummaryRow | None) -> str:
-    """Returns ``37.9 ± 0.4 (+4.1, p < 0.001)``: Recall@1 in percent over seeds, points over the opponents."""
+    """Returns the text of a cell, e.g. ``37.9 ± 0.4 (+4.1, p < 0.001)``, or ``–`` for a row without results.
+
+    The numbers are mean and standard deviation over seeds of Recall@1 in percent, and the gain as ``gain`` writes it.
+    """
     if row is None or not row.figures:
         return "–"
     recall = row.figures["recall_at_1"]
@@ -100,6 +111,9 @@ def cell(row: SummaryRow | None) -> str:
 
 
 def gain(row: SummaryRow) -> str:
-    """Returns `` (+4.1, p < 0.001)``, a semicolon between opponents; nothing for a row that has none."""
+    """Returns gains over the opponents in percentage points with p-values, e.g. `` (+4.1, p < 0.001)``.
+
+    Opponents are separated by semicolons; the text is empty for a row without opponents.
+    """
     tests = [f"{points(one.difference)}, p {p_value(one)}" for one in row.versus]
     return f" ({'; '.join(tests)})" if tests else ""

@@ -1,4 +1,4 @@
-"""From a table to its cells: which run lies where, with which configuration, and how far it is."""
+"""Expansion of a table into cells: the directory, configuration and progress of each run."""
 
 from __future__ import annotations
 
@@ -22,31 +22,39 @@ class Cell:
     """One run of the table: a variant with a seed."""
 
     variant: Variant
+    """Row of the table."""
     seed: int
+    """``run.seed`` of the run."""
     directory: Path
+    """Run directory."""
     config: RunConfig
+    """Resolved configuration of the run."""
 
     @property
     def name(self) -> str:
-        """The directory below the table's."""
+        """Run directory relative to that of the table: ``VARIANT/seed_N``."""
         return f"{self.variant.name}/seed_{self.seed}"
 
     @property
     def method(self) -> str:
-        """The method in the run's results that is this cell's."""
+        """Name of this cell's method in the results of its run."""
         return PRETRAINED if self.variant.pretrained else TRAINED
 
     @property
     def finished(self) -> bool:
-        """True when its results are there: they are written last."""
+        """True when the run's results exist; a run writes them last."""
         return (self.directory / RESULTS_NAME).is_file()
 
     def results(self) -> Results:
-        """Returns the results of a finished cell."""
+        """Returns the results of a finished cell.
+
+        Raises:
+            DataError: the results cannot be read.
+        """
         return Results.load(self.directory / RESULTS_NAME)
 
     def progress(self) -> str:
-        """Returns how far it is, in a word or two."""
+        """Returns the progress as text: ``not started``, ``after step N of M`` or ``finished``."""
         metrics = self.directory / "metrics.jsonl"
         if self.finished or not metrics.is_file():
             return "finished" if self.finished else "not started"
@@ -57,17 +65,18 @@ class Cell:
 
 
 def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds: Sequence[int]) -> tuple[Cell, ...]:
-    """Returns the cells in the order they run: the whole table with the first seed, then with the next.
+    """Returns the cells in the order in which they run: all variants with the first seed, then with the next.
 
     Args:
-        table: as ``path`` says it.
-        path: of the table's file; its base configuration is named from there.
-        out: directory of the table.
-        overrides: ``section.key=value`` for every cell, over everything that the table says.
-        seeds: instead of the table's; none: the table's.
+        table: content of the table's file.
+        path: the table's file; the path of the base configuration is relative to it.
+        out: output directory of the table.
+        overrides: ``section.key=value`` texts for every cell, which take precedence over the table.
+        seeds: seeds to use instead of the table's; empty: the table's.
 
     Raises:
-        ConfigError: a configuration is wrong, two variants are the same, or ``out`` holds other runs.
+        ConfigError: a configuration is wrong, two variants have the same configuration, or ``out`` holds runs with
+            other configurations.
     """
     for override in overrides:
         if override.partition("=")[0].strip() in ("run.seed", "run.directory"):
@@ -83,17 +92,17 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
         for seed in seeds or table.seeds
         for variant in table.variant
     ]
-    _refuse_twins(cells, path)
+    _refuse_duplicates(cells, path)
     for cell in cells:
         _refuse_another_configuration(cell)
     return tuple(cells)
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Checks model files and data of every cell that is still to run, before the first one starts.
+    """Checks model files and data of every unfinished cell, before the first one starts.
 
     Raises:
-        UserError: what ``train --dry-run`` would have said.
+        UserError: the error of ``saga-dist train --dry-run`` with the configuration of a cell.
     """
     for cell in cells:
         if not cell.finished:
@@ -101,10 +110,10 @@ def check(cells: Sequence[Cell]) -> None:
 
 
 def read_failures(out: Path) -> dict[str, str]:
-    """Returns, by the names of cells, why they failed when they ran last.
+    """Returns the reason of each failed cell's last failure, by the name of the cell.
 
     Raises:
-        DataError: the file that says so is damaged.
+        DataError: the file of failures is damaged.
     """
     path = out / FAILURES_NAME
     try:
@@ -115,7 +124,7 @@ def read_failures(out: Path) -> dict[str, str]:
 
 
 def write_failures(out: Path, failures: dict[str, str]) -> None:
-    """Keeps why cells failed; without failures there is no file."""
+    """Writes the reasons of failed cells to a file of ``out``; removes the file when there are none."""
     path = out / FAILURES_NAME
     if failures:
         write_atomic(path, (json.dumps(failures, indent=2, sort_keys=True) + "\n").encode())
@@ -123,14 +132,17 @@ def write_failures(out: Path, failures: dict[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_twins(cells: Sequence[Cell], path: Path) -> None:
-    """Two variants that are one configuration: an override on the command line has undone what makes them differ."""
+def _refuse_duplicates(cells: Sequence[Cell], path: Path) -> None:
+    """Raises a ConfigError when two variants have the same configuration.
+
+    This happens when an override of the command line sets a value that distinguishes them.
+    """
     seen: dict[tuple[str, bool], Cell] = {}
     for cell in cells:
-        twin = seen.setdefault((cell.config.digest(), cell.variant.pretrained), cell)
-        if twin is not cell:
+        first = seen.setdefault((cell.config.digest(), cell.variant.pretrained), cell)
+        if first is not cell:
             raise ConfigError(
-                f"variants {twin.variant.name} and {cell.variant.name} are the same configuration",
+                f"variants {first.variant.name} and {cell.variant.name} are the same configuration",
                 where=str(path),
                 fix="leave what makes them differ to the table",
             )

@@ -1,4 +1,4 @@
-"""A table for people: in the terminal and as Markdown, the paper's figures beside ours."""
+"""Rendering of a table's summary for the terminal and as Markdown, with the paper's figures beside ours."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from saga_dist.utils.printable import printable
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
 FIGURES = ("seeds", "R@1", "95 %", "R@2", "R@4", "R@8", "NMI")
+"""Headings of our figures."""
 PAPER = ("paper R@1", "paper NMI")
+"""Headings of the published figures."""
 TEST = ("against", "points", "p")
+"""Headings of the paired tests."""
 HOW_TO_READ = (
     "Mean ± sample standard deviation over seeds. 95 %: of mean R@1, by a bootstrap over test classes. Points and p: a "
     "paired test of R@1 against each variant named, on the same queries and seeds, swapping the two within whole "
-    "classes; it speaks of other classes, not of other seeds, and p is not corrected for the number of rows."
+    "classes; it generalises to other classes, not to other seeds, and p is not corrected for the number of rows."
 )
 
 
 def write_summary(summary: Summary, out: Path) -> None:
-    """Writes ``table.json`` and ``table.md``."""
+    """Writes ``table.json`` and ``table.md`` into the directory ``out``."""
     write_atomic(out / JSON_NAME, (summary.model_dump_json(indent=2) + "\n").encode())
     write_atomic(out / MARKDOWN_NAME, markdown(summary).encode())
 
@@ -56,7 +59,7 @@ def markdown(summary: Summary) -> str:
 
 
 def terminal(summary: Summary) -> list[RichTable]:
-    """Returns the table for a terminal, in two parts: our figures; beside the paper's, and tested."""
+    """Returns the table for a terminal in two parts: our figures; Recall@1 with the paper's figures and the tests."""
     rest = [name for name in _headings(summary) if name not in FIGURES]
     return [_part(summary, summary.title, FIGURES), _part(summary, "", ("R@1", *rest))]
 
@@ -78,7 +81,7 @@ def _part(summary: Summary, title: str, headings: Sequence[str]) -> RichTable:
 
 
 def _headings(summary: Summary) -> list[str]:
-    """The paper's columns only where it has figures."""
+    """Returns the headings of the table; the paper's only when a row has published figures."""
     printed = any(row.paper for row in summary.rows)
     return [*FIGURES, *(PAPER if printed else ()), *TEST]
 
@@ -101,12 +104,12 @@ def _cells(row: SummaryRow, summary: Summary) -> dict[str, str]:
 
 
 def p_value(versus: PairedComparison) -> str:
-    """Returns three digits, or ``< 0.001``."""
+    """Returns the p-value of a test with three decimals, or ``< 0.001``."""
     return "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
 
 
 def points(share: float) -> str:
-    """Returns percentage points with their sign, a plus before a zero."""
+    """Returns a share as signed percentage points with one decimal; zero has a plus sign."""
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
@@ -120,5 +123,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that begins no markup and ends no cell: labels are the user's, reasons quote names of files."""
+    """Returns the text escaped for a Markdown table, because labels and file names in it come from the user."""
     return html.escape(printable(text), quote=False).replace("|", "\\|")

@@ -1,6 +1,6 @@
-"""Runs the cells of a table one after the other; the same call goes on where it stopped.
+"""Runs the cells of a table one after the other; the same call resumes an interrupted sweep.
 
-Workers hold only the frozen MLLM, so cells that differ in what the learner does alone share one runtime.
+Workers hold only the frozen MLLM, so cells that differ only in settings of the learner share one runtime.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from saga_dist.utils.printable import printable
 log = logging.getLogger(__name__)
 
 Progress = Callable[[Cell], AbstractContextManager[Callable[[StepResult], None]]]
+"""Function that opens the progress display of a cell and yields its callback for optimizer steps."""
 
-_LEARNERS_OWN = {
+_LEARNER_SETTINGS = {
     "run": {"steps", "directory"},
     "data": True,
     "model": {"embedding_dim", "pooler", "pooler_key", "pooler_layer_norm"},
@@ -32,19 +33,19 @@ _LEARNERS_OWN = {
     "checkpoint": True,
     "evaluation": True,
 }
-"""What the workers never see."""
+"""Sections and keys of the configuration that rollout and replay workers do not use."""
 
 
 def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[str, str]:
-    """Runs every cell that is not finished; returns why cells failed, by name. One failure does not stop the others.
+    """Runs every unfinished cell and returns the reasons of failed cells by name; a failure does not stop the others.
 
     Args:
-        cells: in the order to run them.
-        out: directory of the table; made if need be.
-        progress: opens the display of a cell and yields its callback for steps.
+        cells: cells in the order in which they run.
+        out: output directory of the table, created if it is missing.
+        progress: opens the progress display of a cell and yields its callback for steps.
 
     Raises:
-        Interrupted: asked to stop (SIGTERM, SIGINT); the cell that ran has its checkpoint.
+        Interrupted: the process received SIGTERM or SIGINT; the running cell has written its checkpoint.
         ConfigError: ``out`` cannot be used.
     """
     try:
@@ -67,10 +68,10 @@ def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[s
                     failures.pop(cell.name, None)
                 except Interrupted:
                     raise
-                except Exception as error:  # days of other cells must not end with this one
+                except Exception as error:  # a failed cell must not end a sweep of days
                     log.exception("%s failed", cell.name)
                     failures[cell.name] = printable(" ".join(str(error).split())) or type(error).__name__
-                    shared.close()  # whatever state it is in
+                    shared.close()  # the failure may have left it in any state
         finally:
             shared.close()
             write_failures(out, failures)
@@ -78,9 +79,9 @@ def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[s
 
 
 def worker_settings(config: RunConfig) -> str:
-    """Returns everything that rollout and replay workers are built from: equal for cells that can share them."""
-    seen = config.model_dump(mode="json", exclude=_LEARNERS_OWN)  # type: ignore[arg-type]
-    return json.dumps({**seen, "needs_mllm": config.needs_mllm}, sort_keys=True)
+    """Returns as JSON all settings of rollout and replay workers; cells with equal settings can share workers."""
+    settings = config.model_dump(mode="json", exclude=_LEARNER_SETTINGS)  # type: ignore[arg-type]
+    return json.dumps({**settings, "needs_mllm": config.needs_mllm}, sort_keys=True)
 
 
 def _run(cell: Cell, shared: _SharedRuntime, progress: Progress, should_stop: Callable[[], bool]) -> None:
@@ -98,14 +99,14 @@ def _run(cell: Cell, shared: _SharedRuntime, progress: Progress, should_stop: Ca
 
 
 class _SharedRuntime:
-    """The runtime of the last cell, kept for the next one where it fits."""
+    """The runtime of the last cell, reused for the next one when their worker settings are equal."""
 
     def __init__(self) -> None:
         self._runtime: ReusableRuntime | None = None
         self._settings = ""
 
     def for_config(self, config: RunConfig) -> ReusableRuntime:
-        """Returns a runtime with a fresh learner for this configuration."""
+        """Returns a runtime with a new learner for this configuration."""
         settings = worker_settings(config)
         if self._runtime is not None and settings == self._settings:
             self._runtime.reset_learner(config)
@@ -115,7 +116,7 @@ class _SharedRuntime:
         return self._runtime
 
     def close(self) -> None:
-        """Ends the workers; closing twice is fine."""
+        """Stops the workers; may be called more than once."""
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.close()

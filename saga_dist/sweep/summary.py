@@ -1,4 +1,4 @@
-"""What the finished cells of a table say together: mean and spread over seeds, intervals, paired tests."""
+"""Summary of a table's finished cells: mean and standard deviation over seeds, intervals, paired tests."""
 
 from __future__ import annotations
 
@@ -17,72 +17,93 @@ from saga_dist.sweep.plan import Cell
 from saga_dist.sweep.table import PublishedFigures, Table
 
 SPLIT = "test"
+"""Split whose results are summarised."""
 FIGURES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "nmi")
+"""Fields of ``SplitResult`` that are summarised."""
 _TEST_SEED = 0
 
 
 class Figure(Section):
-    """A figure over seeds, a share in [0, 1]."""
+    """A metric over seeds, each value a share in [0, 1]."""
 
     mean: float
+    """Mean over seeds."""
     sd: float | None
     """Sample standard deviation over seeds; None with one seed."""
     values: tuple[float, ...]
-    """Of each seed."""
+    """Value of each seed."""
 
 
 class PairedComparison(Section):
-    """A paired test against another variant: over classes, on the hits at rank 1 averaged over the common seeds."""
+    """A paired test of Recall@1 against another variant.
+
+    The test swaps whole classes, on the hits at rank 1 averaged over the common seeds.
+    """
 
     variant: str
+    """Name of the other variant."""
     seeds: tuple[int, ...]
+    """Seeds with which both variants are finished."""
     difference: float
-    """Recall@1 minus the other's, a share."""
+    """Recall@1 minus the other variant's, as a share."""
     low: float
+    """Lower end of the 95 % interval of the difference, by a bootstrap over classes."""
     high: float
+    """Upper end of that interval."""
     p_value: float
+    """Two-sided p-value, in (0, 1], not corrected for multiple tests."""
 
 
 class SummaryRow(Section):
-    """One variant."""
+    """Summary of one variant."""
 
     name: str
+    """Name of the variant."""
     label: str
+    """Text of the variant in the table."""
     seeds: tuple[int, ...]
-    """Those that are finished."""
+    """Seeds of the finished cells."""
     figures: dict[str, Figure]
+    """Metrics by name, as in ``FIGURES``; empty without finished cells."""
     confidence_interval: tuple[float, float] | None
-    """95 %, of mean Recall@1, by a bootstrap over classes."""
+    """95 % interval of the mean Recall@1, by a bootstrap over classes; None without finished cells."""
     paper: PublishedFigures | None
+    """Published figures of the row; None when there are none."""
     versus: tuple[PairedComparison, ...]
+    """Paired tests against other variants with common finished seeds."""
 
 
 class Summary(Section):
-    """A table so far: what ``table.json`` holds."""
+    """Summary of a table with its finished cells; the content of ``table.json``."""
 
     title: str
+    """Title of the table."""
     split: str = SPLIT
+    """Split of the results."""
     num_queries: int
+    """Q, number of queries."""
     num_classes: int
+    """C, number of classes among the queries."""
     rows: tuple[SummaryRow, ...]
+    """One row per variant, in the order of the table."""
     missing: dict[str, str] = Field(default_factory=dict)
-    """Cells without results, and why or how far they are."""
+    """Cells without results by name, with their progress or the reason of their failure."""
 
     def label(self, name: str) -> str:
-        """Returns what the table calls a variant."""
+        """Returns the text of a variant in the table from its name."""
         return next(row.label for row in self.rows if row.name == name)
 
 
 def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> Summary:
-    """Returns the table of the finished cells.
+    """Returns the summary of a table's finished cells.
 
     Args:
-        table: what the rows are called and tested against.
+        table: table that defines rows, labels and opponents.
         cells: all cells of the table.
-        failures: why cells failed, by name.
+        failures: reasons of failed cells by name.
 
     Raises:
-        DataError: results cannot be read, or two cells met different queries.
+        DataError: results cannot be read, or two cells were evaluated on different queries.
     """
     done = [cell for cell in cells if cell.finished]
     hits = {cell.name: load_hits(cell.directory / HITS_NAME, cell.method, SPLIT) for cell in done}
@@ -128,7 +149,7 @@ def over_seeds(values: Sequence[float]) -> Figure:
 
 
 def _mean_hits(cells: Sequence[Cell], hits: dict[str, FirstHits]) -> np.ndarray:
-    """[Q] share of the seeds in which each query has a hit at rank 1."""
+    """Returns float64 [Q], the share of the cells in which each query has a hit at rank 1."""
     share: np.ndarray = np.mean([hits[cell.name].at(1) for cell in cells], axis=0)
     return share
 
@@ -136,6 +157,7 @@ def _mean_hits(cells: Sequence[Cell], hits: dict[str, FirstHits]) -> np.ndarray:
 def _versus(
     own: Sequence[Cell], other: Sequence[Cell], hits: dict[str, FirstHits], labels_Q: np.ndarray
 ) -> PairedComparison | None:
+    """Returns the paired test between the cells of two variants over their common seeds; None without any."""
     seeds = sorted({cell.seed for cell in own} & {cell.seed for cell in other})
     if not seeds:
         return None
@@ -152,7 +174,11 @@ def _versus(
 
 
 def _common_labels(hits: dict[str, FirstHits]) -> np.ndarray:
-    """The classes of the queries, which all cells must share: otherwise nothing is paired."""
+    """Returns int64 [Q], the classes of the queries.
+
+    Raises:
+        DataError: the cells have different queries, so that their hits are not paired.
+    """
     first = next(iter(hits), None)
     if first is None:
         return np.zeros(0, np.int64)

@@ -13,41 +13,48 @@ from saga_dist.errors import ConfigError
 
 
 class PublishedFigures(Section):
-    """What the paper printed for a row."""
+    """Figures that the paper printed for a row."""
 
-    recall_at_1: float = Field(ge=0, le=100, description="percent")
-    recall_sd: float | None = Field(None, ge=0, description="over the paper's seeds, points")
-    nmi: float | None = Field(None, ge=0, le=1)
+    recall_at_1: float = Field(ge=0, le=100, description="Recall@1 in percent")
+    recall_sd: float | None = Field(
+        None, ge=0, description="standard deviation of Recall@1 over the paper's seeds, in percentage points"
+    )
+    nmi: float | None = Field(None, ge=0, le=1, description="normalised mutual information, 0 to 1")
 
 
 class Variant(Section):
     """One row of the table."""
 
-    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]*$", description="folder of its runs")
-    label: str = Field(min_length=1, description="what the table calls it")
-    set: tuple[str, ...] = Field((), description="section.key=value over the base configuration")
-    pretrained: bool = Field(False, description="evaluate the tower as it came, mean-pooled; train nothing")
-    against: str | tuple[str, ...] = Field("", description='variants of its paired tests; "": the table\'s baseline')
-    paper: PublishedFigures | None = Field(None, description="the published figures of this row")
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]*$", description="name of the variant and of the folder of its runs")
+    label: str = Field(min_length=1, description="text of the row in the table")
+    set: tuple[str, ...] = Field((), description="section.key=value texts that override the base configuration")
+    pretrained: bool = Field(
+        False, description="evaluate the pre-trained tower with mean-pooled tokens, without training"
+    )
+    against: str | tuple[str, ...] = Field(
+        "", description='variants to compare with in paired tests; "": the table\'s baseline'
+    )
+    paper: PublishedFigures | None = Field(None, description="published figures of this row")
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """``set``, and without training also without the MLLM."""
+        """The overrides of ``set``; a pre-trained variant also switches off the losses that need the MLLM."""
         return (*self.set, "objective.lambda_lm=0", "objective.lambda_kl=0") if self.pretrained else self.set
 
 
 class Table(Section):
-    """A table as its file says it."""
+    """Content of a table's file."""
 
-    title: str = Field(min_length=1)
-    config: str = Field(description="base configuration, relative to this file")
-    set: tuple[str, ...] = Field((), description="section.key=value for every variant")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    title: str = Field(min_length=1, description="title of the table")
+    config: str = Field(description="path of the base configuration, relative to this file")
+    set: tuple[str, ...] = Field((), description="section.key=value texts for every variant")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="run.seed of the runs of every variant")
     seed_set: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="section.key=value for a seed's cells: weights of another pre-training, say"
+        default_factory=dict,
+        description="section.key=value texts for the cells of one seed, by seed, e.g. weights of another pre-training",
     )
-    baseline: str = Field(description="variant that the others are tested against")
-    variant: tuple[Variant, ...] = Field(min_length=1)
+    baseline: str = Field(description="variant that the others are compared with by default")
+    variant: tuple[Variant, ...] = Field(min_length=1, description="rows of the table")
 
     @model_validator(mode="after")
     def _names_fit(self) -> Table:
@@ -56,8 +63,8 @@ class Table(Section):
             raise ValueError(f"variants are named {', '.join(names)}; expected each name once")
         if min(self.seeds) < 0 or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}; expected each seed once, none negative")
-        if strangers := self.seed_set.keys() - set(map(str, self.seeds)):
-            raise ValueError(f"seed_set.{min(strangers)}: expected one of the seeds {list(self.seeds)}")
+        if unknown := self.seed_set.keys() - set(map(str, self.seeds)):
+            raise ValueError(f"seed_set.{min(unknown)}: expected one of the seeds {list(self.seeds)}")
         for key, name in (
             ("baseline", self.baseline),
             *((v.name + ".against", name) for v in self.variant for name in self.opponents(v)),
@@ -67,11 +74,11 @@ class Table(Section):
         return self
 
     def overrides_of(self, seed: int) -> tuple[str, ...]:
-        """Returns what every cell of a seed has over the base configuration."""
+        """Returns the overrides of every cell with a seed: those of the table, then those of the seed."""
         return (*self.set, *self.seed_set.get(str(seed), ()))
 
     def opponents(self, variant: Variant) -> tuple[str, ...]:
-        """Returns the names of the variants that a variant is tested against; none for the baseline."""
+        """Returns the names of the variants that a variant is compared with; by default none for the baseline."""
         named = (variant.against,) if isinstance(variant.against, str) else variant.against
         return tuple(name or self.baseline for name in named if (name or self.baseline) != variant.name)
 
@@ -84,7 +91,7 @@ def load_table(path: Path) -> Table:
     """
     try:
         tree = tomllib.loads(path.read_text("utf-8"))
-        # By way of JSON, where a strict tuple may be written as an array.
+        # Strict validation accepts an array for a tuple only from JSON.
         return Table.model_validate_json(json.dumps(tree))
     except OSError as error:
         raise ConfigError(f"cannot read the file ({error.strerror})", where=str(path), fix="check the path") from error
@@ -95,5 +102,5 @@ def load_table(path: Path) -> Table:
         key = ".".join(str(part) for part in first["loc"]) or "table"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{key}: {message}", where=str(path), expected="a table of variants") from error
-    except (ValueError, TypeError) as error:  # no TOML; or a date, which JSON does not have
+    except (ValueError, TypeError) as error:  # invalid TOML, or a date, which JSON cannot represent
         raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error

@@ -326,5 +326,5 @@ class Coordinator:
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
         self._ledger.truncate(after_step=newest.step)
-        self._checkpoints.settle(newest.step, best=self.selection.step)  # a crash may have come before it
+        self._checkpoints.finalize(newest.step, best=self.selection.step)  # a crash may have come before it
         log.info("resumed from %s", newest.path)

@@ -20,7 +20,7 @@ from saga_dist.bench.common import (
     more_is_better,
     peak_memory,
 )
-from saga_dist.bench.records import BenchRecord, BenchRecords, load_figures, markdown, save
+from saga_dist.bench.records import BenchRecord, BenchRecords, load_records, markdown, save
 from saga_dist.cli import bench
 from saga_dist.cli.bench import Bench, measure, print_report
 from saga_dist.cli.main import app
@@ -100,13 +100,13 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.M
     done = CliRunner().invoke(app, ["bench", "replay", "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert "2.5" in done.output and "NO" in done.output
-    figures = load_figures(file)
+    figures = load_records(file)
     assert figures.machine.cores >= 1
     assert figures.benches["replay"].size is Size.FULL
     assert figures.benches["replay"].report.rows[0].ratio == 2.5
     assert figures.benches["replay"].report.rows[0].met is False
     assert CliRunner().invoke(app, ["bench", "images", "--json", str(file), "--quick"]).exit_code == 0
-    both = load_figures(file)
+    both = load_records(file)
     assert (both.benches["replay"], both.benches["images"].size) == (figures.benches["replay"], Size.QUICK)
     del asked[1:]
     assert CliRunner().invoke(app, ["bench"]).exit_code == 0

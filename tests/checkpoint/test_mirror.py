@@ -177,10 +177,10 @@ def test_a_missing_copy_is_made_up_for(tmp_path: Path) -> None:
     assert tree(tmp_path / "mirror" / "run") == tree(tmp_path / "local")
     handler = Faulty()
     again = CheckpointStore(tmp_path / "local", 2, mirror_on(handler))
-    again.settle(2, best=-1)
+    again.finalize(2, best=-1)
     written = sum(path.endswith(MANIFEST) for path in handler.files())
     calls = handler.num_calls
-    again.settle(2, best=-1)
+    again.finalize(2, best=-1)
     assert written == 1
     assert handler.num_calls - calls < calls  # nothing is sent twice
 

@@ -30,8 +30,8 @@ def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) ->
     assert run_checks(None, SMALL, smoke=True) == 0
     found = lines(capsys)
     machine = {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth"}
-    assert set(found) == machine | {"plan", "room", "one pair"}
-    assert "expected 1 x this processor: learner" in found["room"]
+    assert set(found) == machine | {"plan", "capacity", "one pair"}
+    assert "expected 1 x this processor: learner" in found["capacity"]
     assert "torch 2." in found["packages"]
     assert "verdict" in found["one pair"]
     assert "truth" in found["one pair"]

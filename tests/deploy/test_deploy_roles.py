@@ -8,7 +8,7 @@ import pytest
 
 from saga_dist.config import RunConfig
 from saga_dist.deploy.options import make_options
-from saga_dist.deploy.roles import cards, groups
+from saga_dist.deploy.roles import gpus_needed, groups
 from saga_dist.errors import ConfigError
 
 PaperRun = Callable[..., RunConfig]
@@ -31,7 +31,7 @@ PaperRun = Callable[..., RunConfig]
     ],
 )
 def test_cards_of_a_pod(asks: list[float], needed: int) -> None:
-    assert cards(asks) == needed
+    assert gpus_needed(asks) == needed
 
 
 def test_roles_have_pods_of_their_own(paper_run: PaperRun) -> None:

@@ -120,8 +120,8 @@ def test_the_doctor_warns_and_says_what_is_expected(
         "saga_dist.estimate.capacity.limits_here", lambda *_: MachineLimits(0, host=1 << 20, shared=0, disk=1000)
     )
     assert run_checks(None, [*FEW, "rollout.engine=transformers"], smoke=False) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " room: " in line]
-    assert lines[0].startswith("ok   room: expected 1 x this processor: learner")
-    assert [line[:11] for line in lines[1:]] == ["WARN room: "] * 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if " capacity: " in line]
+    assert lines[0].startswith("ok   capacity: expected 1 x this processor: learner")
+    assert [line[:15] for line in lines[1:]] == ["WARN capacity: "] * 2
     assert "of host memory, 1.05 MB are free" in lines[1]
     assert "1.00 kB are free" in lines[2]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from saga_dist.bench.common import BenchRow, Size
-from saga_dist.bench.records import load_figures, markdown, number
+from saga_dist.bench.records import load_records, markdown, number
 from saga_dist.cli.bench import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = load_figures(ROOT / "docs" / "benches.json")
+FIGURES = load_records(ROOT / "docs" / "benches.json")
 
 
 def test_every_bench_was_measured_at_the_size_of_its_bars() -> None:

@@ -49,7 +49,7 @@ def test_hits_are_what_the_figures_are_made_of() -> None:
 
 def test_other_queries_and_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "hits.npz"
-    with pytest.raises(DataError, match="'b' met other queries"):
+    with pytest.raises(DataError, match="'b' was evaluated on other queries"):
         save_hits(path, {("a", "test"): _hits([0, 1], [1, 1]), ("b", "test"): _hits([1, 0], [1, 1])})
     for content in (b"", b"PK\x03\x04 half a file", b"not a zip"):
         path.write_bytes(content)

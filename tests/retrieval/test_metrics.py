@@ -70,7 +70,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries go through all stages too: blocks of five, two candidates more than ranks, bfloat16 first."""
     monkeypatch.setattr(candidates, "BLOCK", 5)
     monkeypatch.setattr(exact_ranking, "_CANDIDATES_PER_RANK", 1)
-    monkeypatch.setattr(exact_ranking, "_SPARE_CANDIDATES", 2)
+    monkeypatch.setattr(exact_ranking, "_EXTRA_CANDIDATES", 2)
     monkeypatch.setattr(exact_ranking, "_QUERIES_AT_ONCE", 7)
     monkeypatch.setattr(exact_ranking, "_PAIRS_AT_ONCE", 40)
     monkeypatch.setattr(exact_ranking, "half_is_faster", lambda: True)
@@ -165,11 +165,11 @@ def test_a_collapsed_encoder_finds_nothing_and_its_order_does_not_matter() -> No
 def test_the_usual_path_needs_no_fall_back(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
     """A gallery much larger than the candidates, against a full fp64 matrix product."""
 
-    def refuse(task: object, unsure: np.ndarray) -> np.ndarray:
-        assert len(unsure) == 0, "well separated scores must not need the whole gallery"
+    def refuse(task: object, undecided: np.ndarray) -> np.ndarray:
+        assert len(undecided) == 0, "well separated scores must not need the whole gallery"
         return np.zeros((0, 8), bool)
 
-    monkeypatch.setattr(exact_ranking, "_against_everything", refuse)
+    monkeypatch.setattr(exact_ranking, "_rank_against_all", refuse)
     monkeypatch.setattr(exact_ranking, "half_is_faster", lambda: half)
     generator = np.random.default_rng(2)
     labels = np.repeat(np.arange(60), 10)

@@ -54,10 +54,10 @@ def test_couples_are_equal_or_closely_related(birds: BirdSplit) -> None:
 
 
 def test_false_words_are_not_taught_and_conclusions_follow_them(reader: PairModel, birds: BirdSplit) -> None:
-    teacher = PairTaskBuilder(reader)
+    builder = PairTaskBuilder(reader)
     values = birds.attributes[:32]
-    lesson = teacher.lesson(counter_generator("lesson"), values, corrupted_share=1.0)
-    texts = reader.tokenizer.decode_batch(lesson.answers_PT.tolist())
+    task = builder.build(counter_generator("lesson"), values, corrupted_share=1.0)
+    texts = reader.tokenizer.decode_batch(task.answers_PT.tolist())
     num_false = 0
     for pair, text in enumerate(texts):
         described = described_values(text)
@@ -65,60 +65,60 @@ def test_false_words_are_not_taught_and_conclusions_follow_them(reader: PairMode
         assert described[1] is not None
         assert verdict_of(text) is (described[0] == described[1])
         assert text == answer_text(described[0], described[1])
-        for side, image in enumerate((lesson.first[pair], lesson.second[pair])):
+        for side, image in enumerate((task.first[pair], task.second[pair])):
             for part in range(len(PARTS)):
-                taught = lesson.taught_PT[pair, teacher.word_positions[side][part]]
+                taught = task.loss_mask_PT[pair, builder.word_positions[side][part]]
                 if described[side][part] != values[image][part]:
                     assert taught == 0
                     num_false += 1
     assert num_false > 20
-    assert (lesson.taught_PT == 0).sum() <= len(texts) * len(PARTS)
-    whole = teacher.lesson(counter_generator("lesson"), values, corrupted_share=0.0)
-    assert bool((whole.taught_PT == 1).all())
+    assert (task.loss_mask_PT == 0).sum() <= len(texts) * len(PARTS)
+    whole = builder.build(counter_generator("lesson"), values, corrupted_share=0.0)
+    assert bool((whole.loss_mask_PT == 1).all())
 
 
 def test_grounding_loss_is_zero_when_all_attention_is_on_the_part(reader: PairModel, birds: BirdSplit) -> None:
-    teacher = PairTaskBuilder(reader)
-    lesson = teacher.lesson(counter_generator("ground"), birds.attributes[:4])
+    builder = PairTaskBuilder(reader)
+    task = builder.build(counter_generator("ground"), birds.attributes[:4])
     centres = torch.full((4, 6, 2), 40.0)  # all parts in the middle: token 12 only
     rows = torch.full((4, 41, reader.prompt_length + 40), 1e-12)
     rows[:, :, reader.columns_a[12]] = 0.5
     rows[:, :, reader.columns_b[12]] = 0.5
-    assert float(teacher.grounding_loss(rows, lesson, centres)) == pytest.approx(-np.log(1 + 1e-4), abs=1e-5)
+    assert float(builder.grounding_loss(rows, task, centres)) == pytest.approx(-np.log(1 + 1e-4), abs=1e-5)
     rows = torch.ones_like(rows)
-    assert float(teacher.grounding_loss(rows, lesson, centres)) == pytest.approx(-np.log(1 / 25 + 1e-4), abs=1e-5)
+    assert float(builder.grounding_loss(rows, task, centres)) == pytest.approx(-np.log(1 / 25 + 1e-4), abs=1e-5)
 
 
 def test_comparing_is_shown_by_attention_to_equal_words(reader: PairModel) -> None:
-    teacher = PairTaskBuilder(reader)
+    builder = PairTaskBuilder(reader)
     texts = [answer_text([0] * 6, [0] * 6), answer_text([0] * 6, [1] * 6)]
     answers = torch.tensor([[*reader.tokenizer.encode(text).ids, 2] for text in texts])
-    words_a, words_b = teacher.word_positions
+    words_a, words_b = builder.word_positions
     assert (words_a, words_b) == ([1, 3, 5, 7, 9, 11], [14, 16, 18, 20, 22, 24])
-    assert teacher.note_positions == [26, 27, 28, 29, 30, 31]
+    assert builder.note_positions == [26, 27, 28, 29, 30, 31]
 
     rows = torch.zeros(2, 40, 40)  # text alone: column 0 is the last prompt token, row and column t + 1 answer token t
     for word_a, word_b in zip(words_a, words_b, strict=True):
         rows[0, word_b + 1, word_a + 1] = 1.0  # equal: look at the same word
         rows[1, word_b + 1, 12 + 1] = 1.0  # different: look at the closing brace
-    assert float(teacher.match_loss(rows, answers)) == pytest.approx(0.0, abs=2e-4)
-    assert float(teacher.match_loss(rows.flip(0), answers)) == pytest.approx(-np.log(1e-4), rel=1e-3)
+    assert float(builder.match_loss(rows, answers)) == pytest.approx(0.0, abs=2e-4)
+    assert float(builder.match_loss(rows.flip(0), answers)) == pytest.approx(-np.log(1e-4), rel=1e-3)
 
     notes = torch.zeros(2, 40, reader.prompt_length + 39)
-    for word_b, note in zip(words_b, teacher.note_positions, strict=True):
+    for word_b, note in zip(words_b, builder.note_positions, strict=True):
         notes[:, note, reader.prompt_length + word_b] = 0.5
-    assert float(teacher.note_loss(notes)) == pytest.approx(np.log(2), abs=1e-3)
+    assert float(builder.note_loss(notes)) == pytest.approx(np.log(2), abs=1e-3)
 
 
 def test_text_lessons_teach_conclusions_only(reader: PairModel) -> None:
-    teacher = PairTaskBuilder(reader)
-    lesson = teacher.text_lesson(counter_generator("text"), 300)
-    texts = reader.tokenizer.decode_batch(lesson.answers_PT.tolist())
+    builder = PairTaskBuilder(reader)
+    task = builder.build_text_only(counter_generator("text"), 300)
+    texts = reader.tokenizer.decode_batch(task.answers_PT.tolist())
     described = [described_values(text) for text in texts]
     assert all(text == answer_text(a, b) for text, (a, b) in zip(texts, described, strict=True))  # type: ignore[arg-type]
     verdicts = np.array([verdict_of(text) for text in texts])
     assert 0.25 < verdicts.mean() < 0.45
-    assert int((lesson.taught_PT == 0).sum()) == 300 * 12
+    assert int((task.loss_mask_PT == 0).sum()) == 300 * 12
 
 
 def test_a_few_steps_of_each_kind_of_stage_learn_and_touch_deepstack(birds: BirdSplit) -> None:
@@ -147,13 +147,13 @@ def test_a_few_steps_of_each_kind_of_stage_learn_and_touch_deepstack(birds: Bird
 def test_reasoning_stage_leaves_the_tower_alone_and_learns_to_compare(birds: BirdSplit) -> None:
     reader = PairModel(build_model(ARCHITECTURE, seed=0), image_size=80)
     before = [parameter.detach().clone() for parameter in reader.model.model.visual.parameters()]
-    teacher = PairTaskBuilder(reader)
-    lesson = teacher.text_lesson(counter_generator("held out"), 64)
+    builder = PairTaskBuilder(reader)
+    task = builder.build_text_only(counter_generator("held out"), 64)
 
     def loss() -> float:
         with torch.no_grad(), reader.attention_at(0) as rows:
-            reader.hidden_of_text(lesson.answers_PT[:, :-1])
-        return float(teacher.match_loss(rows[0], lesson.answers_PT))
+            reader.hidden_of_text(task.answers_PT[:, :-1])
+        return float(builder.match_loss(rows[0], task.answers_PT))
 
     untrained = loss()
     run_stage(
