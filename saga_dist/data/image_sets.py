@@ -224,6 +224,6 @@ class Splits:
         )
 
     def split_hash(self) -> str:
-        """Returns the sha256 over the digests of all splits, which identifies the images, classes and their division."""
+        """Returns the sha256 over the digests of all splits, which identifies images, classes and their division."""
         rows = [(name, self.named(name).digest()) for name in self.names]
         return hashlib.sha256(repr(rows).encode()).hexdigest()
