@@ -30,7 +30,7 @@ def show(
     from saga_dist.cli.console import widen
     from saga_dist.diagnostics.measure import measure
     from saga_dist.diagnostics.schema import EVIDENCE_NAME
-    from saga_dist.diagnostics.tables import grids
+    from saga_dist.diagnostics.tables import evidence_tables
 
     evidence = measure(run, num_images=images)
     path = json or run / EVIDENCE_NAME
@@ -41,7 +41,7 @@ def show(
         f"step {evidence.step}; {evidence.num_images:,} images of {evidence.num_classes:,} unseen classes",
         highlight=False,
     )
-    for grid in grids(evidence):
+    for grid in evidence_tables(evidence):
         console.print(_table(grid))
         if grid.note:
             console.print(f"[dim]{grid.note}[/dim]", highlight=False)

@@ -1,4 +1,4 @@
-"""From TOML, overrides and saved JSON to a configuration; what is wrong is one line that names file and key."""
+"""Loads configurations from TOML, overrides and saved JSON; each error is one line that names the file and the key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from saga_dist.errors import CheckpointError, ConfigError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Returns the configuration in a TOML file with ``section.key=value`` overrides applied.
+    """Returns the configuration in a TOML file with overrides applied.
+
+    Args:
+        path: the TOML file.
+        overrides: ``section.key=value`` each, applied in order; the value is TOML, and a bare word is a string.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
@@ -40,7 +44,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_run_config(path: Path) -> RunConfig:
-    """Returns the resolved configuration of a run directory."""
+    """Returns the resolved configuration of a run directory.
+
+    Args:
+        path: run directory with ``config.json``.
+
+    Raises:
+        ConfigError: ``config.json`` is missing, or a key, type or value in it is wrong.
+        CheckpointError: ``config.json`` is not valid JSON.
+    """
     saved = path / "config.json"
     try:
         tree = json.loads(saved.read_text("utf-8"))
@@ -54,7 +66,15 @@ def load_run_config(path: Path) -> RunConfig:
 
 
 def parse_config(tree: dict[str, Any], *, where: str) -> RunConfig:
-    """Returns the validated configuration of a nested dict; ``where`` names its source in errors."""
+    """Returns the validated configuration of a nested dict.
+
+    Args:
+        tree: section name to keys and values.
+        where: name of the source, for error messages.
+
+    Raises:
+        ConfigError: a key, type or value is wrong.
+    """
     try:
         return RunConfig.model_validate(_tuples(tree))
     except ValidationError as error:
@@ -81,7 +101,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """TOML arrays become tuples, which strict frozen models take."""
+    """Returns the value with every list replaced by a tuple, because the strict models accept no lists."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

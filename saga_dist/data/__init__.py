@@ -1,1 +1,1 @@
-"""Images, data set layouts, sampling of batches and pairs, and the comparison prompt."""
+"""Images, data set layouts, sampling of micro-batches and pairs, and the comparison prompt."""

@@ -1,4 +1,4 @@
-"""Looking a data set through before a run: every file decoded once, by the code that training uses."""
+"""Checks a data set before a run: statistics of its splits, and a decoding of every file with the code of training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import numpy as np
 from saga_dist.data.image_sets import ImageSet, Splits
 from saga_dist.errors import DataError
 
-_CHUNK = 256  # images in flight at once; all of them as futures would fill the memory
+_CHUNK = 256  # images submitted at a time; one future per image of a large data set would need too much memory
 
 
 def summarize(name: str, images: ImageSet) -> str:
-    """Returns one line on a split: images, classes, and how many images the classes have."""
+    """Returns one line about a split: number of images, of classes, and the range of images per class.
+
+    Args:
+        name: name of the split.
+        images: images of the split.
+    """
     counts = np.bincount(images.labels_I, minlength=len(images.class_names))
     return (
         f"{name:<8}{len(images):>9,} images  {len(images.class_names):>7,} classes  "
@@ -23,7 +28,7 @@ def summarize(name: str, images: ImageSet) -> str:
 
 
 def class_sizes(images: ImageSet) -> list[tuple[str, int]]:
-    """Returns name and number of images of each class, in the order of the labels."""
+    """Returns (name, number of images) of each class, in the order of the labels."""
     counts = np.bincount(images.labels_I, minlength=len(images.class_names))
     return list(zip(images.class_names, counts.tolist(), strict=True))
 
@@ -33,7 +38,7 @@ def undecodable(splits: Splits, *, jobs: int = 1, on_image: Callable[[], None] =
 
     Args:
         splits: the data set.
-        jobs: threads; the decoders do not hold Python's lock.
+        jobs: number of threads; the decoders release the global interpreter lock.
         on_image: called after each image.
     """
     with ThreadPoolExecutor(max_workers=jobs) as pool:

@@ -1,4 +1,4 @@
-"""Image sets, in memory or on disk, and the class-disjoint splits they form."""
+"""Image sets, in memory or on disk, and the class-disjoint splits of a data set."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ImageSet(Protocol):
         """Returns one image, uint8 [H, W, 3]."""
 
     def original(self, index: int) -> Image.Image:
-        """Returns one image upright, RGB, before it is brought to the training size."""
+        """Returns one image upright, RGB, at its own size, before it is scaled for training."""
 
     def name(self, index: int) -> str:
-        """Returns what to call the image in a message or report."""
+        """Returns the name of the image for messages and reports."""
 
     def digest(self) -> str:
-        """Returns the sha256 of which images, classes and labels these are."""
+        """Returns the sha256 that identifies the images, classes and labels of the set."""
 
     def __len__(self) -> int: ...
 
@@ -52,10 +52,11 @@ class ArrayImageSet:
         images: uint8 [I, H, W, 3].
         labels_I: [I] integers in 0 .. C-1.
         class_names: [C] names.
-        attributes_IA: [I, A] integers, or None.
+        attributes_IA: [I, A] integers, ground-truth attributes; None for data without attributes.
 
     Raises:
-        DataError: shapes, dtypes or labels do not fit each other.
+        DataError: the images are not uint8 [I, H, W, 3], the other arrays have another number of rows, or a label is
+            out of range.
     """
 
     images: np.ndarray
@@ -92,7 +93,7 @@ class ArrayImageSet:
         return image
 
     def original(self, index: int) -> Image.Image:
-        """Returns the same image: there is no other."""
+        """Returns the same image as ``image``, which is stored at one size only."""
         return Image.fromarray(np.ascontiguousarray(self.images[index]))
 
     def name(self, index: int) -> str:
@@ -109,16 +110,16 @@ class ArrayImageSet:
 
 @dataclass(frozen=True, eq=False)
 class FolderImageSet:
-    """Images on disk, read when they are asked for.
+    """Images on disk, read from their files on every access.
 
     Args:
         root: folder of the data set.
-        files: [I] paths below the root.
+        files: [I] paths relative to the root.
         sizes_bytes: [I] size of each file when it was listed.
         labels_I: [I] int64 in 0 .. C-1.
         class_names: [C] names.
         image_size: side of the square that images are scaled to, pixels.
-        attributes_IA: [I, A] int64, or None.
+        attributes_IA: [I, A] int64, ground-truth attributes; None for data without attributes.
         banner: rows at the bottom of every image that are not part of it, pixels.
         fast_jpeg: decode large JPEG files at a reduced scale (see ``read_image``).
     """
@@ -140,7 +141,7 @@ class FolderImageSet:
         """Returns one image, uint8 [image_size, image_size, 3].
 
         Raises:
-            DataError: the file is damaged, or gone since it was listed.
+            DataError: the file is damaged, or was removed after it was listed.
         """
         path = self.root / self.files[index]
         return read_image(path, self.image_size, banner=self.banner, fast_jpeg=self.fast_jpeg)
@@ -149,16 +150,19 @@ class FolderImageSet:
         """Returns one image at its own size, without the banner.
 
         Raises:
-            DataError: the file is damaged, or gone since it was listed.
+            DataError: the file is damaged, or was removed after it was listed.
         """
         return read_original(self.root / self.files[index], banner=self.banner)
 
     def name(self, index: int) -> str:
-        """Returns the path below the root."""
+        """Returns the path relative to the root."""
         return self.files[index]
 
     def digest(self) -> str:
-        """Returns the sha256 over names, sizes, labels and classes (not contents: that would read every image)."""
+        """Returns the sha256 over file names, sizes, labels and class names.
+
+        The contents are not part of it, because that would read every image.
+        """
         rows = [self.class_names, *zip(self.files, self.sizes_bytes, self.labels_I.tolist(), strict=True)]
         return hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -168,16 +172,16 @@ class Splits:
     """Class-disjoint parts of a data set.
 
     Args:
-        train: classes to train on.
-        val: classes held out of the training classes for model selection; None when none are.
-        test: unseen classes, for evaluation only.
-        probe: images of further classes to fit linear probes on, where the data has attributes.
-        attribute_names: [A] names of the attributes, where the data has them.
-        gallery: where the data has a gallery of its own, the images that the queries in ``test`` search, with the
-            labels and class names of ``test``. Without one, every test image searches all others.
+        train: images of the training classes.
+        val: images of classes held out of the training classes for model selection; None without such classes.
+        test: images of unseen classes, for evaluation only.
+        probe: images of further classes to fit linear probes on; None for data without attributes.
+        attribute_names: [A] names of the attributes; empty for data without attributes.
+        gallery: for data with a separate gallery, the images that the queries in ``test`` search, with the labels and
+            class names of ``test``; None when every test image searches all other test images.
 
     Raises:
-        DataError: query and gallery labels do not mean the same classes.
+        DataError: ``gallery`` and ``test`` have different class names.
     """
 
     train: ImageSet
@@ -194,8 +198,11 @@ class Splits:
     def named(self, name: str) -> ImageSet:
         """Returns a split by name.
 
+        Args:
+            name: ``train``, ``val``, ``test``, ``gallery`` or ``probe``.
+
         Raises:
-            DataError: no such split, or this data set has none.
+            DataError: the name is unknown, or this data set has no such split.
         """
         images = dict(self._parts()).get(name)
         if images is None:
@@ -204,7 +211,7 @@ class Splits:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the splits that exist."""
+        """Names of the splits that this data set has."""
         return tuple(name for name, images in self._parts() if images is not None)
 
     def _parts(self) -> tuple[tuple[str, ImageSet | None], ...]:
@@ -217,6 +224,6 @@ class Splits:
         )
 
     def split_hash(self) -> str:
-        """Returns the sha256 over all splits: equal exactly when images, classes and their division are equal."""
+        """Returns the sha256 over the digests of all splits, which identifies images, classes and their division."""
         rows = [(name, self.named(name).digest()) for name in self.names]
         return hashlib.sha256(repr(rows).encode()).hexdigest()

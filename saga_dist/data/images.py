@@ -1,4 +1,4 @@
-"""Reading untrusted image files, and the optional augmentation."""
+"""Reads untrusted image files, and applies the optional augmentation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from PIL import ExifTags, Image, ImageOps
 from saga_dist.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+"""Image formats that are read, by Pillow's names."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Lower-case suffixes by which image files are found in a folder."""
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded (8000 x 8000); the header is checked first: a small file must not fill the memory."""
+"""Largest number of pixels that is decoded (8000 x 8000), checked in the header, so that a small file cannot fill the
+memory."""
 
-# What Pillow's decoders raise on damaged files.
+# Exceptions that Pillow's decoders raise for damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
 _FIX = "replace or remove the file"
 _WHITE = (255, 255, 255, 255)
@@ -32,18 +35,19 @@ _WHITE = (255, 255, 255, 255)
 def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool = False) -> np.ndarray:
     """Returns the whole image as RGB, uint8 [size, size, 3], resized with bicubic filtering and no crop.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit grey keeps its upper 8 bits, and of an
-    animation the first frame counts.
+    The EXIF orientation is applied, transparent pixels become white, 16-bit grey is reduced to its upper 8 bits, and
+    the first frame of an animation is used.
 
     Args:
-        path: a JPEG, PNG or WebP file, whatever its name ends in.
+        path: a JPEG, PNG or WebP file; the suffix is not used.
         size: side of the square, pixels.
         banner: rows at the bottom that are not part of the image (a copyright line), removed before scaling, pixels.
-        fast_jpeg: let the JPEG decoder scale a large image down to no less than the wanted size, and torch do the rest,
-            which saves most of the time and changes pixels slightly (a deviation from the paper).
+        fast_jpeg: True to let the JPEG decoder scale a large image down, to no less than ``size``, and torch do the
+            rest; this saves most of the time and changes pixels slightly (a deviation from the paper).
 
     Raises:
-        DataError: missing, not a regular file, another format, too many pixels, nothing above the banner, or damaged.
+        DataError: the file is missing, not a regular file, of another format or damaged, the image has more than
+            ``MAX_PIXELS`` pixels, or a side is not larger than the banner.
 
     Source: SAGA section 4 (224 x 224, the whole image).
     """
@@ -56,9 +60,14 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
 
 
 def read_original(path: str | Path, *, banner: int = 0) -> Image.Image:
-    """Returns an image as ``read_image`` reads it, upright RGB, at its own size: for encoders with their own processor.
+    """Returns an image as upright RGB at its own size, for encoders with their own preprocessing.
 
-    Args and errors are those of ``read_image``.
+    Args:
+        path: as for ``read_image``.
+        banner: as for ``read_image``.
+
+    Raises:
+        DataError: as for ``read_image``.
     """
     with _readable(Path(path), banner) as image:
         return _upright_rgb(image, banner)
@@ -66,7 +75,7 @@ def read_original(path: str | Path, *, banner: int = 0) -> Image.Image:
 
 @contextmanager
 def _readable(path: Path, banner: int) -> Iterator[Image.Image]:
-    """Yields the image with only its header read; whatever decoders raise while it is used says which file it was."""
+    """Yields the image with only its header read; an exception of a decoder in the body becomes a DataError."""
     with _open_regular(path) as file:
         try:
             image = _open(path, file)
@@ -81,7 +90,7 @@ def _readable(path: Path, banner: int) -> Iterator[Image.Image]:
 
 def _open_regular(path: Path) -> IO[bytes]:
     try:
-        # Without O_NONBLOCK, opening a FIFO would wait for a writer for ever.
+        # O_NONBLOCK: opening a FIFO would otherwise block until a writer opens it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -103,18 +112,19 @@ def augment(
     color_jitter: float,
     crop: float = 1.0,
 ) -> np.ndarray:
-    """Returns a changed copy of an image, uint8 [H, W, 3]; a pure function of the generator's key.
+    """Returns an augmented copy of an image, uint8 [H, W, 3]; a pure function of image, key and settings.
 
-    The same numbers are drawn whatever is switched on, so that one setting does not change another's randomness.
+    The same random numbers are drawn for all settings, so that one setting does not change the effect of another.
 
     Args:
         image_HWC: uint8 [H, W, 3].
-        generator: fresh from ``counter_generator``.
-        flip: mirror left and right with probability 1/2.
-        shift: largest shift as a share of each side; the border repeats the edge.
-        color_jitter: each channel is multiplied with 1 +- at most this.
-        crop: smallest share of the area that a random window keeps, 1 for the whole image. The window's sides are
-            between 3 : 4 and 4 : 3 of the image's; it is scaled back to the image's size (bicubic).
+        generator: a new generator from ``counter_generator``.
+        flip: True to mirror the image horizontally with probability 1/2.
+        shift: largest shift in each direction, as a share of the side, in [0, 1]; the border repeats the edge.
+        color_jitter: largest change c of the gain of each channel, which is uniform in [1 - c, 1 + c].
+        crop: smallest share of the area that a random window keeps, in (0, 1]; 1 for the whole image. The aspect ratio
+            of the window is between 3 : 4 and 4 : 3 of the image's; the window is scaled back to the image's size
+            (bicubic).
     """
     coin, down, right = generator.random(), generator.uniform(-1, 1), generator.uniform(-1, 1)
     gains_C = 1 + color_jitter * generator.uniform(-1, 1, 3)
@@ -133,11 +143,17 @@ def augment(
 
 
 def _window(image_HWC: np.ndarray, uniform_4: np.ndarray, crop: float) -> np.ndarray:
-    """Returns a random window scaled to the image's size; ``uniform_4`` decides area, shape, top and left."""
+    """Returns a random window of the image, scaled to the image's size.
+
+    Args:
+        image_HWC: uint8 [H, W, 3].
+        uniform_4: numbers in [0, 1) that determine area, aspect ratio, top and left.
+        crop: smallest share of the area.
+    """
     height, width = image_HWC.shape[:2]
     area = 1 - uniform_4[0] * (1 - crop)
     shape = math.exp((2 * uniform_4[1] - 1) * math.log(4 / 3) / 2)
-    # A side can be as long as the image's and no longer: the other one then keeps the area.
+    # A side cannot be longer than the image's; if it is clipped, the other side is chosen to keep the area.
     across = min(1.0, max(area, math.sqrt(area) * shape))
     down = area / across
     top, left = uniform_4[2] * (1 - down) * height, uniform_4[3] * (1 - across) * width
@@ -168,14 +184,20 @@ def _too_large(path: Path, size: str) -> DataError:
 
 
 def square_image(image: Image.Image, size: int, *, banner: int = 0) -> np.ndarray:
-    """Returns an opened image as ``read_image`` does: upright RGB, uint8 [size, size, 3]."""
+    """Returns an opened image as upright RGB, uint8 [size, size, 3], with the processing of ``read_image``.
+
+    Args:
+        image: the opened image.
+        size: side of the square, pixels.
+        banner: rows at the bottom that are not part of the image, pixels.
+    """
     small = _upright_rgb(image, banner).resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(small)  # a copy: Pillow's own memory would be read-only
+    return np.array(small)  # a copy, because a view of Pillow's memory is read-only
 
 
 def _upright_rgb(image: Image.Image, banner: int) -> Image.Image:
     image.load()
-    # Without this question Pillow copies what need not be turned, and below what is RGB already.
+    # The condition saves a copy: Pillow also copies an image that needs no rotation (and, in _to_rgb, no conversion).
     upright = ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     if banner:
         upright = upright.crop((0, 0, upright.width, upright.height - banner))
@@ -183,15 +205,18 @@ def _upright_rgb(image: Image.Image, banner: int) -> Image.Image:
 
 
 def _draft(image: Image.Image, size: int, banner: int) -> tuple[Image.Image, int]:
-    """Returns the image set to be decoded at 1/1, 1/2, 1/4 or 1/8, and the banner's height at that scale."""
+    """Sets the image to be decoded at scale 1/1, 1/2, 1/4 or 1/8; returns it and the banner's height at that scale."""
     height = image.height
     image.draft(None, (size, size))
-    # Rounded up: a blended row of the banner is worse than a lost row of the image.
+    # Rounded up, because a row mixed with the banner is worse than a missing row of the image.
     return image, math.ceil(banner * image.height / height)
 
 
 def _fast_square(image: Image.Image, size: int) -> np.ndarray:
-    """Pillow's bicubic filter as torch has it for uint8: vectorised, coefficients of 16 bits, so off by at most one."""
+    """Returns the image resized to uint8 [size, size, 3] by torch's vectorised form of Pillow's bicubic filter.
+
+    Its 16-bit coefficients change pixel values by at most 1.
+    """
     import torch
 
     pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -201,7 +226,7 @@ def _fast_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 and gives a white image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255, so that the image is white
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):

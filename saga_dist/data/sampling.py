@@ -1,16 +1,16 @@
-"""Which images and pairs a step sees: pure functions of counters, so that nothing needs to be saved or replayed.
+"""Sampling of micro-batches and pairs as pure functions of counters, so that there is no sampler state to save.
 
-The balanced stream. ``balanced_draw(n, w, position, *key)`` cuts an endless sequence of permutations of n items into
-windows of w and returns window number ``position``. Two properties hold together: no window holds an item twice,
-although it may straddle two permutations (the second one is drawn so that its head avoids the first one's tail); and
-every permutation holds each item once, so that the counts of two items never differ by more than one between windows'
-ends, and not at all after whole permutations. Windows and permutations line up again after lcm(n, w) items; a draw
-computes that one round at most.
+The balanced stream: ``balanced_draw(n, w, position, *key)`` cuts an endless sequence of permutations of n items into
+windows of w items and returns window number ``position``. The stream has two properties. No window contains an item
+twice, although a window may span two permutations: the head of the second one is drawn without the items in the tail of
+the first. And every permutation contains each item once, so that at the end of a window the counts of two items differ
+by at most one, and after whole permutations not at all. Windows and permutations are aligned again after lcm(n, w)
+items; a draw computes at most one such round.
 
-Micro-batch ``index`` of step ``step`` is window ``step`` of stream number ``index``. Dynamic sampling decides late how
-many micro-batches a step takes, so one common stream would make a step's batch depend on the steps before it. With one
-stream per index, the micro-batches that every step takes (index 0) walk through all classes equally often, and so does
-each further index over the steps that use it in a row.
+Micro-batch ``index`` of step ``step`` is window ``step`` of stream number ``index``. With dynamic sampling the number
+of micro-batches of a step is not known in advance, so with one common stream a step's batches would depend on the steps
+before it. With one stream per index, the micro-batches with index 0, which every step uses, contain all classes equally
+often, and so do those of each further index over consecutive steps that use it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def balanced_draw(num_items: int, width: int, position: int, *key: int | str) ->
     """Returns window ``position`` of the balanced stream over ``num_items`` items.
 
     Args:
-        num_items: n.
+        num_items: n, number of items.
         width: w <= n, items per window.
         position: window number, from 0.
-        key: names the stream.
+        key: key of the stream.
 
     Returns:
-        items: int64 [w], distinct.
-        turns: int64 [w], how often each item has come before in this stream.
+        items: int64 [w], distinct, in 0 .. n - 1.
+        turns: int64 [w], number of earlier occurrences of each item in this stream.
     """
     windows_per_round = math.lcm(num_items, width) // width
     round_number, window = divmod(position, windows_per_round)
@@ -55,7 +55,7 @@ def balanced_draw(num_items: int, width: int, position: int, *key: int | str) ->
 def _next_permutation(
     generator: np.random.Generator, num_items: int, width: int, before: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """A permutation whose head, where a window straddles, avoids the tail of the one before."""
+    """Returns the next permutation; the head that shares a window with the previous one avoids that one's tail."""
     num_tail = len(before) * num_items % width
     if num_tail == 0:
         return generator.permutation(num_items)
@@ -65,17 +65,18 @@ def _next_permutation(
 
 
 class ClassBalancedSampler:
-    """Micro-batches of equally many images from each of several classes.
+    """Samples micro-batches that have the same number of images from each of several classes.
 
     Args:
         labels: [I] class of each image.
-        batch_size: images per micro-batch.
-        images_per_class: images of each class in it.
-        seed: of the run.
-        class_names: for messages.
+        batch_size: images per micro-batch, a multiple of ``images_per_class``.
+        images_per_class: images of each class in a micro-batch.
+        seed: seed of the run.
+        class_names: [C] names of the classes, for error messages.
 
     Raises:
-        DataError: too few classes, or a class with fewer than ``images_per_class`` images.
+        DataError: ``batch_size`` is no multiple of ``images_per_class``, there are too few classes, or a class has
+            fewer than ``images_per_class`` images.
     """
 
     def __init__(
@@ -110,10 +111,15 @@ class ClassBalancedSampler:
         self._images = [np.flatnonzero(labels_I == label) for label in self._classes]
 
     def micro_batch(self, step: int, index: int, pairs: int) -> MicroBatch:
-        """Returns micro-batch ``index`` of a step with ``pairs`` pairs drawn from it, half of them same-class.
+        """Returns micro-batch ``index`` of a step, with pairs drawn from it, half of them same-class.
+
+        Args:
+            step: optimizer steps done before this one.
+            index: number of the micro-batch within the step, from 0.
+            pairs: number of pairs.
 
         Raises:
-            DataError: the batch does not have so many different pairs.
+            DataError: the batch has fewer different pairs.
         """
         positions, turns = balanced_draw(
             len(self._classes), self._classes_per_batch, step, self._seed, "classes", index
@@ -147,18 +153,18 @@ def draw_pairs(
 ) -> tuple[ImagePair, ...]:
     """Returns pairs of images, half of them same-class (rounded down), in random order.
 
-    No image is paired with itself, and no two images are paired twice, either way round. All pairs of a kind are
-    equally likely, and so are both orders of a pair's images.
+    No image is paired with itself, and no two images are paired twice, in either order. All pairs of a kind are equally
+    likely, and so are both orders of a pair's images.
 
     Args:
         image_ids: [I] distinct indices into the split.
-        labels: [I] their classes.
-        num_pairs: P.
-        key: counter of the draw.
-        prefix: of the pair ids; a number with at least two digits follows.
+        labels: [I] class of each image.
+        num_pairs: number of pairs P.
+        key: key of the draw.
+        prefix: prefix of the pair ids; a number with at least two digits follows.
 
     Raises:
-        DataError: there are not so many pairs.
+        DataError: there are fewer different pairs of a kind.
     """
     generator = counter_generator(*key)
     ids_I, labels_I = np.asarray(image_ids, np.int64), np.asarray(labels, np.int64)
@@ -167,7 +173,7 @@ def draw_pairs(
     starts = np.arange(len(ids_I))
     class_ends = np.searchsorted(labels_I, labels_I, side="right")
     num_same = num_pairs // 2
-    # The partners of image i that come after it: the rest of its class, then all further classes.
+    # Images are sorted by class: the images after image i are the rest of its class, then all further classes.
     same = _draw_unordered(generator, starts + 1, class_ends, num_same, "same-class")
     different = _draw_unordered(
         generator, class_ends, np.full_like(starts, len(ids_I)), num_pairs - num_same, "different-class"
@@ -185,13 +191,13 @@ def draw_pairs(
 def evaluation_pairs(
     labels: Sequence[int] | np.ndarray, num_pairs: int, seed: int, *, prefix: str = "eval.p"
 ) -> tuple[ImagePair, ...]:
-    """Returns pairs of a whole split, half of the same class; see ``draw_pairs``.
+    """Returns pairs of images of a whole split, half of them same-class; see ``draw_pairs``.
 
     Args:
         labels: [I] class of each image of the split.
-        num_pairs: P.
-        seed: of the draw.
-        prefix: of the pair ids.
+        num_pairs: number of pairs P.
+        seed: seed of the draw.
+        prefix: prefix of the pair ids.
     """
     return draw_pairs(range(len(labels)), labels, num_pairs, (seed, "evaluation pairs"), prefix=prefix)
 
@@ -213,11 +219,11 @@ def _draw_unordered(
 
 
 def training_sampler(config: RunConfig, labels_I: np.ndarray) -> ClassBalancedSampler:
-    """Returns the micro-batches of a run.
+    """Returns the sampler of a run's micro-batches.
 
     Args:
-        config: of the run.
-        labels_I: int64 [I] of its training images.
+        config: configuration of the run.
+        labels_I: int64 [I], classes of the training images.
     """
     data = config.data
     return ClassBalancedSampler(labels_I, data.batch_size, data.images_per_class, seed=config.run.seed)

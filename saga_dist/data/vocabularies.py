@@ -1,4 +1,4 @@
-"""What experts call the parts of birds, cars and aircraft: the data-set half of the comparison prompt."""
+"""Vocabularies of the comparison prompt: the words and attributes that depend on the data set."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from saga_dist.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The words that fit the comparison prompt to one kind of thing.
+    """The words of the comparison prompt for one kind of object.
 
     Args:
-        item: one thing, singular (``bird``).
-        plural: several of them (``birds``).
-        expert: who tells them apart (``ornithologist``).
-        identifies: what the expert identifies (``bird species``).
-        verdict_question: what "the same" means (``same species``).
+        item: the object, singular (``bird``).
+        plural: plural of ``item`` (``birds``).
+        expert: the expert's profession (``ornithologist``).
+        identifies: the label that the expert identifies (``bird species``).
+        verdict_question: the property that two images share when the verdict is yes (``same species``).
         verdict_key: JSON key of the verdict (``same_species``).
-        attributes: what the expert looks at, in order; a hint in parentheses is shown but is not part of the JSON key.
+        attributes: attributes to describe, in order; a hint in parentheses is in the prompt but not in the JSON key.
 
     Raises:
-        ConfigError: an empty word, no attribute, or two attributes with one JSON key.
+        ConfigError: a word is empty, there is no attribute, or two attributes have the same JSON key.
 
     Source: SAGA Appendix (prompt parameters).
     """
@@ -59,15 +59,20 @@ class Vocabulary:
 
     @property
     def attribute_keys(self) -> tuple[str, ...]:
-        """JSON keys of the attributes: no hint in parentheses, underscores for spaces."""
+        """JSON keys of the attributes: their names without hints in parentheses, and with underscores for spaces."""
         return tuple(_json_key(name) for name in self.attributes)
 
 
 def load_vocabulary(name_or_path: str) -> Vocabulary:
-    """Returns a built-in vocabulary by name, or the one in a user's TOML file (keys as the fields of ``Vocabulary``).
+    """Returns a built-in vocabulary by name, or the vocabulary in a TOML file.
+
+    Args:
+        name_or_path: a key of ``VOCABULARIES``, or the path of a ``.toml`` file whose keys are the fields of
+            ``Vocabulary``.
 
     Raises:
-        ConfigError: neither a built-in name nor a readable TOML file, or a key is missing, unknown or wrong.
+        ConfigError: the argument is neither a built-in name nor a readable TOML file, or a key of the file is missing,
+            unknown or wrong.
     """
     if name_or_path in VOCABULARIES:
         return VOCABULARIES[name_or_path]
@@ -173,3 +178,4 @@ STANDIN_BIRDS = Vocabulary(
 VOCABULARIES: Mapping[str, Vocabulary] = MappingProxyType(
     {"birds": BIRDS, "cars": CARS, "aircraft": AIRCRAFT, "standin_birds": STANDIN_BIRDS}
 )
+"""Name to built-in vocabulary."""

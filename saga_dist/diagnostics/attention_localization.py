@@ -1,4 +1,7 @@
-"""Where teacher and pooler look on unseen drawn birds, whose parts are known to the pixel."""
+"""Shares of teacher and pooler attention on parts, bird and distractors of unseen built-in birds.
+
+The built-in birds are drawn, so the pixels of every part are known.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from saga_dist.diagnostics.schema import NOBODY, PRETRAINED, TRAINED, AttentionS
 from saga_dist.standin.masks import SceneMasks
 
 NAMED, WHOLE, POOLER, UNIFORM = "teacher, at a part's word", "teacher, whole description", "pooler", "uniform"
+"""Sources of attention (``AttentionShares.who``): the frozen MLLM at the word of one part, the frozen MLLM averaged
+over the whole description, the attention pooler, and equal weights for reference."""
 
 
 def attention_share_figures(observed: Mapping[str, EncodedImages], masks: SceneMasks) -> tuple[AttentionShares, ...]:
-    """Returns the shares of attention on parts, bird and distractors, a row for each who looks, and for nobody.
+    """Returns the shares of attention on parts, bird and distractors: one row per source and encoder, then uniform.
 
     Args:
-        observed: ``TRAINED`` and ``PRETRAINED`` to images that begin with those of the masks, in their order.
-        masks: of J images.
+        observed: ``TRAINED`` and ``PRETRAINED``, each mapped to the images seen by that encoder. The first J images are
+            those of the masks, in the same order, and all images have one size.
+        masks: pixel masks of J images.
     """
     grid = observed[TRAINED].grid
     assert grid is not None, "images of one size"
@@ -28,12 +34,13 @@ def attention_share_figures(observed: Mapping[str, EncodedImages], masks: SceneM
     parts_IAN = np.stack([tokens_in(masks.parts_IAHW[:, part], *grid) for part in range(num_parts)], axis=1)
     bird_IN, distractors_IN = tokens_in(masks.bird_IHW, *grid), tokens_in(masks.distractors_IHW, *grid)
 
-    def row(who: str, encoder: str, weights_IN: np.ndarray) -> AttentionShares:
-        """Somebody who looks at all parts at once."""
-        return named(who, encoder, np.broadcast_to(weights_IN[:, None], (num_images, num_parts, weights_IN.shape[-1])))
+    def shared_row(who: str, encoder: str, weights_IN: np.ndarray) -> AttentionShares:
+        """Returns the row of a source that has the same attention for all parts."""
+        weights_IAN = np.broadcast_to(weights_IN[:, None], (num_images, num_parts, weights_IN.shape[-1]))
+        return per_part_row(who, encoder, weights_IAN)
 
-    def named(who: str, encoder: str, weights_IAN: np.ndarray) -> AttentionShares:
-        """Somebody who looks for one part after the other."""
+    def per_part_row(who: str, encoder: str, weights_IAN: np.ndarray) -> AttentionShares:
+        """Returns the row of a source that has its own attention for each part."""
         on_part_IA = (weights_IAN * parts_IAN).sum(-1)
         mean_IN = weights_IAN.mean(1)
         return AttentionShares(
@@ -47,19 +54,22 @@ def attention_share_figures(observed: Mapping[str, EncodedImages], masks: SceneM
 
     rows = []
     for encoder in (TRAINED, PRETRAINED):
-        seen = observed[encoder].readings
-        if seen is not None:
-            assert seen.named_JAN is not None
-            assert seen.whole_JN is not None
-            rows += [named(NAMED, encoder, seen.named_JAN), row(WHOLE, encoder, seen.whole_JN)]
+        readout = observed[encoder].readout
+        if readout is not None:
+            assert readout.word_attention_JAN is not None
+            assert readout.description_attention_JN is not None
+            rows += [
+                per_part_row(NAMED, encoder, readout.word_attention_JAN),
+                shared_row(WHOLE, encoder, readout.description_attention_JN),
+            ]
     pooler_IN = observed[TRAINED].pooler_IN
     if pooler_IN is not None:
-        rows.append(row(POOLER, TRAINED, pooler_IN[:num_images]))
+        rows.append(shared_row(POOLER, TRAINED, pooler_IN[:num_images]))
     num_tokens = math.prod(grid)
-    rows.append(row(UNIFORM, NOBODY, np.full((num_images, num_tokens), 1 / num_tokens)))
+    rows.append(shared_row(UNIFORM, NOBODY, np.full((num_images, num_tokens), 1 / num_tokens)))
     return tuple(rows)
 
 
 def _share(value: float) -> float:
-    """A sum of float weights may end a hair above 1."""
+    """Returns the value cut to at most 1, which a sum of rounded weights can exceed slightly."""
     return min(1.0, float(value))

@@ -1,12 +1,12 @@
-"""What the frozen MLLM can read off the encoder tokens of one image: its own distribution over each attribute's words.
+"""Attribute read-out: the frozen MLLM's distribution over the words of each attribute, given one image's tokens.
 
-The image takes both places of the comparison prompt, so that no partner has a say, and the answer is teacher-forced up
-to the end of the first description:
+The image fills both image slots of the comparison prompt, so that no other image influences the result. The answer is
+teacher-forced up to the end of the first description:
 
     prompt ── {"bird_1": {"bill": " ▢ ", "crown": " ▢ ", … ▢ "}        ▢: softmax over the words of that attribute
 
-The words before a blank are the MLLM's own likeliest ones, so nothing of the truth gets in. Prompt, cache, decoder and
-attention are those of replay (``FrozenBackbone``).
+The words in earlier blanks are the MLLM's own likeliest ones; the true attributes are never part of the input. Prompt,
+KV cache, decoder and attention are those of replay (``FrozenBackbone``).
 """
 
 from __future__ import annotations
@@ -33,66 +33,75 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTemplate:
-    """The beginning of an answer with a blank for each attribute of the first image."""
+    """The beginning of an answer, up to the end of the first description, with one blank token for each attribute."""
 
     pieces: tuple[tuple[int, ...], ...]
-    """A + 1 runs of token ids: before each blank, and what closes the description."""
+    """A + 1 sequences of token ids: the text before each blank, and the text that closes the description."""
     words: tuple[tuple[int, ...], ...]
-    """For each attribute, the token id of each word that may fill its blank."""
+    """A tuples of token ids: the words that may fill the blank of each attribute, one token each."""
     described_T: np.ndarray
-    """bool [T]: the tokens of the filled template that describe the image, by the rule of training."""
+    """bool [T]: True for the tokens of the filled template that describe the image, by the same rule as in training
+    (``objectives.spans``)."""
 
     @property
     def blanks(self) -> list[int]:
-        """Place of each blank among the T tokens."""
+        """Index of each of the A blanks among the T tokens."""
         return [int(end) + index for index, end in enumerate(np.cumsum([len(piece) for piece in self.pieces[:-1]]))]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadoutResult:
-    """What the MLLM said about I images, and where it looked."""
+    """The MLLM's word distributions for I images, and its attention to the first J of them."""
 
     probabilities: tuple[np.ndarray, ...]
-    """For each attribute, float64 [I, V_a] over its words."""
-    named_JAN: np.ndarray | None
-    """float64 [J, A, N]: attention to each of the first J images while an attribute's word is written and read again,
-    adding up to 1 over the image; None where it was not asked for."""
-    whole_JN: np.ndarray | None
-    """float64 [J, N]: mean over all tokens that describe the image, the target that training would take."""
+    """A arrays, float64 [I, V_a]: probabilities over the V_a words of each attribute; rows add up to 1."""
+    word_attention_JAN: np.ndarray | None
+    """float64 [J, A, N]: attention to the image at the word of each attribute, the mean of the row that predicts the
+    word and the row that has the word as its input; adds up to 1 over N. None when attention was not requested."""
+    description_attention_JN: np.ndarray | None
+    """float64 [J, N]: mean attention over all tokens that describe the image, which is the attention target of training
+    (SAGA Eq. 6); adds up to 1 over N. None when attention was not requested."""
 
     def hellinger(self) -> np.ndarray:
-        """Returns float64 [I, sum of V_a]: square roots of the probabilities side by side, all of one length. The
-        cosine of two rows is the mean Bhattacharyya coefficient over the attributes."""
+        """Returns float64 [I, sum of V_a]: the square roots of all probabilities, attributes concatenated.
+
+        All rows have the same norm, and the cosine similarity of two rows is the mean Bhattacharyya coefficient over
+        the attributes.
+        """
         return np.sqrt(np.concatenate(self.probabilities, axis=1))
 
     @classmethod
     def joined(cls, parts: Sequence[ReadoutResult]) -> ReadoutResult:
-        """Returns the readings of several batches, one below the other; attention of those that come first."""
-        named = [part.named_JAN for part in parts if part.named_JAN is not None]
-        whole = [part.whole_JN for part in parts if part.whole_JN is not None]
+        """Returns the results of several batches concatenated along the images.
+
+        Attention is concatenated over the batches that have it, which must come first.
+        """
+        word = [part.word_attention_JAN for part in parts if part.word_attention_JAN is not None]
+        description = [part.description_attention_JN for part in parts if part.description_attention_JN is not None]
         return cls(
             tuple(np.concatenate(columns) for columns in zip(*(part.probabilities for part in parts), strict=True)),
-            np.concatenate(named) if named else None,
-            np.concatenate(whole) if whole else None,
+            np.concatenate(word) if word else None,
+            np.concatenate(description) if description else None,
         )
 
     def choices(self) -> np.ndarray:
-        """Returns int64 [I, A]: the likeliest word of each attribute, as its place among the words."""
+        """Returns int64 [I, A]: the likeliest word of each attribute, as an index into its words."""
         return np.stack([probabilities.argmax(1) for probabilities in self.probabilities], axis=1)
 
 
 def build_template(
     tokenizer: PreTrainedTokenizerBase, spec: PromptSpec, words: Mapping[str, Sequence[str]]
 ) -> AnswerTemplate:
-    """Returns the template of a structured prompt's answer.
+    """Returns the template of the answer to a structured prompt.
 
     Args:
-        tokenizer: of the MLLM.
-        spec: names the key of the first image.
-        words: attribute key to its words, in the order of the answer.
+        tokenizer: the MLLM's tokenizer.
+        spec: the prompt; its JSON keys name the two descriptions.
+        words: attribute key to the words it may take, in the order of the answer.
 
     Raises:
-        DataError: a word is not one token where it stands, so that one position does not tell its probability.
+        DataError: a word is not exactly one token at its place in the answer, so that its probability cannot be read
+            at one position.
     """
     text = json.dumps({spec.key_a: {attribute: options[0] for attribute, options in words.items()}})[:-1]
     pieces, rest = [], text
@@ -114,13 +123,13 @@ def build_template(
 
 
 class AttributeReadout:
-    """Reads images with the frozen language model.
+    """Computes the word distributions and attention of the frozen language model for single images.
 
     Args:
-        backbone: the language model.
-        prompt_ids: the rendered prompt, one placeholder per image.
-        template: what to fill in.
-        layer: decoder layer whose attention is read.
+        backbone: the frozen language model.
+        prompt_ids: token ids of the rendered prompt, with one placeholder for each of its two images.
+        template: beginning of the answer, with one blank per attribute.
+        layer: decoder layer (from 0) whose attention is returned.
     """
 
     def __init__(
@@ -129,16 +138,16 @@ class AttributeReadout:
         self._backbone, self._prompt_ids, self._template, self._layer = backbone, prompt_ids, template, layer
 
     @torch.no_grad()
-    def read(self, tokens: Sequence[EncoderTokens], *, num_looks: int = 0) -> ReadoutResult:
-        """Returns the readings of a batch of images.
+    def read(self, tokens: Sequence[EncoderTokens], *, num_attention: int = 0) -> ReadoutResult:
+        """Returns the read-out of a batch of images.
 
         Args:
-            tokens: for each image, the payload of a pair that holds it twice; all of one grid.
-            num_looks: of the first so many, read where the MLLM looked, too.
+            tokens: for each image, the encoder tokens of a pair that contains it twice; all of one grid.
+            num_attention: number of images, from the first, for which the MLLM's attention is returned too.
         """
         backbone, template = self._backbone, self._template
         prompt = backbone.lay_out(self._prompt_ids, tokens[0].grids)
-        past = self._read_prompts(prompt, tokens)
+        past = self._prefill(prompt, tokens)
         first_position = prompt.next_position - 1
         ids_GT = prompt.token_ids_S[-1:].expand(len(tokens), 1)
         for piece, options in zip(template.pieces, template.words, strict=False):
@@ -147,8 +156,10 @@ class AttributeReadout:
             likeliest_G = backbone.logits(hidden_GTD[:, -1])[:, list(options)].argmax(-1)
             ids_GT = _append(ids_GT, torch.tensor(options)[likeliest_G.cpu(), None])
         ids_GT = _append(ids_GT, torch.tensor(template.pieces[-1]).expand(len(tokens), -1))
-        run = backbone.read_completions(past, ids_GT, first_position, probe_layer=self._layer if num_looks else None)
-        # Column t of the run reads token t - 1 of the template and predicts token t.
+        run = backbone.read_completions(
+            past, ids_GT, first_position, probe_layer=self._layer if num_attention else None
+        )
+        # Column t of the run has token t - 1 of the template as its input and predicts token t.
         probabilities = tuple(
             backbone.logits(run.hidden_GTD[:, blank])[:, list(options)].double().softmax(-1).cpu().numpy()
             for blank, options in zip(template.blanks, template.words, strict=True)
@@ -157,18 +168,18 @@ class AttributeReadout:
             return ReadoutResult(probabilities, None, None)
         blanks_A, described_R = np.array(template.blanks), np.flatnonzero(template.described_T)
         columns = torch.from_numpy(np.concatenate([blanks_A, blanks_A + 1, described_R + 1])).to(backbone.device)
-        named, whole = [], []
-        for image in range(min(num_looks, len(tokens))):
+        word, description = [], []
+        for image in range(min(num_attention, len(tokens))):
             rows_RN = renormalised_attention(run.probe.rows(image, columns)[:, prompt.images[0]])
             predicting_AN, reading_AN, described_RN = rows_RN.split([len(blanks_A), len(blanks_A), len(described_R)])
-            named.append(((predicting_AN + reading_AN) / 2).double().cpu().numpy())
-            whole.append(attention_targets(described_RN).double().cpu().numpy())
-        return ReadoutResult(probabilities, np.stack(named), np.stack(whole))
+            word.append(((predicting_AN + reading_AN) / 2).double().cpu().numpy())
+            description.append(attention_targets(described_RN).double().cpu().numpy())
+        return ReadoutResult(probabilities, np.stack(word), np.stack(description))
 
-    def _read_prompts(
+    def _prefill(
         self, prompt: PromptLayout, tokens: Sequence[EncoderTokens]
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Keys and values of each image's prompt without its last token, one below the other."""
+        """Returns keys and values of every decoder layer for the prompts without their last token, batched by image."""
         start, stop = prompt.images[0].start, len(prompt.token_ids_S) - 1
         head = self._backbone.read_prompt(prompt, None, slice(0, start)) if start else None
         each = [

@@ -1,4 +1,4 @@
-"""The standard error of a mean whose items come in classes: images of one class succeed or fail together."""
+"""The standard error of a mean over images that are grouped in classes, and therefore not independent of each other."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from saga_dist.errors import DataError
 
 
 def clustered_error(values_I: np.ndarray, labels_I: np.ndarray) -> float:
-    """Returns the standard error of ``values_I.mean()``, classes being the independent draws.
+    """Returns the standard error of ``values_I.mean()`` when the classes, not the images, are independent draws.
 
-    ``sqrt(C / (C - 1) * sum_c (sum_{i in c} (v_i - mean))^2) / I``: the sandwich estimate with its usual small-sample
-    factor; with one image a class it is the ordinary standard error.
+    ``sqrt(C / (C - 1) * sum_c (sum_{i in c} (v_i - mean))^2) / I``: the cluster-robust (sandwich) estimate with its
+    usual small-sample factor. With one image per class it is the ordinary standard error.
 
     Args:
         values_I: [I] numbers or bool.
         labels_I: [I] integers, at least two classes.
 
     Raises:
-        DataError: shapes do not fit, or there is only one class.
+        DataError: ``values_I`` and ``labels_I`` are not of one length [I], or there is only one class.
     """
     values = np.asarray(values_I, np.float64)
     classes, place_I = np.unique(labels_I, return_inverse=True)

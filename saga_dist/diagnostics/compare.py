@@ -1,4 +1,4 @@
-"""What is compared on unseen images: Recall@1 of several views of them, attribute by attribute, trained and before."""
+"""Recall@1 and attribute accuracy of unseen images in several feature spaces, before and after training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from saga_dist.retrieval.metrics import clustered_interval, recall_at_k
 
 
 def views(observed: EncodedImages, *, trained: bool) -> dict[str, np.ndarray]:
-    """Returns name to features [I, F] of an encoder's images; z only of a trained one, whose pooler means something."""
+    """Returns the name of each feature space with its features, float32 [I, F].
+
+    The embedding z is left out for the pre-trained encoder, whose pooler is untrained.
+
+    Args:
+        observed: the images of one encoder.
+        trained: True for the trained encoder.
+    """
     found = {EMBEDDING: observed.embeddings_IE} if trained else {}
     found[MEAN] = observed.means_ID
     if observed.flat_IF is not None:
@@ -36,19 +43,19 @@ def views(observed: EncodedImages, *, trained: bool) -> dict[str, np.ndarray]:
 def recall_figures(
     observed: Mapping[str, EncodedImages], labels_I: np.ndarray, *, seed: int, resamples: int
 ) -> tuple[RecallFigure, ...]:
-    """Returns Recall@1 of z, of the mean of X and of the MLLM's read-out (Hellinger vectors), by cosine.
+    """Returns Recall@1 of z, of the mean of X and of the MLLM's read-out (Hellinger vectors), ranked by cosine.
 
     Args:
-        observed: ``TRAINED`` and ``PRETRAINED`` to the same images.
-        labels_I: [I] their classes.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        observed: ``TRAINED`` and ``PRETRAINED``, each mapped to the same I images seen by that encoder.
+        labels_I: [I] integer classes of the images.
+        seed: seed of the bootstrap.
+        resamples: number of bootstrap resamples of the classes.
     """
     figures = []
-    for encoder, seen in observed.items():
-        spaces = {name: values for name, values in views(seen, trained=encoder == TRAINED).items() if name != TOKENS}
-        if seen.readings is not None:
-            spaces[READ_OUT] = seen.readings.hellinger()
+    for encoder, images in observed.items():
+        spaces = {name: values for name, values in views(images, trained=encoder == TRAINED).items() if name != TOKENS}
+        if images.readout is not None:
+            spaces[READ_OUT] = images.readout.hellinger()
         for space, values in spaces.items():
             right_I = recall_at_k(values, labels_I, ks=(1,)).correct_at_1_I
             low, high = clustered_interval(right_I, labels_I, seed=seed, num_resamples=resamples)
@@ -66,23 +73,23 @@ def probe_figures(
     *,
     seed: int,
 ) -> Probes:
-    """Returns attribute accuracy from every view of the images, and what training changed.
+    """Returns the attribute accuracy in every feature space, and its change by training.
 
     Args:
-        observed: ``TRAINED`` and ``PRETRAINED`` to the same images.
-        values_IA: [I, A] true values; those of the read-out are places among its words.
-        labels_I: [I] classes.
-        attributes: A names.
-        seed: of the division of the classes.
+        observed: ``TRAINED`` and ``PRETRAINED``, each mapped to the same I images seen by that encoder.
+        values_IA: [I, A] integers, the true value of each attribute as an index into the words of the read-out.
+        labels_I: [I] integer classes of the images.
+        attributes: names of the A attributes.
+        seed: seed of the division of the classes into halves.
     """
     right: dict[tuple[str, str], np.ndarray] = {}
     chance_IA = np.zeros(values_IA.shape, bool)
-    for encoder, seen in observed.items():
-        for space, features in views(seen, trained=encoder == TRAINED).items():
+    for encoder, images in observed.items():
+        for space, features in views(images, trained=encoder == TRAINED).items():
             probed = crossed_probe(features, values_IA, labels_I, seed=seed)
             right[encoder, space], chance_IA = probed.right_IA, probed.chance_IA
-        if seen.readings is not None:
-            right[encoder, READ_OUT] = seen.readings.choices() == values_IA
+        if images.readout is not None:
+            right[encoder, READ_OUT] = images.readout.choices() == values_IA
     columns = []
     for (encoder, space), right_IA in right.items():
         accuracy, error, mean, mean_error = _by_attribute(right_IA.astype(float), labels_I)
@@ -108,7 +115,7 @@ def probe_figures(
 def _by_attribute(
     values_IA: np.ndarray, labels_I: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Means and errors by attribute, then of the mean over the attributes."""
+    """Returns the mean and standard error of each attribute, then those of the mean over the attributes."""
     errors = tuple(clustered_error(column, labels_I) for column in values_IA.T)
     overall_I = values_IA.mean(1)
     return tuple(values_IA.mean(0).tolist()), errors, float(overall_I.mean()), clustered_error(overall_I, labels_I)

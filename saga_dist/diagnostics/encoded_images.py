@@ -1,6 +1,6 @@
-"""Images of unseen classes as an encoder shows them: their tokens, the embedding, and what the MLLM reads in them.
+"""Encoder outputs for images of unseen classes: tokens, embeddings, and the MLLM's attribute read-out of them.
 
-One pass through the tower serves every instrument that needs no training pair.
+One pass through the tower provides the inputs of every diagnostic that needs no training pairs.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from saga_dist.diagnostics.attribute_readout import AttributeReadout, ReadoutRes
 from saga_dist.types import EncoderTokens, ImagePair
 from saga_dist.workers.learner import Learner
 
-_AT_ONCE = 64
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """I images, one row each."""
+    """Outputs of one encoder for I images, one row per image."""
 
     embeddings_IE: np.ndarray
-    """float32 [I, E]: z."""
+    """float32 [I, E]: the embeddings z."""
     means_ID: np.ndarray
-    """float32 [I, D]: mean of the main tokens."""
+    """float32 [I, D]: mean of the main tokens of each image."""
     flat_IF: np.ndarray | None
-    """float32 [I, N * D]: all main tokens side by side; None where images differ in N, or where nobody asked."""
+    """float32 [I, N * D]: all main tokens of each image, concatenated; None when the images differ in their patch
+    grids, or when they were not requested."""
     pooler_IN: np.ndarray | None
-    """float32 [I, N]: the attention pooler's weights; None from other poolers, or where images differ in N."""
+    """float32 [I, N]: weights of the attention pooler, adding up to 1 over N; None for other poolers, or when the
+    images differ in their patch grids."""
     grid: tuple[int, int] | None
-    """Rows and columns of tokens; None where images differ."""
-    readings: ReadoutResult | None
-    """What the MLLM reads in every image, and where it looks in the first ones; None without a reader."""
+    """Rows and columns of tokens, after merging of patches; None when the images differ."""
+    readout: ReadoutResult | None
+    """The MLLM's read-out of every image, with attention for the first ones; None when it was not requested."""
 
 
 def encode_images(
@@ -41,25 +43,25 @@ def encode_images(
     split: str,
     image_ids: Sequence[int],
     *,
-    reader: AttributeReadout | None = None,
-    num_looks: int = 0,
+    readout: AttributeReadout | None = None,
+    num_attention: int = 0,
     flat: bool = False,
 ) -> EncodedImages:
-    """Returns what the learner's encoder, as it is, makes of images of a split.
+    """Returns the outputs of the learner's encoder, at its present weights, for images of a split.
 
     Args:
-        learner: its tower and pooler are used.
-        split: e.g. ``test``.
+        learner: provides tower, pooler and images.
+        split: name of the split, e.g. ``test``.
         image_ids: [I] indices into the split.
-        reader: reads each image with the frozen MLLM.
-        num_looks: of the first so many images, read where the MLLM looks, too.
-        flat: keep all tokens.
+        readout: applied to every image; None for no read-out.
+        num_attention: number of images, from the first, for which the read-out includes the MLLM's attention.
+        flat: True to return all main tokens too.
     """
     encoder = learner.encoder
     embeddings, means, kept, weights = [], [], [], []
-    readings, sizes = [], set()
-    for start in range(0, len(image_ids), _AT_ONCE):
-        chunk = image_ids[start : start + _AT_ONCE]
+    readouts, sizes = [], set()
+    for start in range(0, len(image_ids), _BATCH_SIZE):
+        chunk = image_ids[start : start + _BATCH_SIZE]
         pairs = [ImagePair(f"evidence.p{image}", image, image, 0, 0) for image in chunk]
         tokens = learner.encode_pairs(split, pairs)
         main = [_first_image(one) for one in tokens]
@@ -73,8 +75,8 @@ def encode_images(
                 kept.append(torch.stack(main).flatten(1).cpu().numpy())
             if pooled.log_weights_IN is not None:
                 weights.append(pooled.log_weights_IN.exp().cpu().numpy())
-        if reader is not None:
-            readings.append(reader.read(tokens, num_looks=max(0, num_looks - start)))
+        if readout is not None:
+            readouts.append(readout.read(tokens, num_attention=max(0, num_attention - start)))
     grid = None
     if len(sizes) == 1:
         ((_, rows, columns),) = sizes
@@ -85,10 +87,10 @@ def encode_images(
         flat_IF=np.concatenate(kept) if kept and grid else None,
         pooler_IN=np.concatenate(weights) if weights and grid else None,
         grid=grid,
-        readings=ReadoutResult.joined(readings) if readings else None,
+        readout=ReadoutResult.joined(readouts) if readouts else None,
     )
 
 
 def _first_image(tokens: EncoderTokens) -> torch.Tensor:
-    """Main tokens [N, D] float32 of a payload that holds one image twice."""
+    """Returns the main tokens, float32 [N, D], of the first image of a pair."""
     return tokens.values_NW[: tokens.lengths[0], : tokens.width].float()

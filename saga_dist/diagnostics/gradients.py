@@ -1,8 +1,8 @@
-"""How hard each loss pulls at the encoder, and whether they pull the same way: norms and cosines of three gradients.
+"""Norms and cosine similarities of the encoder gradients of the three losses.
 
-Each loss goes alone, at weight 1, through the learner's own code: a learner at the run's weights whose other weights
-are 0. One recorded step gives images, pairs and completions. L_KL has no gradient at the tower, L_GRPO none at the
-pooler; that is the method, and shows here as norms of 0 and as a cosine that does not exist.
+Each gradient is computed by the learner's own code: a learner at the run's weights, with weight 1 for one loss and 0
+for the others. One recorded step provides images, pairs and completions. By the method, L_KL has no gradient at the
+tower and L_GRPO none at the pooler; these norms are 0 and the cosines with them are undefined (None).
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ from saga_dist.protocols import ReplayWorker
 from saga_dist.types import EncoderTokens, MicroBatch, ReplayTask, ScoredGroup, TokenGradients
 
 LOSSES = ("dml", "grpo", "kl")
+"""Metric loss, policy-gradient loss and attention alignment."""
 PARTS = ("tower", "pooler")
+"""Trainable parts of the encoder."""
 ENCODER = "encoder"
-"""Both parts together."""
+"""Key of the values for tower and pooler together."""
 
 
 class LossLearner(Protocol):
-    """What is asked of a learner (``workers.learner.Learner``)."""
+    """The methods of ``workers.learner.Learner`` that the gradient measurements use."""
 
     encoder: Any
+    """Module with the attributes ``tower`` and ``pooler``."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Optimizer steps done so far."""
 
-    def encode(self, batch: MicroBatch) -> Any: ...
+    def encode(self, batch: MicroBatch) -> Any:
+        """Encodes a micro-batch, accumulates the metric loss at the tokens, and returns the tokens of every pair."""
 
-    def accumulate(self, handles: Sequence[TokenGradients]) -> float: ...
+    def accumulate(self, handles: Sequence[TokenGradients]) -> float:
+        """Accumulates the gradients of the open step in the encoder's parameters."""
 
 
 def encode_recorded(learner: LossLearner, batches: Sequence[MicroBatch]) -> dict[str, EncoderTokens]:
-    """Returns pair id to tokens after encoding the micro-batches of a recorded step as if they were the next step's."""
+    """Encodes the micro-batches of a recorded step as the learner's next step; returns the tokens by pair id."""
     tokens: dict[str, EncoderTokens] = {}
     for batch in batches:
         encoded = learner.encode(replace(batch, step=learner.step))
@@ -55,14 +61,14 @@ def replay_recorded(
     *,
     want_attention: bool,
 ) -> list[TokenGradients]:
-    """Returns dL_GRPO/d(tokens) and the attention targets of each group at today's tokens.
+    """Returns dL_GRPO/d(tokens) and the attention targets of each group, at the given tokens.
 
     Args:
-        worker: of the run's frozen MLLM.
-        groups: that carry a gradient.
-        tokens: pair id to tokens.
-        truncations: for each group, the largest importance weight, None where it is on-policy.
-        want_attention: the attention targets, too.
+        worker: replays with the run's frozen MLLM.
+        groups: groups whose rewards vary, so that they carry a gradient.
+        tokens: pair id to the tokens of the pair under the present encoder.
+        truncations: largest importance weight of each group; None for a group that is on-policy.
+        want_attention: True to compute the attention targets too.
     """
     num_tokens = sum(group.num_tokens for group in groups)
     return [
@@ -75,11 +81,11 @@ def replay_recorded(
 
 
 def parameter_gradients(learner: LossLearner, gradients: Sequence[TokenGradients]) -> dict[str, torch.Tensor]:
-    """Returns the gradient of the open step's losses at each part of the encoder, flat float64.
+    """Returns the gradient of the open step's losses with respect to each of ``PARTS``, as flat float64 vectors.
 
     Args:
-        learner: has encoded the step's micro-batches.
-        gradients: of the step's groups; a loss whose weight is 0 makes nothing of them.
+        learner: a learner that has encoded the step's micro-batches.
+        gradients: token gradients of the step's groups; losses with weight 0 ignore them.
     """
     learner.accumulate(gradients)
     modules = {"tower": learner.encoder.tower, "pooler": learner.encoder.pooler}
@@ -87,15 +93,19 @@ def parameter_gradients(learner: LossLearner, gradients: Sequence[TokenGradients
 
 
 def norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Returns the l2 norm of a loss's gradient at each part, and at the whole encoder."""
+    """Returns the l2 norm of one loss's gradient at each of ``PARTS`` and at the whole encoder.
+
+    Args:
+        gradients: part to flat gradient.
+    """
     squares = {part: float(gradients[part].square().sum()) for part in PARTS}
     return {**{part: math.sqrt(square) for part, square in squares.items()}, ENCODER: math.sqrt(sum(squares.values()))}
 
 
 def cosines(by_loss: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """Returns, for each two losses, the cosine of their gradients at each part and at the whole encoder.
+    """Returns, for each pair of losses, the cosine of their gradients at each part and at the whole encoder.
 
-    None where one of the two has no gradient.
+    A cosine is in [-1, 1], or None when one of the two gradients is zero.
 
     Args:
         by_loss: loss to part to flat gradient.
@@ -112,29 +122,30 @@ def cosines(by_loss: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[tuple[str
 
 @dataclass(frozen=True, slots=True)
 class AttentionEntropies:
-    """The attention targets of a step's groups beside the pooler's weights on the same images."""
+    """Entropies of the attention targets of a step's groups, and of the pooler's weights on the same images."""
 
     teacher_entropy_nats: float
-    """Mean over the rewarded completions, and over images a and b."""
+    """Entropy of the targets: mean over the completions with reward 1, and over images a and b."""
     pooler_entropy_nats: float
-    """Mean over the same images, each counted as often as it has a target."""
+    """Entropy of the pooler's weights: mean over the same images, each weighted by its number of targets."""
     divergence_nats: float
-    """Mean over groups of KL(mean target || pooler) of one image."""
+    """KL(mean target || pooler) of one image: mean over the same images with the same weights."""
     uniform_entropy_nats: float
-    """ln N, mean over the same images."""
+    """ln N, the entropy of uniform weights: mean over the same images with the same weights."""
     num_completions: int
+    """Number of completions with reward 1 and a description of both images."""
 
 
 @torch.no_grad()
 def attention_entropies(
     encoder: Any, gradients: Sequence[TokenGradients], tokens: Mapping[str, EncoderTokens]
 ) -> AttentionEntropies | None:
-    """Returns how peaked teacher and pooler are on the same images; None where no group has an attention target.
+    """Returns the entropies of teacher and pooler on the same images; None when no group has an attention target.
 
     Args:
-        encoder: has the attention pooler.
-        gradients: of ``replay_recorded`` with attention.
-        tokens: pair id to tokens.
+        encoder: an encoder with the attention pooler.
+        gradients: results of ``replay_recorded`` with ``want_attention``.
+        tokens: pair id to the tokens of the pair.
     """
     totals, num_completions, num_images = [0.0, 0.0, 0.0, 0.0], 0, 0
     for gradient in gradients:
@@ -157,7 +168,7 @@ def attention_entropies(
 
 
 def _flat(module: torch.nn.Module) -> torch.Tensor:
-    """All gradients of a module side by side, zeros where nothing arrived."""
+    """Returns the gradients of all parameters of a module, concatenated as float64; zeros for a missing gradient."""
     return torch.cat(
         [
             (torch.zeros_like(value) if value.grad is None else value.grad).detach().double().flatten().cpu()

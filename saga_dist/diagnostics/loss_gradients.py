@@ -1,4 +1,4 @@
-"""One recorded step, pulled at by each loss alone: what ``gradients.py`` measures, on a run."""
+"""Gradients of each loss alone on one recorded step of a run, measured with the functions of ``gradients.py``."""
 
 from __future__ import annotations
 
@@ -26,29 +26,33 @@ from saga_dist.workers.learner import Learner
 def measure_loss_gradients(
     config: RunConfig, checkpoint: Path, recorded: RecordedStep
 ) -> tuple[Gradients, AttentionEntropy | None]:
-    """Returns norms and cosines of the losses' gradients at a checkpoint, and how peaked teacher and pooler are.
+    """Returns norms and cosines of the losses' gradients at a checkpoint, and the entropies of teacher and pooler.
+
+    The entropies are None when the run has no attention targets.
 
     Args:
-        config: of the run.
-        checkpoint: folder of the weights.
-        recorded: with at least one group that carries a gradient.
+        config: configuration of the run.
+        checkpoint: folder of the checkpoint.
+        recorded: a step with at least one group that carries a gradient.
     """
-    taught = has_teacher(config)
-    measured = [loss for loss in LOSSES if loss != "kl" or taught]
+    with_attention = has_teacher(config)
+    measured = [loss for loss in LOSSES if loss != "kl" or with_attention]
     weights = {
         "dml": config.objective.lambda_dml, "grpo": config.objective.lambda_lm, "kl": config.objective.lambda_kl,
     }  # fmt: skip
     worker = build_replay_worker(config)
     replayed: list[TokenGradients] | None = None
-    spread: AttentionEntropy | None = None
+    entropy: AttentionEntropy | None = None
     by_loss: dict[str, dict[str, torch.Tensor]] = {}
     for loss in measured:
         learner = learner_alone(config, checkpoint, loss)
         tokens = encode_recorded(learner, recorded.batches)
-        if replayed is None:  # the weights are the same for all, so one replay serves them
-            replayed = replay_recorded(worker, recorded.groups, tokens, recorded.truncations, want_attention=taught)
+        if replayed is None:  # all learners have the same weights, so one replay is enough
+            replayed = replay_recorded(
+                worker, recorded.groups, tokens, recorded.truncations, want_attention=with_attention
+            )
         if loss == "kl" and (found := attention_entropies(learner.encoder, replayed, tokens)) is not None:
-            spread = AttentionEntropy(
+            entropy = AttentionEntropy(
                 teacher=found.teacher_entropy_nats,
                 pooler=found.pooler_entropy_nats,
                 uniform=found.uniform_entropy_nats,
@@ -63,16 +67,22 @@ def measure_loss_gradients(
         norms=tuple(LossNorms(loss=loss, weight=weights[loss], **norms(by_loss[loss])) for loss in measured),
         cosines=tuple(LossCosine(losses=losses, **values) for losses, values in cosines(by_loss).items()),
     )
-    return gradients, spread
+    return gradients, entropy
 
 
 def has_teacher(config: RunConfig) -> bool:
-    """Returns True when there are weights over tokens to teach, and descriptions whose attention can teach them."""
+    """Returns True when the attention alignment is defined: the pooler is attention and the prompt is structured."""
     return config.model.pooler == "attention" and config.prompt.variant == "structured"
 
 
 def learner_alone(config: RunConfig, checkpoint: Path, loss: str) -> Learner:
-    """Returns a learner at the checkpoint's weights for which this loss alone counts, at weight 1."""
+    """Returns a learner at the checkpoint's weights with weight 1 for one loss and 0 for the others.
+
+    Args:
+        config: configuration of the run.
+        checkpoint: folder of the checkpoint.
+        loss: one of ``LOSSES``.
+    """
     alone = {f"lambda_{name}": float(name == loss) for name in ("dml", "kl")} | {"lambda_lm": float(loss == "grpo")}
     learner = build_learner(config.model_copy(update={"objective": config.objective.model_copy(update=alone)}))
     learner.load(checkpoint)

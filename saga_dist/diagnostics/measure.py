@@ -1,7 +1,7 @@
-"""From a run directory to its evidence: every instrument that this run can bear, and a line for each that it cannot.
+"""Applies every diagnostic to a run directory; a note explains each diagnostic that the run does not allow.
 
-The weights are those of the selected checkpoint (the newest where none is selected). Unseen images come from the test
-split; nothing is chosen by what is seen there.
+The weights are those of the selected checkpoint, or of the newest one when none is selected. Unseen images come from
+the test split; no choice is based on them.
 """
 
 from __future__ import annotations
@@ -55,69 +55,68 @@ from saga_dist.runtime.build import (
 from saga_dist.standin.language import COLOR_WORDS, PARTS
 from saga_dist.standin.masks import scene_masks
 
-LOOKS_PER_CLASS = 4
-"""Images of each class on which it is measured where attention lies."""
+ATTENTION_IMAGES_PER_CLASS = 4
+"""Images of each test class on which attention is measured."""
 
 
 @dataclass
 class _LoadedRun:
-    """A run on the bench."""
+    """A run directory, its data and the test images that are measured."""
 
     run_dir: Path
     config: RunConfig
     checkpoint: CheckpointInfo
     splits: Splits
     image_ids: list[int]
-    """[I] of the test split: the first image of each class, then the second of each, and so on."""
+    """[I] indices into the test split: the first image of each class, then the second of each, and so on."""
     notes: list[str] = field(default_factory=list)
+    """One line for each diagnostic that was not possible, with the reason."""
 
     @property
     def labels_I(self) -> np.ndarray:  # noqa: N802  (shape suffix)
-        """[I] classes of the images."""
+        """[I] integer classes of the images."""
         return self.splits.test.labels_I[self.image_ids]
 
     @property
-    def drawn(self) -> bool:
-        """Whether the images are the built-in birds, of which everything is known."""
+    def has_built_in_birds(self) -> bool:
+        """True when the images are the built-in birds, whose attributes and masks are known."""
         return self.config.data.layout == "birds"
 
 
 def measure(run_dir: Path, *, num_images: int) -> Evidence:
-    """Returns the evidence of a run.
+    """Returns the results of all diagnostics for a run.
 
     Args:
-        run_dir: with ``config.json`` and a checkpoint.
-        num_images: of the test split, at most; equally many of each class.
+        run_dir: a directory with ``config.json`` and a checkpoint.
+        num_images: largest number of test images to use, equally many of each class; at least two of each are used.
 
     Raises:
-        ConfigError: there is no run.
-        CheckpointError: it has no valid checkpoint.
-        DataError: its images are not there, or not those that were recorded.
+        ConfigError: the directory holds no run.
+        CheckpointError: the run has no valid checkpoint.
+        DataError: the images of the run are missing, or are not those that were recorded.
     """
     started = time.monotonic()
-    bench = _set_up(run_dir, num_images)
-    observed, step = _encode_images(bench)
-    gradients, spread, between = _loss_gradients(bench, step)
-    seed = bench.config.run.seed
+    run = _load_run(run_dir, num_images)
+    observed, step = _encode_images(run)
+    gradients, entropy, between = _loss_gradients(run, step)
+    seed = run.config.run.seed
     return Evidence(
         step=step,
-        num_images=len(bench.image_ids),
-        num_classes=len(np.unique(bench.labels_I)),
-        recalls=recall_figures(
-            observed, bench.labels_I, seed=seed, resamples=bench.config.evaluation.bootstrap_resamples
-        ),
-        probes=_probes(bench, observed),
-        steps=_steps(bench),
+        num_images=len(run.image_ids),
+        num_classes=len(np.unique(run.labels_I)),
+        recalls=recall_figures(observed, run.labels_I, seed=seed, resamples=run.config.evaluation.bootstrap_resamples),
+        probes=_probes(run, observed),
+        steps=_steps(run),
         gradients=gradients,
         step_cosines=between,
-        spread=spread,
-        looks=_looks(bench, observed),
-        notes=tuple(bench.notes),
+        spread=entropy,
+        looks=_attention_shares(run, observed),
+        notes=tuple(run.notes),
         seconds=time.monotonic() - started,
     )
 
 
-def _set_up(run_dir: Path, num_images: int) -> _LoadedRun:
+def _load_run(run_dir: Path, num_images: int) -> _LoadedRun:
     config = _without_unused_birds(load_run_config(run_dir))
     checkpoint = _selected(run_dir)
     splits = build_splits(config.data, seed=config.run.seed)
@@ -125,7 +124,7 @@ def _set_up(run_dir: Path, num_images: int) -> _LoadedRun:
 
 
 def _without_unused_birds(config: RunConfig) -> RunConfig:
-    """The same run without the drawn birds that nobody looks at here: those of validation and for other probes."""
+    """Returns the configuration without probe images and with two validation images per class: neither is used here."""
     if config.data.layout != "birds":
         return config
     birds = config.data.birds.model_copy(update={"probe_images": 0, "val_images_per_class": 2})
@@ -143,7 +142,10 @@ def _selected(run_dir: Path) -> CheckpointInfo:
 
 
 def _first_of_each(labels_I: np.ndarray, num_images: int) -> list[int]:
-    """The first images of every class, by rank within the class, then by class."""
+    """Returns indices of the first images of every class, ordered by rank within the class, then by class.
+
+    The number per class is ``num_images`` divided by the number of classes, rounded down, and at least two.
+    """
     of_class = [np.flatnonzero(labels_I == label).tolist() for label in np.unique(labels_I)]
     per_class = max(2, num_images // len(of_class))
     return [
@@ -154,113 +156,114 @@ def _first_of_each(labels_I: np.ndarray, num_images: int) -> list[int]:
     ]
 
 
-def _encode_images(bench: _LoadedRun) -> tuple[dict[str, EncodedImages], int]:
-    """What the encoder makes of the unseen images, before training and at the checkpoint; and the latter's step."""
-    learner, reader = build_learner(bench.config), _reader(bench)
+def _encode_images(run: _LoadedRun) -> tuple[dict[str, EncodedImages], int]:
+    """Encodes the unseen images before training and at the checkpoint.
 
-    def look() -> EncodedImages:
+    Returns ``TRAINED`` and ``PRETRAINED`` mapped to the encoded images, and the checkpoint's step.
+    """
+    learner, readout = build_learner(run.config), _attribute_readout(run)
+
+    def encode() -> EncodedImages:
         return encode_images(
             learner,
             "test",
-            bench.image_ids,
-            reader=reader,
-            num_looks=_num_looks(bench) if bench.drawn else 0,
-            flat=bench.splits.test.attributes_IA is not None,
+            run.image_ids,
+            readout=readout,
+            num_attention=_num_attention(run) if run.has_built_in_birds else 0,
+            flat=run.splits.test.attributes_IA is not None,
         )
 
-    before = look()
-    learner.load(bench.checkpoint.path)
-    return {TRAINED: look(), PRETRAINED: before}, learner.step
+    before = encode()
+    learner.load(run.checkpoint.path)
+    return {TRAINED: encode(), PRETRAINED: before}, learner.step
 
 
-def _num_looks(bench: _LoadedRun) -> int:
-    return LOOKS_PER_CLASS * len(bench.splits.test.class_names)
+def _num_attention(run: _LoadedRun) -> int:
+    return ATTENTION_IMAGES_PER_CLASS * len(run.splits.test.class_names)
 
 
-def _reader(bench: _LoadedRun) -> AttributeReadout | None:
-    """The frozen MLLM, where the words that it may say of each attribute are known."""
-    spec = build_prompt(bench.config)
-    if not bench.drawn:
-        bench.notes.append(
-            "MLLM read-out, attribute probes, attention on parts: only the built-in birds have attributes"
-        )
+def _attribute_readout(run: _LoadedRun) -> AttributeReadout | None:
+    """Returns the read-out of the frozen MLLM; None, with a note, when the words of the attributes are not known."""
+    spec = build_prompt(run.config)
+    if not run.has_built_in_birds:
+        run.notes.append("MLLM read-out, attribute probes, attention on parts: only the built-in birds have attributes")
         return None
     if not _asks_for_parts(spec):
-        bench.notes.append("MLLM read-out, its attention: the prompt does not ask for the parts of the built-in birds")
+        run.notes.append("MLLM read-out, its attention: the prompt does not ask for the parts of the built-in birds")
         return None
-    family = build_family(bench.config)
+    family = build_family(run.config)
     tokenizer = family.load_tokenizer()
     try:
         template = build_template(tokenizer, spec, COLOR_WORDS)
     except DataError as error:
-        bench.notes.append(f"MLLM read-out, its attention: {error}")
+        run.notes.append(f"MLLM read-out, its attention: {error}")
         return None
     return AttributeReadout(
-        family.load_backbone(dtype=torch_dtype(bench.config), device=resolve_device(bench.config.model.device)),
-        tokenizer.encode(prompt_text(bench.config, family), add_special_tokens=False),
+        family.load_backbone(dtype=torch_dtype(run.config), device=resolve_device(run.config.model.device)),
+        tokenizer.encode(prompt_text(run.config, family), add_special_tokens=False),
         template,
-        layer=bench.config.objective.kl_layer,
+        layer=run.config.objective.kl_layer,
     )
 
 
 def _asks_for_parts(spec: PromptSpec) -> bool:
-    """Whether the answer names the parts of the built-in birds, of which the truth is known."""
+    """Returns True when the answer describes the parts of the built-in birds, whose true values are known."""
     return spec.describes_images and spec.vocabulary.attribute_keys == PARTS
 
 
-def _probes(bench: _LoadedRun, observed: Mapping[str, EncodedImages]) -> Probes | None:
-    values_IA = bench.splits.test.attributes_IA
+def _probes(run: _LoadedRun, observed: Mapping[str, EncodedImages]) -> Probes | None:
+    values_IA = run.splits.test.attributes_IA
     if values_IA is None:
-        return None  # the reader's note says so
-    if len(np.unique(bench.labels_I)) < FEWEST_CLASSES:
-        bench.notes.append(f"attribute probes: fewer than {FEWEST_CLASSES} unseen classes to divide")
+        return None  # the note of the attribute read-out covers the probes
+    if len(np.unique(run.labels_I)) < FEWEST_CLASSES:
+        run.notes.append(f"attribute probes: fewer than {FEWEST_CLASSES} unseen classes to divide")
         return None
     return probe_figures(
         observed,
-        values_IA[bench.image_ids],
-        bench.labels_I,
-        bench.splits.attribute_names,
-        seed=bench.config.run.seed,
+        values_IA[run.image_ids],
+        run.labels_I,
+        run.splits.attribute_names,
+        seed=run.config.run.seed,
     )
 
 
-def _looks(bench: _LoadedRun, observed: Mapping[str, EncodedImages]) -> tuple[AttentionShares, ...]:
-    if not bench.drawn:
+def _attention_shares(run: _LoadedRun, observed: Mapping[str, EncodedImages]) -> tuple[AttentionShares, ...]:
+    if not run.has_built_in_birds:
         return ()
-    per_class = min(LOOKS_PER_CLASS, len(bench.image_ids) // len(bench.splits.test.class_names))
-    birds = bench.config.data.birds.model_copy(update={"test_images_per_class": per_class})
-    # Drawn class by class; the images on the bench go round the classes.
-    in_turn = np.arange(per_class * len(bench.splits.test.class_names)).reshape(-1, per_class).T.flatten()
-    return attention_share_figures(observed, scene_masks("test", birds)[in_turn])
+    per_class = min(ATTENTION_IMAGES_PER_CLASS, len(run.image_ids) // len(run.splits.test.class_names))
+    birds = run.config.data.birds.model_copy(update={"test_images_per_class": per_class})
+    # Masks are ordered by class; ``image_ids`` is ordered by rank within the class, then by class.
+    by_rank = np.arange(per_class * len(run.splits.test.class_names)).reshape(-1, per_class).T.flatten()
+    return attention_share_figures(observed, scene_masks("test", birds)[by_rank])
 
 
 def _loss_gradients(
-    bench: _LoadedRun, step: int
+    run: _LoadedRun, step: int
 ) -> tuple[Gradients | None, AttentionEntropy | None, tuple[StepCosines, ...]]:
-    sampler = training_sampler(bench.config, bench.splits.train.labels_I)
-    recorded = recorded_steps(load_run_config(bench.run_dir), bench.run_dir, sampler, near=step)
+    sampler = training_sampler(run.config, run.splits.train.labels_I)
+    recorded = recorded_steps(load_run_config(run.run_dir), run.run_dir, sampler, near=step)
     steps = list(islice((one for one in recorded if one.groups), STEPS))
     if not steps:
-        bench.notes.append("gradients, entropy of the targets: no recorded group that carries a gradient")
+        run.notes.append("gradients, entropy of the targets: no recorded group that carries a gradient")
         return None, None, ()
-    gradients, spread = measure_loss_gradients(bench.config, bench.checkpoint.path, steps[0])
-    between = step_cosines(bench.config, bench.checkpoint.path, steps, _oracle(bench)) if len(steps) > 1 else ()
-    return gradients, spread, between
+    gradients, entropy = measure_loss_gradients(run.config, run.checkpoint.path, steps[0])
+    between = step_cosines(run.config, run.checkpoint.path, steps, _oracle(run)) if len(steps) > 1 else ()
+    return gradients, entropy, between
 
 
-def _oracle(bench: _LoadedRun) -> Oracle | None:
-    """Who knows the true text of a training pair; nobody where the MLLM read-out is missing, as its note says."""
-    if not bench.drawn or not _asks_for_parts(build_prompt(bench.config)):
+def _oracle(run: _LoadedRun) -> Oracle | None:
+    """Returns the oracle of the training pairs; None when the prompt or the data set rules out the MLLM read-out."""
+    if not run.has_built_in_birds or not _asks_for_parts(build_prompt(run.config)):
         return None
-    assert bench.splits.train.attributes_IA is not None
-    return Oracle(bench.config, bench.splits.train.attributes_IA)
+    assert run.splits.train.attributes_IA is not None
+    return Oracle(run.config, run.splits.train.attributes_IA)
 
 
-def _steps(bench: _LoadedRun) -> tuple[StepFigure, ...]:
-    path = bench.run_dir / "metrics.jsonl"
+def _steps(run: _LoadedRun) -> tuple[StepFigure, ...]:
+    path = run.run_dir / "metrics.jsonl"
     found = early_and_late(MetricsLog(path).rows(allow_cut_tail=True) if path.exists() else [])
     if not found:
-        bench.notes.append("verdicts and contributing groups: the run has no step with rollouts")
+        run.notes.append("verdicts and contributing groups: the run has no step with rollouts")
     return tuple(
         StepFigure(metric=one.metric, early=one.early, late=one.late, num_steps=one.num_steps) for one in found
     )

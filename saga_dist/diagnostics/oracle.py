@@ -1,11 +1,11 @@
-"""The oracle: what training would be if the frozen MLLM always said the truth.
+"""The oracle: training with the true answer in place of sampled completions.
 
-Instead of sampling, the true answer to a pair (the colour of each part, what differs, the verdict) is replayed as its
-only completion, with advantage 1. ``ReplayWorker`` then returns the gradient of its log-likelihood at the encoder
-tokens, divided by the step's tokens as L_GRPO is, and the attention while it was read. A policy gradient can at best
-come to prefer this text, so where the oracle gains nothing there is little for GRPO to gain.
+The true answer to a pair (the colour of each part, the differences, the verdict) is replayed as the only completion of
+its group, with advantage 1. ``ReplayWorker`` then returns the gradient of the answer's log-likelihood at the encoder
+tokens, divided by the step's number of tokens as L_GRPO is, and the attention of its tokens. The best that a policy
+gradient can do is to prefer this text. So where the oracle gains nothing, GRPO has little to gain.
 
-Learner, metric loss, replay, alignment and optimizer are the ones of every run; only the rollout is missing.
+Learner, metric loss, replay, attention alignment and optimizer are those of every run; only the rollout is replaced.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from saga_dist.workers.learner import Learner
 
 
 class Oracle:
-    """Knows the attributes of every training image, and replays the answer that they make.
+    """Builds the true answer to each training pair from the attributes of its images, and replays it.
 
     Args:
-        config: of the world: the model, the prompt, the layer of the attention targets.
-        attributes_IA: [I, A] int64 part values of the training images, in the order of ``language.PARTS``.
+        config: provides the model, the prompt and the decoder layer of the attention targets.
+        attributes_IA: int64 [I, A], part values of all training images, in the order of ``language.PARTS``.
     """
 
     def __init__(self, config: RunConfig, attributes_IA: np.ndarray) -> None:
@@ -48,7 +48,12 @@ class Oracle:
         self._attributes_IA = attributes_IA
 
     def group(self, pair: ImagePair, *, encoder_version: int) -> ScoredGroup:
-        """Returns the true answer as a group of one completion with reward and advantage 1."""
+        """Returns the true answer as a group of one completion with reward and advantage 1.
+
+        Args:
+            pair: two images of the training split.
+            encoder_version: encoder version to record in the completion.
+        """
         values_a, values_b = (self._attributes_IA[image] for image in (pair.image_a, pair.image_b))
         text = answer_text(values_a, values_b, spec=self._prompt)
         token_ids = [*self._tokenizer.encode(text, add_special_tokens=False), END_OF_TURN]
@@ -59,7 +64,7 @@ class Oracle:
             pair_id=pair.pair_id,
             token_ids=(tuple(token_ids),),
             texts=(text,),
-            log_probs=(np.zeros(len(token_ids), np.float32),),  # nobody sampled it
+            log_probs=(np.zeros(len(token_ids), np.float32),),  # a placeholder: the answer was not sampled
             finish_reasons=("stop",),
             sampling=Sampling(num_completions=1, temperature=1.0, top_p=1.0, max_tokens=len(token_ids), seed=0),
             encoder_version=encoder_version,
@@ -70,8 +75,15 @@ class Oracle:
     def gradients(
         self, pairs: Sequence[ImagePair], tokens: Sequence[EncoderTokens], *, want_attention: bool
     ) -> list[TokenGradients]:
-        """Returns, for each pair, the gradient of the mean negative log-likelihood of the true answers, and the
-        attention targets."""
+        """Returns, for each pair, the gradient of the mean negative log-likelihood of the true answers.
+
+        The mean is over the tokens of all pairs. The records have attention targets too if ``want_attention`` is set.
+
+        Args:
+            pairs: pairs of training images.
+            tokens: encoder tokens of each pair.
+            want_attention: True to compute the attention targets.
+        """
         groups = [
             self.group(pair, encoder_version=record.encoder_version) for pair, record in zip(pairs, tokens, strict=True)
         ]
@@ -83,7 +95,14 @@ class Oracle:
 
 
 def train_step(learner: Learner, sampler: ClassBalancedSampler, config: RunConfig, oracle: Oracle | None) -> StepResult:
-    """One optimizer step on one micro-batch; without an oracle of the metric loss alone."""
+    """Takes one optimizer step on one micro-batch; without an oracle, on the metric loss alone.
+
+    Args:
+        learner: the learner to update.
+        sampler: provides the micro-batch of the learner's step.
+        config: provides the number of pairs and the weights of the losses.
+        oracle: provides the gradients of the true answers; None for the metric loss alone.
+    """
     pairs = config.rollout.pairs_per_batch if oracle and config.objective.needs_rollouts else 0
     batch = sampler.micro_batch(learner.step, 0, pairs)
     encoded = learner.encode(batch)

@@ -1,4 +1,4 @@
-"""What recorded steps trained on, as a learner and a replay worker can take it again."""
+"""Recorded training steps, in a form that a learner and a replay worker can process again."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from saga_dist.types import MicroBatch, ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """What a recorded step trained on."""
+    """Micro-batches and groups of one recorded step."""
 
     step: int
+    """Optimizer steps done before this one."""
     batches: list[MicroBatch]
+    """Micro-batches of the step, up to the last one that has recorded groups."""
     groups: list[ScoredGroup]
-    """That carry a gradient, as many as a step takes."""
+    """Groups whose rewards vary, at most ``rollout.contributing_groups`` of them."""
     truncations: list[float | None]
-    """For each group, its largest importance weight at today's weights; None where it is on-policy."""
+    """Largest importance weight of each group at the weights under measurement; None for a group that is on-policy."""
 
 
 def recorded_steps(
     config: RunConfig, run_dir: Path, sampler: ClassBalancedSampler, *, near: int
 ) -> Iterator[RecordedStep]:
-    """Yields the recorded steps, the nearest to optimizer step ``near`` first.
+    """Yields the recorded steps, in order of their distance to ``near``.
+
+    Args:
+        config: configuration of the run.
+        run_dir: directory of the run, with its recordings in ``rollouts/``.
+        sampler: the run's sampler of micro-batches.
+        near: optimizer step of the weights under measurement.
 
     Raises:
         DataError: the recording holds other images or classes than this data set.

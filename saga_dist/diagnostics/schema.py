@@ -1,4 +1,4 @@
-"""``evidence.json``: what the instruments measured on one run, typed and strict."""
+"""The records of ``evidence.json``: the results of all diagnostics of one run, as strict pydantic models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from saga_dist.utils.atomic_io import write_output
 EVIDENCE_NAME = "evidence.json"
 
 TRAINED, PRETRAINED, NOBODY = "trained", "pre-trained", ""
+"""Values of a record's ``encoder``: the encoder at the checkpoint, the encoder before training, and no encoder."""
 EMBEDDING, MEAN, TOKENS, READ_OUT = "embedding z", "mean of X", "all of X", "MLLM read-out"
-"""What of an image is looked at: the pooled embedding, the mean of its tokens, all its tokens, and the frozen MLLM's
-distributions over each attribute's words."""
+"""Values of a record's ``space``, the representation of an image: the pooled embedding, the mean of its tokens, all its
+tokens, and the frozen MLLM's distributions over the words of each attribute."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+"""A fraction in [0, 1]."""
 Count = Annotated[int, Field(ge=0)]
+"""A non-negative integer."""
 Size = Annotated[float, Field(ge=0)]
+"""A non-negative number."""
 
 
 class _EvidenceRecord(BaseModel):
@@ -27,160 +31,210 @@ class _EvidenceRecord(BaseModel):
 
 
 class RecallFigure(_EvidenceRecord):
-    """Recall@1 among images of unseen classes, each searching all others."""
+    """Recall@1 on images of unseen classes; each image is a query against all others."""
 
     encoder: str
+    """``TRAINED`` or ``PRETRAINED``."""
     space: str
+    """Representation of the images: ``EMBEDDING``, ``MEAN`` or ``READ_OUT``."""
     recall_at_1: Share
+    """Share of images whose nearest neighbour has the same class."""
     interval: tuple[Share, Share]
-    """95 %, by a bootstrap over classes."""
+    """95 % confidence interval of ``recall_at_1``, by a bootstrap over classes."""
 
 
 class ProbeColumn(_EvidenceRecord):
-    """How often each attribute is told right on classes that the probe did not see; the read-out needs no probe."""
+    """Attribute accuracy of linear probes on classes that they were not fitted on, or of the MLLM's read-out."""
 
     encoder: str
+    """``TRAINED`` or ``PRETRAINED``."""
     space: str
+    """Representation of the images: ``EMBEDDING``, ``MEAN``, ``TOKENS`` or ``READ_OUT``, which needs no probe."""
     accuracy: tuple[Share, ...]
-    """[A]."""
+    """[A] share of images whose attribute value is predicted correctly."""
     error: tuple[Size, ...]
-    """[A] standard errors over classes."""
+    """[A] standard errors of ``accuracy``, with classes as the independent draws."""
     mean: Share
+    """Mean accuracy over the attributes."""
     mean_error: Size
+    """Standard error of ``mean``."""
 
 
 class ProbeChange(_EvidenceRecord):
-    """Trained minus pre-trained on the same images."""
+    """Change of attribute accuracy by training: trained minus pre-trained, on the same images."""
 
     space: str
+    """Representation of the images: ``MEAN``, ``TOKENS`` or ``READ_OUT``."""
     difference: tuple[float, ...]
-    """[A]; below 0: forgotten."""
+    """[A] differences of accuracy, in [-1, 1]; negative where training lost accuracy."""
     error: tuple[Size, ...]
+    """[A] standard errors of ``difference``, with classes as the independent draws."""
     mean: float
+    """Mean difference over the attributes, in [-1, 1]."""
     mean_error: Size
+    """Standard error of ``mean``."""
 
 
 class Probes(_EvidenceRecord):
-    """Attribute by attribute."""
+    """Attribute accuracy in every representation of the images."""
 
     attributes: tuple[str, ...]
+    """[A] names."""
     chance: tuple[Share, ...]
-    """[A]: always naming the commonest value of the fitting half."""
+    """[A] accuracy of always predicting the most frequent value of the half of the classes used for fitting."""
     columns: tuple[ProbeColumn, ...]
+    """One record for each encoder and representation."""
     changes: tuple[ProbeChange, ...]
+    """One record for each representation that both encoders have."""
 
 
 class StepFigure(_EvidenceRecord):
-    """A metric of training steps: mean over the first fifth of them and over the last."""
+    """A metric of training steps, early and late in the run."""
 
     metric: str
+    """Name of the metric in ``metrics.jsonl``."""
     early: float
+    """Mean over the first fifth of the steps that have the metric."""
     late: float
+    """Mean over the last fifth of the steps that have the metric."""
     num_steps: Count
+    """Number of steps that have the metric."""
 
 
 class LossNorms(_EvidenceRecord):
-    """Gradient of one loss at weight 1."""
+    """l2 norms of the gradient of one loss at weight 1."""
 
     loss: str
+    """``dml``, ``grpo`` or ``kl``."""
     weight: Size
-    """Its weight in this run."""
+    """Weight of the loss in this run."""
     tower: Size
+    """Norm over the parameters of the tower."""
     pooler: Size
+    """Norm over the parameters of the pooler."""
     encoder: Size
+    """Norm over the parameters of tower and pooler."""
 
 
 class LossCosine(_EvidenceRecord):
-    """Whether two losses pull the same way; None where one of them does not pull."""
+    """Cosine similarity of the gradients of two losses, in [-1, 1]; None when one of the gradients is zero."""
 
     losses: tuple[str, str]
+    """Two of ``dml``, ``grpo`` and ``kl``."""
     tower: float | None
+    """Cosine over the parameters of the tower."""
     pooler: float | None
+    """Cosine over the parameters of the pooler."""
     encoder: float | None
+    """Cosine over the parameters of tower and pooler."""
 
 
 class Gradients(_EvidenceRecord):
-    """Three losses on one recorded step."""
+    """Gradients of the three losses on one recorded step."""
 
     step: Count
+    """Number of the recorded step."""
     num_groups: Count
+    """Contributing groups of the step."""
     num_same: Count
-    """Groups of one class among them."""
+    """Contributing groups whose two images have the same class."""
     norms: tuple[LossNorms, ...]
+    """One record for each loss."""
     cosines: tuple[LossCosine, ...]
+    """One record for each pair of losses."""
 
 
 class StepCosines(_EvidenceRecord):
-    """Gradients of one loss at one checkpoint, from several recorded steps."""
+    """Cosine similarities of the gradients of one loss on several recorded steps, all at one checkpoint."""
 
     loss: str
-    """``text``: the true text of each pair, in place of the completions."""
+    """``dml``, ``grpo`` or ``kl``; or ``text``, the true answer to each pair in place of its completions."""
     part: str
-    """Of the encoder, where it is looked at."""
+    """Part of the encoder whose gradient is compared: ``tower`` or ``pooler``."""
     num_steps: Count
+    """Recorded steps with a non-zero gradient."""
     between_steps: float | None
-    """Mean cosine of two steps' gradients; None with fewer than two."""
+    """Mean cosine of the gradients of two steps, in [-1, 1]; None with fewer than two steps."""
     along_text: float | None
-    """Mean cosine with the gradient of the true text of the same step; None where there is none to compare with."""
+    """Mean cosine with the gradient of ``text`` on the same step, in [-1, 1]; None without a gradient to compare."""
 
 
 class AttentionEntropy(_EvidenceRecord):
-    """Entropy in nats of the attention targets, and of the pooler on the same training images."""
+    """Entropies, in nats, of the attention targets and of the pooler's weights on the same training images."""
 
     teacher: Size
+    """Mean entropy of the attention targets of the completions with reward 1."""
     pooler: Size
+    """Mean entropy of the pooler's weights."""
     uniform: Size
+    """Mean entropy of uniform weights, ln N."""
     divergence: float
-    """KL(target || pooler)."""
+    """Mean KL(target || pooler) of one image."""
     num_completions: Count
+    """Number of completions that have attention targets."""
 
 
 class AttentionShares(_EvidenceRecord):
-    """Where attention lies on unseen images, as shares of all attention on the image."""
+    """Shares of the attention on unseen images that fall on regions of the image, and its entropy."""
 
     who: str
+    """Source of the attention: a name from ``attention_localization``."""
     encoder: str
-    """Whose tokens are looked at; ``NOBODY`` where it does not matter."""
+    """``TRAINED`` or ``PRETRAINED``, the encoder of the tokens; ``NOBODY`` for uniform attention."""
     part: Share
-    """On the part whose word is written; of who names none, mean over the parts."""
+    """Share on the part whose word is generated; the mean over all parts for attention that is not tied to one part."""
     bird: Share
+    """Share on the whole bird."""
     distractors: Share
+    """Share on the flowers."""
     entropy: Size
-    """Nats."""
+    """Mean entropy over the tokens of the image, nats."""
 
 
 class Evidence(_EvidenceRecord):
-    """All figures of a run. What could not be measured is None or empty, and ``notes`` says why."""
+    """Results of all diagnostics of one run. A result that could not be measured is None or empty, with a note."""
 
     format_version: Literal[1] = 1
+    """Version of the file format."""
     step: Count
-    """Optimizer steps of the weights that were looked at."""
+    """Optimizer steps of the measured weights."""
     num_images: Count
+    """Number of unseen images."""
     num_classes: Count
+    """Number of their classes."""
     recalls: tuple[RecallFigure, ...] = ()
+    """Recall@1 for each encoder and representation."""
     probes: Probes | None = None
+    """Attribute accuracy; None for data without attributes, or with too few classes."""
     steps: tuple[StepFigure, ...] = ()
+    """Verdict accuracy and contributing groups, early and late in training."""
     gradients: Gradients | None = None
+    """Gradients of each loss on one recorded step; None without a recorded group that carries a gradient."""
     step_cosines: tuple[StepCosines, ...] = ()
+    """Agreement of the gradients of several recorded steps; empty with fewer than two steps."""
     spread: AttentionEntropy | None = None
+    """Entropies of the attention targets and of the pooler; None when no group has attention targets."""
     looks: tuple[AttentionShares, ...] = ()
+    """Shares of attention on parts, bird and flowers; empty for data other than the built-in birds."""
     notes: tuple[str, ...] = ()
+    """One line for each result that is missing, with the reason."""
     seconds: Size = 0.0
+    """Duration of the measurement, seconds."""
 
     def save(self, path: Path) -> None:
-        """Writes the file in one piece.
+        """Writes the file atomically.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         write_output(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
 
     @classmethod
     def load(cls, path: Path) -> Evidence:
-        """Returns the figures in a file.
+        """Returns the results in a file.
 
         Raises:
-            DataError: it cannot be read, or is no such file of this version.
+            DataError: the file cannot be read, or is not an ``evidence.json`` of this version.
         """
         expected, fix = "what `saga-dist evidence show` wrote", "measure again"
         try:

@@ -1,10 +1,11 @@
-"""The oracle screen of a world: is there anything for the MLLM's gradient to gain over a well tuned metric loss?
+"""The oracle screen of a configuration ("world"): the largest gain of the MLLM's gradient over a tuned metric loss.
 
-Rows: the tower as it came; the best metric loss; the metric loss with the oracle's text, with its attention targets,
-and with both. Every choice is made on validation classes: the step (early stopping), the pooling, the learning rate.
-Test classes are met by the chosen weights only. The tuning favours the baseline: the metric loss gets every pooling and
-then every rate at the best of them; a row with the oracle only compares two settings, the metric loss's best and the
-world's own. Choices are made with the first seed and kept for the others.
+It compares five rows: the pre-trained tower; the best metric loss; the metric loss with the oracle's text, with its
+attention targets, and with both. Every choice is made on validation classes: the step (early stopping), the pooling and
+the learning rate. Only the chosen weights are evaluated on test classes. The tuning favours the baseline: the metric
+loss tries every pooling and then every learning rate with the best pooling; a row with the oracle tries only two
+settings, the best one of the metric loss and the one of the configuration file. Choices are made with the first seed
+and kept for the others.
 """
 
 from __future__ import annotations
@@ -28,28 +29,31 @@ from saga_dist.training.coordinator import ModelSelection
 from saga_dist.training.evaluation import validation_recall
 
 Report = Callable[[str], None]
+"""Receives one line of progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A run at its best step by validation classes."""
+    """The weights of one training run at its best step by validation Recall@1."""
 
     config: RunConfig
     step: int
     validation: float
+    """Recall@1 on validation classes, in [0, 1]."""
     weights: dict[str, Any]
+    """State dict of the encoder."""
 
 
 def screen_world(world: World, *, seeds: Sequence[int], report: Report = lambda line: None) -> WorldResult:
-    """Returns the screen of one world.
+    """Trains and evaluates every row of the screen of one world.
 
     Args:
-        world: its configuration.
-        seeds: of batches, pooler and pairs; tuning uses the first.
-        report: told a line now and then.
+        world: the configuration to screen.
+        seeds: seeds of batches, pooler and pairs, one run of each row per seed; tuning uses the first.
+        report: receives lines of progress.
 
     Raises:
-        ConfigError: the world has no validation classes to choose by, or its ``kl_layer`` or pooler cannot be aligned.
+        ConfigError: the world has no validation classes, or its ``kl_layer`` or pooler does not allow alignment.
     """
     if world.setting.pooling == "mean":
         raise ConfigError(
@@ -78,7 +82,7 @@ class _Screen:
         rows, hits = {}, {}
         rows[METRIC], hits[METRIC] = self._row(METRIC, trials, best)
         for name in (TEXT, ATTENTION, BOTH):
-            # Without weights over tokens there is nothing to align: only text can go with mean pooling.
+            # Mean pooling has no weights over tokens to align, so only the text row can use it.
             settings = [setting for setting in (best, self._world.setting) if setting.pooling != "mean" or name == TEXT]
             trials = {setting: self._train(name, setting, self._seeds[0]) for setting in dict.fromkeys(settings)}
             row, hits[name] = self._row(name, trials, _best(trials))
@@ -97,7 +101,10 @@ class _Screen:
         )
 
     def _tuned_metric_loss(self) -> tuple[dict[ScreenSetting, _Trained], ScreenSetting]:
-        """Every pooling at the world's rate, then every rate with the best pooling."""
+        """Tunes the metric loss: every pooling at the world's learning rate, then every rate with the best pooling.
+
+        Returns all trials and the best setting.
+        """
         trials = {}
         for pooling in POOLINGS:
             setting = ScreenSetting(pooling, 1.0)
@@ -112,7 +119,10 @@ class _Screen:
     def _row(
         self, name: str, trials: dict[ScreenSetting, _Trained], chosen: ScreenSetting
     ) -> tuple[ScreenRow, np.ndarray]:
-        """The row of a chosen setting, and in which share of the seeds each test image found its class."""
+        """Returns the row of a chosen setting, and hits [I] in [0, 1].
+
+        A hit is the share of seeds in which the nearest neighbour of a test image has its class.
+        """
         runs = [trials[chosen], *(self._train(name, chosen, seed) for seed in self._seeds[1:])]
         recalls, hits = zip(*(self._on_test(run) for run in runs), strict=True)
         row = ScreenRow(
@@ -152,7 +162,7 @@ class _Screen:
         return _Trained(config, selection.step, selection.recall_at_1, weights)
 
     def _on_test(self, run: _Trained) -> tuple[float, np.ndarray]:
-        """Recall@1 of the chosen weights on the test classes, and which images are hits."""
+        """Returns Recall@1 of the chosen weights on the test classes, and float [I], 1 for each image that is a hit."""
         learner = build_learner(run.config)
         learner.encoder.load_state_dict(run.weights)
         embeddings = learner.embed("test")
@@ -161,5 +171,5 @@ class _Screen:
 
 
 def _best(trials: dict[ScreenSetting, _Trained]) -> ScreenSetting:
-    """The best setting by validation classes; the first of equals."""
+    """Returns the setting with the highest validation Recall@1; the first one in case of a tie."""
     return max(trials, key=lambda setting: trials[setting].validation)

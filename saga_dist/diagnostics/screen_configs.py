@@ -1,4 +1,4 @@
-"""The worlds of a screen: run configurations of the built-in birds, and one screen's settings of each."""
+"""The configurations ("worlds") of an oracle screen: run configurations of the built-in birds, and their variations."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError
 
 WORLDS_FOLDER = Path("configs/evidence")
+"""Folder of the shipped worlds, relative to the working directory."""
 TABLE_PREFIX = "table_"
+"""Prefix of files in that folder that are sweep tables, not worlds."""
 
 Pooling = Literal["mean", "linear", "mlp"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "linear", "mlp")
+"""Poolings that the metric loss is tuned over."""
 RATE_FACTORS = (0.3, 1.0, 3.0)
+"""Factors of the learning rate that the metric loss is tuned over."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScreenSetting:
-    """What the metric loss is tuned over."""
+    """Settings that the metric loss is tuned over."""
 
     pooling: Pooling
     """Mean pooling, or attention pooling with a linear or a two-layer key."""
     rate_factor: float
-    """On the world's learning rate of the encoder."""
+    """Factor of the world's learning rate of the encoder, above 0."""
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The pooling as ``section.key=value``."""
+        """Configuration overrides of the pooling, as ``section.key=value``."""
         if self.pooling == "mean":
             return ("model.pooler=mean",)
         return ("model.pooler=attention", f"model.pooler_key={self.pooling}")
@@ -40,26 +44,35 @@ class ScreenSetting:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One world: its file and what it says."""
+    """One configuration of a screen: its file, the overrides, and the resulting run configuration."""
 
     path: Path
+    """TOML file of the configuration."""
     overrides: tuple[str, ...]
-    """``section.key=value`` for everything that is done in it."""
+    """Overrides ``section.key=value`` that every run of the screen gets."""
     config: RunConfig
+    """Configuration from file and overrides."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """File name without its extension."""
         return self.path.stem
 
     @property
     def setting(self) -> ScreenSetting:
-        """The setting that the file itself has."""
+        """Pooling of the configuration, with its own learning rate."""
         pooling: Pooling = self.config.model.pooler_key if self.config.model.pooler == "attention" else "mean"
         return ScreenSetting(pooling, 1.0)
 
     def varied(self, setting: ScreenSetting, *, lambda_lm: float, lambda_kl: float, seed: int) -> RunConfig:
-        """Returns the world's configuration with a setting, weights of the two further losses, and a seed."""
+        """Returns the world's configuration with another setting, loss weights and seed.
+
+        Args:
+            setting: pooling and learning rate factor.
+            lambda_lm: weight of the policy-gradient loss, here the loss of the oracle's text.
+            lambda_kl: weight of the attention alignment.
+            seed: seed of the run.
+        """
         rate = self.config.optimizer.lr_encoder * setting.rate_factor
         return load_config(
             self.path,
@@ -75,10 +88,14 @@ class World:
 
 
 def load_worlds(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[World]:
-    """Returns the worlds in these files; without any, those in ``configs/evidence`` that are not tables.
+    """Returns the worlds in the files, or in ``configs/evidence`` (its tables left out) when no file is given.
+
+    Args:
+        paths: TOML files; may be empty.
+        overrides: ``section.key=value`` for every world.
 
     Raises:
-        ConfigError: there is none, or one is not a world of the built-in birds with validation classes.
+        ConfigError: there is no world, two have one name, or one does not use the built-in birds and their prompt.
     """
     if not paths:
         paths = sorted(path for path in WORLDS_FOLDER.glob("*.toml") if not path.name.startswith(TABLE_PREFIX))
@@ -92,7 +109,7 @@ def load_worlds(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[Wo
             raise ConfigError(
                 f"data.layout = {world.config.data.layout}, prompt.vocabulary = {world.config.prompt.vocabulary}",
                 where=str(world.path),
-                expected="the built-in birds and their words: elsewhere nobody knows the true answer",
+                expected="the built-in birds and their words: other data has no known true answers",
                 fix='set data.layout = "birds" and prompt.vocabulary = "standin_birds"',
             )
     names = [world.name for world in worlds]

@@ -1,4 +1,4 @@
-"""What a screen found: its records, its file and its table."""
+"""Results of an oracle screen: records, the JSON file and the terminal table."""
 
 from __future__ import annotations
 
@@ -16,76 +16,90 @@ from saga_dist.config.json_files import load_json
 from saga_dist.utils.atomic_io import write_output
 
 METRIC, TEXT, ATTENTION, BOTH = "metric", "text", "attention", "both"
+"""Names of the rows of a screen: the metric loss alone, and with the oracle's text, its attention targets, or both."""
 HEADINGS = {
     METRIC: "best metric loss",
     TEXT: "+ attribute text",
     ATTENTION: "+ attention",
     BOTH: "+ both",
 }
+"""Name of a row to its heading in the table."""
 HOW_TO_READ = (
     "Recall@1 on unseen classes in percent, mean ± standard error over seeds. Text, attention, both: the metric loss "
-    "with the oracle, which always says the truth; in brackets the gain over the best metric loss and its p value "
-    "(paired over classes, not corrected for the number of cells). Learning rate, pooling and step were chosen on "
-    "validation classes."
+    "with the oracle, the true answers in place of rollouts; in brackets the gain over the best metric loss and its p "
+    "value (paired over classes, not corrected for the number of cells). Learning rate, pooling and step were chosen "
+    "on validation classes."
 )
+"""Explanation printed below the table."""
 
 
 class ScreenRow(Section):
-    """One row: what was chosen, and what it found on unseen classes."""
+    """One row of a screen: the chosen setting and its results on unseen classes."""
 
     setting: str
-    """Pooling, and the factor on the world's learning rate."""
+    """Chosen setting: pooling, and the factor of the world's learning rate."""
     tried: dict[str, float]
-    """Validation Recall@1 of every setting, first seed."""
+    """Validation Recall@1, in [0, 1], of every setting tried, with the first seed."""
     selected_steps: tuple[int, ...]
-    """Of each seed, by validation classes."""
+    """Optimizer step with the best validation Recall@1, for each seed."""
     validation_recall_at_1: tuple[float, ...]
+    """Recall@1 on validation classes at the selected step, in [0, 1], for each seed."""
     recall_at_1: tuple[float, ...] = Field(min_length=1)
-    """On test classes, of each seed; a share."""
+    """Recall@1 on test classes at the selected step, in [0, 1], for each seed."""
     p_value: float | None = None
-    """Against the metric loss: paired over classes, hits averaged over the seeds."""
+    """p value of the difference to the metric loss, paired over classes, with hits averaged over the seeds; None for
+    the metric loss itself."""
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Mean of ``recall_at_1`` over the seeds."""
         return math.fsum(self.recall_at_1) / len(self.recall_at_1)
 
     @property
     def standard_error(self) -> float | None:
-        """Over seeds; None with one."""
+        """Standard error of ``mean`` over the seeds; None with one seed."""
         if len(self.recall_at_1) < 2:
             return None
         return statistics.stdev(self.recall_at_1) / math.sqrt(len(self.recall_at_1))
 
 
 class WorldResult(Section):
-    """What the screen says of a world."""
+    """Results of the screen of one world."""
 
     world: str
+    """Name of the world."""
     digest: str
-    """Of the world's configuration."""
+    """Digest of the world's configuration."""
     seeds: tuple[int, ...]
+    """Seeds of every row; the first was used for tuning."""
     steps: int
+    """Optimizer steps of every run."""
     pairs_per_step: int
+    """Image pairs per optimizer step."""
     num_queries: int
+    """Number of test images."""
     num_classes: int
+    """Number of test classes."""
     zero_shot_recall_at_1: float
+    """Recall@1 of the pre-trained tower with mean pooling on the test classes, in [0, 1]."""
     rows: dict[str, ScreenRow]
+    """Name of a row (``METRIC``, ``TEXT``, ``ATTENTION``, ``BOTH``) to its results."""
 
 
 class Screen(Section):
-    """The worlds screened so far: what ``--json`` writes."""
+    """The worlds screened so far, as written by ``--json``."""
 
     command: str
-    """The last one that added a world."""
+    """Last command that added a world."""
     worlds: tuple[WorldResult, ...] = ()
+    """One result per world, in the order in which they were added."""
 
     def has(self, name: str, digest: str, seeds: Sequence[int]) -> bool:
-        """Returns True when this very world was screened with these seeds."""
+        """Returns True when a world of this name and configuration digest was screened with these seeds."""
         return any((one.world, one.digest, one.seeds) == (name, digest, tuple(seeds)) for one in self.worlds)
 
     def with_result(self, result: WorldResult, *, command: str) -> Screen:
-        """Returns a screen with this result, in place of an older one of the same name."""
+        """Returns a screen with the result added; an older result of the same name is dropped."""
         others = tuple(one for one in self.worlds if one.world != result.world)
         return Screen(command=command, worlds=(*others, result))
 
@@ -102,13 +116,13 @@ def load_screen(path: Path) -> Screen:
     """Returns the screen in a file.
 
     Raises:
-        DataError: it cannot be read, or is something else.
+        DataError: the file cannot be read, or does not hold a screen.
     """
     return load_json(path, Screen, what="a screen", fix="name another --json")
 
 
 def table(screen: Screen) -> Table:
-    """Returns the table for a terminal: a line per world."""
+    """Returns the table for a terminal, one line per world."""
     shown = Table(title="Oracle screen", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column("world", no_wrap=True)
     for heading in ("zero-shot", *HEADINGS.values()):

@@ -1,4 +1,4 @@
-"""The evidence as plain tables of words, for the terminal and for the report."""
+"""The results of the diagnostics as tables of formatted strings, for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ from saga_dist.diagnostics.schema import (
 from saga_dist.diagnostics.verdicts import STEP_METRICS
 
 LOSS_NAMES = {"dml": "metric loss", "grpo": "GRPO", "kl": "attention", "text": "true text"}
+"""Name of a loss in the records to its name in the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A titled table; the first column is words, the others are figures."""
+    """A titled table of strings; the first column holds names, the others formatted numbers."""
 
     title: str
+    """Title above the table."""
     headings: tuple[str, ...]
+    """Column headings."""
     rows: Sequence[tuple[str, ...]]
+    """Rows, each with one string per column."""
     note: str = ""
+    """Explanation below the table; may be empty."""
     drawn: bool = False
-    """Whether the report has a chart of it."""
+    """True when the report also draws a chart of the table."""
 
 
-def grids(evidence: Evidence) -> Iterator[TextTable]:
-    """Yields a table for each instrument that measured something."""
+def evidence_tables(evidence: Evidence) -> Iterator[TextTable]:
+    """Yields one table for each diagnostic that has a result."""
     yield _recalls(evidence.recalls)
     if evidence.probes is not None:
         yield _probes(evidence.probes)
@@ -66,7 +71,7 @@ def _probes(probes: Probes) -> TextTable:
         cells = _with_errors(change.difference, change.error, "+.0f")
         rows.append((f"{change.space}, change", *cells, *_with_errors([change.mean], [change.mean_error], "+.1f")))
     return TextTable(
-        "Attributes told right on unseen classes, %",
+        "Attribute accuracy on unseen classes, %",
         ("view of the images", *probes.attributes, "mean"),
         rows,
         "Linear probes, fitted on one half of the unseen classes and tested on the other, both ways; the MLLM read-out "
@@ -87,10 +92,10 @@ def _looks(looks: Sequence[AttentionShares]) -> TextTable:
     ]
     return TextTable(
         "Where attention lies on unseen images, %",
-        ("who", "part", "bird", "flowers", "entropy, nats"),
+        ("attention of", "part", "bird", "flowers", "entropy, nats"),
         rows,
-        "part: the one whose word is written; of who looks at all at once, mean over the parts. A token counts where a "
-        "tenth of it is covered.",
+        "part: the one whose word is generated, or the mean over all parts for attention that is not tied to one. A "
+        "token belongs to a region that covers at least a tenth of it.",
         drawn=True,
     )
 
@@ -126,8 +131,8 @@ def _step_cosines(found: Sequence[StepCosines]) -> TextTable:
         "Gradients of several recorded steps at these weights: mean cosines",
         ("loss", "at the", "of two steps", "with the true text", "steps"),
         rows,
-        "Of two steps: the share of a step's squared gradient that is no noise. True text: what is true of each pair, "
-        "replayed in place of the completions that carry a gradient.",
+        "Of two steps: the share of a step's squared gradient norm that is common to all steps, not noise. True text: "
+        "the true answer to each pair, replayed in place of the completions that carry a gradient.",
     )
 
 
@@ -143,7 +148,9 @@ def _spread(spread: AttentionEntropy) -> TextTable:
 
 def _steps(steps: Sequence[StepFigure]) -> TextTable:
     rows = [(STEP_METRICS[one.metric], f"{one.early:.2f}", f"{one.late:.2f}", f"{one.num_steps}") for one in steps]
-    return TextTable("Training, pairs of one class and of two apart", ("", "first fifth", "last fifth", "steps"), rows)
+    return TextTable(
+        "Training, pairs of one class and of two classes", ("", "first fifth", "last fifth", "steps"), rows
+    )
 
 
 def _with_errors(values: Sequence[float], errors: Sequence[float], form: str) -> list[str]:
@@ -155,7 +162,7 @@ def _with_errors(values: Sequence[float], errors: Sequence[float], form: str) ->
 
 
 def _minus(figure: str) -> str:
-    """With a true minus sign, and none before a zero."""
+    """Returns the number with the Unicode minus sign, and without a sign if it is zero."""
     return figure.lstrip("+-") if float(figure) == 0 else figure.replace("-", "−")
 
 

@@ -1,4 +1,7 @@
-"""Pairs of one class and pairs of two, apart: a judge that drifts to "same" looks fine in their mean."""
+"""Verdict accuracy and contributing groups by kind of pair, early and late in training.
+
+Pairs of one class and pairs of two classes are kept apart: the mean over both hides a drift towards the verdict "same".
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,28 @@ STEP_METRICS: dict[str, str] = {
     "rollout/contributing_same": "contributing groups a step, one class",
     "rollout/contributing_different": "contributing groups a step, two classes",
 }
-"""Metric of a training step to what it says."""
+"""Name of a training metric to its description in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyLate:
-    """A step metric where training began and where it ended."""
+    """Means of one training metric at the beginning and at the end of training."""
 
     metric: str
+    """Name of the metric, a key of ``STEP_METRICS``."""
     early: float
-    """Mean over the first fifth of the steps that have it (at least one step)."""
+    """Mean over the first fifth of the steps that have the metric (at least one step)."""
     late: float
-    """The same over the last fifth."""
+    """Mean over the last fifth of the steps that have the metric (at least one step)."""
     num_steps: int
-    """Steps that have it."""
+    """Number of steps that have the metric."""
 
 
 def early_and_late(rows: Sequence[Mapping[str, float]]) -> list[EarlyLate]:
-    """Returns the figures of ``STEP_METRICS`` that some step has.
+    """Returns one record for each of ``STEP_METRICS`` that at least one step has.
 
     Args:
-        rows: of ``metrics.jsonl``, by step.
+        rows: rows of ``metrics.jsonl`` in order of their steps.
     """
     found = []
     for metric in STEP_METRICS:

@@ -1,1 +1,1 @@
-"""A run one can see into: one self-contained page with curves, retrieval, rollouts and attributes."""
+"""The report of a run: one self-contained HTML page with results, curves, retrieval, attributes and rollouts."""

@@ -1,8 +1,8 @@
-"""Where the pooler looks, and where the frozen MLLM looked while it wrote the words of an attribute.
+"""Attention maps of the pooler, and of the frozen MLLM at the words of each attribute.
 
 The pooler's weights come from the run's own ``model/``. The MLLM's attention is not recorded, so it is computed again:
-a recorded completion is teacher-forced through the frozen language model on the tokens that ``model/`` makes of the two
-images today, and the rows of layer ``objective.kl_layer`` are read at the tokens of each attribute's value.
+a recorded completion is teacher-forced through the frozen language model with the encoder tokens of ``model/``, and the
+attention of layer ``objective.kl_layer`` is taken at the tokens of each attribute's value.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from saga_dist.types import EncoderTokens
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """The frozen MLLM with all that is needed to ask where it looked."""
+    """The frozen MLLM, the prompt, and the decoder layer whose attention is computed."""
 
     backbone: FrozenBackbone
+    """Frozen language model."""
     prompt_ids: Sequence[int]
-    """The rendered prompt, one placeholder per image."""
+    """Token ids of the rendered prompt, with one placeholder per image."""
     layer: int
     """Decoder layer, from 0."""
 
 
 @torch.no_grad()
 def pooler_maps(encoder: Encoder, images: Sequence[np.ndarray], *, batch_size: int = 32) -> list[np.ndarray]:
-    """Returns the attention pooler's weights [rows, columns] of each image, adding up to 1; none for other poolers.
+    """Returns the attention pooler's weights of each image, float64 [rows, columns], adding up to 1.
+
+    The list is empty for other poolers.
 
     Args:
-        encoder: in evaluation mode.
-        images: uint8 [S, S, 3] at the encoder's image size.
-        batch_size: images at once.
+        encoder: an encoder in evaluation mode.
+        images: uint8 [S, S, 3] each, at the encoder's image size.
+        batch_size: number of images per forward pass.
     """
     if encoder.pooler.config.kind != "attention":
         return []
@@ -53,7 +56,14 @@ def pooler_maps(encoder: Encoder, images: Sequence[np.ndarray], *, batch_size: i
 
 @torch.no_grad()
 def pair_tokens(encoder: Encoder, image_a: np.ndarray, image_b: np.ndarray, *, pair_id: str) -> EncoderTokens:
-    """Returns what the encoder says about two images."""
+    """Returns the encoder tokens of two images.
+
+    Args:
+        encoder: an encoder in evaluation mode.
+        image_a: uint8 [S, S, 3] at the encoder's image size.
+        image_b: uint8 [S, S, 3] at the encoder's image size.
+        pair_id: id of the record.
+    """
     pixels = encoder.tower.preprocess([image_a, image_b])
     return EncoderTokens(
         pair_id=pair_id,
@@ -69,13 +79,16 @@ def pair_tokens(encoder: Encoder, image_a: np.ndarray, image_b: np.ndarray, *, p
 def teacher_attention(
     teacher: Teacher, tokens: EncoderTokens, token_ids: Sequence[int], masks: Mapping[str, tuple[int, np.ndarray]]
 ) -> dict[str, torch.Tensor]:
-    """Returns, for each mask, the mean attention [N] of its tokens over the image it names.
+    """Returns, for each mask, the mean attention of the selected completion tokens over one image.
+
+    Each value is float [N] and adds up to 1 over the N tokens of the image.
 
     Args:
         teacher: the frozen MLLM.
-        tokens: of the pair.
-        token_ids: [T] of one completion.
-        masks: name to (image: 0 for a, 1 for b; bool [T]); each selects at least one token.
+        tokens: encoder tokens of the pair.
+        token_ids: T token ids of one completion.
+        masks: name to (image, selected tokens); the image is 0 for a and 1 for b, the tokens are bool [T] with at least
+            one True.
     """
     backbone = teacher.backbone
     prompt = backbone.lay_out(teacher.prompt_ids, tokens.grids)
@@ -85,7 +98,7 @@ def teacher_attention(
     assert run.probe is not None
     found = {}
     for name, (image, mask_T) in masks.items():
-        # A token looks from the position where it is read, one column after the one that predicts it.
+        # The attention of a token is the row with that token as its input, one column after the row that predicts it.
         columns_R = torch.from_numpy(np.flatnonzero(mask_T) + 1).to(backbone.device)
         rows_RN = renormalised_attention(run.probe.rows(0, columns_R)[:, prompt.images[image]])
         found[name] = attention_targets(rows_RN).cpu()
@@ -93,6 +106,12 @@ def teacher_attention(
 
 
 def as_map(weights_N: torch.Tensor, grid: Grid, layout: TokenLayout) -> np.ndarray:
-    """Returns weights of one image's tokens as float64 [rows, columns]; several frames are added up."""
+    """Returns the weights of one image's tokens as float64 [rows, columns], summed over frames.
+
+    Args:
+        weights_N: [N] weights, in the order of the tokens.
+        grid: patch grid of the image, before merging.
+        layout: token sizes of the encoder.
+    """
     frames, rows, columns = grid[0], grid[1] // layout.merge_size, grid[2] // layout.merge_size
     return weights_N.double().cpu().numpy().reshape(frames, rows, columns).sum(0)

@@ -1,11 +1,12 @@
-"""What the attributes have to do with it: where rollouts disagree, and which attributes decide the verdict.
+"""Statistics of the described attributes: disagreement within groups, and correlation with the verdict.
 
-A group is one pair of images judged G times, so whatever varies within it is the sampling's doing, and a gradient comes
-from nowhere else. Two questions per attribute, both answered from the descriptions alone:
+A group is G completions for one pair of images, so variation within it comes from sampling alone; it is also the only
+source of the policy gradient. Two statistics of each attribute are computed from the descriptions:
 
-    disagreement   how often do two completions of a group describe it differently?  It falls where training settles it.
-    decides        when completions of a group differ in whether the attribute tells the two images apart, does their
-                   verdict go with it?  (correlation within groups: the pair itself is held fixed)
+    disagreement   probability that two completions of a group describe the attribute differently. It falls when
+                   training makes the attribute clear.
+    decides        correlation, within groups, of "the two descriptions differ in the attribute" with the verdict
+                   "different". The pair is fixed within a group, so differences between pairs do not contribute.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ import numpy as np
 from saga_dist.objectives.json_scan import decode_string, scan_members
 from saga_dist.objectives.spans import Span
 
-_LONGEST_VALUE = 400  # characters of an attribute's value worth comparing
+_LONGEST_VALUE = 400  # longer values, in characters, are ignored
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedPair:
-    """What one completion says, reduced to what can be counted."""
+    """Attribute values and verdict of one completion."""
 
     a: Mapping[str, str]
     """Attribute to its value for image a, lower case."""
     b: Mapping[str, str]
+    """Attribute to its value for image b, lower case."""
     verdict: bool | None
-    """True for "same class"."""
+    """True for "same class", False for "different", None without a verdict."""
     right: bool
+    """True when the verdict is correct."""
 
-    def tells_apart(self, attribute: str) -> bool | None:
-        """Whether the two descriptions differ in the attribute; None when one of them leaves it out."""
+    def differs_in(self, attribute: str) -> bool | None:
+        """Returns True when the two descriptions differ in the attribute, None when one of them leaves it out."""
         if attribute not in self.a or attribute not in self.b:
             return None
         return self.a[attribute] != self.b[attribute]
@@ -43,37 +46,43 @@ class DescribedPair:
 
 @dataclass(frozen=True, slots=True)
 class AttributeRow:
-    """One attribute over many groups. Correlations are None where nothing varies."""
+    """Statistics of one attribute over many groups.
+
+    Shares are in [0, 1], None without data. Correlations are in [-1, 1], None when one of the two variables is
+    constant. A completion "differs" when its two descriptions have different values of the attribute.
+    """
 
     attribute: str
+    """Name of the attribute."""
     stated: float
-    """Share of completions that give it for both images."""
+    """Share of completions that give the attribute for both images."""
     disagreement: float | None
-    """Mean over groups and images of the chance that two completions of a group describe it differently."""
+    """Probability that two completions of a group describe the attribute differently: mean over images and groups."""
     early: float | None
-    """The same over the first third of the steps."""
+    """Disagreement over the first third of the steps that have one; None with fewer than two steps."""
     late: float | None
-    """The same over the last third."""
+    """Disagreement over the last third of the steps that have one; None with fewer than two steps."""
     differs: float | None
-    """Share of completions in which it tells the images apart."""
+    """Share of completions that differ, among those that give the attribute for both images."""
     verdict_link: float | None
-    """Correlation of "it tells them apart" with the verdict "different", over all completions."""
+    """Correlation of "differs" with the verdict "different", over all completions with a verdict."""
     truth_link: float | None
-    """Correlation of "it tells them apart" with the pair being of two classes."""
+    """Correlation of "differs" with the pair being of two classes, over all completions."""
     decides: float | None
-    """As ``verdict_link``, within groups."""
+    """Correlation of "differs" with the verdict "different", within groups."""
     right_link: float | None
-    """Correlation of "it tells them apart" with a right verdict, within groups."""
+    """Correlation of "differs" with a correct verdict, within groups."""
 
 
 def attribute_values(text: str, key: str) -> dict[str, str]:
-    """Returns attribute to value of the description under ``key``, lower case, white space collapsed.
+    """Returns the attributes and values of the description under ``key``, lower case, with white space collapsed.
 
-    Of a repeated attribute the first counts; a value that was cut off, or is no string, is left out.
+    The first value of a repeated attribute is used. A value that is cut off, longer than 400 characters or not a string
+    is left out.
 
     Args:
-        text: one completion, untrusted; time is linear in it.
-        key: e.g. ``bird_1``.
+        text: one completion, untrusted; time is linear in its length.
+        key: JSON key of the description, e.g. ``bird_1``.
     """
     return {
         name: " ".join(value.split()).casefold()
@@ -83,7 +92,12 @@ def attribute_values(text: str, key: str) -> dict[str, str]:
 
 
 def attribute_spans(text: str, key: str) -> dict[str, Span]:
-    """Returns attribute to the characters of its value (quotes included) in the description under ``key``."""
+    """Returns each attribute of the description under ``key`` with the character span of its value, quotes included.
+
+    Args:
+        text: one completion, untrusted.
+        key: JSON key of the description, e.g. ``bird_1``.
+    """
     for member in scan_members(text):
         if member.key == key and text[member.start : member.start + 1] == "{":
             spans: dict[str, Span] = {}
@@ -95,9 +109,12 @@ def attribute_spans(text: str, key: str) -> dict[str, Span]:
 
 
 def disagreement(values: Sequence[str]) -> float | None:
-    """Returns the chance that two different completions, drawn at random, do not say the same; None for fewer than two.
+    """Returns the probability, in [0, 1], that two completions drawn without replacement have different values.
 
-    ``1 - sum_v n_v (n_v - 1) / (n (n - 1))``: 0 when all agree, 1 when no two do.
+    ``1 - sum_v n_v (n_v - 1) / (n (n - 1))``: 0 when all values are equal, 1 when no two are; None for fewer than two.
+
+    Args:
+        values: value of one attribute in each of n completions.
     """
     total = len(values)
     if total < 2:
@@ -107,7 +124,10 @@ def disagreement(values: Sequence[str]) -> float | None:
 
 
 def group_disagreement(group: Sequence[DescribedPair], attribute: str) -> float | None:
-    """Returns the mean disagreement over the two images of a group; None where neither is described twice."""
+    """Returns the mean disagreement over the two images of a group.
+
+    An image counts when at least two completions give the attribute for it; None when neither image counts.
+    """
     measured = [
         value
         for side in ("a", "b")
@@ -118,15 +138,17 @@ def group_disagreement(group: Sequence[DescribedPair], attribute: str) -> float 
 
 
 def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float | None:
-    """Returns Pearson's correlation, which for yes/no values is phi; None where one of them does not vary."""
+    """Returns Pearson's correlation, the phi coefficient for binary values; None when x or y is constant."""
     return _normalised_product(np.asarray(x, np.float64), np.asarray(y, np.float64), centre=True)
 
 
 def within_correlation(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:
-    """Returns the correlation of x and y after each group's own means were taken off; None where nothing varies.
+    """Returns the correlation of x and y after subtraction of each group's means.
+
+    None when x or y does not vary within any group.
 
     Args:
-        groups: (x, y) of each group, of equal length.
+        groups: (x, y) of each group, two sequences of one length.
     """
     deviations = [
         (np.asarray(x, np.float64) - np.mean(x), np.asarray(y, np.float64) - np.mean(y)) for x, y in groups if len(x)
@@ -148,8 +170,8 @@ def attribute_table(
     Args:
         groups: the completions of each group.
         steps: optimizer step of each group.
-        same: whether the group's pair is of one class.
-        attributes: names as they stand in the JSON.
+        same: for each group, True when the two images have the same class.
+        attributes: names of the attributes, as they appear in the JSON.
     """
     return [_row(groups, steps, same, attribute) for attribute in attributes]
 
@@ -157,7 +179,13 @@ def attribute_table(
 def disagreement_by_step(
     groups: Sequence[Sequence[DescribedPair]], steps: Sequence[int], attribute: str
 ) -> list[tuple[int, float]]:
-    """Returns (step, mean disagreement of its groups), by step."""
+    """Returns (step, mean disagreement over the groups of the step), in order of the steps.
+
+    Args:
+        groups: the completions of each group.
+        steps: optimizer step of each group.
+        attribute: name of the attribute.
+    """
     found: dict[int, list[float]] = {}
     for group, step in zip(groups, steps, strict=True):
         value = group_disagreement(group, attribute)
@@ -174,12 +202,12 @@ def _row(
     measured = [value for value in per_group if value is not None]
     third = math.ceil(len(by_step) / 3)
     total = sum(len(group) for group in groups)
-    # (tells apart, says different, is right) of every completion that states the attribute and gives a verdict.
+    # (differs, verdict "different", correct) of every completion that states the attribute and gives a verdict.
     judged = [
         [
-            (float(apart), float(not one.verdict), float(one.right))
+            (float(differs), float(not one.verdict), float(one.right))
             for one in group
-            if one.verdict is not None and (apart := one.tells_apart(attribute)) is not None
+            if one.verdict is not None and (differs := one.differs_in(attribute)) is not None
         ]
         for group in groups
     ]
@@ -187,7 +215,7 @@ def _row(
         (float(value), float(not truth))
         for group, truth in zip(groups, same, strict=True)
         for one in group
-        if (value := one.tells_apart(attribute)) is not None
+        if (value := one.differs_in(attribute)) is not None
     ]
     flat = [item for group in judged for item in group]
     return AttributeRow(
@@ -214,7 +242,7 @@ def _normalised_product(x: np.ndarray, y: np.ndarray, *, centre: bool) -> float 
     if centre:
         x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
-    # What is left of equal values after subtracting their mean is rounding, not variation.
+    # Equal values minus their mean can leave rounding errors, which must not count as variation.
     return float(np.clip(x @ y / scale, -1, 1)) if scale > 1e-12 * len(x) else None
 
 

@@ -1,7 +1,7 @@
-"""From a run directory to a page: what can be shown is shown, and what cannot says why.
+"""Builds the report page of a run directory; a note explains each part that is missing.
 
-Only the parts that need a model or images are optional: a run that still trains, or whose data set is elsewhere, has a
-report all the same.
+The parts that need a model or images are optional, so a run that is still training, or whose data set is on another
+machine, has a report too.
 """
 
 from __future__ import annotations
@@ -33,38 +33,43 @@ from saga_dist.runtime.build import build_family, build_prompt, build_splits, se
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much goes on a page."""
+    """Limits of the content of a page."""
 
     groups: int = 200
-    """Recorded groups in the viewer."""
+    """Largest number of recorded groups in the viewer."""
     rows: int = 8
-    """Queries in the gallery."""
+    """Number of queries shown in the gallery."""
     images: int = 4000
-    """Images of a split that are embedded for the gallery."""
+    """Largest number of images of a split that are embedded for the gallery."""
     attention: int = 0
-    """Groups whose MLLM attention is computed; 0: the language model is not loaded."""
+    """Number of groups whose MLLM attention is computed; with 0 the language model is not loaded."""
     device: str = "cpu"
+    """Device of the run's encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, and what to say about it."""
+    """A rendered page."""
 
     html: str
+    """The complete HTML document."""
     lines: list[str]
+    """Lines to print about the page: number of groups shown, and the notes on missing parts."""
 
 
 @dataclass
 class _RunParts:
-    """The parts of a run that may be missing, each tried once; ``notes`` keeps why."""
+    """The parts of a run that may be missing. Each is loaded at most once, when first used."""
 
     run: RunFiles
     device: str
+    """Device of the encoder."""
     notes: dict[str, str] = field(default_factory=dict)
+    """Part (``images``, ``model``, ``tokenizer``, ``attention``) to the reason why it is missing."""
 
     @cached_property
     def splits(self) -> Splits | None:
-        """The images."""
+        """The images; None, with a note, when they cannot be read."""
         try:
             return build_splits(self.run.config.data, seed=self.run.config.run.seed)
         except UserError as error:
@@ -73,12 +78,12 @@ class _RunParts:
 
     @property
     def pictures(self) -> TrainingImages | None:
-        """The images of recorded pairs, as the encoder saw them."""
+        """The images of recorded pairs, with their training augmentation; None when the images cannot be read."""
         return None if self.splits is None else TrainingImages(self.run.config, self.splits.train)
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The run's encoder."""
+        """The run's encoder; None, with a note, when it is missing or damaged."""
         if not self.run.has_model:
             self.notes["model"] = "The run has not written its encoder (model/) yet."
             return None
@@ -93,20 +98,24 @@ class _RunParts:
 
     @cached_property
     def tokenizer(self) -> Decoder | None:
-        """The MLLM's tokenizer, to split completions into tokens."""
+        """The MLLM's tokenizer, to split completions into tokens; None, with a note, when it cannot be loaded."""
         try:
             return build_family(self.run.config).load_tokenizer()
         except UserError as error:
             self.notes["tokenizer"] = f"Completions are not split into tokens: {error}."
             return None
 
-    def why(self, *parts: str) -> str:
-        """What is missing, in words."""
+    def notes_on(self, *parts: str) -> str:
+        """Returns the notes on these parts, one sentence after the other; empty when none is missing."""
         return " ".join(self.notes[part] for part in parts if part in self.notes)
 
 
 def report_page(path: Path, settings: Settings) -> Page:
     """Returns the whole report of a run.
+
+    Args:
+        path: run directory.
+        settings: limits of the content.
 
     Raises:
         UserError: there is no run, a file of it is damaged, or the device cannot be used.
@@ -117,30 +126,35 @@ def report_page(path: Path, settings: Settings) -> Page:
     parts = _RunParts(run, settings.device)
     recorded = read_groups(run)
     chosen = select_groups(recorded.groups, settings.groups)
-    figures, overlays = _teacher(parts, chosen, settings.attention)
+    figures, overlays = _teacher_attention(parts, chosen, settings.attention)
     gallery = _gallery(parts, settings)
     content = Content(
         run=run,
         gallery=gallery,
         attention=figures,
-        insight=_insight(run, recorded),
+        attributes=_attribute_stats(run, recorded),
         evidence=read_evidence(run.path),
         viewer=_viewer(parts, chosen, overlays),
         num_groups=len(recorded.groups),
         notes={
-            "gallery": parts.why("model", "images"),
-            "attention": parts.why("model", "images", "attention")
+            "gallery": parts.notes_on("model", "images"),
+            "attention": parts.notes_on("model", "images", "attention")
             or "The MLLM’s attention is computed on demand: saga-dist report RUN --attention N.",
-            "insight": _NO_RECORDING if not recorded.groups else "The prompt asks for no attributes.",
+            "attributes": _NO_RECORDING if not recorded.groups else "The prompt asks for no attributes.",
             "evidence": NOT_MEASURED,
             "viewer": _viewer_note(parts, recorded),
         },
     )
-    return Page(render(content), _said(recorded, chosen, parts))
+    return Page(render(content), _lines(recorded, chosen, parts))
 
 
 def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
-    """Returns the viewer alone; with ``step`` for this step only.
+    """Returns a page with the rollout viewer only.
+
+    Args:
+        path: run directory.
+        settings: limits of the content.
+        step: show all groups of this step; None for a selection over all steps.
 
     Raises:
         UserError: there is no run or no such step, a file is damaged, or the device cannot be used.
@@ -154,16 +168,21 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
     viewer = _viewer(parts, chosen, {})
     note = _viewer_note(parts, recorded)
     content = Content(run=run, viewer=viewer, num_groups=len(recorded.groups), notes={"viewer": note})
-    return Page(render(content, only_rollouts=True), _said(recorded, chosen, parts))
+    return Page(render(content, only_rollouts=True), _lines(recorded, chosen, parts))
 
 
 _NO_RECORDING = "No recorded rollouts: the run trained without them, or with rollout.record = false."
 
 
 def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
-    """Returns what each completion of a group says."""
+    """Returns the attribute values and the verdict of each completion of a group.
+
+    Args:
+        recorded: the group.
+        spec: the prompt; its JSON keys name the two descriptions.
+    """
     group = recorded.group
-    # Completions of a group are often equal, and reading them is most of the work.
+    # Completions of a group are often equal, and parsing them takes most of the time.
     values = {
         text: (attribute_values(text, spec.key_a), attribute_values(text, spec.key_b))
         for text in set(group.completions.texts)
@@ -181,10 +200,10 @@ def _gallery(parts: _RunParts, settings: Settings) -> Gallery | None:
     return build_gallery(encoder, splits.test, splits.gallery, num_rows=settings.rows, max_images=settings.images)
 
 
-def _teacher(
+def _teacher_attention(
     parts: _RunParts, groups: list[RecordedGroup], limit: int
 ) -> tuple[list[AttentionFigure], dict[str, list[Overlay]]]:
-    """Figures for the page and, by pair id, overlays for the viewer."""
+    """Returns attention figures of at most ``limit`` groups, and overlays for the viewer by pair id."""
     if not limit or not groups:
         return [], {}
     encoder, pictures = parts.encoder, parts.pictures
@@ -220,10 +239,10 @@ def _viewer(
 def _viewer_note(parts: _RunParts, recorded: Recorded) -> str:
     if not recorded.groups:
         return _NO_RECORDING
-    return " ".join(sentence for sentence in (_unread(recorded), parts.why("images", "tokenizer")) if sentence)
+    return " ".join(sentence for sentence in (_unread(recorded), parts.notes_on("images", "tokenizer")) if sentence)
 
 
-def _insight(run: RunFiles, recorded: Recorded) -> AttributeStats | None:
+def _attribute_stats(run: RunFiles, recorded: Recorded) -> AttributeStats | None:
     spec = build_prompt(run.config)
     if not recorded.groups or not spec.describes_images:
         return None
@@ -251,13 +270,13 @@ def _insight(run: RunFiles, recorded: Recorded) -> AttributeStats | None:
     )
 
 
-def _said(recorded: Recorded, chosen: list[RecordedGroup], parts: _RunParts) -> list[str]:
+def _lines(recorded: Recorded, chosen: list[RecordedGroup], parts: _RunParts) -> list[str]:
     lines = [f"rollouts: {len(chosen):,} of {len(recorded.groups):,} groups of {recorded.num_read:,} recorded steps"]
     unread = _unread(recorded)
     return [*lines, *([f"rollouts: {unread}"] if unread else []), *parts.notes.values()]
 
 
 def _unread(recorded: Recorded) -> str:
-    """What is said of recordings that no part of the page has looked into."""
+    """Returns a sentence on the recordings that were not read; empty when all were."""
     left = recorded.num_recordings - recorded.num_read
     return f"{left:,} of {recorded.num_recordings:,} recorded steps, evenly spread, were not read." if left else ""

@@ -1,4 +1,4 @@
-"""The instruments' part of the page: what ``saga-dist evidence show`` wrote, drawn and tabulated."""
+"""The evidence section of the report: charts and tables of the results that ``saga-dist evidence show`` wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saga_dist.diagnostics.schema import (
     Probes,
     RecallFigure,
 )
-from saga_dist.diagnostics.tables import TextTable, grids
+from saga_dist.diagnostics.tables import TextTable, evidence_tables
 from saga_dist.report.curves import Chart
 from saga_dist.report.dot_chart import Dot, DotSeries, dot_chart
 from saga_dist.report.text import shown, shown_name
@@ -28,21 +28,29 @@ _BOTH = (TRAINED, PRETRAINED)
 
 @dataclass(frozen=True, slots=True)
 class EvidenceView:
-    """What the template shows."""
+    """Data of the evidence section, for the template."""
 
     step: int
+    """Optimizer steps of the measured weights."""
     num_images: int
+    """Number of unseen images measured."""
     num_classes: int
+    """Number of their classes."""
     charts: list[Chart]
+    """Recall@1, and attention shares and attribute accuracy when measured."""
     drawn: list[TextTable]
-    """The figures of the charts."""
+    """Tables with the numbers of the charts."""
     others: list[TextTable]
+    """Tables without a chart."""
     notes: list[str]
-    """Why an instrument is missing."""
+    """One line for each result that is missing, with the reason."""
 
 
 def read_evidence(run: Path) -> EvidenceView | None:
-    """Returns the evidence of a run; None where it was not measured.
+    """Returns the evidence section of a run; None when the run has no ``evidence.json``.
+
+    Args:
+        run: run directory.
 
     Raises:
         DataError: the file is damaged.
@@ -52,20 +60,20 @@ def read_evidence(run: Path) -> EvidenceView | None:
 
 
 def view(evidence: Evidence) -> EvidenceView:
-    """Returns charts and tables of the figures."""
+    """Returns the charts and tables of the results."""
     charts = [_recalls(evidence.recalls)]
     if evidence.looks:
         charts.append(_looks(evidence.looks))
     if evidence.probes is not None:
         charts.append(_probes(evidence.probes))
-    found = [_shown(grid) for grid in grids(evidence)]
+    tables = [_printable(table) for table in evidence_tables(evidence)]
     return EvidenceView(
         step=evidence.step,
         num_images=evidence.num_images,
         num_classes=evidence.num_classes,
         charts=charts,
-        drawn=[grid for grid in found if grid.drawn],
-        others=[grid for grid in found if not grid.drawn],
+        drawn=[table for table in tables if table.drawn],
+        others=[table for table in tables if not table.drawn],
         notes=[shown(note) for note in evidence.notes],
     )
 
@@ -85,7 +93,7 @@ def _probes(probes: Probes) -> Chart:
     columns = sorted(probes.columns, key=lambda column: (spaces.index(column.space), column.encoder == PRETRAINED))
     chance = [*probes.chance, sum(probes.chance) / len(probes.chance)]
     return dot_chart(
-        "Attributes told right",
+        "Attribute accuracy",
         [*probes.attributes, "mean"],
         [
             DotSeries(column.space, spaces.index(column.space), _dots(column), hollow=column.encoder == PRETRAINED)
@@ -116,10 +124,10 @@ def _looks(looks: Sequence[AttentionShares]) -> Chart:
     return dot_chart("Where attention lies", rows, series)
 
 
-def _shown(grid: TextTable) -> TextTable:
-    """The table with everything printable: attribute names are anyone's."""
+def _printable(table: TextTable) -> TextTable:
+    """Returns the table with control characters escaped; attribute names come from the data and are not trusted."""
     return replace(
-        grid,
-        headings=tuple(map(shown_name, grid.headings)),
-        rows=[tuple(map(shown_name, row)) for row in grid.rows],
+        table,
+        headings=tuple(map(shown_name, table.headings)),
+        rows=[tuple(map(shown_name, row)) for row in table.rows],
     )

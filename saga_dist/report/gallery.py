@@ -1,7 +1,7 @@
-"""Retrieval one can look at: a few queries with their nearest images, and the classes that are taken for each other.
+"""Retrieval examples: a few queries with their nearest images, and the pairs of classes that are confused most often.
 
-Which rows are shown is decided by rules, not by eye, so that nobody picks the flattering ones: half of them answered
-rightly, half wrongly, at most one per class.
+The queries are chosen by fixed rules, so that they are not a flattering selection: half of them correct, half wrong, at
+most one per class in each half.
 """
 
 from __future__ import annotations
@@ -20,86 +20,97 @@ from saga_dist.report.sources import evenly
 from saga_dist.report.text import shown_name
 
 NUM_HITS = 5
+"""Nearest images shown for each query."""
 NUM_CONFUSIONS = 10
+"""Largest number of confused pairs of classes that are shown."""
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One picture on the page."""
+class GalleryImage:
+    """One image on the page."""
 
     picture: str
-    """Data URI."""
+    """Data URI of the image."""
     heat: str
     """Data URI of the pooler's attention; empty without an attention pooler."""
     class_name: str
     name: str
+    """Name of the image in its data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A retrieved image."""
 
-    image: Shown
+    image: GalleryImage
     right: bool
+    """True when the image has the query's class."""
     score: float
-    """Cosine."""
+    """Cosine similarity with the query."""
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryRow:
-    """A query and what it found."""
+    """A query and its nearest images."""
 
-    query: Shown
+    query: GalleryImage
     hits: list[Hit]
+    """Nearest images, best first."""
 
     @property
     def right(self) -> bool:
-        """Whether the nearest image is of the query's class."""
+        """True when the nearest image has the query's class."""
         return self.hits[0].right
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Two classes, and how often a query of one has its nearest image in the other."""
+    """Two classes, and the number of queries of one whose nearest image is of the other."""
 
     class_a: str
     class_b: str
     a_for_b: int
-    """Queries of a whose nearest image is of b."""
+    """Queries of class a whose nearest image is of class b."""
     b_for_a: int
+    """Queries of class b whose nearest image is of class a."""
     num_a: int
+    """Queries of class a."""
     num_b: int
-    example: tuple[Shown, Shown]
-    """A query and the image it was taken for."""
+    """Queries of class b."""
+    example: tuple[GalleryImage, GalleryImage]
+    """A query of one class and its nearest image, of the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """All that is shown of retrieval on one split."""
+    """Retrieval examples of one split."""
 
     rows: list[GalleryRow]
+    """Queries with their nearest images."""
     confusions: list[Confusion]
+    """Confused classes, most frequent first."""
     num_queries: int
-    """Queries that were asked."""
+    """Queries that were evaluated."""
     num_available: int
-    """Queries there are."""
+    """Queries of the split."""
     num_right: int
+    """Evaluated queries whose nearest image has their class."""
     searched: str
-    """What the queries searched, in words."""
+    """Description of the set that the queries searched, for the sentence "They search …"."""
 
 
 def build_gallery(
     encoder: Encoder, queries: ImageSet, gallery: ImageSet | None, *, num_rows: int, max_images: int
 ) -> Gallery:
-    """Returns gallery rows and confusable classes of a split.
+    """Returns the retrieval examples and confused classes of a split.
 
     Args:
-        encoder: the run's.
-        queries: the split's images.
-        gallery: what they search, where the data has a gallery of its own; None means each other.
-        num_rows: rows to show.
-        max_images: of either set that are embedded, evenly over it; all where there are not more.
+        encoder: encoder of the run.
+        queries: images of the split.
+        gallery: images to search, for data with a separate gallery; None to search the queries, each without itself.
+        num_rows: number of queries to show.
+        max_images: largest number of images of either set to embed; of a larger set, evenly spaced ones are used.
     """
     chosen = np.array(evenly(len(queries), max_images), np.int64)
     queries_QE = _embed(encoder, queries, chosen)
@@ -111,12 +122,12 @@ def build_gallery(
     labels_Q = queries.labels_I[chosen]
     found_labels_QK = others.labels_I[found][places_QK]
     right_QK = found_labels_QK == labels_Q[:, None]
-    painter = _Painter(encoder)
+    renderer = _ImageRenderer(encoder)
     rows = [
         GalleryRow(
-            painter.show(queries, int(chosen[query])),
+            renderer.render(queries, int(chosen[query])),
             [
-                Hit(painter.show(others, int(found[place])), bool(right), float(score))
+                Hit(renderer.render(others, int(found[place])), bool(right), float(score))
                 for place, right, score in zip(places_QK[query], right_QK[query], scores_QK[query], strict=True)
             ],
         )
@@ -134,7 +145,10 @@ def build_gallery(
                 len(queries_ba),
                 sizes[a],
                 sizes[b],
-                (painter.show(queries, int(chosen[query])), painter.show(others, int(found[places_QK[query, 0]]))),
+                (
+                    renderer.render(queries, int(chosen[query])),
+                    renderer.render(others, int(found[places_QK[query, 0]])),
+                ),
             )
         )
     return Gallery(
@@ -150,13 +164,15 @@ def build_gallery(
 def nearest(
     queries_QE: np.ndarray, gallery_GE: np.ndarray, k: int, *, exclude_self: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns cosines and gallery positions [Q, K] of the nearest images, best first; the earlier one wins a tie.
+    """Returns the cosines, float64 [Q, K], and gallery indices, int64 [Q, K], of the nearest images, best first.
+
+    The lower index comes first in a tie.
 
     Args:
-        queries_QE: l2-normalised.
-        gallery_GE: l2-normalised.
-        k: K; fewer where the gallery is smaller.
-        exclude_self: query i does not find item i.
+        queries_QE: floating [Q, E], l2-normalised.
+        gallery_GE: floating [G, E], l2-normalised.
+        k: number of images K; reduced to the size of a smaller gallery.
+        exclude_self: True when gallery and queries are one set, so that query i must not retrieve item i.
     """
     k = min(k, len(gallery_GE) - exclude_self)
     scores, places = [], []
@@ -172,17 +188,17 @@ def nearest(
 
 
 def choose_rows(right_QK: np.ndarray, scores_QK: np.ndarray, labels_Q: np.ndarray, num_rows: int) -> list[int]:
-    """Returns the queries to show: half answered rightly, then half wrongly, at most one per class in each half.
+    """Returns the indices of the queries to show: correct ones, then wrong ones, at most one per class in each half.
 
-    Right ones: most right among the hits first; among equals those with the strongest wrong hit, which had a look-alike
-    to resist. Wrong ones: the surest mistakes (highest cosine at rank 1) first. Ties go to the lower index. Where one
-    half has too few, the other fills up.
+    A query is correct when its nearest image has its class. Correct queries are ordered by the number of correct hits,
+    then by the highest cosine of a wrong hit; wrong queries by the cosine of the nearest image. Ties go to the lower
+    index. When one half has too few queries, the other half has more.
 
     Args:
-        right_QK: bool.
-        scores_QK: cosines, best first.
-        labels_Q: class of each query.
-        num_rows: queries to choose.
+        right_QK: bool [Q, K], True for hits of the query's class.
+        scores_QK: floating [Q, K], cosines, best first.
+        labels_Q: integer [Q], class of each query.
+        num_rows: number of queries to choose.
     """
     strongest_wrong_Q = np.where(right_QK, -np.inf, scores_QK).max(1)
     right = sorted(
@@ -197,11 +213,14 @@ def choose_rows(right_QK: np.ndarray, scores_QK: np.ndarray, labels_Q: np.ndarra
 def confused_pairs(
     labels_Q: np.ndarray, nearest_labels_Q: np.ndarray
 ) -> list[tuple[tuple[int, int], list[int], list[int]]]:
-    """Returns ((a, b), queries of a found in b, queries of b found in a), a < b, most confused first.
+    """Returns the confused pairs of classes, those with most confused queries first.
+
+    Each item is ((a, b), queries of class a whose nearest image is of b, queries of class b whose nearest image is of
+    a), with a < b.
 
     Args:
-        labels_Q: class of each query.
-        nearest_labels_Q: class of its nearest image.
+        labels_Q: integer [Q], class of each query.
+        nearest_labels_Q: integer [Q], class of the nearest image of each query.
     """
     mistakes: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
     for query, (own, other) in enumerate(zip(labels_Q.tolist(), nearest_labels_Q.tolist(), strict=True)):
@@ -212,25 +231,25 @@ def confused_pairs(
     return [(pair, ab, ba) for pair, (ab, ba) in ranked]
 
 
-class _Painter:
-    """Makes each picture and its overlay once."""
+class _ImageRenderer:
+    """Renders images and their attention overlays for the page, and caches them."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._made: dict[tuple[int, int], Shown] = {}
+        self._rendered: dict[tuple[int, int], GalleryImage] = {}
 
-    def show(self, images: ImageSet, index: int) -> Shown:
+    def render(self, images: ImageSet, index: int) -> GalleryImage:
         key = (id(images), index)
-        if key not in self._made:
+        if key not in self._rendered:
             image = images.image(index)
             maps = pooler_maps(self._encoder, [image])
-            self._made[key] = Shown(
+            self._rendered[key] = GalleryImage(
                 picture(image),
                 heat(maps[0]) if maps else "",
                 shown_name(images.class_names[images.labels_I[index]]),
                 shown_name(images.name(index)),
             )
-        return self._made[key]
+        return self._rendered[key]
 
 
 def _one_per_class(queries: Sequence[int], labels_Q: np.ndarray) -> list[int]:
@@ -241,7 +260,7 @@ def _one_per_class(queries: Sequence[int], labels_Q: np.ndarray) -> list[int]:
 
 
 def _embed(encoder: Encoder, images: ImageSet, chosen: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Embeddings [Q, E] of chosen images; no more than ``batch`` of them are open at once."""
+    """Returns the embeddings [Q, E] of the chosen images, with at most ``batch`` images in memory at a time."""
     return np.concatenate(
         [
             encoder.encode([images.image(int(index)) for index in chosen[start : start + batch]])

@@ -1,7 +1,7 @@
-"""The page: everything that a run left behind, in one HTML file that asks nothing of any network.
+"""Renders the report of a run as one HTML file without network access.
 
-Its policy allows the one style sheet and the one script that stand in it, by their hashes, and pictures in data URIs;
-everything else, above all what a completion might smuggle in, is refused by the browser.
+The content security policy allows the embedded style sheet and script, by their hashes, and pictures in data URIs. The
+browser refuses everything else, such as a script injected by a completion.
 """
 
 from __future__ import annotations
@@ -30,54 +30,71 @@ from saga_dist.retrieval.results import MethodResult, Results
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One method on one split, in percent."""
+    """Results of one method on one split."""
 
     method: str
     split: str
     recalls: tuple[float, float, float, float]
+    """Recall@1, 2, 4 and 8, in percent."""
     low: float
+    """Lower end of the 95 % confidence interval of Recall@1, in percent."""
     high: float
+    """Upper end of the 95 % confidence interval of Recall@1, in percent."""
     nmi: float
+    """Normalised mutual information, in [0, 1]."""
     num_queries: int
     num_classes: int
     steps: str
+    """Selected step and number of steps, as text; a dash for a method without training."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeStats:
-    """The attributes' part of the page."""
+    """Data of the attribute section."""
 
     rows: list[AttributeRow]
+    """One row per attribute."""
     chart: Chart
+    """Disagreement over the optimizer steps."""
     num_groups: int
+    """Groups that were read."""
     num_contributing: int
+    """Groups that carry a gradient, among those that were read."""
     num_read: int
+    """Recorded steps that were read."""
     num_recordings: int
+    """Recorded steps of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What goes on the page. A part that is None is explained by its note."""
+    """Content of the page. A note explains each part that is None or empty."""
 
     run: RunFiles
+    """Files of the run."""
     gallery: Gallery | None = None
+    """Retrieval examples and confused classes."""
     attention: list[AttentionFigure] = field(default_factory=list)
-    insight: AttributeStats | None = None
+    """Attention maps of recorded pairs."""
+    attributes: AttributeStats | None = None
+    """Statistics of the described attributes."""
     evidence: EvidenceView | None = None
+    """Results of the diagnostics."""
     viewer: dict[str, Any] | None = None
-    """Of ``viewer_data``."""
+    """Data of the rollout viewer, from ``viewer_data``."""
     num_groups: int = 0
     """Recorded groups that were read, of which the viewer shows some."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Part (gallery, insight, evidence, viewer) to why it is missing or incomplete."""
+    """Part (``gallery``, ``attention``, ``attributes``, ``evidence``, ``viewer``) to the reason why it is missing or
+    incomplete."""
 
 
 def render(content: Content, *, only_rollouts: bool = False) -> str:
-    """Returns the HTML.
+    """Returns the page as an HTML document.
 
     Args:
-        content: what to show.
-        only_rollouts: the viewer alone.
+        content: content of the page.
+        only_rollouts: True to render the rollout viewer only.
     """
     style, script = asset("style.css"), asset("viewer.js")
     run, viewer = content.run, content.viewer
@@ -107,7 +124,7 @@ def render(content: Content, *, only_rollouts: bool = False) -> str:
             unchanged=None if run.results is None else run.results.backbone_unchanged,
             gallery=content.gallery,
             attention=content.attention,
-            insight=content.insight,
+            attributes=content.attributes,
             evidence=content.evidence,
             notes={part: shown(note) for part, note in content.notes.items()},
             config=shown(run.config.model_dump_json(indent=2)),
@@ -117,7 +134,7 @@ def render(content: Content, *, only_rollouts: bool = False) -> str:
 
 
 def result_rows(results: Results) -> list[ResultRow]:
-    """Returns a row per split and method, test first."""
+    """Returns one row per split and method, the split ``test`` first."""
     splits = sorted({split for method in results.methods for split in method.splits}, key=lambda name: name != "test")
     return [_result_row(method, split) for split in splits for method in results.methods if split in method.splits]
 
@@ -173,7 +190,7 @@ def _verdict_rows(results: Results) -> list[tuple[str, list[tuple[str, float, fl
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
-    """What the head of the page says about the run."""
+    """Returns (name, value) of the facts in the head of the page."""
     config = run.config
     done = int(max((row["step"] for row in run.rows), default=0))
     facts = [

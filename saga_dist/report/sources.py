@@ -1,4 +1,4 @@
-"""What a run directory offers to a reader; a run that still trains is read as far as it has come."""
+"""Reads the files of a run directory for the report; a run that is still training can be read too."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from saga_dist.types import ScoredGroup
 from saga_dist.wire import read_recording
 
 MAX_RECORDINGS = 200
-"""Recordings that a page reads; of a longer run, this many evenly over its steps, the first and the last included."""
+"""Largest number of recordings that a page reads; of a longer run, evenly spaced ones with the first and the last."""
 _RECORDING = re.compile(r"step_(\d+)\.arrow")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """A run as it lies on the disk."""
+    """Files of a run directory."""
 
     path: Path
+    """Run directory."""
     config: RunConfig
+    """Resolved configuration."""
     rows: list[dict[str, float]]
-    """Of ``metrics.jsonl``; a last line that is being written is left out."""
+    """Rows of ``metrics.jsonl``, without an incomplete last line."""
     results: Results | None
+    """Content of ``results.json``; None before the run has finished."""
     versions: dict[str, str]
-    """Package to version, as the saved encoder names them; empty before there is one."""
+    """Package to version, as recorded in the saved encoder; empty before it is saved."""
     recordings: list[tuple[int, Path]]
-    """(step, file) of every recording, by step."""
+    """(step, file) of every recording, in order of the steps."""
 
     @property
     def has_model(self) -> bool:
-        """Whether the run has written its encoder."""
+        """True when the run has saved its encoder."""
         return (self.path / "model" / "manifest.json").is_file()
 
 
@@ -45,30 +48,35 @@ class RecordedGroup:
     """A scored group and the step that recorded it."""
 
     step: int
+    """Optimizer steps done before the step that consumed the group."""
     group: ScoredGroup
 
     @property
     def staleness(self) -> int:
-        """Encoder versions between the one it was generated from and the one that consumed it."""
+        """Number of encoder versions between the generation of the group and its consumption."""
         return self.step - self.group.completions.encoder_version
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Groups of a run, as many as are read."""
+    """Recorded groups of a run, from all or some of its recordings."""
 
     groups: list[RecordedGroup]
+    """Groups in order of the steps."""
     num_read: int
-    """Recordings read."""
+    """Recordings that were read."""
     num_recordings: int
-    """Recordings there are."""
+    """Recordings that could have been read."""
 
 
 def open_run(path: Path) -> RunFiles:
     """Returns the files of a run directory.
 
+    Args:
+        path: run directory.
+
     Raises:
-        ConfigError: there is no run.
+        ConfigError: the directory holds no run.
         CheckpointError: ``metrics.jsonl`` or ``model/config.json`` is damaged.
         DataError: ``results.json`` is damaged.
     """
@@ -85,12 +93,12 @@ def open_run(path: Path) -> RunFiles:
 
 
 def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECORDINGS) -> Recorded:
-    """Returns recorded groups by step; of many recordings, ``limit`` evenly over the run.
+    """Returns recorded groups in order of the steps, from at most ``limit`` evenly spaced recordings.
 
     Args:
-        run: the run.
-        step: only this step's.
-        limit: recordings to read.
+        run: files of the run.
+        step: read the recording of this step only; None for all steps.
+        limit: largest number of recordings to read.
 
     Raises:
         WireError: a recording is damaged.
@@ -108,7 +116,10 @@ def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECO
 
 
 def evenly(total: int, limit: int) -> list[int]:
-    """Returns at most ``limit`` of 0 .. total - 1 at equal distances, the first and (from two on) the last included."""
+    """Returns at most ``limit`` evenly spaced integers of 0 .. total - 1.
+
+    The first is 0 and, when ``limit`` is at least 2, the last is total - 1.
+    """
     if total <= limit:
         return list(range(total))
     if limit <= 1:

@@ -1,4 +1,4 @@
-"""The MLLM's attention per attribute, for a few recorded groups: figures of the page and overlays of the viewer."""
+"""The frozen MLLM's attention per attribute for recorded groups: figures on the page and overlays in the viewer."""
 
 from __future__ import annotations
 
@@ -26,25 +26,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POOLER, WHOLE = "pooler", "whole description"
+"""Names of the attention of the pooler, and of the MLLM averaged over a whole description."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionFigure:
-    """One image with everything that looked at it."""
+    """One image with its attention maps."""
 
     title: str
+    """Class, step and side (a or b) of the image."""
     picture: str
+    """Data URI of the image."""
     overlays: list[tuple[str, str, str]]
-    """(name, value in the completion, data URI): the pooler, the whole description, each attribute."""
+    """(name, value in the completion, data URI of the map) for the pooler, the whole description and each attribute."""
 
 
 class TeacherAttention:
-    """Reads the frozen MLLM's attention for groups of a run. Loads its language model: large models want a GPU.
+    """Computes the frozen MLLM's attention for groups of a run.
+
+    The language model is loaded on ``model.device``; a large one needs a GPU.
 
     Args:
-        config: of the run.
-        encoder: the run's.
-        pictures: gives the images of a pair.
+        config: configuration of the run.
+        encoder: encoder of the run.
+        pictures: provides the images of a pair.
     """
 
     def __init__(self, config: RunConfig, encoder: Encoder, pictures: PairImages) -> None:
@@ -60,7 +65,7 @@ class TeacherAttention:
         )
 
     def figures(self, recorded: RecordedGroup) -> list[AttentionFigure]:
-        """Returns a figure for each of the two images, [] where no rewarded completion describes both."""
+        """Returns one figure for each of the two images; [] when no completion with reward 1 describes both."""
         group = recorded.group
         index = rewarded_description(group)
         if index is None:
@@ -85,20 +90,24 @@ class TeacherAttention:
 
 
 def pair_overlays(figures: Sequence[AttentionFigure]) -> list[Overlay]:
-    """Returns what the viewer lays over the two images of a group; it has the pooler's already."""
+    """Returns the overlays of a group for the viewer, without the pooler's, which the viewer has from ``viewer_data``.
+
+    Args:
+        figures: the figures of the two images of the group.
+    """
     heats = [{name: uri for name, _, uri in figure.overlays} for figure in figures]
     names = [name for name in dict.fromkeys(name for side in heats for name in side) if name != POOLER]
     return [Overlay(name, (heats[0].get(name, ""), heats[1].get(name, ""))) for name in names]
 
 
 def choose_described(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedGroup]:
-    """Returns at most ``limit`` groups that have a rewarded completion with both descriptions, evenly over the run."""
-    able = [recorded for recorded in groups if rewarded_description(recorded.group) is not None]
-    return [able[index] for index in evenly(len(able), limit)]
+    """Returns at most ``limit`` evenly spaced groups that have a completion with reward 1 and both descriptions."""
+    described = [recorded for recorded in groups if rewarded_description(recorded.group) is not None]
+    return [described[index] for index in evenly(len(described), limit)]
 
 
 def rewarded_description(group: ScoredGroup) -> int | None:
-    """Returns the first completion that has an attention target: reward 1, both images described; None without one."""
+    """Returns the index of the first completion with an attention target (reward 1, both images described), or None."""
     for index, reward in enumerate(group.rewards_G):
         if reward == 1 and group.describes_a[index].any() and group.describes_b[index].any():
             return index
@@ -108,15 +117,17 @@ def rewarded_description(group: ScoredGroup) -> int | None:
 def attribute_masks(
     group: ScoredGroup, index: int, spec: PromptSpec, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, tuple[int, np.ndarray]], dict[str, str]]:
-    """Returns for ``a/bill``, ``b/bill``, … (image, bool [T] of the tokens of its value), and what the value says.
+    """Returns the tokens of each described attribute, and the text of its value.
 
-    The whole description of each image comes first. Attributes whose value has no token of its own are left out.
+    The keys of both results are ``a/bill``, ``b/bill`` and so on; the whole description of each image comes first, with
+    an empty text. The tokens are (image, bool [T]), the image being 0 for a and 1 for b. Attributes whose value has no
+    token of its own are left out.
 
     Args:
-        group: recorded.
-        index: of the completion.
-        spec: names keys and attributes.
-        tokenizer: that the completion was sampled with.
+        group: the group.
+        index: index of the completion within the group.
+        spec: the prompt, for the JSON keys and attributes.
+        tokenizer: tokenizer of the MLLM that sampled the completion.
     """
     text = group.completions.texts[index]
     offsets_T2: torch.Tensor = token_offsets_from_decode(tokenizer, group.completions.token_ids[index])

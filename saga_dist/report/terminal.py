@@ -1,4 +1,4 @@
-"""The same groups in a terminal: a list of a step's, or one group with its completions."""
+"""Recorded groups in a terminal: a table of groups, or one group with its completions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saga_dist.report.viewer import engine_gaps
 
 
 def print_groups(console: Console, groups: Sequence[RecordedGroup]) -> None:
-    """Prints one line per group: pair, truth, verdicts, reward."""
+    """Prints a table with one line per group: step, pair, truth, verdicts, mean reward, and if it has a gradient."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("step", "pair", "truth", "verdicts", "reward", "gradient"):
         table.add_column(heading, no_wrap=True)
@@ -37,7 +37,10 @@ def print_groups(console: Console, groups: Sequence[RecordedGroup]) -> None:
 
 
 def print_group(console: Console, recorded: RecordedGroup) -> None:
-    """Prints a group: what it is, then every completion. Nothing of it is markup or obeyed by the terminal."""
+    """Prints a group: its pair and step, then every completion.
+
+    The texts are untrusted: they are printed without markup, and with control characters escaped.
+    """
     group, completions = recorded.group, recorded.group.completions
     console.print(
         Text.assemble(
@@ -54,8 +57,12 @@ def print_group(console: Console, recorded: RecordedGroup) -> None:
 def find_group(groups: Sequence[RecordedGroup], pair_id: str) -> RecordedGroup:
     """Returns the group of a pair.
 
+    Args:
+        groups: groups to search.
+        pair_id: id of the pair.
+
     Raises:
-        DataError: it is not among the groups.
+        DataError: no group has this pair.
     """
     for recorded in groups:
         if recorded.group.pair.pair_id == pair_id:
@@ -70,7 +77,7 @@ def find_group(groups: Sequence[RecordedGroup], pair_id: str) -> RecordedGroup:
 
 
 def step_of(pair_id: str) -> int | None:
-    """Returns the step that a pair id names (``s000012.m0.p03``: 12), None where it names none."""
+    """Returns the step in a pair id (``s000012.m0.p03``: 12); None for an id of another form."""
     found = re.match(r"s(\d+)\.", pair_id)
     return int(found.group(1)) if found else None
 
@@ -94,7 +101,7 @@ def _completion(recorded: RecordedGroup, index: int, text: str) -> RenderableTyp
 
 
 def _verdicts(recorded: RecordedGroup) -> Text:
-    """A letter per completion: s(ame), d(ifferent), - for none; green where right."""
+    """Returns one letter per completion, s(ame), d(ifferent) or - without a verdict; correct verdicts are green."""
     line = Text()
     for verdict in recorded.group.verdicts:
         letter = "-" if verdict is None else "s" if verdict else "d"

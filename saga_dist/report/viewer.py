@@ -1,7 +1,7 @@
-"""Recorded groups as the viewer's data: which groups, what the encoder saw, every completion token by token.
+"""Data of the rollout viewer: recorded groups with their images and the tokens of every completion.
 
-A page must stay usable after thousands of groups, so it holds a bounded, even selection and says what was left out. It
-is plain data: strings that went through ``shown``, numbers, and data URIs.
+A run can have thousands of groups, so a page holds a bounded, evenly spaced selection. The data are JSON values:
+strings escaped by ``shown``, numbers, and data URIs.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _GROUPS_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """Attention over both images of a pair."""
+    """Attention maps of both images of a pair."""
 
     name: str
+    """Source of the attention, e.g. an attribute."""
     heats: tuple[str, str]
-    """Data URIs for image a and image b; empty where there is none."""
+    """Data URIs of the maps of image a and image b; an empty string for a missing map."""
 
 
 class PairImages(Protocol):
-    """Gives the pictures of a group."""
+    """Provides the images of a group."""
 
     def images(self, group: ScoredGroup) -> list[np.ndarray]:
         """Returns images a and b, uint8 [H, W, 3]."""
@@ -49,19 +50,18 @@ class PairImages(Protocol):
 
 
 class TrainingImages:
-    """The images of a pair as the encoder saw them: the training augmentation is a function of counters, so it can be
-    made again.
+    """Images of recorded pairs with the augmentation of training, which depends only on counters and can be repeated.
 
     Args:
-        config: of the run.
-        train: its training images.
+        config: configuration of the run.
+        train: training images of the run.
     """
 
     def __init__(self, config: RunConfig, train: ImageSet) -> None:
         self._config, self._train = config, train
 
     def images(self, group: ScoredGroup) -> list[np.ndarray]:
-        """Returns images a and b; not augmented where the pair id does not say which micro-batch it is from."""
+        """Returns images a and b, uint8 [H, W, 3]; without augmentation if the pair id has no micro-batch number."""
         indices = (group.pair.image_a, group.pair.image_b)
         place = _PAIR_ID.fullmatch(group.pair.pair_id)
         if place is None:
@@ -86,7 +86,7 @@ class TrainingImages:
 
 
 def select_groups(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedGroup]:
-    """Returns at most ``limit`` groups, evenly over the recorded ones in order of step."""
+    """Returns at most ``limit`` evenly spaced groups, in the given order."""
     return [groups[index] for index in evenly(len(groups), limit)]
 
 
@@ -101,10 +101,11 @@ def viewer_data(
     """Returns the JSON values that ``viewer.js`` reads.
 
     Args:
-        groups: to embed.
-        tokenizer: of the MLLM, to split completions into tokens; None shows them whole.
-        pictures: where the images come from; None shows none.
-        maps: attention of the pooler over images, [] without one.
+        groups: groups to show.
+        tokenizer: tokenizer of the MLLM, to split completions into tokens; None to show them as one text.
+        pictures: provides the images; None to show no images.
+        maps: function from images, uint8 [H, W, 3], to the pooler's attention maps; returns [] without an attention
+            pooler.
         overlays: pair id to further overlays (see ``teacher.pair_overlays``).
     """
     images = _images([recorded.group for recorded in groups], pictures, maps)
@@ -124,7 +125,13 @@ def viewer_data(
 
 
 def group_data(recorded: RecordedGroup, tokenizer: Decoder | None, pictures: PairImages | None) -> dict[str, Any]:
-    """Returns one group without its pictures."""
+    """Returns the JSON values of one group, without images and overlays.
+
+    Args:
+        recorded: the group.
+        tokenizer: tokenizer of the MLLM, to split completions into tokens; None to show them as one text.
+        pictures: provides the names of classes; None to show their numbers.
+    """
     group = recorded.group
     pair, completions = group.pair, group.completions
     return {
@@ -140,7 +147,7 @@ def group_data(recorded: RecordedGroup, tokenizer: Decoder | None, pictures: Pai
 
 
 def token_pieces(tokenizer: Decoder, token_ids: Sequence[int], text: str) -> list[str] | None:
-    """Returns the text of each token; joined they are ``text``. None where the tokenizer reads the ids otherwise."""
+    """Returns the text of each token, joined equal to ``text``; None when the tokenizer decodes the ids differently."""
     ends = token_offsets_from_decode(tokenizer, token_ids)[:, 1].tolist()
     if (ends[-1] if ends else 0) != len(text) or ends != sorted(ends):
         return None
@@ -148,9 +155,13 @@ def token_pieces(tokenizer: Decoder, token_ids: Sequence[int], text: str) -> lis
 
 
 def engine_gaps(group: ScoredGroup, index: int) -> np.ndarray | None:
-    """Returns log p of replay minus log p of the engine, float64 [T], of one completion; None where none was replayed.
+    """Returns log p of replay minus log p of the engine, float64 [T], of one completion; None without a replay.
 
-    Both read the same tokens after the same encoder tokens: what differs is how two programs compute.
+    Both are for the same completion and encoder tokens, so the gap is the numerical difference of the two programs.
+
+    Args:
+        group: a recorded group.
+        index: index of the completion within the group.
     """
     if not group.replayed:
         return None
@@ -195,7 +206,7 @@ def _completion(group: ScoredGroup, index: int, tokenizer: Decoder | None) -> di
 def _images(
     groups: Sequence[ScoredGroup], pictures: PairImages | None, maps: Callable[[list[np.ndarray]], list[np.ndarray]]
 ) -> list[list[dict[str, str]]]:
-    """The two pictures of each group; images of a few groups at a time go through the tower and are then forgotten."""
+    """Returns the two images of each group; only a few groups at a time are in memory as pixels."""
     if pictures is None:
         return [[] for _ in groups]
     shown_images: list[dict[str, str]] = []
@@ -213,5 +224,5 @@ def _class_name(pictures: PairImages | None, label: int) -> str:
 
 
 def _rounded(value: float, decimals: int = _DECIMALS) -> float:
-    """A finite number of few digits; log-probabilities of -inf become a very unlikely -99."""
+    """Returns a finite number with few digits; NaN becomes 0, and -inf, as of a log-probability, becomes -99."""
     return round(float(np.nan_to_num(value, nan=0.0, neginf=-99.0, posinf=99.0)), decimals)

@@ -1,1 +1,1 @@
-"""The training loop: coordinator, rollout sources, buffer, pair ledger, step metrics, evaluation."""
+"""The training loop: coordinator, rollout sources, rollout buffer, pair ledger, step metrics and evaluation."""

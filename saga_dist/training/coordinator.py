@@ -1,10 +1,11 @@
-"""The coordinator: the spine of a run. ``train_step`` is one optimizer step, read top to bottom.
+"""The coordinator: the training loop of a run. ``Coordinator.train_step`` is one optimizer step.
 
-It moves handles and small records, decides, waits and counts; it never opens encoder tokens. Everything random comes
-from counters, and groups are ordered by submission, never by arrival: serial and Ray runs take the same decisions.
+The coordinator passes handles and small records between learner and pools; it never opens encoder tokens. All random
+choices come from counters, and groups are ordered by submission, not by arrival. So a serial run and a Ray run make the
+same decisions.
 
-Who waits for whom: the coordinator waits for ``learner`` calls and for ``pool.collect``; both end by a deadline of
-their own, nobody waits for the coordinator. Hence no circle, hence no deadlock.
+No deadlock is possible: the coordinator waits only for calls of the learner and for ``pool.collect``, each of which
+ends at its own deadline, and no other component waits for the coordinator.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class StepState:
-    """What a step has gathered so far."""
+    """State of the optimizer step in progress."""
 
     number: int
-    """Optimizer steps done before it; also the encoder version."""
+    """Optimizer steps done before this one; also the encoder version."""
     buffer: RolloutBuffer
+    """Scored groups of the step."""
     tokens: dict[str, Any] = field(default_factory=dict)
-    """Handle of every pair's tokens at this version."""
+    """Pair id to the handle of the pair's tokens at this encoder version."""
     quarantined: list[Quarantined] = field(default_factory=list)
+    """Pairs without a usable group: workers failed on them, or the recording does not have them."""
     num_batches: int = 0
+    """Micro-batches encoded so far."""
     clock: Stopwatch = field(default_factory=Stopwatch)
+    """Seconds spent in each phase."""
 
 
 @dataclass(slots=True)
@@ -55,12 +60,14 @@ class ModelSelection:
     """Model selection on validation classes: the best step so far."""
 
     step: int = -1
+    """Optimizer steps done at the best evaluation; -1 before the first evaluation."""
     recall_at_1: float = -1.0
+    """Validation Recall@1 at that step, in [0, 1]; -1 before the first evaluation."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step, validation Recall@1) of every evaluation."""
 
     def consider(self, step: int, recall_at_1: float) -> bool:
-        """Notes an evaluation; True when it is the best so far (the earlier step wins a tie)."""
+        """Adds an evaluation; returns True when it is the best so far (in a tie the earlier step stays selected)."""
         self.history.append((step, recall_at_1))
         if recall_at_1 <= self.recall_at_1:
             return False
@@ -69,17 +76,17 @@ class ModelSelection:
 
 
 class Coordinator:
-    """Trains one run: sampling, rollouts, replay, learner, checkpoints, model selection.
+    """Trains one run: sampling, rollouts, replay, update, checkpoints and model selection.
 
     Args:
         config: the whole configuration.
-        runtime: learner and pools, serial or Ray.
+        runtime: learner and worker pools, serial or Ray.
         sampler: the class-balanced stream of micro-batches.
-        run_dir: where metrics, recordings and checkpoints go.
+        run_dir: existing directory for metrics, recordings and checkpoints.
         on_step: called after every optimizer step with its result.
-        should_stop: asked between steps and whenever rollouts come in; True writes a checkpoint of the last finished
-            step and raises ``Interrupted``.
-        sinks: told the metrics besides ``metrics.jsonl``; the caller closes them.
+        should_stop: called between steps and while the step waits for rollouts; when it returns True, the coordinator
+            saves a checkpoint of the last finished step and raises ``Interrupted``.
+        sinks: receive the metrics in addition to ``metrics.jsonl``; the caller closes them.
     """
 
     def __init__(
@@ -101,26 +108,26 @@ class Coordinator:
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / "ledger.jsonl")
         self._on_step, self._should_stop = on_step, should_stop
-        self._source = self._groups_from(config.rollout.recording)
+        self._source = self._build_source(config.rollout.recording)
         self._num_losses = 0
-        """Learners lost since the last checkpoint."""
+        """Number of learners lost since the last checkpoint."""
         self.selection = ModelSelection()
 
-    def _groups_from(self, recording: str) -> RolloutSource:
+    def _build_source(self, recording: str) -> RolloutSource:
         if recording and self._config.objective.needs_rollouts:
             return RecordedRolloutSource(self._config, Path(recording))
-        return WorkerRolloutSource(self._config, self._runtime, self._sampler, pause=self._stop_if_asked)
+        return WorkerRolloutSource(self._config, self._runtime, self._sampler, before_wait=self._stop_if_requested)
 
     # ------------------------------------------------------------------ the run
 
     def run(self) -> ModelSelection:
-        """Trains to the configured number of steps, from the newest valid checkpoint on, and returns the selection.
+        """Trains from the newest valid checkpoint to the configured number of steps; returns the model selection.
 
         Raises:
-            Interrupted: asked to stop; a checkpoint of the last finished step was written.
-            CheckpointError: no checkpoint is valid, or the newest belongs to another configuration; or the last save
-                failed (one before it only costs a warning while an older checkpoint is there).
-            TrainingError: engine and replay do not agree, or the learner was lost too often.
+            Interrupted: ``should_stop`` returned True; a checkpoint of the last finished step was saved.
+            CheckpointError: no checkpoint is valid, the newest belongs to another configuration or data set, or the
+                last save failed (an earlier failure is only a warning while an older checkpoint exists).
+            TrainingError: log-probabilities of engine and replay differ too much, or the learner was lost too often.
         """
         lost: LearnerLost | None = None
         while True:
@@ -135,7 +142,7 @@ class Coordinator:
                 lost = error
 
     def _train(self) -> None:
-        """Steps until the run is done."""
+        """Takes optimizer steps until the configured number is reached."""
         generates = self._config.objective.needs_rollouts and not self._config.rollout.recording
         if generates and self._runtime.learner.step < self._config.run.steps:
             check_engine(self._config, self._runtime, self._sampler)
@@ -145,16 +152,20 @@ class Coordinator:
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)
-            self._stop_if_asked()
+            self._stop_if_requested()
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self._should_stop():
             step = self._runtime.learner.step
-            self._save(step)  # an open step leaves no trace: its gradients are not part of the state
+            self._save(step)  # correct also within a step, because its gradients are not part of the saved state
             raise Interrupted(f"stopped after step {step}", fix="the same command resumes")
 
     def _replace_learner(self, loss: LearnerLost) -> None:
-        """Puts a new learner in place of a lost one, unless that has been tried often enough."""
+        """Starts a new learner in place of a lost one.
+
+        Raises:
+            TrainingError: more than ``runtime.max_learner_restarts`` learners were lost since the last checkpoint.
+        """
         self._num_losses += 1
         if self._num_losses > self._config.runtime.max_learner_restarts:
             raise TrainingError(
@@ -166,22 +177,22 @@ class Coordinator:
         self._runtime.restart_learner()
 
     def restore_selected(self) -> None:
-        """Puts the weights of the selected step back into the learner."""
+        """Loads the weights of the selected step into the learner."""
         if self.selection.step >= 0 and self.selection.step != self._runtime.learner.step:
             self._runtime.learner.load(self._checkpoints.verified(self.selection.step).path)
 
     # ------------------------------------------------------------------ one step
 
     def train_step(self) -> StepResult:
-        """One optimizer step: encode, roll out until K groups contribute, replay, update.
+        """Takes one optimizer step: encode, generate rollouts until K groups contribute, replay, update.
 
         Source: SAGA Algorithm 1.
         """
         step = StepState(self._runtime.learner.step, RolloutBuffer(self._config.rollout.contributing_groups))
         with step.clock.phase("encode_ahead"):
-            self._run_ahead(step)
+            self._prefetch(step)
         for batch in self._micro_batches(step):
-            self._roll_out(step, batch)
+            self._collect_groups(step, batch)
             if step.buffer.full:
                 break
         with step.clock.phase("replay"):
@@ -191,19 +202,19 @@ class Coordinator:
         self._record(step, gradients)
         return self._summarise(step, result, gradients)
 
-    def _run_ahead(self, step: StepState) -> None:
+    def _prefetch(self, step: StepState) -> None:
         if self._config.objective.needs_rollouts:
             self._source.prefetch(step.number)
 
     def _micro_batches(self, step: StepState) -> Iterator[MicroBatch]:
-        """The micro-batches a step may use: one without rollouts, else as many as dynamic sampling is allowed."""
+        """Yields the micro-batches that a step may use: one without rollouts, else ``rollout.max_micro_batches``."""
         rollouts = self._config.objective.needs_rollouts
         num_pairs = self._config.rollout.pairs_per_batch if rollouts else 0
         for index in range(self._config.rollout.max_micro_batches if rollouts else 1):
             yield self._sampler.micro_batch(step.number, index, num_pairs)
 
-    def _roll_out(self, step: StepState, batch: MicroBatch) -> None:
-        """Encodes a micro-batch and takes the group of every pair, or the reason why there is none."""
+    def _collect_groups(self, step: StepState, batch: MicroBatch) -> None:
+        """Encodes a micro-batch and adds the outcome of every pair to the buffer or to the quarantined pairs."""
         with step.clock.phase("encode"):
             encoded = self._runtime.learner.encode(batch)
         step.num_batches += 1
@@ -218,10 +229,10 @@ class Coordinator:
                     step.buffer.add(outcome)
 
     def _replay(self, step: StepState) -> list[GradientHandle]:
-        """Differentiates the contributing groups; the denominator |T| is known before any backward.
+        """Differentiates the contributing groups; the denominator |T| is fixed before any backward pass.
 
-        A group that cannot be differentiated anywhere is set aside. Since it was part of |T|, the others, one more
-        perhaps, are replayed again without it.
+        A group on which replay workers fail is quarantined. Since it was part of |T|, the other selected groups, which
+        may then include one more, are replayed again without it.
         """
         while True:
             groups, num_tokens = step.buffer.selected(), step.buffer.num_tokens
@@ -247,7 +258,7 @@ class Coordinator:
         )
 
     def _record(self, step: StepState, gradients: Sequence[GradientHandle]) -> None:
-        """Writes the step's groups, what replay made of them, and what became of each pair."""
+        """Writes the recording of the step (groups with replay log-probabilities) and its row in the pair ledger."""
         if self._config.rollout.record and step.buffer.groups:
             self._recordings.mkdir(exist_ok=True)
             groups = with_replay(step.buffer.groups, gradients)
@@ -276,14 +287,20 @@ class Coordinator:
         best = self.selection.consider(step, recall)
         self._metrics.write(StepResult(step=step, metrics={"validation/recall_at_1": recall}))
         if best and not self._save(step, required=step == self._config.run.steps):
-            self.selection.step, self.selection.recall_at_1 = before  # weights that were not kept cannot be selected
+            self.selection.step, self.selection.recall_at_1 = before  # weights that were not saved cannot be selected
 
     def _save_if_due(self, step: int) -> None:
         if step % self._config.checkpoint.every_steps == 0 or step == self._config.run.steps:
             self._save(step, required=step == self._config.run.steps)
 
     def _save(self, step: int, *, required: bool = True) -> bool:
-        """Saves the step; False when that failed and is not ``required``. Trouble gets a row in the metrics."""
+        """Saves a checkpoint of the step; returns False when that failed and is not ``required``.
+
+        Failures of the store and of its mirror are written to the metrics.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written, and it is required or there is no earlier valid one.
+        """
         if self._checkpoints.has(step):
             return True
         selection = {
@@ -326,5 +343,5 @@ class Coordinator:
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
         self._ledger.truncate(after_step=newest.step)
-        self._checkpoints.finalize(newest.step, best=self.selection.step)  # a crash may have come before it
+        self._checkpoints.finalize(newest.step, best=self.selection.step)  # a crash may have prevented it after the save
         log.info("resumed from %s", newest.path)

@@ -1,7 +1,8 @@
-"""The start-up self-test: do the engine that samples and the replay that differentiates know the same model?
+"""The start-up check that the rollout engine and replay compute the same model.
 
-Two programs read the same tokens: vLLM's kernels, and torch. A wrong position, a dropped DeepStack level, another
-revision of the weights shows as log-probabilities that differ, and would train an encoder for a model nobody asked.
+Two implementations compute log-probabilities from the same encoder tokens: the engine (vLLM's kernels) and replay
+(torch). A wrong position, a missing DeepStack level or another revision of the weights shows as a difference of the
+log-probabilities. Without the check, the gradients would belong to another model than the completions.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from saga_dist.workers.serial_pool import run_all
 log = logging.getLogger(__name__)
 
 PAIRS, COMPLETIONS, MAX_TOKENS = 2, 2, 64
+"""Size of the check: pairs, completions of each pair, and the largest number of tokens of a completion."""
 
 
 def check_engine(config: RunConfig, runtime: Runtime, sampler: ClassBalancedSampler) -> float:
-    """Returns the mean difference between engine and replay log-probabilities on a few completions, nats per token.
+    """Returns the mean absolute difference of engine and replay log-probabilities on a few completions, nats per token.
+
+    Args:
+        config: configuration of the run.
+        runtime: learner and worker pools.
+        sampler: provides the pairs.
 
     Raises:
-        TrainingError: it is larger than ``rollout.max_log_prob_gap``.
+        TrainingError: the difference is larger than ``rollout.max_log_prob_gap``.
     """
     settings = config.rollout
     batch = replace(sampler.micro_batch(0, 0, PAIRS), step=runtime.learner.step)

@@ -1,6 +1,6 @@
-"""Evaluation on classes the encoder never trained on: retrieval, verdicts of the frozen MLLM, linear probes.
+"""Evaluation on classes that were not in training: retrieval, verdicts of the frozen MLLM, linear probes.
 
-Model selection looks at validation classes only; test classes are met once, by the selected step.
+Model selection uses validation classes only; the test classes are used once, for the selected step.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from saga_dist.models.encoder import Encoder
 
 RECALL_AT = (1, 2, 4, LARGEST_K)
+"""Values of K for which Recall@K is computed."""
 
 
 def validation_recall(learner: Learner) -> float:
-    """Returns Recall@1 on the validation classes."""
+    """Returns Recall@1 on the validation classes, in [0, 1]."""
     embeddings = learner.embed("val")
     return float(recall_at_k(embeddings.values_IE, embeddings.labels_I, ks=(1,)).recall[1])
 
@@ -49,12 +50,12 @@ def retrieval_result(
     """Returns Recall@{1,2,4,8}, NMI and a class-clustered 95 % interval of Recall@1.
 
     Args:
-        embeddings: the queries; NMI clusters these alone.
-        gallery: what they search; None means each other, every query left out of its own ranking.
-        seed: of k-means and of the bootstrap.
-        resamples: of the bootstrap.
-        precision: MAP@R and R-precision too; the ranking is then as deep as the largest class.
-        on_hits: given what each query found.
+        embeddings: embeddings of the queries; NMI is computed from these alone.
+        gallery: embeddings that the queries search; None to search the queries, each without itself.
+        seed: seed of k-means and of the bootstrap.
+        resamples: number of bootstrap resamples.
+        precision: True to compute MAP@R and R-precision too; the ranking is then as deep as the largest class.
+        on_hits: receives the rank of the first hit of each query.
     """
     values_IE, labels_I = embeddings.values_IE, embeddings.labels_I
     gallery_GE, gallery_labels_G = (None, None) if gallery is None else (gallery.values_IE, gallery.labels_I)
@@ -93,12 +94,17 @@ def evaluate_method(
     wall_s: float = 0.0,
     on_hits: Callable[[str, FirstHits], None] = lambda split, hits: None,
 ) -> MethodResult:
-    """Returns one row of results for the learner's present weights.
+    """Returns one row of results, for the learner's present weights.
 
     Args:
-        splits: ``val`` and, once the step is selected, ``test``; only then are verdicts and probes taken.
-        pretrained: judge the tower as it came, mean-pooled.
-        on_hits: given, for each split, what each query found.
+        name: name of the method.
+        runtime: learner and worker pools.
+        config: configuration of the run.
+        splits: splits to evaluate, ``val`` and ``test``; verdicts and probes are computed only if ``test`` is included.
+        pretrained: True to evaluate the pre-trained tower with mean pooling.
+        selected_step: optimizer steps of the evaluated weights.
+        wall_s: training time to report, seconds.
+        on_hits: receives, for each split, the rank of the first hit of each query.
     """
     learner, settings = runtime.learner, config.evaluation
     results = {
@@ -128,14 +134,22 @@ def evaluate_method(
 
 
 def _gallery(learner: Learner, split: str, *, pretrained: bool) -> Embeddings | None:
-    """What the queries of ``test`` search, where the data has a gallery of its own (In-Shop)."""
+    """Returns the gallery that the queries of a split search; None for data without a separate gallery."""
     if split != "test" or not len(learner.labels("gallery")):
         return None
     return learner.embed("gallery", pretrained=pretrained)
 
 
 def judge_pairs(runtime: Runtime, config: RunConfig, split: str) -> VerdictResult:
-    """Returns how often the frozen MLLM, reading the present encoder's tokens, is right on fixed pairs of a split."""
+    """Returns the verdict accuracy of the frozen MLLM, with the present encoder's tokens, on fixed pairs of a split.
+
+    Completions are greedy. The pairs depend only on the seed of the run and the labels of the split.
+
+    Args:
+        runtime: learner and worker pools.
+        config: configuration of the run.
+        split: name of the split.
+    """
     settings = config.rollout
     labels_I = runtime.learner.labels(split)
     pairs = evaluation_pairs(labels_I, config.evaluation.verdict_pairs, counter_seed(config.run.seed, "verdict pairs"))
@@ -157,7 +171,10 @@ def judge_pairs(runtime: Runtime, config: RunConfig, split: str) -> VerdictResul
 
 
 def attribute_probes(learner: Learner, *, pretrained: bool = False) -> dict[str, float] | None:
-    """Returns linear-probe accuracy per attribute, fitted on split ``probe``, measured on ``test``; None without."""
+    """Returns the linear-probe accuracy of each attribute, in [0, 1], fitted on ``probe`` and measured on ``test``.
+
+    None when the data has no split ``probe`` or no attributes.
+    """
     if not len(learner.labels("probe")):
         return None
     fit, test = (learner.embed(split, pretrained=pretrained) for split in ("probe", "test"))
@@ -168,6 +185,6 @@ def attribute_probes(learner: Learner, *, pretrained: bool = False) -> dict[str,
 
 
 def embed_images(encoder: Encoder, images: ImageSet) -> Embeddings:
-    """Returns the embeddings of a split by a deployed encoder."""
+    """Returns the embeddings of all images of a split by a deployed encoder."""
     values_IE = encoder.encode([images.image(index) for index in range(len(images))])
     return Embeddings(values_IE, images.labels_I, images.attributes_IA)

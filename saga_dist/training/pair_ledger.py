@@ -1,8 +1,8 @@
-"""The pair ledger: one JSON line a step lists the outcome of every pair; a resume drops rows after the checkpoint.
+"""The pair ledger: one JSON line per step with the outcome of every pair; a resume drops rows after the checkpoint.
 
-A step lists each pair of each micro-batch it took, exactly once: ``trained``, ``surplus`` (contributed beyond K),
-``zero_variance`` (all rewards equal, so no gradient) or ``quarantined`` (with the reason). ``audit`` compares the ledger with
-the pairs that the sampler gives for these steps: no pair lost, none trained twice.
+A row lists each pair of each micro-batch of the step exactly once: as ``trained``, ``surplus`` (contributing beyond K),
+``zero_variance`` (all rewards equal, so no gradient) or ``quarantined`` (with the reason). ``audit`` compares the
+ledger with the pairs that the sampler gives for these steps: no pair may be lost or trained twice.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import Quarantined
 
 OUTCOMES = ("trained", "surplus", "zero_variance", "quarantined")
+"""Outcomes of a pair."""
 _FORMER_NAMES = {"spare": "surplus", "uniform": "zero_variance"}
-"""Names of outcomes in ledgers of version 0.1."""
+"""Name of an outcome in ledgers of version 0.1 to its present name."""
 
 
 class PairLedger:
-    """``ledger.jsonl`` of a run directory.
+    """The file ``ledger.jsonl`` of a run directory.
 
     Args:
-        path: the file; made on the first entry.
+        path: the file; created by the first ``append``.
     """
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
 
     def append(self, step: int, num_batches: int, buffer: RolloutBuffer, quarantined: Sequence[Quarantined]) -> None:
-        """Writes what became of the pairs of a finished step.
+        """Writes the outcomes of the pairs of a finished step.
 
         Args:
-            step: optimizer steps done, this one included.
-            num_batches: micro-batches it took.
-            buffer: its groups.
-            quarantined: pairs without a group, or taken out of the buffer.
+            step: optimizer steps done, including this one.
+            num_batches: micro-batches of the step.
+            buffer: groups of the step.
+            quarantined: pairs without a group, and pairs whose group was removed from the buffer.
         """
         trained = [group.pair_id for group in buffer.selected()]
         self._lines.append(
@@ -55,14 +56,20 @@ class PairLedger:
         )
 
     def truncate(self, *, after_step: int) -> None:
-        """Drops rows of steps beyond ``after_step``, and a last row that a crash cut short."""
+        """Drops the rows of steps after ``after_step``, and an incomplete last row from a crash."""
         self._lines.truncate(after_step=after_step)
 
     def audit(self, sampler: ClassBalancedSampler, num_steps: int, pairs_per_batch: int) -> dict[str, int]:
         """Returns the number of pairs with each outcome in steps 1 to ``num_steps``.
 
+        Args:
+            sampler: sampler of the run.
+            num_steps: optimizer steps of the run.
+            pairs_per_batch: pairs per micro-batch.
+
         Raises:
-            CheckpointError: a step is missing or listed twice, or a pair of it is missing, foreign or listed twice.
+            CheckpointError: a step is missing or repeated, or the pairs of a step are not those of the sampler, each
+                exactly once.
         """
         counts = dict.fromkeys(OUTCOMES, 0)
         rows = [{_FORMER_NAMES.get(key, key): value for key, value in row.items()} for row in self._lines.rows()]
@@ -81,9 +88,9 @@ class PairLedger:
                 for pair in sampler.micro_batch(row["step"] - 1, index, pairs_per_batch).pairs
             ]
             if sorted(listed) != sorted(expected):
-                strange = sorted(set(listed) ^ set(expected)) or listed
+                different = sorted(set(listed) ^ set(expected)) or listed
                 raise CheckpointError(
-                    f"{len(listed)} pairs, the first that differs: {strange[0]}",
+                    f"{len(listed)} pairs, the first that differs: {different[0]}",
                     where=f"{self._lines.path}, step {row['step']}",
                     expected=f"the {len(expected)} pairs of its micro-batches, each once",
                 )

@@ -1,11 +1,12 @@
-"""Groups from a recording instead of workers: train, debug and compare without an engine.
+"""A rollout source that reads recorded groups, for training, debugging and comparison without an engine.
 
 The folder ``rollouts/`` of another run, or of `saga-dist rollout`, holds every scored group of every step. Pairs come
-from counters, so a run with the same data, seed and batches asks for the very pairs that were recorded.
+from counters, so a run with the same data, seed and batches needs exactly the recorded pairs.
 
-The same configuration gives the same run again, to the bit: each step's groups are what today's encoder would say. Any
-other configuration is off-policy: the encoder that was asked is another one, its tokens are gone, and each token is
-weighed by min(p_replay / p_engine, rollout.importance_truncation), both of the untempered model.
+With the recorded run's configuration the run is reproduced bit for bit: the groups of each step are on-policy. With any
+other configuration they are off-policy: they were sampled with another encoder, whose tokens are not recorded. Each
+completion token is then weighted by min(p_replay / p_engine, rollout.importance_truncation), with both probabilities
+from the untempered model.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from saga_dist.wire import read_recording
 
 
 class RecordedRolloutSource:
-    """Implements ``RolloutSource`` on a run directory's recordings.
+    """Implements ``RolloutSource`` with the recordings of a run directory.
 
     Args:
-        config: of the run that trains.
-        run_dir: of the run that was recorded.
+        config: configuration of the run that trains.
+        run_dir: directory of the recorded run.
 
     Raises:
-        DataError: it holds no recordings.
-        ConfigError: it is no run directory.
+        DataError: ``run_dir`` has no recordings.
+        ConfigError: ``run_dir`` is not a run directory.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
@@ -49,13 +50,17 @@ class RecordedRolloutSource:
         self._groups: dict[str, ScoredGroup] = {}
 
     def prefetch(self, step: int) -> None:
-        """Nothing to start."""
+        """Does nothing; the groups are recorded already."""
 
     def get_groups(self, batch: MicroBatch, encoded: EncodedBatch) -> list[Outcome]:
-        """Returns the recorded group of every pair; one that was not recorded is set aside with the reason.
+        """Returns the recorded group of every pair, or ``Quarantined`` for a pair that was not recorded.
+
+        Args:
+            batch: a micro-batch of the open step.
+            encoded: ignored.
 
         Raises:
-            DataError: the step was not recorded, or with other images or classes.
+            DataError: the step was not recorded, or a recorded pair has other images or classes.
         """
         if batch.step != self._step:
             path = self._folder / f"step_{batch.step:06d}.arrow"
@@ -82,13 +87,17 @@ class RecordedRolloutSource:
         return outcomes
 
     def off_policy(self, group: ScoredGroup, step: int) -> tuple[Any, float | None]:
-        """Returns no tokens (they are gone), and no truncation where this run repeats the recorded one."""
+        """Returns None for the tokens, which are not recorded, and the truncation of the importance weights.
+
+        The truncation is None, for on-policy, when this run has the configuration of the recorded one and the group was
+        sampled with the encoder version of this step.
+        """
         on_policy = self._same_run and group.completions.encoder_version == step
         return None, None if on_policy else self._truncate_at
 
     def end_step(self, step: int, num_batches: int) -> dict[str, float]:
-        """Nothing to report."""
+        """Returns no metrics."""
         return {}
 
     def forget(self) -> None:
-        """Nothing is under way."""
+        """Does nothing; no rollouts are in progress."""

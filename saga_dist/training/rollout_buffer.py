@@ -1,8 +1,8 @@
-"""The scored groups of one optimizer step: which of them train, and what they say about the MLLM's answers.
+"""The buffer of scored groups of one optimizer step: selection of the groups that train, and rollout statistics.
 
-Order is the order of submission, which the pair ids carry (step, micro-batch, number), never the order of arrival: a
-serial run and a Ray run whose workers answer in any order select the same groups. For that, a caller adds every group
-of a micro-batch before it asks ``full``.
+Groups are ordered by submission, which is encoded in the pair ids (step, micro-batch, number), and not by arrival. So a
+serial run and a Ray run select the same groups, whatever the order in which workers finish. This requires that a caller
+adds all groups of a micro-batch before it reads ``full``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 class RolloutBuffer:
-    """Collects groups until enough of them carry a gradient (dynamic sampling).
+    """Collects groups until K of them contribute, which means that their rewards vary (dynamic sampling).
 
     Args:
-        capacity: K, contributing groups that a step trains on.
+        capacity: K, number of contributing groups that a step trains on, at least 1.
+
+    Raises:
+        TrainingError: ``capacity`` is below 1.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -36,7 +39,10 @@ class RolloutBuffer:
         self._num_duplicates = 0
 
     def add(self, group: ScoredGroup) -> bool:
-        """Takes a group; False when its pair is there already (a retry that both times came back): it is dropped."""
+        """Adds a group and returns True; drops it and returns False when its pair has a group already.
+
+        Two groups of one pair occur when a task was retried and both attempts finished.
+        """
         if group.pair.pair_id in self._groups:
             self._num_duplicates += 1
             return False
@@ -44,7 +50,7 @@ class RolloutBuffer:
         return True
 
     def remove(self, pair_id: str) -> None:
-        """Takes a group out again: replay found that it cannot be differentiated."""
+        """Removes the group of a pair, on which replay failed."""
         del self._groups[pair_id]
 
     def __len__(self) -> int:
@@ -52,28 +58,29 @@ class RolloutBuffer:
 
     @property
     def groups(self) -> list[ScoredGroup]:
-        """All groups in order of submission, contributing or not."""
+        """All groups, contributing or not, in order of submission."""
         return [self._groups[pair_id] for pair_id in sorted(self._groups, key=submission_order)]
 
     @property
     def full(self) -> bool:
-        """True when K groups contribute."""
+        """True when at least K groups contribute."""
         return sum(group.contributes for group in self._groups.values()) >= self._capacity
 
     def selected(self) -> list[ScoredGroup]:
-        """Returns the first K contributing groups in order of submission (fewer when there are not so many)."""
+        """Returns the first K contributing groups in order of submission, or all when there are fewer."""
         return [group for group in self.groups if group.contributes][: self._capacity]
 
     @property
     def num_tokens(self) -> int:
-        """|T|: generated tokens of the selected groups, the denominator of L_GRPO."""
+        """|T|, the number of generated tokens of the selected groups; the denominator of L_GRPO (SAGA Eq. 5)."""
         return sum(group.num_tokens for group in self.selected())
 
     def metrics(self) -> dict[str, float]:
-        """Returns statistics over all groups; a quantity without any group to measure it on is left out.
+        """Returns statistics over all groups; a statistic that no group provides is left out.
 
-        ``rollout/verdict_accuracy_same`` and ``_different`` are shares of completions with the right verdict, on pairs
-        of one class and of two; ``rollout/json_valid_share`` of completions that are exactly one JSON object.
+        ``rollout/verdict_accuracy_same`` and ``_different`` are the shares of completions with the correct verdict on
+        pairs of one class and of two classes; ``rollout/json_valid_share`` is the share of completions that are exactly
+        one JSON object.
         """
         groups = self.groups
         metrics = {"rollout/groups": float(len(groups)), "rollout/duplicates": float(self._num_duplicates)}
@@ -101,13 +108,18 @@ class RolloutBuffer:
 
 
 def with_replay(groups: Sequence[ScoredGroup], gradients: Sequence[GradientHandle]) -> list[ScoredGroup]:
-    """Returns the groups as they are recorded: those that trained with what replay made of their tokens."""
+    """Returns the groups for recording; groups that trained have the log-probabilities from replay.
+
+    Args:
+        groups: all groups of a step.
+        gradients: results of replay for the groups that trained.
+    """
     replayed = {gradient.pair_id: gradient.mismatch.replayed for gradient in gradients}
     return [replace(group, replayed=replayed.get(group.pair_id, ())) for group in groups]
 
 
 def submission_order(pair_id: str) -> list[int | str]:
-    """Returns a sorting key that takes the numbers in a pair id as numbers: ``m2`` before ``m10``."""
+    """Returns a sort key that compares the numbers in a pair id by value: ``m2`` comes before ``m10``."""
     return [int(part) if part.isdigit() else part for part in _DIGITS.split(pair_id)]
 
 

@@ -1,7 +1,7 @@
-"""Rollouts without training: a recording of what the frozen MLLM says about the tokens of one encoder.
+"""Rollouts without training: records the frozen MLLM's completions for the tokens of one encoder.
 
-The learner is asked to encode and never to update, so every step sees encoder version 0 (or that of a run's newest
-checkpoint). Steps that are recorded already are left alone: the same command goes on.
+The learner only encodes and is never updated, so every step has the same encoder version: 0, or that of the newest
+checkpoint of a run. Steps that are recorded already are skipped, so the same command resumes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,20 @@ def record_rollouts(
     on_step: Callable[[StepResult], None] = lambda result: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Records the rollouts of ``run.steps`` steps into ``rollouts/`` and returns how many steps were new.
+    """Records the rollouts of ``run.steps`` steps in ``rollouts/``; returns the number of newly recorded steps.
 
-    A step takes micro-batches until K groups contribute, as in training.
+    A step uses micro-batches until K groups contribute, as in training.
+
+    Args:
+        config: configuration of the run.
+        runtime: learner and rollout pool.
+        run_dir: existing directory for recordings and metrics.
+        on_step: called after every step with its metrics.
+        should_stop: called after every step; True ends the recording.
 
     Raises:
-        ConfigError: this configuration has no rollouts.
-        Interrupted: ``should_stop`` said so; the steps before are recorded.
+        ConfigError: the configuration needs no rollouts.
+        Interrupted: ``should_stop`` returned True; the finished steps are recorded.
     """
     if not config.objective.needs_rollouts:
         raise ConfigError(
@@ -47,23 +54,23 @@ def record_rollouts(
     missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
     if missing:
         check_engine(config, runtime, sampler)
-    stream = WorkerRolloutSource(config, runtime, sampler)
+    source = WorkerRolloutSource(config, runtime, sampler)
     for step in missing:
         buffer = RolloutBuffer(config.rollout.contributing_groups)
-        set_aside = 0
+        num_quarantined = 0
         for index in range(config.rollout.max_micro_batches):
             batch = sampler.micro_batch(step, index, config.rollout.pairs_per_batch)
-            for outcome in stream.get_groups(batch, runtime.learner.encode_no_grad(batch)):
+            for outcome in source.get_groups(batch, runtime.learner.encode_no_grad(batch)):
                 if isinstance(outcome, Quarantined):
-                    set_aside += 1
+                    num_quarantined += 1
                 else:
                     buffer.add(outcome)
             if buffer.full:
                 break
         write_recording(folder / f"step_{step:06d}.arrow", buffer.groups)
-        result = StepResult(step + 1, {**buffer.metrics(), "rollout/quarantined": float(set_aside)})
+        result = StepResult(step + 1, {**buffer.metrics(), "rollout/quarantined": float(num_quarantined)})
         metrics.write(result)
         on_step(result)
         if should_stop():
-            raise Interrupted(f"stopped after step {step + 1}", fix="the same command goes on")
+            raise Interrupted(f"stopped after step {step + 1}", fix="the same command resumes")
     return len(missing)

@@ -1,16 +1,17 @@
-"""Rollouts as a stream: a step's groups on demand and, where staleness is allowed, ahead of demand.
+"""Rollout sources: provide the groups of a step, on demand and, if staleness is allowed, prefetched.
 
-With ``rollout.max_staleness`` = S > 0, the batches of the next S steps are encoded as today's encoder sees them and
-their rollouts run while the learner works on this step. Batches, pairs and sampling seeds come from counters, so
-running ahead changes which encoder a group was sampled with, never which group it is.
+With ``rollout.max_staleness`` = S > 0, the batches of the next S steps are encoded with the present encoder, and their
+rollouts run while the learner works on the present step. Batches, pairs and sampling seeds come from counters, so
+prefetching changes the encoder version that a group is sampled with, and nothing else.
 
-    step s      encode_ahead(s + S) ──► pool ──────────── (workers busy) ────────────► groups, taken at step s + S
-                encode(s), groups of s (begun at step s - S), replay, update
+    step s      encode_no_grad(s + S) ──► pool ─────────── (workers busy) ───────────► groups, consumed at step s + S
+                encode(s), groups of s (submitted at step s - S), replay, update
 
-A step takes its own groups only, in order of submission. How old they are is looked at when they are taken; a group
-that is too old is generated again from today's tokens. What waits is bounded: S steps, ``rollout.ahead_budget_mb``.
+A step consumes only its own groups, in order of submission. Staleness is checked at consumption: a group that is too
+old is generated again from the present tokens. Prefetching is limited to S steps and to ``rollout.ahead_budget_mb`` of
+encoder tokens.
 
-What it waits for: ``pool.collect``, which always ends. Nobody waits for the stream.
+The source waits only for ``pool.collect``, which always ends; no other component waits for the source.
 """
 
 from __future__ import annotations
@@ -27,36 +28,45 @@ from saga_dist.types import ImagePair, MicroBatch, Quarantined, RolloutTask, Sam
 from saga_dist.utils.rng import counter_seed
 
 Outcome = ScoredGroup | Quarantined
+"""Outcome of the rollouts of a pair: its scored group, or the reason why there is none."""
 
 
 class RolloutSource(Protocol):
-    """Where a step's groups come from: workers, or a recording."""
+    """Provides the groups of each step: from workers, or from a recording."""
 
     def prefetch(self, step: int) -> None:
-        """Starts what later steps will need; returns at once."""
+        """Starts rollouts of this and later steps; does not wait for them."""
 
     def get_groups(self, batch: MicroBatch, encoded: EncodedBatch) -> list[Outcome]:
-        """Returns one outcome per pair of the batch, in its order."""
+        """Returns one outcome per pair of the batch, in the order of its pairs."""
 
     def off_policy(self, group: ScoredGroup, step: int) -> tuple[Any, float | None]:
-        """Returns the handle of the older tokens that a group of the open step was sampled from (None: today's, or
-        lost), and where to truncate its importance weights (None: the group is on-policy, every weight is 1)."""
+        """Returns the behaviour tokens and the truncation of the importance weights of a group of the open step.
 
-    def end_step(self, step: int, num_batches: int) -> dict[str, float]:
-        """Forgets what the step held; returns its numbers, named ``stage/quantity``.
+        The first value is the handle of the older tokens that the group was sampled from; None when these are the
+        present tokens, or are not available. The second is the largest importance weight; None when the group is
+        on-policy, so that every weight is 1.
 
         Args:
-            step: that has ended.
-            num_batches: micro-batches it took.
+            group: a group of the open step.
+            step: optimizer steps done before the open step.
+        """
+
+    def end_step(self, step: int, num_batches: int) -> dict[str, float]:
+        """Releases the state of a finished step; returns its metrics, named ``stage/quantity``.
+
+        Args:
+            step: optimizer steps done before the finished step.
+            num_batches: micro-batches of the finished step.
         """
 
     def forget(self) -> None:
-        """Drops everything under way: the learner starts again from a checkpoint."""
+        """Drops all rollouts in progress, because the learner restarts from a checkpoint."""
 
 
 @dataclass(slots=True)
 class _Prefetched:
-    """A batch whose rollouts run before its step has come."""
+    """A micro-batch of a later step whose rollouts were submitted."""
 
     batch: MicroBatch
     encoded: EncodedBatch
@@ -64,20 +74,26 @@ class _Prefetched:
 
 @dataclass(slots=True)
 class _Counts:
+    """Counts of one step, for its metrics."""
+
     ages: list[int] = field(default_factory=list)
+    """Staleness of each consumed group, in encoder versions."""
     too_old: int = 0
+    """Groups that were generated again because they exceeded the largest staleness."""
     surplus: int = 0
+    """Prefetched pairs whose step ended without them."""
     held_back: int = 0
+    """Times that the memory budget stopped prefetching."""
 
 
 class WorkerRolloutSource:
-    """Groups from the runtime's rollout workers; implements ``RolloutSource``.
+    """Implements ``RolloutSource`` with the runtime's rollout workers.
 
     Args:
-        config: of the run.
-        runtime: learner (to encode ahead) and rollout pool.
+        config: configuration of the run.
+        runtime: learner, to encode prefetched batches, and rollout pool.
         sampler: the stream of micro-batches.
-        pause: called whenever results have come in; may raise to leave the step.
+        before_wait: called before every wait for results; may raise an exception to leave the step.
     """
 
     def __init__(
@@ -86,23 +102,25 @@ class WorkerRolloutSource:
         runtime: Runtime,
         sampler: ClassBalancedSampler,
         *,
-        pause: Callable[[], None] = lambda: None,
+        before_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self._config, self._runtime, self._sampler, self._pause = config, runtime, sampler, pause
+        self._config, self._runtime, self._sampler, self._before_wait = config, runtime, sampler, before_wait
         self._ahead: dict[tuple[int, int], _Prefetched] = {}
-        """By (step, index of the micro-batch)."""
-        self._arrived: dict[str, Outcome] = {}
-        self._unwanted: set[str] = set()
-        """Pairs that are under way but whose step has ended without them."""
+        """(step, index of the micro-batch) to the prefetched batch."""
+        self._finished: dict[str, Outcome] = {}
+        """Pair id to an outcome that has not been consumed."""
+        self._cancelled: set[str] = set()
+        """Ids of pairs that are in progress although their step has ended without them."""
         self._behaviour: dict[str, Any] = {}
-        """Handles of the tokens that stale pairs of the open step were sampled from."""
+        """Pair id to the handle of the tokens that a stale group of the open step was sampled from."""
         self._batches_per_step = 1
+        """Micro-batches to prefetch for each step: as many as the last step used."""
         self._counts = _Counts()
 
     def prefetch(self, step: int) -> None:
-        """Encodes the batches of this and the next S steps and starts their rollouts; what is under way already stays.
+        """Encodes the batches of this and the next S steps that are not prefetched yet, and submits their rollouts.
 
-        As many batches a step as the last one needed; further ones are generated on demand.
+        For each step, as many batches are prefetched as the last step used; further ones are generated on demand.
         """
         if not self._config.rollout.max_staleness:
             return
@@ -120,25 +138,26 @@ class WorkerRolloutSource:
                 self._submit(batch.pairs, encoded.handles)
 
     def get_groups(self, batch: MicroBatch, encoded: EncodedBatch) -> list[Outcome]:
-        """Returns the outcome of every pair of a batch of the open step, in its order; waits for those under way.
+        """Returns the outcome of every pair of a micro-batch of the open step; waits for rollouts in progress.
 
         Args:
-            batch: a micro-batch of today's step.
-            encoded: its tokens at today's version: where what did not run ahead is generated from.
+            batch: a micro-batch of the open step.
+            encoded: tokens of its pairs at the present encoder version, used for groups that were not prefetched or are
+                too old.
         """
-        begun = self._ahead.pop((batch.step, batch.index), None)
-        if begun is None:
+        prefetched = self._ahead.pop((batch.step, batch.index), None)
+        if prefetched is None:
             self._submit(batch.pairs, encoded.handles)
         else:
-            self._behaviour.update(_by_pair(batch.pairs, begun.encoded.handles))
+            self._behaviour.update(_by_pair(batch.pairs, prefetched.encoded.handles))
         outcomes = self._collect(batch.pairs)
         old = [pair for pair, outcome in zip(batch.pairs, outcomes, strict=True) if self._is_too_old(batch, outcome)]
         if old:
             self._counts.too_old += len(old)
-            today = _by_pair(batch.pairs, encoded.handles)
+            present = _by_pair(batch.pairs, encoded.handles)
             for pair in old:
                 self._behaviour.pop(pair.pair_id, None)
-            self._submit(old, [today[pair.pair_id] for pair in old])
+            self._submit(old, [present[pair.pair_id] for pair in old])
             renewed = dict(zip(old, self._collect(old), strict=True))
             outcomes = [renewed.get(pair, outcome) for pair, outcome in zip(batch.pairs, outcomes, strict=True)]
         groups = [outcome for outcome in outcomes if isinstance(outcome, ScoredGroup)]
@@ -146,17 +165,22 @@ class WorkerRolloutSource:
         return outcomes
 
     def off_policy(self, group: ScoredGroup, step: int) -> tuple[Any, float | None]:
-        """Returns the older tokens a group of the open step was sampled from, and its truncation; None, None for
-        today's."""
+        """Returns the handle of the older tokens that a group of the open step was sampled from, and its truncation.
+
+        Both are None for a group that was sampled with the present encoder version.
+        """
         if group.completions.encoder_version == step:
             return None, None
         return self._behaviour[group.pair_id], self._config.rollout.importance_truncation
 
     def end_step(self, step: int, num_batches: int) -> dict[str, float]:
-        """Forgets the open step and returns how old its groups were; what ran ahead for nothing is surplus."""
+        """Releases the state of the finished step; returns its staleness metrics, {} in a synchronous run.
+
+        Prefetched pairs of the step that were not consumed are cancelled and counted as surplus.
+        """
         self._behaviour.clear()
         for key in [key for key in self._ahead if key[0] == step]:
-            self._give_up(self._ahead.pop(key).batch.pairs)
+            self._cancel(self._ahead.pop(key).batch.pairs)
         self._batches_per_step = max(1, num_batches)
         counts, self._counts = self._counts, _Counts()
         if not self._config.rollout.max_staleness:
@@ -173,9 +197,9 @@ class WorkerRolloutSource:
         }
 
     def forget(self) -> None:
-        """Drops all rollouts under way."""
+        """Drops all rollouts in progress and all results."""
         self._runtime.rollouts.forget()
-        for store in (self._ahead, self._arrived, self._unwanted, self._behaviour):
+        for store in (self._ahead, self._finished, self._cancelled, self._behaviour):
             store.clear()
 
     def _submit(self, pairs: Sequence[ImagePair], handles: Sequence[Any]) -> None:
@@ -198,33 +222,36 @@ class WorkerRolloutSource:
         )
 
     def _collect(self, pairs: Sequence[ImagePair]) -> list[Outcome]:
-        """The outcome of each pair; others that come in meanwhile are kept, or dropped when their step is over."""
-        while missing := [pair.pair_id for pair in pairs if pair.pair_id not in self._arrived]:
-            self._pause()
+        """Returns the outcome of each pair.
+
+        Results of other pairs that finish meanwhile are kept, or dropped if their step has ended.
+        """
+        while missing := [pair.pair_id for pair in pairs if pair.pair_id not in self._finished]:
+            self._before_wait()
             results = self._runtime.rollouts.collect()
             if not results:
                 raise TrainingError(f"{len(missing)} groups vanished from the pool", where=f"pair {missing[0]}")
             for result in results:
                 name = result.pair_id
-                if name in self._unwanted:
-                    self._unwanted.remove(name)
+                if name in self._cancelled:
+                    self._cancelled.remove(name)
                 else:
-                    self._arrived[name] = result
-        return [self._arrived.pop(pair.pair_id) for pair in pairs]
+                    self._finished[name] = result
+        return [self._finished.pop(pair.pair_id) for pair in pairs]
 
     def _is_too_old(self, batch: MicroBatch, outcome: Outcome) -> bool:
         if isinstance(outcome, Quarantined):
             return False
         return batch.step - outcome.completions.encoder_version > self._config.rollout.max_staleness
 
-    def _give_up(self, pairs: Sequence[ImagePair]) -> None:
+    def _cancel(self, pairs: Sequence[ImagePair]) -> None:
         self._counts.surplus += len(pairs)
         for pair in pairs:
-            if self._arrived.pop(pair.pair_id, None) is None:
-                self._unwanted.add(pair.pair_id)
+            if self._finished.pop(pair.pair_id, None) is None:
+                self._cancelled.add(pair.pair_id)
 
     def _bytes_ahead(self) -> int:
-        return sum(ahead.encoded.num_bytes for ahead in self._ahead.values())
+        return sum(prefetched.encoded.num_bytes for prefetched in self._ahead.values())
 
 
 def _by_pair(pairs: Sequence[ImagePair], handles: Sequence[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one optimizer step says about itself, as plain numbers named ``stage/quantity_unit``."""
+"""Metrics of one optimizer step, as plain numbers named ``stage/quantity_unit``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def step_metrics(
     *,
     replay_is_remote: bool,
 ) -> dict[str, float]:
-    """Returns the numbers of rollouts, replay and time.
+    """Returns the metrics of rollouts, replay and time.
 
     Args:
         buffer: all groups of the step.
-        gradients: of the groups that trained.
-        clock: seconds of ``encode_no_grad``, ``encode``, ``rollout``, ``replay`` and ``update``.
-        replay_is_remote: True where the learner waits while others replay.
+        gradients: results of replay for the groups that trained.
+        clock: seconds of the phases ``encode_ahead``, ``encode``, ``rollout``, ``replay`` and ``update``.
+        replay_is_remote: True when replay runs in other processes, so that the learner is idle meanwhile.
     """
     metrics = {**buffer.metrics(), **mismatch_metrics(gradients)}
     if gradients:
@@ -38,9 +38,12 @@ def step_metrics(
 
 
 def mismatch_metrics(gradients: Sequence[GradientHandle]) -> dict[str, float]:
-    """Returns how replay and sampler compare, per token; importance weights where rollouts were stale.
+    """Returns the mismatch of replay and engine log-probabilities per token, and importance weights of stale rollouts.
 
-    A quantile of the weights is the mean over groups, the extremes are those of all tokens.
+    A quantile of the weights is the mean over groups; the minimum and the maximum are those of all tokens.
+
+    Args:
+        gradients: results of replay for the groups that trained.
     """
     total = sum(gradient.num_tokens for gradient in gradients)
     if not total:
@@ -50,14 +53,14 @@ def mismatch_metrics(gradients: Sequence[GradientHandle]) -> dict[str, float]:
         weighted = (value * gradient.num_tokens for value, gradient in zip(values, gradients, strict=True))
         return sum(weighted) / total
 
-    agreements = [gradient.mismatch for gradient in gradients]
+    mismatches = [gradient.mismatch for gradient in gradients]
     metrics = {
-        "replay/log_prob_gap_mean": per_token([one.log_prob_gap for one in agreements]),
-        "replay/mismatch_kl": per_token([one.mismatch_kl for one in agreements]),
+        "replay/log_prob_gap_mean": per_token([one.log_prob_gap for one in mismatches]),
+        "replay/mismatch_kl": per_token([one.mismatch_kl for one in mismatches]),
     }
-    weighted = [one.weight_quantiles for one in agreements if one.weight_quantiles]
+    weighted = [one.weight_quantiles for one in mismatches if one.weight_quantiles]
     if weighted:
-        metrics["importance/truncated_share"] = per_token([one.truncated_share for one in agreements])
+        metrics["importance/truncated_share"] = per_token([one.truncated_share for one in mismatches])
         for column, quantile in enumerate(WEIGHT_QUANTILES):
             values = [row[column] for row in weighted]
             pick = {0.0: min(values), 1.0: max(values)}.get(quantile, sum(values) / len(values))

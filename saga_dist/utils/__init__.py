@@ -1,1 +1,1 @@
-"""Small helpers without knowledge of the method: random keys, atomic files, registries, printable text."""
+"""General helpers that do not depend on the method: random numbers, atomic file writes, registries, printable text."""

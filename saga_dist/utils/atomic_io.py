@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves either the old content or the new one, never half of it."""
+"""Atomic writes: a crash at any moment leaves either the old content of a file or folder or the new one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ _crash_visits = itertools.count(1)
 def crash_point(event: str, path: Path) -> None:
     """Ends this process with SIGKILL when ``SAGA_DIST_CRASH_AT`` names this event of this file; else does nothing.
 
-    ``SAGA_DIST_CRASH_AT=renamed:step_00000100``, or ``synced:learner.json@2`` for the second time that it happens. An
-    operator's drill: run a command with the variable set and the same command without it; the end result must be that
-    of a run that was left alone.
+    The variable serves crash tests: run a command with it set, then the same command without it; the result must equal
+    that of an uninterrupted run. Examples: ``SAGA_DIST_CRASH_AT=renamed:step_00000100``, or ``synced:learner.json@2``
+    for the second time that the event happens.
+
+    Args:
+        event: name of the event that has just happened.
+        path: file or folder of the event; only its name is compared.
     """
     if _crash_at and _crash_at == f"{event}:{path.name}" and next(_crash_visits) == int(_crash_time or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fsync_path(path: Path) -> None:
-    """Forces a file's content, or a folder's list of names, to the disk."""
+    """Flushes the content of a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,13 +43,17 @@ def fsync_path(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file, as hex, without holding the file in memory."""
+    """Returns the sha256 of a file as a hex string; the file is read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Writes ``content`` to ``path`` through a temporary file beside it, fsync and rename.
+    """Writes ``content`` to ``path`` atomically: temporary file in the same folder, fsync, rename.
+
+    Args:
+        path: file to write or replace.
+        content: the whole new content.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; ``path`` is unchanged.
@@ -65,15 +73,15 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_output(path: Path, content: bytes, *, option: str) -> None:
-    """Writes what a command was asked for, whole or not at all.
+    """Writes an output file of a command atomically.
 
     Args:
-        path: of the file.
-        content: of it.
-        option: of the command that named it, for the error.
+        path: file to write or replace.
+        content: the whole new content.
+        option: command line option that named the file, for the error message.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     try:
         write_atomic(path, content)
@@ -85,13 +93,15 @@ def write_output(path: Path, content: bytes, *, option: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder beside ``path`` to be filled; afterwards it is ``path``, and after an error nothing is left.
+    """Creates the folder ``path`` atomically: yields a temporary folder to fill, and renames it at the end.
+
+    After an exception the temporary folder is removed and ``path`` is unchanged.
 
     Args:
-        path: does not exist yet, or is an empty folder.
+        path: a path that does not exist yet, or an empty folder.
 
     Raises:
-        ConfigError: there is something at ``path``, or the folder above it cannot be used.
+        ConfigError: ``path`` is a file or a folder with content, or its parent folder cannot be used.
     """
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -117,12 +127,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder to be filled that then takes the place of ``path``, whole; after an error ``path`` is as before.
+    """Replaces the folder ``path``: yields a temporary folder to fill, and puts it in the place of ``path`` at the end.
 
-    A reader sees the old folder or the new one, or none for the moment between two renames.
+    A reader sees the old folder or the new one, or no folder for the moment between two renames. After an exception
+    ``path`` is unchanged.
+
+    Args:
+        path: the folder to replace; it need not exist.
 
     Raises:
-        OSError: the folder above is missing or not writable, or the disk is full.
+        OSError: the parent folder is missing or not writable, or the disk is full.
     """
     temporary, old = (path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}") for _ in range(2))
     temporary.mkdir()
@@ -145,7 +159,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what interrupted writes left in a folder. Only for the process that writes there."""
+    """Removes the temporary files and folders of interrupted writes; call it only in the process that writes there."""
     for leftover in folder.glob(".*.tmp-????????"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

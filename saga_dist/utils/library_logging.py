@@ -1,4 +1,4 @@
-"""Other libraries keep quiet while a command runs."""
+"""Log levels of third-party libraries while a command runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 
 
 def quiet_libraries(*, verbose: bool = False) -> None:
-    """Lets vLLM and transformers tell errors only; what the environment says already stays.
+    """Sets the log level of vLLM and transformers to errors only; variables set in the environment are kept.
 
-    Call it before any heavy import: libraries read these once.
+    Call it before any heavy import: the libraries read these environment variables when they are imported.
 
     Args:
-        verbose: let them tell what they do.
+        verbose: True for INFO messages of vLLM and warnings of transformers.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")

@@ -1,7 +1,7 @@
-"""Text for a terminal: what others named or wrote must not command it.
+"""Escapes untrusted text for a terminal, so that it cannot contain control sequences.
 
-Names of files and classes, errors that quote them and cards of checkpoints are untrusted. A lone surrogate, as a file
-name that is no UTF-8 has, could not even be written.
+Names of files and classes, errors that quote them and cards of checkpoints are untrusted. A lone surrogate, which
+Python uses for file names that are not UTF-8, could not be written to a terminal at all.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ from __future__ import annotations
 import logging
 
 LOG_FORMAT, LOG_TIME = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"
+"""Formats of a log line and of its time."""
 
 
 def printable(text: str) -> str:
-    """Returns the text with everything that is not printable written out (``\\x1b``, ``\\n``, ``\\ud800``)."""
+    """Returns the text with every character that is not printable escaped (``\\x1b``, ``\\n``, ``\\ud800``)."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def printable_lines(text: str) -> str:
-    """Returns the text with every line printable and the line breaks kept."""
+    """Returns the text with every character that is not printable escaped, except line breaks."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 class PrintableFormatter(logging.Formatter):
-    """A log format whose lines are printable; a traceback keeps its line breaks."""
+    """Log formatter that escapes characters that are not printable; line breaks, as of a traceback, are kept."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the record as text."""
+        """Returns the record as printable text."""
         return printable_lines(super().format(record))
 
 
 def log_to_stderr() -> None:
-    """Sends log records to standard error; the first call decides, as with ``logging.basicConfig``."""
+    """Sends log records from WARNING up to standard error; only the first call has an effect (``basicConfig``)."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter(LOG_FORMAT, LOG_TIME))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

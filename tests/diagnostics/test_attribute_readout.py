@@ -34,7 +34,7 @@ def images() -> np.ndarray:
     return np.stack([test.image(index) for index in range(0, 24, 2)])
 
 
-def read(folder: Path, images: np.ndarray, *, num_looks: int = 0, split_at: int | None = None) -> ReadoutResult:
+def read(folder: Path, images: np.ndarray, *, num_attention: int = 0, split_at: int | None = None) -> ReadoutResult:
     family = resolve_family(folder)
     tokenizer, tower, backbone = family.load_tokenizer(), family.load_tower(), family.load_backbone()
     placeholder = family.image_placeholder
@@ -52,9 +52,9 @@ def read(folder: Path, images: np.ndarray, *, num_looks: int = 0, split_at: int 
             values_NW = tower(pixels)
         tokens.append(EncoderTokens(f"p{number}", values_NW, pixels.lengths, pixels.grids, 1, 0))
     if split_at is None:
-        return reader.read(tokens, num_looks=num_looks)
+        return reader.read(tokens, num_attention=num_attention)
     return ReadoutResult.joined(
-        [reader.read(tokens[:split_at], num_looks=num_looks), reader.read(tokens[split_at:], num_looks=0)]
+        [reader.read(tokens[:split_at], num_attention=num_attention), reader.read(tokens[split_at:], num_attention=0)]
     )
 
 
@@ -88,13 +88,13 @@ def reference(folder: Path, images: np.ndarray) -> tuple[list[np.ndarray], np.nd
 @pytest.mark.parametrize("which", ["pre-trained", "random"])
 def test_against_another_reader(which: str, tiny_checkpoint: Path, images: np.ndarray) -> None:
     folder = checkpoint_path() if which == "pre-trained" else tiny_checkpoint
-    found = read(folder, images, num_looks=5, split_at=7)
+    found = read(folder, images, num_attention=5, split_at=7)
     probabilities, named, whole = reference(folder, images)
     for ours, theirs in zip(found.probabilities, probabilities, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert found.named_JAN is not None and found.whole_JN is not None
-    np.testing.assert_allclose(found.named_JAN, named[:5], atol=2e-4)
-    np.testing.assert_allclose(found.whole_JN, whole[:5], atol=2e-4)
+    assert found.word_attention_JAN is not None and found.description_attention_JN is not None
+    np.testing.assert_allclose(found.word_attention_JAN, named[:5], atol=2e-4)
+    np.testing.assert_allclose(found.description_attention_JN, whole[:5], atol=2e-4)
     # The last token of the description is the closing quote and brace, one token of this tokenizer.
     np.testing.assert_array_equal(found.choices(), np.stack([rows.argmax(1) for rows in probabilities], axis=1))
 

@@ -52,7 +52,7 @@ def test_every_instrument_measured(evidence: Evidence, shown: str) -> None:
     assert evidence.probes is not None and evidence.gradients is not None and evidence.spread is not None
     assert evidence.probes.attributes == ("bill", "crown", "breast", "wing", "tail", "legs")
     assert [change.space for change in evidence.probes.changes] == [MEAN, TOKENS, READ_OUT]
-    for title in ("Recall@1", "Attributes told right", "Where attention lies", "Gradient norms", "Cosines", "Training"):
+    for title in ("Recall@1", "Attribute accuracy", "Where attention lies", "Gradient norms", "Cosines", "Training"):
         assert title in shown
     assert "evidence.json: measured in" in shown
 
@@ -142,7 +142,7 @@ def test_norms_and_cosines_make_up_the_norm_that_training_saw(finished_run: Path
 
 def test_the_report_draws_it(finished_run: Path, evidence: Evidence) -> None:
     page = report_page(finished_run, Settings(groups=2, rows=0)).html
-    assert "Attributes told right" in page and "Not measured yet" not in page
+    assert "Attribute accuracy" in page and "Not measured yet" not in page
     shutil.copy(finished_run / "evidence.json", finished_run / "kept.json")
     (finished_run / "evidence.json").unlink()
     try:

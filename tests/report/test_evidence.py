@@ -66,7 +66,7 @@ EVIDENCE = Evidence(
 def test_charts_and_figures() -> None:
     shown = view(EVIDENCE)
     assert [chart.title for chart in shown.charts] == [
-        "Recall@1 by what is compared", "Where attention lies", "Attributes told right"
+        "Recall@1 by what is compared", "Where attention lies", "Attribute accuracy"
     ]  # fmt: skip
     # Two views, one of them measured before training only: one full dot and one hollow one.
     assert str(shown.charts[0].svg).count("<circle") == 2 and "hollow" in str(shown.charts[0].svg)

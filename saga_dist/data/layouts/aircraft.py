@@ -1,4 +1,4 @@
-"""FGVC-Aircraft: variants sorted by name, all image partitions pooled, the copyright line cut off."""
+"""FGVC-Aircraft: variants in the order of their names, all image partitions pooled, the copyright line cut off."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from saga_dist.data.layouts.listing import ClassFiles, find_root, read_lines
 from saga_dist.errors import DataError
 
 PUBLISHED = PublishedSplit("FGVC-Aircraft", train_classes=50, test_classes=50, train_images=5000, test_images=5000)
+"""Size of the published split."""
 VARIANTS = "variants.txt"
+"""List of the variants."""
 LISTS = ("images_variant_trainval.txt", "images_variant_test.txt")
+"""Lists of images with their variants."""
 BANNER_PX = 20
-"""The last rows of every image name its photographer, and so tell images apart that show the same."""
+"""Height of the copyright line at the bottom of every image, pixels; it names the photographer, not the aircraft."""
 
 
 def load_aircraft(root: str | Path, options: SplitOptions | None = None) -> Splits:
@@ -25,7 +28,7 @@ def load_aircraft(root: str | Path, options: SplitOptions | None = None) -> Spli
         options: validation classes and image size.
 
     Raises:
-        DataError: anything wrong with lists or files.
+        DataError: a list or an image file is missing or wrong.
     """
     folder = find_root(
         root,
@@ -48,7 +51,7 @@ def load_aircraft(root: str | Path, options: SplitOptions | None = None) -> Spli
     for name in LISTS:
         for number, line in read_lines(folder / name):
             where = f"{folder / name}:{number}"
-            image_id, _, variant = line.partition(" ")  # variants have spaces of their own
+            image_id, _, variant = line.partition(" ")  # names of variants may contain spaces
             variant = variant.strip()
             if variant not in known:
                 close = difflib.get_close_matches(variant, known, n=1)

@@ -1,7 +1,7 @@
-"""Cars-196 in both forms of its annotations; the first half of the classes trains, the second tests.
+"""Cars-196 in both forms of its annotations; the first half of the classes is for training, the second for test.
 
-Form A: ``cars_annos.mat`` and ``car_ims/``. Form B: ``cars_train/``, ``cars_test/`` and ``devkit/`` with one list for
-each; the devkit's own test list has no labels, the labelled one is a separate download.
+Form A has ``cars_annos.mat`` and ``car_ims/``. Form B has ``cars_train/``, ``cars_test/`` and ``devkit/`` with one list
+for each; the test list of the devkit has no labels, the labelled one is a separate download.
 """
 
 from __future__ import annotations
@@ -15,22 +15,31 @@ from saga_dist.data.layouts.matlab import read_annotations
 from saga_dist.errors import DataError
 
 PUBLISHED = PublishedSplit("Cars-196", train_classes=98, test_classes=98, train_images=8054, test_images=8131)
+"""Size of the published split."""
 FORM_A = "cars_annos.mat"
+"""Annotations of form A."""
 FORM_B = (("cars_train", "cars_train_annos.mat"), ("cars_test", "cars_test_annos_withlabels.mat"))
+"""Image folders of form B, each with its annotations."""
 UNLABELLED = "cars_test_annos.mat"
+"""Test annotations without labels, which cannot be used."""
 NAMES = "cars_meta.mat"
+"""File with the class names of form B."""
 LIST_FOLDERS = ("devkit", ".")
+"""Folders, relative to the root, that may hold the annotations of form B."""
 
 
 def load_cars(root: str | Path, options: SplitOptions | None = None) -> Splits:
-    """Returns the splits of Cars-196 by class id; the test flags of the annotations divide images, and are unread.
+    """Returns the splits of Cars-196, classes in the order of their ids.
+
+    The test flags of the annotations are ignored, because they divide images and not classes.
 
     Args:
         root: folder with ``cars_annos.mat`` or with ``devkit``.
         options: validation classes and image size.
 
     Raises:
-        DataError: neither form, the unlabelled test list, or anything wrong with annotations or files.
+        DataError: the folder has neither form, or only the test list without labels; or an annotation or an image file
+            is missing or wrong.
     """
     folder = find_root(root)
     if (folder / FORM_A).exists():
@@ -80,7 +89,13 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read(path: Path, name_field: str, image_folder: str) -> tuple[list[_Row], tuple[str, ...]]:
-    """Returns annotations and class names of a file."""
+    """Returns the rows and the class names of an annotation file.
+
+    Args:
+        path: the annotation file.
+        name_field: field with the path of the image.
+        image_folder: folder below the root that the paths are relative to.
+    """
     found = read_annotations(path, (name_field, "class"))
     if not found.fields:
         raise DataError("no struct 'annotations'", where=str(path), fix="restore the file from the original")

@@ -1,4 +1,4 @@
-"""CUB-200-2011: three lists joined by id; the first half of the classes trains, the second tests."""
+"""CUB-200-2011: three lists joined by id; the first half of the classes is for training, the second for test."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from saga_dist.data.layouts.listing import ClassFiles, find_root, parse_id, read
 from saga_dist.errors import DataError
 
 PUBLISHED = PublishedSplit("CUB-200-2011", train_classes=100, test_classes=100, train_images=5864, test_images=5924)
+"""Size of the published split."""
 LISTS = ("images.txt", "image_class_labels.txt", "classes.txt")
+"""Lists of image paths, of the class of each image, and of class names."""
 
 
 def load_cub(root: str | Path, options: SplitOptions | None = None) -> Splits:
-    """Returns the splits of CUB-200-2011; its own ``train_test_split.txt`` divides images, not classes, and is unread.
+    """Returns the splits of CUB-200-2011, classes in the order of their ids.
+
+    The file ``train_test_split.txt`` is ignored, because it divides images and not classes.
 
     Args:
         root: ``CUB_200_2011``, or the folder around it.
         options: validation classes and image size.
 
     Raises:
-        DataError: anything wrong with lists or files.
+        DataError: a list or an image file is missing or wrong.
     """
     folder = find_root(root, LISTS, inside=("CUB_200_2011",), layout="CUB_200_2011/{images.txt, images/, ...}")
     paths, class_ids, names = (_read_table(folder / name) for name in LISTS)
@@ -40,18 +44,18 @@ def load_cub(root: str | Path, options: SplitOptions | None = None) -> Splits:
         if class_id not in names:
             raise DataError(f"class {class_id} has no line in {LISTS[2]}", where=label_where, fix="complete that list")
         files.add(names[class_id][0], path, where, folder="images")
-    strangers = sorted(set(class_ids) - set(paths))
-    if strangers:
+    unlisted = sorted(set(class_ids) - set(paths))
+    if unlisted:
         raise DataError(
-            f"image {strangers[0]} has no line in {LISTS[0]}",
-            where=class_ids[strangers[0]][1],
+            f"image {unlisted[0]} has no line in {LISTS[0]}",
+            where=class_ids[unlisted[0]][1],
             fix="complete that list",
         )
     return make_splits(files, *halves(files.classes), options or SplitOptions(), published=PUBLISHED)
 
 
 def _read_table(path: Path) -> dict[int, tuple[str, str]]:
-    """Returns what follows the id in every line, and where it stands."""
+    """Returns id to (rest of the line, file and line number) for every line of a list."""
     rows: dict[int, tuple[str, str]] = {}
     for number, line in read_lines(path):
         where = f"{path}:{number}"

@@ -1,4 +1,4 @@
-"""Dividing classes into training, validation and test, and comparing the result with the published split."""
+"""Divides classes into training, validation and test, and compares the result with the published split."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
-    """How to divide and read a data set.
+    """Options for the division and the reading of a data set.
 
     Args:
-        val_fraction: share of the training classes held out for model selection, at least two classes unless 0; with
-            0 all of them train, as in the paper.
+        val_fraction: share of the training classes, in [0, 1), that are held out for model selection, at least two
+            classes unless it is 0; with 0 all of them are used for training, as in the paper.
         image_size: side of the square that images are scaled to, pixels.
-        seed: of the choice of validation classes.
-        fast_jpeg: decode large JPEG files at a reduced scale.
+        seed: seed of the choice of validation classes.
+        fast_jpeg: True to decode large JPEG files at a reduced scale (see ``read_image``).
     """
 
     val_fraction: float = 0.2
@@ -35,14 +35,20 @@ class SplitOptions:
 
 @dataclass(frozen=True, slots=True)
 class PublishedSplit:
-    """The size of a benchmark's split, validation classes counted as training classes."""
+    """Numbers of classes and images in the published split of a benchmark.
+
+    Validation classes count as training classes.
+    """
 
     name: str
+    """Name of the benchmark."""
     train_classes: int
     test_classes: int
     train_images: int
     test_images: int
+    """Images of the test classes; for a benchmark with a gallery, the queries."""
     gallery_images: int = 0
+    """Images of the gallery; 0 for a benchmark without a gallery."""
 
 
 def make_splits(
@@ -57,23 +63,24 @@ def make_splits(
     banner: int = 0,
     drop_lone: bool = False,
 ) -> Splits:
-    """Returns the splits of listed files.
+    """Returns the splits of a data set from its listed files.
 
     Args:
-        files: the images of all classes.
-        train: training classes, validation classes among them unless ``val`` is given.
+        files: images of all classes.
+        train: training classes, in the order of their labels; they include the validation classes unless ``val`` is
+            given.
         test: test classes, in the order of their labels.
-        options: see there.
-        published: the benchmark's size. A set with as many classes must have as many images; another set is only
-            warned about, since its figures cannot be compared with the published ones.
-        val: validation classes; drawn from ``train`` when None.
-        gallery: images of the test classes that queries search, where the data has such; made ``beside`` the files.
+        options: share of validation classes, seed and image size.
+        published: numbers of the benchmark. A data set with the same numbers of classes must have the same numbers of
+            images; for other numbers of classes there is only a warning that results are not comparable.
+        val: validation classes; None to draw them from ``train``.
+        gallery: for data with a separate gallery, its images; created with ``beside=files``.
         banner: rows at the bottom of every image that are not part of it, pixels.
-        drop_lone: leave training classes with one image out, with a warning, instead of refusing them: for lists
-            that the user did not write.
+        drop_lone: True to leave out training classes with one image, with a warning, instead of raising an error; for
+            lists that come with a benchmark.
 
     Raises:
-        DataError: files are missing, the benchmark is incomplete, or classes or their images are too few.
+        DataError: files are missing, the benchmark is incomplete, or there are too few classes or images of a class.
     """
     files.refuse_missing()
     if published is not None:
@@ -108,7 +115,7 @@ def make_splits(
 
 
 def halves(classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the first half, rounded down, and the rest."""
+    """Returns the first half of the classes, rounded down, and the rest."""
     return list(classes[: len(classes) // 2]), list(classes[len(classes) // 2 :])
 
 
@@ -147,8 +154,8 @@ def _without_lone(files: ClassFiles, train: Sequence[str]) -> list[str]:
 
 
 def _hold_out(train: Sequence[str], options: SplitOptions, root: Path) -> list[str]:
-    """Returns the validation classes, in the order of the training classes."""
-    # One class alone would make every retrieval right.
+    """Returns randomly drawn validation classes, in the order of the training classes."""
+    # At least two classes: with one class every retrieval would be correct.
     num_val = max(2, round(options.val_fraction * len(train))) if options.val_fraction > 0 else 0
     if len(train) - num_val < 2:
         raise DataError(

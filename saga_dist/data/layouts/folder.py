@@ -1,4 +1,4 @@
-"""The generic layout: ``root/<class>/<image>``."""
+"""The generic layout: one folder per class, ``root/<class>/<image>``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ def load_folder(
     train_classes: str | Path | None = None,
     test_classes: str | Path | None = None,
 ) -> Splits:
-    """Returns the splits of ``root/<class>/<image>``, a function of the files and the arguments only.
+    """Returns the splits of ``root/<class>/<image>``; they depend on the files and the arguments only.
 
-    Without lists, the classes sorted by name (code points) are halved: the first half trains, the second tests. With
-    one list, the other side is every class that the list leaves; with two, other classes are ignored. Validation
-    classes are drawn from the training classes. Hidden files and files without an image suffix are skipped.
+    Without lists, the classes are sorted by name (code points); the first half is for training, the second for test.
+    With one list, all classes that are not in it form the other side; with two lists, classes in neither are ignored.
+    Validation classes are drawn from the training classes. Hidden files and files without an image suffix are skipped.
 
     Args:
-        root: folder of the data set; may itself be a link.
+        root: folder of the data set; may be a symbolic link.
         options: validation classes and image size.
-        train_classes: file with one class name per line, UTF-8.
-        test_classes: likewise.
+        train_classes: UTF-8 file with one training class name per line.
+        test_classes: UTF-8 file with one test class name per line.
 
     Raises:
-        DataError: anything wrong with folder, lists or classes.
+        DataError: the folder or a list cannot be read, a listed class is unknown, repeated or in both lists, or there
+            are too few classes or images.
     """
     folder = find_root(root)
     folders = class_folders(folder)

@@ -1,4 +1,4 @@
-"""iNaturalist 2021, birds only: one folder per species in ``train_mini``, named after its whole lineage."""
+"""iNaturalist 2021, birds only: one folder per species in ``train_mini``, named after its taxonomic ranks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from saga_dist.errors import DataError
 PUBLISHED = PublishedSplit(
     "iNaturalist-2021 Aves (train_mini)", train_classes=743, test_classes=743, train_images=37150, test_images=37150
 )
+"""Size of the published split."""
 
 
 def load_inat(root: str | Path, options: SplitOptions | None = None) -> Splits:
-    """Returns the splits of the class Aves: species sorted by folder name, first half and second half.
+    """Returns the splits of the class Aves, with species in the order of their folder names.
+
+    The first half of the species is for training, the second for test.
 
     Args:
         root: ``train_mini``, or the folder around it.
         options: validation classes and image size.
 
     Raises:
-        DataError: no Aves folders, or anything wrong with the files.
+        DataError: there are no folders of the class Aves, or an image file is missing or wrong.
     """
     outer = find_root(root)
     folder = find_root(outer / "train_mini") if (outer / "train_mini").is_dir() else outer
@@ -39,5 +42,5 @@ def load_inat(root: str | Path, options: SplitOptions | None = None) -> Splits:
 
 
 def _is_bird(folder_name: str) -> bool:
-    # number, kingdom, phylum, class, ...: Aves elsewhere in the name is something else.
+    # The name is number, kingdom, phylum, class and so on; "Aves" at another place is not the class.
     return folder_name.split("_")[3:4] == ["Aves"]

@@ -1,4 +1,4 @@
-"""DeepFashion In-Shop Clothes Retrieval: queries search a gallery of their own."""
+"""DeepFashion In-Shop Clothes Retrieval, a data set with a separate gallery."""
 
 from __future__ import annotations
 
@@ -18,25 +18,30 @@ PUBLISHED = PublishedSplit(
     test_images=14218,
     gallery_images=12612,
 )
+"""Size of the published split."""
 LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
+"""Paths at which the list of images may be, relative to the root."""
 IMAGES = (".", "Img")
+"""Folders that may hold ``img/``, relative to the root."""
 HEADER = ["image_name", "item_id", "evaluation_status"]
+"""Columns of the list."""
 STATUSES = ("train", "query", "gallery")
+"""Values of ``evaluation_status``."""
 _LOG = logging.getLogger(__name__)
 
 
 def load_inshop(root: str | Path, options: SplitOptions | None = None) -> Splits:
-    """Returns the splits of In-Shop: ``test`` are the queries, ``gallery`` is what they search.
+    """Returns the splits of In-Shop; ``test`` holds the queries, and ``gallery`` the images that they search.
 
-    Training items with one image are left out with a warning. A query whose item has no gallery image can never be
-    answered and stays: retrieval counts it as wrong.
+    Training items with one image are left out with a warning. A query whose item has no gallery image is kept, although
+    it cannot be answered: retrieval counts it as wrong.
 
     Args:
         root: folder with ``Eval/list_eval_partition.txt`` and ``img/`` (or ``Img/img/``).
         options: validation classes and image size.
 
     Raises:
-        DataError: anything wrong with list or files, or an item both in training and in the test.
+        DataError: the list or an image file is missing or wrong, or an item is both in training and in test.
     """
     outer = find_root(root)
     listed = next((outer / name for name in LISTS if (outer / name).exists()), None)
@@ -69,7 +74,7 @@ def load_inshop(root: str | Path, options: SplitOptions | None = None) -> Splits
 
 
 def _rows(path: Path) -> list[tuple[str, str, str, str]]:
-    """Returns place, image path, item id and status of every row."""
+    """Returns (file and line number, image path, item id, status) of every row."""
     lines = list(read_lines(path))
     count = parse_id(lines[0][1], f"{path}:{lines[0][0]}", "number of rows")
     if len(lines) < 2 or lines[1][1].split() != HEADER:

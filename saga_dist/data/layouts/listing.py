@@ -1,4 +1,4 @@
-"""Finding a data set's files without trusting its lists: nothing outside the root, no file twice, no silent gap."""
+"""Lists the files of a data set with untrusted lists: no file outside the root, no file twice, no file missing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from saga_dist.errors import DataError
 
 
 def find_root(root: str | Path, markers: Sequence[str] = (), *, inside: Sequence[str] = (), layout: str = "") -> Path:
-    """Returns the data set's folder, links resolved: ``root``, or the first folder of ``inside`` in it.
+    """Returns the folder of the data set, ``root`` or the first of ``inside`` with all markers, with links resolved.
 
     Args:
-        root: what the user gave; may itself be a link.
-        markers: names that the right folder holds.
-        inside: where else to look, relative to the root.
-        layout: what the folder should look like, for the message.
+        root: folder given by the user; may be a symbolic link.
+        markers: names of files or folders that the folder of the data set contains.
+        inside: other candidates, relative to the root.
+        layout: description of the expected content, for the error message.
 
     Raises:
-        DataError: no such folder, or the markers are in none of them.
+        DataError: ``root`` cannot be read, or no candidate has all markers.
     """
     if not str(root):
         raise DataError("no folder given", where="data.root", expected="the folder of the data set")
@@ -52,7 +52,7 @@ def read_list_bytes(path: Path) -> bytes:
     """Returns the content of a list.
 
     Raises:
-        DataError: missing, unreadable, or no regular file (a FIFO would wait for a writer for ever).
+        DataError: the file is missing, unreadable or not a regular file (reading a FIFO would block).
     """
     try:
         if path.exists() and not path.is_file():
@@ -64,10 +64,10 @@ def read_list_bytes(path: Path) -> bytes:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields number (from 1) and text of every line that is not blank, line ends removed.
+    """Yields the number, from 1, and the stripped text of every line that is not blank.
 
     Raises:
-        DataError: unreadable, not UTF-8, a byte order mark, a NUL, or nothing but blank lines.
+        DataError: the file is unreadable, not UTF-8 or blank, begins with a byte order mark, or contains a NUL.
     """
     content = read_list_bytes(path)
     if content.startswith(b"\xef\xbb\xbf"):
@@ -88,10 +88,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_id(text: str, where: str, name: str = "id") -> int:
-    """Returns a positive integer of a list.
+    """Returns the positive integer in a field of a list.
+
+    Args:
+        text: the field.
+        where: file and line number, for the error message.
+        name: name of the field, for the error message.
 
     Raises:
-        DataError: it is none.
+        DataError: the text is not a positive integer.
     """
     if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):
         raise DataError(f"{name} {text!r}", where=where, expected="a positive integer", fix="correct the line")
@@ -100,16 +105,26 @@ def parse_id(text: str, where: str, name: str = "id") -> int:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One visible name of a folder."""
+    """One entry of a folder that is not hidden."""
 
     name: str
+    """Name in the folder."""
     status: os.stat_result
+    """Status of the file; for a link, of its target."""
     real: Path
-    """Where it really lies, links resolved."""
+    """Path with links resolved."""
 
 
 def visible_entries(folder: Path, root: Path) -> Iterator[Entry]:
-    """Yields the entries of a folder that are not hidden; links are followed inside the root only."""
+    """Yields the entries of a folder that are not hidden.
+
+    Args:
+        folder: folder to list.
+        root: folder of the data set, with links resolved.
+
+    Raises:
+        DataError: a link has no target, or one outside the root.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
@@ -119,10 +134,10 @@ def visible_entries(folder: Path, root: Path) -> Iterator[Entry]:
 
 
 def link_target(link: Path, root: Path) -> Path:
-    """Returns what a link really points to.
+    """Returns the target of a symbolic link.
 
     Raises:
-        DataError: nothing, or something outside the root.
+        DataError: the target does not exist, or is outside the root.
     """
     try:
         target = link.resolve(strict=True)
@@ -134,11 +149,11 @@ def link_target(link: Path, root: Path) -> Path:
 
 
 class ClassFiles:
-    """The image files of each class.
+    """The image files of each class of a data set, every file at most once.
 
     Args:
-        root: folder of the data set, links resolved.
-        beside: other files of the same data set, none of which may be among these.
+        root: folder of the data set, with links resolved.
+        beside: another collection of files of the same data set; a file may be in only one of the two.
     """
 
     def __init__(self, root: Path, *, beside: ClassFiles | None = None) -> None:
@@ -150,14 +165,18 @@ class ClassFiles:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, in the order in which they came."""
+        """Names of the classes, in the order in which they were declared."""
         return list(self._files)
 
     def declare(self, class_name: str, where: str) -> None:
-        """Makes a class known before it has images.
+        """Adds a class without images; does nothing if the class exists.
+
+        Args:
+            class_name: name of the class.
+            where: file and row, for the error message.
 
         Raises:
-            DataError: the name cannot be shown, or is empty.
+            DataError: the name is empty, or contains characters that are not printable.
         """
         if class_name not in self._files:
             if not class_name.strip() or not class_name.isprintable():
@@ -165,16 +184,16 @@ class ClassFiles:
             self._files[class_name] = []
 
     def add(self, class_name: str, listed: str, where: str, *, folder: str = ".") -> None:
-        """Adds a file that a list names. Files that do not exist are remembered for ``refuse_missing``.
+        """Adds a file from a list; a file that does not exist is noted for ``refuse_missing``.
 
         Args:
-            class_name: its class.
-            listed: path below ``folder``, as the list has it.
-            where: file and row, for messages.
-            folder: a folder below the root.
+            class_name: class of the file.
+            listed: path relative to ``folder``, as it is in the list.
+            where: file and row of the list, for error messages.
+            folder: folder relative to the root.
 
         Raises:
-            DataError: the path leaves the root, is no regular file, or is one that came before.
+            DataError: the path leaves the root, is not a regular file, or is a file that was added before.
         """
         self.declare(class_name, where)
         path = PurePosixPath(folder) / _safe_path(listed, where)
@@ -195,10 +214,21 @@ class ClassFiles:
         self.add_found(class_name, path.as_posix(), status, real, where)
 
     def add_found(self, class_name: str, path: str, status: os.stat_result, real: Path, where: str) -> None:
-        """Adds a file whose status is known; see ``add``."""
+        """Adds a file whose status is known.
+
+        Args:
+            class_name: class of the file, declared before.
+            path: path relative to the root.
+            status: status of the file.
+            real: path with links resolved.
+            where: file and row, for error messages.
+
+        Raises:
+            DataError: the path is not a regular file, or is a file that was added before.
+        """
         if not stat.S_ISREG(status.st_mode):
             raise DataError("not a regular file", where=str(self.root / path), expected="an image", fix="remove it")
-        # One file under two names could be in training and test at once.
+        # A file with two names could be in training and in test.
         other = self._seen.get(real)
         if other is not None:
             raise DataError(f"{path} is the same file as {other}", where=where, fix="remove one of them")
@@ -206,7 +236,11 @@ class ClassFiles:
         self._files[class_name].append((path, status.st_size))
 
     def refuse_missing(self) -> None:
-        """Raises a DataError that names the first listed file that does not exist, and how many there are."""
+        """Checks that all listed files exist.
+
+        Raises:
+            DataError: some do not; the message names the first and gives the number of the others.
+        """
         if self._missing:
             where, path = self._missing[0]
             more = f" (and {len(self._missing) - 1} more)" if len(self._missing) > 1 else ""
@@ -233,11 +267,12 @@ class ClassFiles:
             class_names: [C] classes, in the order of their labels.
             image_size: side of the square that images are scaled to, pixels.
             banner: rows at the bottom of every image that are not part of it, pixels.
-            fast_jpeg: decode large JPEG files at a reduced scale.
-            allow_empty: let single classes have no image here (they have some in the other half of a gallery split).
+            fast_jpeg: True to decode large JPEG files at a reduced scale (see ``read_image``).
+            allow_empty: True to accept classes without images, for data with a separate gallery, where the images of a
+                class may all be queries or all be in the gallery.
 
         Raises:
-            DataError: a class has no image.
+            DataError: a class has no image, and ``allow_empty`` is False.
         """
         files: list[tuple[str, int]] = []
         labels: list[int] = []
@@ -270,14 +305,14 @@ class ClassFiles:
 
 
 def class_folders(root: Path, *, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Path]:
-    """Returns name and real place of the folders in ``root``, sorted by name (code points).
+    """Returns the name and the resolved path of the folders in ``root``, sorted by name (code points).
 
     Args:
-        root: links resolved.
-        keep: turns names down.
+        root: folder of the data set, with links resolved.
+        keep: function of a name that returns False for folders to leave out.
 
     Raises:
-        DataError: a link out of the root, or to nowhere.
+        DataError: a link has no target, or one outside the root.
     """
     found = [entry for entry in visible_entries(root, root) if stat.S_ISDIR(entry.status.st_mode) and keep(entry.name)]
     return {entry.name: entry.real for entry in sorted(found, key=lambda entry: entry.name)}
@@ -287,11 +322,12 @@ def scan_classes(root: Path, folders: Mapping[str, Path]) -> ClassFiles:
     """Returns the images in class folders; hidden files and files without an image suffix are skipped.
 
     Args:
-        root: links resolved.
-        folders: from ``class_folders``.
+        root: folder of the data set, with links resolved.
+        folders: class name to folder, from ``class_folders``.
 
     Raises:
-        DataError: a class name that cannot be shown, a link out of the root, a special file, or one file twice.
+        DataError: a class name is not printable, a link has no target inside the root, an image is not a regular file,
+            or a file has two names.
     """
     files = ClassFiles(root)
     for name, folder in folders.items():

@@ -1,4 +1,4 @@
-"""A user's own list: CSV or Parquet with the columns path, label and split."""
+"""The manifest layout: a user's list of images, CSV or Parquet with the columns path, label and split."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from saga_dist.data.layouts.listing import ClassFiles, find_root, read_list_byte
 from saga_dist.errors import DataError
 
 COLUMNS = ("path", "label", "split")
+"""Required columns."""
 SPLITS = ("train", "val", "test", "gallery")
+"""Values of the column ``split``."""
 DEFAULT_NAMES = ("manifest.csv", "manifest.parquet")
+"""File names in the root that are used when no manifest is given."""
 
 
 def load_manifest(
     root: str | Path, options: SplitOptions | None = None, *, manifest: str | Path | None = None
 ) -> Splits:
-    """Returns the splits that a manifest spells out; further columns are ignored.
+    """Returns the splits that a manifest lists; further columns are ignored.
 
-    ``split`` is train, val, test or gallery. Without val rows, validation classes are drawn from the training classes;
-    with gallery rows, the test images are queries that search the gallery and not each other.
+    The column ``split`` is train, val, test or gallery. Without val rows, validation classes are drawn from the
+    training classes. With gallery rows, the test images are queries that search the gallery instead of each other.
 
     Args:
-        root: folder that the paths are relative to, and that they may not leave.
+        root: folder that the paths are relative to; they may not leave it.
         options: validation classes and image size.
-        manifest: ``.csv`` (UTF-8, a byte order mark is allowed since Excel writes one) or ``.parquet``; by default
-            ``manifest.csv`` or ``manifest.parquet`` in the root.
+        manifest: a ``.csv`` file (UTF-8; a byte order mark is allowed, since Excel writes one) or a ``.parquet`` file;
+            None for ``manifest.csv`` or ``manifest.parquet`` in the root.
 
     Raises:
-        DataError: a column is missing, a row is wrong, or a class is on two sides.
+        DataError: a column is missing, a row is wrong, or a class is in two of training, validation and test.
     """
     folder = find_root(root)
     path = Path(manifest) if manifest else _default(folder)
@@ -85,7 +88,7 @@ _Row = tuple[str, str, str]
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, _Row]]:
-    """Yields number and values of every row; numbers are those of the row's last line in the file."""
+    """Yields the number and the values of every row; the number is that of the row's last line in the file."""
     content = read_list_bytes(path).removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(content.split(b"\n"), start=1):
         try:
@@ -119,7 +122,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, _Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
-    """Yields number (from 1) and values of every row."""
+    """Yields the number, from 1, and the values of every row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,7 +141,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
 
 
 def _places(names: Sequence[str], path: Path) -> list[int]:
-    """Returns where the needed columns are."""
+    """Returns the index of each of ``COLUMNS`` among the names of the manifest's columns."""
     for column in COLUMNS:
         if names.count(column) != 1:
             raise DataError(

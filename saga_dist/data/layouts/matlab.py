@@ -1,7 +1,8 @@
-"""Reading MATLAB 5 files in a process of its own.
+"""Reads MATLAB 5 files in a separate process.
 
-SciPy's reader ends the whole process (a segmentation fault) on some damaged files, and a compressed file can unpack to
-any size. So this file is also a script: ``python matlab.py FILE FIELD...`` writes what is needed as JSON and may die.
+SciPy's reader ends the whole process (segmentation fault) for some damaged files, and a compressed file can unpack to
+any size. Therefore this file is also a script, whose failure does no harm: ``python matlab.py FILE FIELD...`` writes
+the needed content as JSON.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _MEMORY_BYTES = 4 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What an annotation file holds."""
+    """Content of an annotation file."""
 
     fields: tuple[str, ...]
-    """Names of the fields of its struct array ``annotations``; empty without one."""
+    """Names of the fields of the struct array ``annotations``; empty without such an array."""
     columns: dict[str, list[Any]]
-    """The asked fields that exist: a text, a number or None for each element."""
+    """The requested fields that exist: a text, a number or None for each element of ``annotations``."""
     class_names: tuple[str, ...]
-    """Its cell array ``class_names``; empty without one."""
+    """Values of the cell array ``class_names``; empty without such an array."""
 
 
 def read_annotations(path: Path, fields: Sequence[str]) -> Annotations:
@@ -36,15 +37,15 @@ def read_annotations(path: Path, fields: Sequence[str]) -> Annotations:
 
     Args:
         path: file to read.
-        fields: fields wanted, found by name since their order differs between files.
+        fields: names of the requested fields; their order differs between files.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read, or not within time and memory limits.
     """
     from saga_dist.data.layouts.listing import read_list_bytes
     from saga_dist.errors import DataError
 
-    read_list_bytes(path)  # says what is wrong with the file itself
+    read_list_bytes(path)  # raises a precise error for a missing or special file
     try:
         done = subprocess.run(
             [sys.executable, "-P", __file__, str(path), *fields],

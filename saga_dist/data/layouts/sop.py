@@ -1,4 +1,4 @@
-"""Stanford Online Products: two lists with a header, one for each side."""
+"""Stanford Online Products: two lists with a header, one for training and one for test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from saga_dist.errors import DataError
 PUBLISHED = PublishedSplit(
     "Stanford Online Products", train_classes=11318, test_classes=11316, train_images=59551, test_images=60502
 )
+"""Size of the published split."""
 LISTS = ("Ebay_train.txt", "Ebay_test.txt")
+"""Lists of training and test images."""
 COLUMNS = ("image_id", "class_id", "path")
+"""Columns that are used."""
 
 
 def load_sop(root: str | Path, options: SplitOptions | None = None) -> Splits:
@@ -26,7 +29,7 @@ def load_sop(root: str | Path, options: SplitOptions | None = None) -> Splits:
         options: validation classes and image size.
 
     Raises:
-        DataError: anything wrong with lists or files, or a class on both sides.
+        DataError: a list or an image file is missing or wrong, or a class is in both lists.
     """
     folder = find_root(
         root, LISTS, inside=("Stanford_Online_Products",), layout="Stanford_Online_Products/{Ebay_train.txt, ...}"
@@ -57,7 +60,7 @@ def _class_name(class_id: int) -> str:
 
 
 def _rows(path: Path) -> list[tuple[str, int, int, str]]:
-    """Returns place, image id, class id and path of every row."""
+    """Returns (file and line number, image id, class id, path) of every row."""
     lines = read_lines(path)
     number, header = next(lines)
     names = header.split()
