@@ -197,7 +197,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     Raises:
         ModelError: ``objective.kl_layer`` is not a layer of this model.
     """
-    from saga_dist.models.spread import spread_layers
+    from saga_dist.models.device_map import distribute_layers
     from saga_dist.workers.replay import ReplayWorker
 
     set_threads(config)
@@ -207,7 +207,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
     else:
         backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
-        spread_layers(backbone, devices)
+        distribute_layers(backbone, devices)
     if config.objective.kl_layer >= backbone.num_layers:
         raise ModelError(
             f"objective.kl_layer = {config.objective.kl_layer}",

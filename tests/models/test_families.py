@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from saga_dist.errors import DataError, ModelError, TokenError
 from saga_dist.models.families import FAMILIES, resolve_family
-from saga_dist.models.families.base import KeyValues
+from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.standin.checkpoint import write_random_checkpoint
@@ -112,7 +112,7 @@ def test_positions_are_those_of_transformers(deep_checkpoint: Path, reference: A
     family = resolve_family(deep_checkpoint)
     body = f"red {family.image_placeholder} or {family.image_placeholder} blue?"
     ids = family.load_tokenizer().encode("compare them: " + body if text_first else body, add_special_tokens=False)
-    prompt = family.load_backbone().lay_out(ids, ((1, 4, 10), (1, 8, 6)))
+    prompt = family.load_backbone().build_layout(ids, ((1, 4, 10), (1, 8, 6)))
     mask_S = prompt.token_ids_S == reference.config.image_token_id
     expected_3S, delta = reference.model.get_rope_index(
         prompt.token_ids_S[None],
@@ -129,20 +129,20 @@ def test_prompt_needs_one_placeholder_per_image(tiny_checkpoint: Path) -> None:
     family = resolve_family(tiny_checkpoint)
     ids = family.load_tokenizer().encode(family.image_placeholder, add_special_tokens=False)
     with pytest.raises(TokenError, match="2 images; expected 1"):
-        family.load_backbone().lay_out(ids, ((1, 10, 10),) * 2)
+        family.load_backbone().build_layout(ids, ((1, 10, 10),) * 2)
 
 
 def test_reading_piece_by_piece_equals_reading_at_once(deep_checkpoint: Path) -> None:
     family = resolve_family(deep_checkpoint)
     backbone = family.load_backbone()
     ids = family.load_tokenizer().encode(f"which? {family.image_placeholder}!", add_special_tokens=False)
-    prompt = backbone.lay_out(ids, ((1, 10, 10),))
+    prompt = backbone.build_layout(ids, ((1, 10, 10),))
     values_NW = torch.randn(25, 384, generator=torch.Generator().manual_seed(1))
     end, start = len(prompt.token_ids_S), prompt.images[0].start
-    whole = backbone.read_prompt(prompt, values_NW, slice(0, end))
-    pieces: KeyValues = backbone.read_prompt(prompt, None, slice(0, start))
-    pieces = backbone.read_prompt(prompt, values_NW, slice(start, end - 2), pieces)
-    pieces = backbone.read_prompt(prompt, None, slice(end - 2, end), pieces)
+    whole = backbone.prefill(prompt, values_NW, slice(0, end))
+    pieces: KeyValues = backbone.prefill(prompt, None, slice(0, start))
+    pieces = backbone.prefill(prompt, values_NW, slice(start, end - 2), pieces)
+    pieces = backbone.prefill(prompt, None, slice(end - 2, end), pieces)
     for layer, expected in zip(pieces, whole, strict=True):
         torch.testing.assert_close(layer[0], expected[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(layer[1], expected[1], rtol=1e-5, atol=1e-6)
@@ -171,9 +171,9 @@ def _log_probs_of_nothing_but_text(folder: Path) -> torch.Tensor:
     family = resolve_family(folder)
     backbone = family.load_backbone()
     ids_1T = torch.tensor([[9, 12, 30, 11]])
-    prompt = backbone.lay_out([8, 9], ())
-    past = backbone.read_prompt(prompt, None, slice(0, 2))
-    return backbone.logits(backbone.read_completions(past, ids_1T, 2).hidden_GTD[0])
+    prompt = backbone.build_layout([8, 9], ())
+    past = backbone.prefill(prompt, None, slice(0, 2))
+    return backbone.logits(backbone.forward_completions(past, ids_1T, 2).hidden_GTD[0])
 
 
 def test_untied_heads_and_shards_load(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_positions_of_oblong_images_are_those_of_transformers(checkpoint: Path, 
     family = resolve_family(checkpoint)
     text = f"red {family.image_placeholder} or {family.image_placeholder} blue?"
     ids = family.load_tokenizer().encode(text, add_special_tokens=False)
-    prompt = family.load_backbone().lay_out(ids, ((1, 4, 10), (1, 8, 6)))
+    prompt = family.load_backbone().build_layout(ids, ((1, 4, 10), (1, 8, 6)))
     mask_S = prompt.token_ids_S == reference.config.image_token_id
     expected_3S, delta = reference.model.get_rope_index(
         prompt.token_ids_S[None],

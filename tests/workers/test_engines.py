@@ -265,11 +265,11 @@ def test_temperature_zero_takes_the_most_likely_token(
     family = resolve_family(tiny_checkpoint)
     backbone = family.load_backbone()
     prompt_ids = family.load_tokenizer().encode(prompt_text(family), add_special_tokens=False)
-    layout = backbone.lay_out(prompt_ids, tokens[0].grids)
+    layout = backbone.build_layout(prompt_ids, tokens[0].grids)
     with torch.no_grad():
-        past = backbone.read_prompt(layout, tokens[0].values_NW, slice(0, len(layout.token_ids_S) - 1))
+        past = backbone.prefill(layout, tokens[0].values_NW, slice(0, len(layout.token_ids_S) - 1))
         ids_1T = torch.tensor([[*layout.token_ids_S[-1:].tolist(), *group.token_ids[0][:-1]]])
-        hidden_TD = backbone.read_completions(past, ids_1T, layout.next_position - 1).hidden_GTD[0]
+        hidden_TD = backbone.forward_completions(past, ids_1T, layout.next_position - 1).hidden_GTD[0]
         logits_TV = backbone.logits(hidden_TD).index_fill(1, torch.tensor(family.forbidden_token_ids), -torch.inf)
     assert tuple(logits_TV.argmax(-1).tolist()) == group.token_ids[0]
 

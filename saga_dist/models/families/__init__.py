@@ -6,9 +6,9 @@ from pathlib import Path
 
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import Family
-from saga_dist.models.families.internvl import InternVLFamily
-from saga_dist.models.families.qwen2_5_vl import Qwen25VLFamily
-from saga_dist.models.families.qwen3_vl import Qwen3VLFamily
+from saga_dist.models.families.internvl.family import InternVLFamily
+from saga_dist.models.families.qwen2_5_vl.family import Qwen25VLFamily
+from saga_dist.models.families.qwen3_vl.family import Qwen3VLFamily
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family, supported_list
 

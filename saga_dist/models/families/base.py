@@ -19,16 +19,13 @@ import torch
 from torch import nn
 
 from saga_dist.data.prompts import ChatFormat
+from saga_dist.models.families.key_values import KeyValues
+from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.types import EncoderTokens, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from saga_dist.models.families.growing import GrowingRows
-
-KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
-"""Keys (after rotation) and values of every decoder layer: [B, H_kv, S, head width] each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ class FrozenBackbone(nn.Module, ABC):
         """Where the weights are."""
 
     @abstractmethod
-    def lay_out(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
+    def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
         """Returns the prompt with one position per encoder token; ``prompt_ids`` has one placeholder per image.
 
         Raises:
@@ -166,7 +163,7 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read_prompt(
+    def prefill(
         self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
     ) -> KeyValues:
         """Returns keys and values of the positions up to ``span.stop``, the graph to ``values_NW`` attached.
@@ -179,10 +176,10 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read_completions(
+    def forward_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
     ) -> Continuation:
-        """Returns what the decoder makes of completions on top of what they share.
+        """Runs the decoder over completions, padded, on the prefix that they share.
 
         Args:
             past: keys and values of all earlier positions; batch size 1 (shared, never copied G times) or G.
@@ -192,8 +189,8 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def open_rows(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> GrowingRows:
-        """Returns rows to grow token by token.
+    def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
+        """Returns the KV cache of rows that ``decode_step`` extends token by token.
 
         Args:
             prefixes: keys and values of what comes before, batch size 1 each, all of one length.
@@ -201,22 +198,22 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
+    def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns hidden states [B, D] of one more token in each row, after the last norm.
 
         Args:
-            rows: what the rows hold so far; it takes the token in.
+            cache: keys and values of the rows so far; the token's are appended.
             token_ids_B: int64.
             position: rotary position of the token.
         """
 
     @property
     @abstractmethod
-    def packs(self) -> bool:
-        """Whether ``read_group`` takes sequences of any lengths without padding."""
+    def supports_packing(self) -> bool:
+        """True when ``forward_packed`` takes sequences of any lengths without padding them."""
 
     @abstractmethod
-    def read_group(
+    def forward_packed(
         self,
         past: KeyValues,
         sequences: Sequence[torch.Tensor],
@@ -224,7 +221,7 @@ class FrozenBackbone(nn.Module, ABC):
         *,
         probe_layer: int | None = None,
     ) -> GroupRun:
-        """Returns what the decoder makes of a group of sequences on the prefix that they share.
+        """Runs the decoder over a group of sequences, one behind the other, on the prefix that they share.
 
         Args:
             past: keys and values of all earlier positions, batch size 1.
@@ -269,7 +266,7 @@ def attention_rows(
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The decoder's run over G completions."""
+    """Output of the decoder over G completions."""
 
     hidden_GTD: torch.Tensor
     """[G, T, D] after the last norm, in the backbone's dtype."""
@@ -279,7 +276,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class GroupRun:
-    """The decoder's run over a group of sequences."""
+    """Output of the decoder over a group of sequences."""
 
     hidden_RD: torch.Tensor
     """[sum of T_g, D] after the last norm, one sequence behind the other."""
