@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saga_dist.config import RunConfig, load_config
-from saga_dist.errors import SagaError
+from saga_dist.errors import ModelError, SagaError
 from saga_dist.estimate.formatting import size
 from saga_dist.runtime.preflight import describe
 from saga_dist.utils.printable import printable, printable_lines
@@ -51,7 +51,7 @@ def examine(config_path: Path | None, overrides: Sequence[str], *, smoke: bool) 
         ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
     ]
     failed, doubts = 0, list[str]()
-    checks.append(("room", lambda: _room(config, doubts)))
+    checks.append(("room", lambda: _estimated_room(config, doubts)))
     if smoke:
         checks.append(("one pair", lambda: judge_one_pair(config)))
     for name, check in checks:
@@ -134,6 +134,16 @@ def _disk() -> str:
     if free < 1:
         raise SagaError(f"{free:.1f} GiB free", expected="at least 1 GiB for checkpoints", fix="free some space")
     return f"{free:.0f} GiB free here"
+
+
+def _estimated_room(config: RunConfig, doubts: list[str]) -> str:
+    """Returns the finding of ``_room``; sizes that a model family of the user's own does not tell are no fault."""
+    try:
+        return _room(config, doubts)
+    except ModelError as error:
+        if not config.model.own_family:
+            raise
+        return f"not estimated ({error})"
 
 
 def _room(config: RunConfig, doubts: list[str]) -> str:

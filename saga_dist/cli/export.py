@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("hf", "sentence-transformers", "onnx")
 MODEL_HELP = "run directory, or the folder of an encoder"
+Family = Annotated[
+    str,
+    typer.Option(
+        "--family",
+        help="package.module:object of the encoder's model family, where it is not built in; runs that code",
+        metavar="PATH",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +38,7 @@ def export(
     run: Annotated[Path, typer.Argument(help=MODEL_HELP, metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "hf",
+    family: Family = "",
 ) -> None:
     """Write the encoder (tower and pooler, no MLLM) in a form that other software reads, with a model card."""
     if form not in FORMATS:
@@ -37,7 +46,7 @@ def export(
     quiet_libraries()
     from saga_dist.export.folder import export_encoder
 
-    done = export_encoder(run, out, form=form)
+    done = export_encoder(run, out, form=form, family=family)
     _say(f"{out}: {form}, model {done.identity.sha256[:12]}")
     _say(f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here")
     _say(f"checked: cosine {done.min_cosine:.6f} or more against the run's own encoder on {done.num_checked} images")
@@ -50,6 +59,7 @@ def embed(
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="share of images that may be unusable")] = 0.05,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
+    family: Family = "",
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
@@ -61,7 +71,7 @@ def embed(
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)
-    encoder = _load(encoder_folder, device)
+    encoder = _load(encoder_folder, device, family)
     with _progress() as progress:
         task = progress.add_task("embedding", total=None)
         done = embed_folder(
@@ -118,6 +128,7 @@ def search(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write query and matches as a picture, .png")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    family: Family = "",
 ) -> None:
     """Print the k nearest images: rank, cosine, path."""
     quiet_libraries()
@@ -132,7 +143,7 @@ def search(
     identity = read_identity(folder)
     # Once before the model is loaded, which takes seconds.
     opened.model.refuse_other(identity, where=str(index_folder))
-    matches = search_image(opened, _load(folder, device), identity, image, k)
+    matches = search_image(opened, _load(folder, device, family), identity, image, k)
     for rank, match in enumerate(matches, start=1):
         _say(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:
@@ -143,11 +154,11 @@ def search(
         _say(f"contact sheet: {sheet}")
 
 
-def _load(folder: Path, device: str) -> Any:
+def _load(folder: Path, device: str, family: str) -> Any:
     from saga_dist.models.encoder import load
 
     try:
-        return load(folder, device=device)
+        return load(folder, device=device, family=family)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error

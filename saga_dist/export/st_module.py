@@ -59,8 +59,17 @@ class SagaEncoder(InputModule):
         self.encoder.save(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> SagaEncoder:
+    def load(
+        cls, model_name_or_path: str, subfolder: str = "", model_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> SagaEncoder:
         """Returns the module in a folder on this machine.
+
+        Args:
+            model_name_or_path: the folder.
+            subfolder: of the encoder in it.
+            model_kwargs: as ``SentenceTransformer(folder, model_kwargs=...)`` takes them; ``family`` is the import path
+                of a model family that is not built in.
+            kwargs: of other modules; not used.
 
         Raises:
             CheckpointError: there is none, or it is damaged.
@@ -68,7 +77,7 @@ class SagaEncoder(InputModule):
         folder = Path(model_name_or_path, subfolder)
         if not folder.is_dir():
             raise CheckpointError("no such folder", where=str(folder), fix="download the model and give its folder")
-        return cls(load(folder))
+        return cls(load(folder, family=(model_kwargs or {}).get("family", "")))
 
 
 def _square(image: Any, size: int) -> np.ndarray:

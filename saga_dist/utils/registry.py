@@ -7,9 +7,10 @@ comparison) has one ``Registry``. Built-ins are import paths too, so that readin
 from __future__ import annotations
 
 import importlib
+import inspect
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +55,34 @@ class Registry(Generic[ObjectT]):
         """
         self.check(name)
         found: ObjectT = import_object(self.builtin.get(name, name), key=self.key)
+        return found
+
+    def load_callable(self, name: str, *arguments: str, keywords: Collection[str] = ()) -> ObjectT:
+        """Returns the object that a name stands for, which takes these arguments.
+
+        Args:
+            name: built-in name or import path.
+            arguments: names of the positional arguments that it is called with.
+            keywords: names of the keyword arguments.
+
+        Raises:
+            ConfigError: as ``load``; or the object is not callable, or not with these arguments.
+        """
+        found = self.load(name)
+        if not callable(found):
+            raise ConfigError(f"{name!r} is a {type(found).__name__}", where=self.key, expected="a callable")
+        try:
+            signature = inspect.signature(found)
+        except ValueError:  # a callable of C code that does not tell its signature
+            return found
+        try:
+            signature.bind(*arguments, **dict.fromkeys(keywords))
+        except TypeError as error:
+            raise ConfigError(
+                f"{name!r} cannot be called ({error})",
+                where=self.key,
+                expected=f"the arguments ({', '.join([*arguments, *(f'{keyword}=' for keyword in keywords)])})",
+            ) from error
         return found
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saga_dist.config.registries import MODEL_FAMILIES
 from saga_dist.errors import DataError, ModelError, TokenError
-from saga_dist.models.families import FAMILIES, resolve_family
+from saga_dist.models.families import load_family_class, resolve_family
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import SUPPORTED_FAMILIES
@@ -237,13 +238,15 @@ def test_strings_ids_and_vllm_input(tiny_checkpoint: Path) -> None:
     assert {tokenizer.convert_tokens_to_ids(marker) for marker in markers} <= set(family.forbidden_token_ids)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in family.forbidden_token_ids
     record = EncoderTokens("p", torch.zeros(50, 256), (25, 25), ((1, 10, 10),) * 2, 1, 0)
-    image = family.vllm_multi_modal_data(record)["image"]
+    image = family.image_inputs(record)["image"]
     assert image["image_embeds"].shape == (50, 256)
     assert image["image_grid_thw"].tolist() == [[1, 10, 10], [1, 10, 10]]
 
 
 def test_the_light_list_of_families_is_the_real_one() -> None:
-    assert {name: family.architecture for name, family in FAMILIES.items()} == SUPPORTED_FAMILIES
+    families = {name: load_family_class(name) for name in MODEL_FAMILIES.builtin}
+    assert {name: family.architecture for name, family in families.items()} == SUPPORTED_FAMILIES
+    assert all(family.name == name for name, family in families.items())
 
 
 def _edited(tiny_checkpoint: Path, tmp_path: Path, **changes: Any) -> Path:

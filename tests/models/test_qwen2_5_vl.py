@@ -88,10 +88,10 @@ def test_files_named_as_by_later_versions_load_as_well(checkpoint: Path, tmp_pat
 def test_vllm_gets_embeddings_of_one_level_and_the_grids(checkpoint: Path) -> None:
     family = resolve_family(checkpoint)
     record = EncoderTokens("p", torch.zeros(50, 128), (25, 25), ((1, 10, 10),) * 2, 0, 0)
-    image = family.vllm_multi_modal_data(record)["image"]
+    image = family.image_inputs(record)["image"]
     assert image["image_embeds"].shape == (50, 128)
     assert image["image_grid_thw"].tolist() == [[1, 10, 10]] * 2
-    assert family.vllm_prompt_ids((3, 1, 2)) == [3, 1, 2]
+    assert family.engine_prompt_ids((3, 1, 2)) == [3, 1, 2]
 
 
 def test_the_turn_opens_as_the_familys_chat_template_does(checkpoint: Path) -> None:

@@ -98,7 +98,8 @@ class VisionTower(nn.Module, ABC):
     """The trainable vision encoder f_theta: images to encoder tokens."""
 
     family: ClassVar[str]
-    """Name of its family, as in a saved encoder."""
+    """The family whose ``rebuild_tower`` makes this tower again, as a saved encoder names it: a built-in name or
+    ``package.module:object``."""
     layout: TokenLayout
 
     @abstractmethod
@@ -285,14 +286,24 @@ class GroupRun:
 
 
 class Family(ABC):
-    """One family bound to one checkpoint: makes its parts and knows its strings and ids."""
+    """A family of multimodal LLMs, bound to one checkpoint: loads its parts and holds its strings and ids.
+
+    A subclass of one's own is named by import path (``model.family``); ``saga_dist.testing.check_model_family`` checks
+    it. Checkpoints whose parts are modules of transformers are less work through ``CheckpointFamily``.
+
+    Args:
+        files: the checkpoint.
+        config: content of its config.json.
+    """
 
     name: ClassVar[str]
+    """Short name, for reports."""
     architecture: ClassVar[str]
+    """Class of the whole model in transformers, as in ``architectures`` of config.json."""
     image_placeholder: ClassVar[str]
-    """What stands for one image in the text of a prompt."""
+    """Text that stands for one image in a prompt; holds the image token once."""
     chat_format: ClassVar[ChatFormat]
-    """Its turn markers."""
+    """Turn markers before and after the user's text."""
 
     def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
         self.files = files
@@ -323,11 +334,15 @@ class Family(ABC):
         """Returns the checkpoint's tokenizer."""
 
     @abstractmethod
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns ``multi_modal_data`` of one vLLM request."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: encoder tokens in place of pixels, on the host.
 
-    def vllm_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Returns the prompt as vLLM wants it, before it opens the placeholders itself."""
+        The form is what the model's own class takes as image embeddings, by modality: ``{"image": ...}``, the
+        ``multi_modal_data`` of a vLLM request.
+        """
+
+    def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Returns the token ids of the prompt for a serving engine that expands image placeholders itself."""
         return list(prompt_ids)
 
     @classmethod

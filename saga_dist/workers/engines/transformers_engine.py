@@ -23,6 +23,7 @@ from saga_dist.workers.engines.validation import check_room
 if TYPE_CHECKING:
     from saga_dist.models.families.base import Family, FrozenBackbone, PromptLayout
     from saga_dist.models.families.key_values import KeyValues
+    from saga_dist.workers.engines.factory import EngineContext
 
 
 @dataclass(slots=True)
@@ -99,6 +100,17 @@ class TransformersEngine:
         self._end_ids = end_token_ids(family)
         self._opening: KeyValues | None = None
         """Keys and values of the text before the first image: constants, whatever the images are."""
+
+    @classmethod
+    def from_context(cls, context: EngineContext) -> TransformersEngine:
+        """Returns the engine that a run's configuration describes; loads the backbone."""
+        return cls(
+            context.family.load_backbone(dtype=context.dtype, device=context.device),
+            family=context.family,
+            prompt_text=context.prompt_text,
+            max_model_len=context.max_model_len,
+            max_rows=context.max_num_seqs,
+        )
 
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float

@@ -67,11 +67,11 @@ class InternVLFamily(CheckpointFamily):
                 expected="1 / a whole number of patches per token side",
             )
 
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one vLLM request: one [N, D] tensor per image, no grid."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: one [N, D] tensor per image, no grid."""
         return {"image": list(tokens.values_NW.detach().cpu().split(tokens.lengths))}
 
-    def vllm_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Returns the prompt without the markers around its images: vLLM puts them there itself."""
+    def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Returns the prompt without the markers around its images: the engine puts them there itself."""
         around = set(self.load_tokenizer().convert_tokens_to_ids([IMAGE_START, IMAGE_END]))
         return [token_id for token_id in prompt_ids if token_id not in around]

@@ -51,7 +51,7 @@ class QwenVLFamily(CheckpointFamily):
         named = {config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         return tuple(sorted({*super().forbidden_token_ids, *named}))
 
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one vLLM request: wire-layout embeddings and their patch grids."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: wire-layout embeddings and their patch grids."""
         grids_I3 = torch.tensor(tokens.grids, dtype=torch.int64)
         return {"image": {"image_embeds": tokens.values_NW.detach().cpu(), "image_grid_thw": grids_I3}}
