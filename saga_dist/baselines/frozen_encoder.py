@@ -97,8 +97,10 @@ def open_encoder(text: str, device: torch.device) -> FrozenEncoder:
         UserError: it cannot be had; one line says why.
     """
     spec = parse_spec(text)
-    make = ENCODERS.load_callable(spec.name if spec.kind == OWN else spec.kind, "spec", "device")
-    encoder = make(spec, device)
+    name = spec.name if spec.kind == OWN else spec.kind
+    make = ENCODERS.load_callable(name, "spec", "device")
+    with ENCODERS.calling(name):
+        encoder = make(spec, device)
     if not isinstance(encoder, FrozenEncoder) or not isinstance(encoder.card, EncoderCard):
         raise ConfigError(
             f"{text!r} returned a {type(encoder).__name__}",

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "evidence"),
     ("estimate",),
     ("doctor", "preflight", "demo", "data_commands", "bench", "comparison", "sweep"),
+    ("testing",),
     ("cli",),
 )
 

@@ -221,15 +221,6 @@ def test_deepstack_reaches_the_log_probs(
     assert abs(full.log_probs[0][0] - without.log_probs[0][0]) > 1e-3
 
 
-def test_texts_are_the_tokens_decoded(
-    make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
-) -> None:
-    tokenizer = resolve_family(tiny_checkpoint).load_tokenizer()
-    for group in generate(make_engine(tiny_checkpoint), tokens):
-        assert group.texts == tuple(tokenizer.decode(list(ids), skip_special_tokens=True) for ids in group.token_ids)
-        assert "<|im_end|>" not in "".join(group.texts)
-
-
 def test_same_request_same_completions(
     make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
 ) -> None:

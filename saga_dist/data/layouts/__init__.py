@@ -41,7 +41,7 @@ def load_splits(data: DataSection, *, seed: int) -> Splits:
         seed: of the choice of validation classes.
 
     Raises:
-        ConfigError: no such layout, it takes other arguments, or it returns no splits.
+        ConfigError: no such layout, it takes other arguments, raises, or returns no splits.
         DataError: the data set is not what the layout or the split hash says.
     """
     keys = _keys_of(data)
@@ -49,7 +49,8 @@ def load_splits(data: DataSection, *, seed: int) -> Splits:
     options = SplitOptions(
         val_fraction=data.val_fraction, image_size=data.image_size, seed=seed, fast_jpeg=data.fast_jpeg
     )
-    splits = layout(Path(data.root), options, **keys)
+    with LAYOUTS.calling(data.layout):
+        splits = layout(Path(data.root), options, **keys)
     if not isinstance(splits, Splits):
         raise ConfigError(f"{data.layout!r} returned a {type(splits).__name__}", where=LAYOUTS.key, expected="Splits")
     if data.split_hash and splits.split_hash() != data.split_hash:

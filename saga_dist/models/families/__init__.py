@@ -23,12 +23,14 @@ def resolve_family(path: str | Path, revision: str = "main", *, family: str = AU
 
     Raises:
         ModelError: no such checkpoint, an unreadable configuration, or a family that is not supported.
-        ConfigError: no such family.
+        ConfigError: no such family, or a family of the user's own raises.
     """
     files = ModelFiles(path, revision)
     config = files.json("config.json")
     name = supported_family(config, where=files.name) if family == AUTO else family
-    return load_family_class(name)(files, config)
+    family_class = load_family_class(name)
+    with MODEL_FAMILIES.calling(name):
+        return family_class(files, config)
 
 
 def load_family_class(name: str) -> type[Family]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from saga_dist.config.registries import ENGINES
-from saga_dist.errors import ConfigError
+from saga_dist.errors import ConfigError, EngineError, SagaError
 from saga_dist.models.families.base import Family
 from saga_dist.protocols import Engine
 
@@ -56,9 +56,18 @@ def make_engine(name: str, context: EngineContext) -> Engine:
 
     Raises:
         ConfigError: no such factory, or it returns no engine.
-        EngineError: the engine did not start.
+        EngineError: the engine did not start; it may elsewhere, or later.
     """
-    engine = load_engine_factory(name)(context)
+    factory = load_engine_factory(name)
+    try:
+        engine = factory(context)
+    except SagaError:
+        raise
+    except Exception as error:  # decided here: the start of an engine may fail for any reason of its own
+        if name in ENGINES.builtin:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EngineError(f"{name!r} did not start: {reason}", where=ENGINES.key) from error
     if not isinstance(engine, Engine):
         raise ConfigError(
             f"{name!r} returned a {type(engine).__name__}",
