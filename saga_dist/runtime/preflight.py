@@ -26,14 +26,12 @@ def describe(config: RunConfig, directory: Path) -> str:
     """
     rollout, data, objective = config.rollout, config.data, config.objective
     require_loggers(config.logging)
-    model_line = _model_line(config)
-    check_own_objects(config)
     lines = [
         (
             "run",
             f"{directory} ({'resumes' if (directory / 'config.json').exists() else 'new'}), seed {config.run.seed}",
         ),
-        ("model", model_line),
+        ("model", _model_line(config)),
         ("data", _data_line(config)),
         (
             "batch",
@@ -62,6 +60,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
+    check_own_objects(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 

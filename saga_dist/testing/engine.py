@@ -36,7 +36,7 @@ def check_engine(factory: EngineFactory, *, family: Family | None = None, sample
 
     Args:
         factory: what ``rollout.engine`` would name.
-        family: a small model; by default a random Qwen3-VL of 1 MB with DeepStack, made for the check.
+        family: a small model; by default a tiny random Qwen3-VL with DeepStack, made for the check.
         samples_model: False for an engine that answers by rule: what follows from sampling the model (log-probabilities
             of the backbone, greedy answers, seeds that matter) is then not checked. Such an engine cannot train unless
             ``rollout.max_log_prob_gap`` allows for it.
@@ -122,9 +122,8 @@ def _check_form(groups: Sequence[Completions], requests: Sequence[EncoderTokens]
             assert not forbidden & set(ids), f"{name}: image markers were sampled: {sorted(forbidden & set(ids))}"
             decoded = tokenizer.decode(list(ids), skip_special_tokens=True)
             assert text == decoded, f"{name}: text {text!r} is not its tokens decoded, {decoded!r}"
-            assert not any(token in text for token in tokenizer.all_special_tokens), (
-                f"{name}: a special token in {text!r}"
-            )
+            special = [token for token in tokenizer.all_special_tokens if token in text]
+            assert not special, f"{name}: {special[0]} in the text {text!r}"
             assert log_probs_T.dtype == np.float32, f"{name}: log-probabilities are {log_probs_T.dtype}, not float32"
             assert log_probs_T.shape == (len(ids),), (
                 f"{name}: {log_probs_T.shape} log-probabilities of {len(ids)} tokens"
