@@ -1,4 +1,4 @@
-"""What is asked of a frozen encoder, and the way to name one on the command line.
+"""Frozen encoders for comparison: their interface, and the ways to name one on the command line.
 
 timm:NAME                       pretrained weights of timm
 timm:NAME?pretrained=false      the architecture with random weights
@@ -47,12 +47,12 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class EncoderCard(Section):
-    """What must stand beside an encoder's figures, or they cannot be compared."""
+    """Facts about an encoder, without which its figures cannot be compared with others."""
 
     spec: str
     backbone: str
     pretraining: str
-    """What the checkpoint itself says of it."""
+    """The checkpoint's own statement."""
     pooling: str
     preprocessing: str
     dimension: int
@@ -78,16 +78,17 @@ class EncoderSpec:
     """A parsed ``--encoder``."""
 
     text: str
-    """The whole of it."""
+    """The whole text."""
     kind: str
     """Built-in kind, or ``py``."""
     name: str
-    """The part between kind and options; of ``py`` the import path."""
+    """The part between kind and options; for ``py`` the import path."""
     options: dict[str, str]
+    """Values by key, as they were typed."""
 
 
 EncoderFactory = Callable[[EncoderSpec, "torch.device"], FrozenEncoder]
-"""Makes the encoder of a specification, on a device."""
+"""Returns the encoder of a specification, on a device."""
 
 
 def open_encoder(text: str, device: torch.device) -> FrozenEncoder:

@@ -22,7 +22,7 @@ RELATIVES: dict[str, str] = {
     "qwen2_vl": "choose a Qwen2.5-VL or a Qwen3-VL",
     "internvl_chat": "choose the same checkpoint in Hugging Face format, its name ends in -HF",
 }
-"""What to take instead of checkpoints that are easily mistaken for supported ones."""
+"""Advice for checkpoints that are easily mistaken for supported ones, by ``model_type``."""
 
 
 def supported_family(config: Mapping[str, Any], *, where: str) -> str:

@@ -1,4 +1,4 @@
-"""What ``--dry-run`` shows: the resolved configuration, checked as far as it can be without loading a model.
+"""The plan that ``--dry-run`` prints: the resolved configuration, checked as far as it can be without a model.
 
 Neither torch nor Ray is imported here, but for objects of the user's own: they are imported and checked last.
 """

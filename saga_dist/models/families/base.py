@@ -1,4 +1,4 @@
-"""What a family of multimodal LLMs must offer: a trainable tower, a frozen language model, and the wire between them.
+"""Interface of a family of multimodal LLMs: a trainable tower, a frozen language model, and the wire between them.
 
     images ──preprocess──► PixelBatch ──VisionTower──► values_NW ──(the wire)──► FrozenBackbone ──► log-probs, attention
 
@@ -153,7 +153,7 @@ class FrozenBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @abstractmethod
     def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:

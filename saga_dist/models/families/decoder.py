@@ -88,7 +88,7 @@ class DecoderBackbone(FrozenBackbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.language_model.embed_tokens.weight.device
 
     @property

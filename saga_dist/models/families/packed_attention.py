@@ -26,7 +26,7 @@ from saga_dist.models.families.key_values import KeyValues
 _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 AVAILABLE = _flash is not None and _flash_backward is not None
-"""Whether this torch has the kernel; without it, groups are padded."""
+"""True where this torch has the kernel; without it, groups are padded."""
 
 
 class StopForward(Exception):

@@ -24,7 +24,7 @@ class EngineContext:
     prompt_text: str
     """The whole prompt, with ``family.image_placeholder`` once per image; ends with text."""
     dtype: torch.dtype
-    """Of weights, and of the encoder tokens that arrive: float32 or bfloat16."""
+    """Dtype of weights and of the encoder tokens that arrive: float32 or bfloat16."""
     device: torch.device
     """Device of the weights (``model.device``); an engine that places itself may ignore it."""
     max_model_len: int

@@ -41,7 +41,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """How the rows of a batch are drawn, side by side."""
+    """Sampling settings and random numbers of the rows of a batch, side by side."""
 
     temperature_B: torch.Tensor
     top_p_B: torch.Tensor

@@ -17,7 +17,7 @@ from saga_dist.models.families.preprocessing import check_images
 from saga_dist.models.weights import build_empty
 
 DESCRIBED = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
-"""What decides the tower's shape and result besides the vision configuration and the width of the tokens."""
+"""Keys that decide the tower's shape and result, besides the vision configuration and the width of the tokens."""
 
 
 class VisionModel(InternVLModel):
