@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from saga_dist.config import DataSection
 from saga_dist.config.registries import LAYOUTS
@@ -11,26 +12,15 @@ from saga_dist.data.image_sets import Splits
 from saga_dist.data.layouts.division import SplitOptions
 from saga_dist.errors import ConfigError, DataError
 
+Layout = Callable[..., Splits]
+"""A function ``(root, options, **keys)`` that finds the images and classes of a data set (``data.layout``).
 
-class Layout(Protocol):
-    """A function that finds the images and classes of a data set (``data.layout``).
-
-    Equal arguments and files must give equal splits, on every process of the learner and after a resume.
-    ``saga_dist.testing.check_layout`` checks a layout on a data set.
-    """
-
-    def __call__(self, root: Path, options: SplitOptions, **keys: Any) -> Splits:
-        """Returns class-disjoint splits.
-
-        Args:
-            root: ``data.root``; the current folder where it is empty.
-            options: validation classes, image size and seed.
-            keys: those of ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` that are set, by their
-                names; a layout without such a parameter does not take the key.
-
-        Raises:
-            DataError: the data set is not what the layout expects.
-        """
+``root`` is ``data.root`` as a path, the current folder where that is empty; ``options`` are ``SplitOptions``. ``keys``
+are ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` by their names, as far as they are set: a layout
+without such a parameter does not take the key. Splits are class-disjoint. Equal arguments and files give equal splits,
+in every process of the learner and after a resume. The function raises ``DataError`` where the data set is not what it
+expects; ``saga_dist.testing.check_layout`` checks it on a data set.
+"""
 
 
 def load_splits(data: DataSection, *, seed: int) -> Splits:
