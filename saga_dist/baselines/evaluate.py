@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from saga_dist.baselines.frozen_encoder import EncoderCard, FrozenEncoder, parse_spec
+from saga_dist.baselines.frozen_encoder import EncoderCard, FrozenEncoder, check_embeddings, open_encoder
 from saga_dist.config import RunConfig, Section
 from saga_dist.data.image_sets import ImageSet
 from saga_dist.errors import ConfigError
@@ -30,26 +29,6 @@ class Comparison(Section):
     ms_per_image: float
     """Preprocessing and forward pass in batches of 64, decoding left out."""
     device: str
-
-
-def open_encoder(text: str, device: torch.device) -> FrozenEncoder:
-    """Returns the encoder that ``--encoder`` names.
-
-    Raises:
-        UserError: it cannot be had; one line says why.
-    """
-    spec = parse_spec(text)
-    if spec.kind == "timm":
-        from saga_dist.baselines.timm_encoder import TimmEncoder
-
-        return TimmEncoder(spec, device)
-    if spec.kind == "hf":
-        from saga_dist.baselines.hf_encoder import HfEncoder
-
-        return HfEncoder(spec, device)
-    from saga_dist.baselines.run_encoder import RunEncoder
-
-    return RunEncoder(spec, device)
 
 
 def compare(
@@ -113,6 +92,7 @@ def _embed(encoder: FrozenEncoder, images: ImageSet, clock: _Clock) -> Embedding
     for start in range(0, len(images), BATCH):
         batch = [images.original(index) for index in range(start, min(start + BATCH, len(images)))]
         started = time.perf_counter()
-        chunks.append(encoder.encode(batch))
+        values_IE = encoder.encode(batch)
         clock.note(len(batch), time.perf_counter() - started)
+        chunks.append(check_embeddings(values_IE, len(batch), encoder.card.dimension, f"--encoder {encoder.card.spec}"))
     return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA)

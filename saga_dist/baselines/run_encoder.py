@@ -19,7 +19,7 @@ class RunEncoder:
     """Tower and pooler of a run; implements ``FrozenEncoder``.
 
     Args:
-        spec: run directory, or an encoder's own folder.
+        spec: run directory, or an encoder's own folder; option ``family``, see ``saga_dist.load``.
         device: where it runs.
 
     Raises:
@@ -28,7 +28,7 @@ class RunEncoder:
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         folder = Path(spec.name).expanduser()
-        self._encoder = load(model_folder(folder), device=device)
+        self._encoder = load(model_folder(folder), device=device, family=spec.options.get("family", ""))
         pooler = self._encoder.pooler.describe()
         size = self._encoder.image_size
         self.card = EncoderCard(

@@ -38,7 +38,7 @@ from saga_dist.workers.replay import ReplayWorker
 
 if TYPE_CHECKING:
     from saga_dist.models.families.base import Family
-    from saga_dist.models.families.qwen3_vl_backbone import Qwen3VLBackbone
+    from saga_dist.models.families.qwen3_vl.backbone import Qwen3VLBackbone
 
 TIME_SHARE = 0.92
 """Target for the ratio of the times, as a share of the ratio of token counts."""
@@ -156,7 +156,7 @@ class _ReplaySides:
             batches: indices of the completions of each batch.
         """
         backbone, model = self._backbone, self._backbone.language_model
-        prompt = backbone.lay_out(self._prompt_ids, self._tokens.grids)
+        prompt = backbone.build_layout(self._prompt_ids, self._tokens.grids)
         num_prompt = len(prompt.token_ids_S)
         values_NW = self._tokens.values_NW.clone().requires_grad_()
         group = self._task.group

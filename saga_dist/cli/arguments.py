@@ -16,6 +16,14 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value â
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="where the run lives; the same directory resumes")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log every event")]
 Device = Annotated[str, typer.Option(help="where the encoder runs: cpu, cuda, â€¦")]
+Family = Annotated[
+    str,
+    typer.Option(
+        "--family",
+        help="package.module:object of the encoder's model family, where it is not built in; runs that code",
+        metavar="PATH",
+    ),
+]
 ENCODER_HELP = "run directory, or the folder of an encoder"
 RUN_HELP = "run directory of a finished or running training"
 

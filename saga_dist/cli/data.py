@@ -25,7 +25,9 @@ def _group() -> None:
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="folder of the data set", metavar="PATH")],
-    layout: Annotated[str, typer.Option(help="folder, manifest, cub, cars, aircraft, inat, sop or inshop")] = "folder",
+    layout: Annotated[
+        str, typer.Option(help="folder, manifest, cub, cars, aircraft, inat, sop, inshop or package.module:object")
+    ] = "folder",
     manifest: Annotated[str, typer.Option(help="the list of layout manifest, .csv or .parquet")] = "",
     train_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",
     test_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",

@@ -15,7 +15,7 @@ def demo(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     runtime: Annotated[str, typer.Option(help="ray or serial")] = "ray",
-    engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+    engine: Annotated[str, typer.Option(help="vllm, transformers or package.module:object")] = "vllm",
     ablations: Annotated[bool, typer.Option(help="add the rows + GRPO only and + KL only")] = False,
     verbose: Verbose = False,
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saga_dist.config import RunConfig, load_config
-from saga_dist.errors import SagaError
+from saga_dist.errors import ModelError, SagaError
 from saga_dist.estimate.formatting import size
 from saga_dist.runtime.preflight import describe
 from saga_dist.standin import DEMO_CONFIG
@@ -56,7 +56,7 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
         ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
     ]
     failed, warnings = 0, list[str]()
-    checks.append(("capacity", lambda: _capacity(config, warnings)))
+    checks.append(("capacity", lambda: _capacity_of_known_family(config, warnings)))
     if smoke:
         checks.append(("one pair", lambda: judge_one_pair(config)))
     for name, check in checks:
@@ -142,6 +142,16 @@ def _disk() -> str:
     if free < 1:
         raise SagaError(f"{free:.1f} GiB free", expected="at least 1 GiB for checkpoints", fix="free some space")
     return f"{free:.0f} GiB free here"
+
+
+def _capacity_of_known_family(config: RunConfig, warnings: list[str]) -> str:
+    """Returns the finding of ``_capacity``; a family of the user's own whose sizes are unknown is not a failure."""
+    try:
+        return _capacity(config, warnings)
+    except ModelError as error:
+        if not config.model.own_family:
+            raise
+        return f"not estimated ({error})"
 
 
 def _capacity(config: RunConfig, warnings: list[str]) -> str:

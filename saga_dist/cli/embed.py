@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, print_line
+from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.cli.encoder import load_encoder, progress_bar
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -19,6 +19,7 @@ def embed(
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="share of images that may be unusable")] = 0.05,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
+    family: Family = "",
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
@@ -30,7 +31,7 @@ def embed(
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)
-    encoder = load_encoder(encoder_folder, device)
+    encoder = load_encoder(encoder_folder, device, family)
     with progress_bar() as progress:
         task = progress.add_task("embedding", total=None)
         done = embed_folder(

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from saga_dist.models.encoder import Encoder
 
 
-def load_encoder(folder: Path, device: str) -> Encoder:
+def load_encoder(folder: Path, device: str, family: str) -> Encoder:
     """Returns the encoder in a folder, loaded on a device.
 
     Args:
         folder: folder of the encoder.
         device: torch device, e.g. ``cpu`` or ``cuda``.
+        family: import path of the encoder's model family, where it is not built in.
 
     Raises:
         DataError: the device cannot be used.
@@ -28,7 +29,7 @@ def load_encoder(folder: Path, device: str) -> Encoder:
     from saga_dist.models.encoder import load
 
     try:
-        return load(folder, device=device)
+        return load(folder, device=device, family=family)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error

@@ -27,7 +27,11 @@ def evaluate(
         list[str] | None, typer.Argument(help="section.key=value …, with --encoder", metavar="[KEY=VALUE]…")
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="timm:NAME, hf:PATH or run:DIR, on the data of CONFIG.toml", metavar="KIND:NAME")
+        str,
+        typer.Option(
+            help="timm:NAME, hf:PATH, run:DIR or py:package.module:object, on the data of CONFIG.toml",
+            metavar="KIND:NAME",
+        ),
     ] = "",
     split: Annotated[str, typer.Option(help="test or val")] = "test",
     json_file: Annotated[

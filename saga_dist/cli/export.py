@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, print_line
+from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -18,6 +18,7 @@ def export(
     run: Annotated[Path, typer.Argument(help=ENCODER_HELP, metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", help="new folder")],
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "hf",
+    family: Family = "",
 ) -> None:
     """Write the encoder (tower and pooler, no MLLM) in a format that other software reads, with a model card."""
     if form not in FORMATS:
@@ -25,7 +26,7 @@ def export(
     quiet_libraries()
     from saga_dist.export.folder import export_encoder
 
-    done = export_encoder(run, out, form=form)
+    done = export_encoder(run, out, form=form, family=family)
     print_line(f"{out}: {form}, model {done.identity.sha256[:12]}")
     print_line(
         f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ENCODER_HELP, print_line
+from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.cli.encoder import load_encoder
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
@@ -22,6 +22,7 @@ def search(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write query and matches as a picture, .png")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    family: Family = "",
 ) -> None:
     """Print the k nearest images: rank, cosine, path."""
     quiet_libraries()
@@ -36,7 +37,7 @@ def search(
     identity = read_identity(folder)
     # search_image checks this too; checked here first because loading the model takes seconds.
     opened.model.refuse_other(identity, where=str(index_folder))
-    matches = search_image(opened, load_encoder(folder, device), identity, image, k)
+    matches = search_image(opened, load_encoder(folder, device, family), identity, image, k)
     for rank, match in enumerate(matches, start=1):
         print_line(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from saga_dist.config.registries import LAYOUTS, name_in
 from saga_dist.config.section import Section
 
 
@@ -46,10 +47,16 @@ class BirdsSection(Section):
 class DataSection(Section):
     """Images, split, batches."""
 
-    layout: Literal["birds", "folder", "manifest", "cub", "cars", "aircraft", "inat", "sop", "inshop"] = "folder"
-    root: str = Field("", description="folder of the data set")
+    layout: Annotated[str, name_in(LAYOUTS)] = Field(
+        "folder",
+        description="birds (built in), folder, manifest, cub, cars, aircraft, inat, sop, inshop or "
+        "package.module:object, a function (root, options) to Splits",
+    )
+    root: str = Field("", description="folder of the data set; a layout of one's own may do without")
     manifest: str = Field(
-        "", description='.csv or .parquet with path, label, split (layout = "manifest"; default: manifest.* in root)'
+        "",
+        description='.csv or .parquet with path, label, split (layout = "manifest"; default: manifest.* in root); '
+        "passed on to a layout of one's own",
     )
     train_classes: str = Field(
         "", description="file with one training class name per line (default: first half, sorted)"
@@ -85,6 +92,12 @@ class DataSection(Section):
                 f"batch_size = {self.batch_size} holds one class of {self.images_per_class} images; expected at least "
                 "two classes; raise batch_size or lower images_per_class"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_has_its_keys(self) -> DataSection:
+        if self.layout not in LAYOUTS.builtin:
+            return self  # which keys another layout takes is not known here
         if self.layout != "folder" and (self.train_classes or self.test_classes):
             raise ValueError(
                 f'train_classes or test_classes with layout = "{self.layout}"; expected them with layout = "folder" '

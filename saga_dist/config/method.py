@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from saga_dist.config.registries import MODEL_FAMILIES, name_in
 from saga_dist.config.section import Section
+from saga_dist.utils.registry import is_import_path
 
 STANDINS = {"standin": 0, "standin-1": 1}
 """Names that stand for shipped weights in ``model.path``, and the seed of their pre-training."""
+AUTO = "auto"
+"""Value of ``model.family`` that leaves the family to the checkpoint's config.json."""
 
 
 class PromptSection(Section):
@@ -25,12 +29,22 @@ class ModelSection(Section):
 
     path: str = Field("Qwen/Qwen3-VL-8B-Instruct", description='hub name, folder, "standin" or "standin-1"')
     revision: str = Field("main", description="hub revision; pin a commit for a paper run")
+    family: Annotated[str, name_in(MODEL_FAMILIES, besides=AUTO)] = Field(
+        AUTO,
+        description="auto (by the checkpoint's config.json), qwen3_vl, qwen2_5_vl, internvl or package.module:object, "
+        "a subclass of Family",
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     embedding_dim: int = Field(4096, ge=2)
     pooler: Literal["mean", "max", "attention"] = "attention"
     pooler_key: Literal["linear", "mlp"] = Field("linear", description="mlp is a deviation from Appendix B")
     pooler_layer_norm: bool = Field(False, description="layer-norm tokens before the key (deviation)")
+
+    @property
+    def own_family(self) -> str:
+        """Import path of the family; empty where it is a built-in one."""
+        return self.family if is_import_path(self.family) else ""
 
 
 class ObjectiveSection(Section):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from saga_dist.config.registries import ENGINES, name_in
 from saga_dist.config.section import Section
 
 MAX_SEQUENCES = 1024
@@ -42,7 +43,10 @@ class WorkersSection(Section):
 class RolloutSection(WorkersSection):
     """Generation and dynamic sampling."""
 
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Annotated[str, name_in(ENGINES)] = Field(
+        "vllm",
+        description="vllm, transformers or package.module:object, a function from EngineContext to an engine",
+    )
     workers: int = Field(1, ge=1, description="workers at the start")
     idle_release_s: float = Field(
         0.0, ge=0, description="end a worker that idled so long, down to min_workers, until it is needed; 0: never"
@@ -57,7 +61,7 @@ class RolloutSection(WorkersSection):
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
-    max_model_len: int = Field(4096, ge=64)
+    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion together, tokens")
     deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
     start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
     max_attempts: int = Field(
@@ -74,9 +78,11 @@ class RolloutSection(WorkersSection):
     max_log_prob_gap: float = Field(
         0.05, gt=0, description="refuse to train when engine and replay differ by more per token, nats"
     )
-    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, le=1, description="share of its GPU's memory that the engine may use for weights and KV cache"
+    )
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs of one node that vLLM spreads its weights over; num_gpus tells Ray the same"
+        1, ge=1, description="GPUs of one node that the engine shards its weights over; num_gpus tells Ray the same"
     )
     num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
     num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
@@ -99,6 +105,8 @@ class RolloutSection(WorkersSection):
     @model_validator(mode="after")
     def _tensor_parallel_fits(self) -> RolloutSection:
         size = self.tensor_parallel_size
+        if self.engine not in ENGINES.builtin:
+            return self  # how another engine uses its GPUs is not known here
         if size > 1 and self.engine != "vllm":
             raise ValueError(
                 f'tensor_parallel_size = {size} with engine = "{self.engine}": only vLLM spreads its weights; '

@@ -146,17 +146,17 @@ class AttributeReadout:
             num_attention: number of images, from the first, for which the MLLM's attention is returned too.
         """
         backbone, template = self._backbone, self._template
-        prompt = backbone.lay_out(self._prompt_ids, tokens[0].grids)
+        prompt = backbone.build_layout(self._prompt_ids, tokens[0].grids)
         past = self._prefill(prompt, tokens)
         first_position = prompt.next_position - 1
         ids_GT = prompt.token_ids_S[-1:].expand(len(tokens), 1)
         for piece, options in zip(template.pieces, template.words, strict=False):
             ids_GT = _append(ids_GT, torch.tensor(piece).expand(len(tokens), -1))
-            hidden_GTD = backbone.read_completions(past, ids_GT, first_position).hidden_GTD
+            hidden_GTD = backbone.forward_completions(past, ids_GT, first_position).hidden_GTD
             likeliest_G = backbone.logits(hidden_GTD[:, -1])[:, list(options)].argmax(-1)
             ids_GT = _append(ids_GT, torch.tensor(options)[likeliest_G.cpu(), None])
         ids_GT = _append(ids_GT, torch.tensor(template.pieces[-1]).expand(len(tokens), -1))
-        run = backbone.read_completions(
+        run = backbone.forward_completions(
             past, ids_GT, first_position, probe_layer=self._layer if num_attention else None
         )
         # Column t of the run has token t - 1 of the template as its input and predicts token t.
@@ -181,9 +181,9 @@ class AttributeReadout:
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Returns keys and values of every decoder layer for the prompts without their last token, batched by image."""
         start, stop = prompt.images[0].start, len(prompt.token_ids_S) - 1
-        head = self._backbone.read_prompt(prompt, None, slice(0, start)) if start else None
+        head = self._backbone.prefill(prompt, None, slice(0, start)) if start else None
         each = [
-            self._backbone.read_prompt(prompt, one.values_NW.to(self._backbone.device), slice(start, stop), head)
+            self._backbone.prefill(prompt, one.values_NW.to(self._backbone.device), slice(start, stop), head)
             for one in tokens
         ]
         return tuple(

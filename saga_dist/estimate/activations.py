@@ -16,7 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from saga_dist.estimate.shapes import ModelShape
-from saga_dist.models.families.base import KeyValues, VisionTower
+from saga_dist.models.families.base import VisionTower
+from saga_dist.models.families.key_values import KeyValues
 
 FEW = 2
 """Layers of the smaller decoder, where DeepStack does not need more."""
@@ -166,17 +167,19 @@ def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, colum
     # DeepStack maps are added in place of nothing: autograd keeps where, which is small, and fake tensors cannot.
     backbone.layout = replace(backbone.layout, num_deepstack=0)
     prompt_ids = [int(family.parsed.image_token_id)] * 2 + [0] * (prefix - tokens)
-    prompt = backbone.lay_out(prompt_ids, [shape.grid] * 2)
+    prompt = backbone.build_layout(prompt_ids, [shape.grid] * 2)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     weights = [fake.from_tensor(tensor) for tensor in (*backbone.parameters(), *backbone.buffers())]
     with fake:
         values_NW = torch.zeros(tokens, shape.decoder.width, requires_grad=True)
         past: list[KeyValues] = []
         span = slice(0, prefix)
-        kept_prefix = saved_bytes(lambda: past.append(backbone.read_prompt(prompt, values_NW, span)), weights)
+        kept_prefix = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
         token_ids_GT = torch.zeros(rows, columns, dtype=torch.int64)
-        kept_chunk = saved_bytes(lambda: backbone.read_completions(leaves, token_ids_GT, prompt.next_position), weights)
+        kept_chunk = saved_bytes(
+            lambda: backbone.forward_completions(leaves, token_ids_GT, prompt.next_position), weights
+        )
     return ReplayActivations(kept_prefix, kept_chunk)
 
 

@@ -111,7 +111,11 @@ def _replay_bytes(replay: ReplayMemory, card: Card) -> int:
 
 
 def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
-    """Returns what one rollout worker takes: on a GPU the share that it is given, weights and cache in it."""
+    """Returns the bytes that one rollout worker takes.
+
+    vLLM takes the share of the GPU that it is given, weights and KV cache in it. Of every other engine it is assumed
+    that it takes what the transformers engine does: weights, and the KV cache that its sequences fill.
+    """
     settings = config.rollout
     if card.on_gpu and settings.engine == "vllm":
         return round(settings.gpu_memory_utilization * card.memory * settings.tensor_parallel_size)

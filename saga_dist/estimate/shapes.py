@@ -20,6 +20,7 @@ from saga_dist.config import RunConfig
 from saga_dist.errors import DataError, ModelError
 from saga_dist.estimate.released_shapes import released_files, released_names
 from saga_dist.models.families import resolve_family
+from saga_dist.models.families.base import Family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 from saga_dist.models.model_files import at_hand
 from saga_dist.runtime.build import model_path, torch_dtype
@@ -128,7 +129,7 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
     files = None if here else released_files(path)
     if files is None:
         try:
-            family = resolve_family(path, revision=revision)
+            family = resolve_family(path, revision=revision, family=config.model.family)
         except ModelError as error:
             if here:
                 raise
@@ -142,11 +143,16 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
         for name, content in files.items():
             (Path(folder) / name).write_text(json.dumps(content), "utf-8")
         source = f"released sizes of {path}: no config.json of it on this machine"
-        yield _shape(config, resolve_family(folder), path, source)
+        yield _shape(config, resolve_family(folder, family=config.model.family), path, source)
 
 
-def _shape(config: RunConfig, family: Any, name: str, source: str) -> ModelShape:
-    assert isinstance(family, CheckpointFamily)
+def _shape(config: RunConfig, family: Family, name: str, source: str) -> ModelShape:
+    if not isinstance(family, CheckpointFamily):
+        raise ModelError(
+            f"the sizes of model family {family.name!r} are not known",
+            where=name,
+            expected="a subclass of saga_dist.models.families.checkpoint_family.CheckpointFamily",
+        )
     dtype = torch_dtype(config)
     tower, backbone = family.empty_tower(), family.empty_backbone(dtype=dtype)
     layout, side = family.layout, config.data.image_size

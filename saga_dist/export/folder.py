@@ -56,13 +56,14 @@ class Exported:
     """Number of images behind ``min_cosine``."""
 
 
-def export_encoder(run: Path, out: Path, *, form: str) -> Exported:
+def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Exported:
     """Writes an encoder into a new folder and compares it with the original.
 
     Args:
         run: run directory, or an encoder's own folder.
         out: folder to write, which must be absent or empty.
         form: ``hf``, ``sentence-transformers`` or ``onnx``.
+        family: import path of the encoder's model family, where it is not built in.
 
     Returns:
         Sizes, speed and the comparison.
@@ -70,14 +71,15 @@ def export_encoder(run: Path, out: Path, *, form: str) -> Exported:
     Raises:
         CheckpointError: there is no encoder, or it is damaged.
         ConfigError: ``out`` is in use, or a package is missing.
-        ModelError: the exported embeddings differ from the original ones; nothing is left at ``out``.
+        ModelError: the exported embeddings differ from the original ones, or the family is not built in and none is
+            named; nothing is left at ``out``.
     """
     source = model_folder(run)
-    encoder, identity = load(source), read_identity(source)
+    encoder, identity = load(source, family=family), read_identity(source)
     write = {"hf": _write_hf, "sentence-transformers": _write_sentence_transformers, "onnx": _write_onnx}[form]
     images = _noise(encoder.image_size)
     with new_folder(out) as folder:
-        encode = write(encoder, source, folder)
+        encode = write(encoder, source, folder, family)
         num_params = sum(parameter.numel() for parameter in encoder.parameters())
         num_bytes = (folder / (onnx_encoder.GRAPH_NAME if form == "onnx" else WEIGHTS_NAME)).stat().st_size
         config = json.loads((source / "config.json").read_text("utf-8"))
@@ -100,21 +102,21 @@ Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Function from I uint8 images [S, S, 3] to float32 embeddings [I, E]."""
 
 
-def _write_hf(encoder: Encoder, source: Path, folder: Path) -> Encode:
+def _write_hf(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
     # Copied instead of saved again, so that the files keep their hashes and the versions of their packages.
     for name in (*CONTENT, ENCODER_MANIFEST):
         shutil.copyfile(source / name, folder / name)
-    return load(folder).encode
+    return load(folder, family=family).encode
 
 
-def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path) -> Encode:
+def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
     try:
         import sentence_transformers
 
         from saga_dist.export.st_module import SagaEncoder
     except ImportError as error:
         raise onnx_encoder.missing_package(error) from error
-    _write_hf(encoder, source, folder)
+    _write_hf(encoder, source, folder, family)
     modules = [{"idx": 0, "name": "0", "path": "", "type": ST_MODULE}]
     settings = {
         "__version__": {"sentence_transformers": sentence_transformers.__version__, "pytorch": torch.__version__},
@@ -126,12 +128,12 @@ def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path) -
     for name, content in (("modules.json", modules), ("config_sentence_transformers.json", settings)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     model = sentence_transformers.SentenceTransformer(
-        modules=[SagaEncoder.load(str(folder))], device="cpu", similarity_fn_name="cosine"
+        modules=[SagaEncoder(load(folder, family=family))], device="cpu", similarity_fn_name="cosine"
     )
     return lambda images: np.asarray(model.encode(list(images), show_progress_bar=False))
 
 
-def _write_onnx(encoder: Encoder, source: Path, folder: Path) -> Encode:
+def _write_onnx(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch.onnx needs it and would report it missing only during the export)

@@ -20,8 +20,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 from saga_dist.errors import ModelError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import VisionTower
-from saga_dist.models.families.internvl_tower import InternVLTower
-from saga_dist.models.families.qwen_vl_tower import QwenVLTower
+from saga_dist.models.families.internvl.tower import InternVLTower
+from saga_dist.models.families.qwen_vl.tower import QwenVLTower
 
 
 def build_graph(encoder: Encoder) -> nn.Module:

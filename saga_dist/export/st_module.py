@@ -67,12 +67,17 @@ class SagaEncoder(InputModule):
         self.encoder.save(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> SagaEncoder:
-        """Returns the module in a local folder; other arguments of sentence-transformers are ignored.
+    def load(
+        cls, model_name_or_path: str, subfolder: str = "", model_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> SagaEncoder:
+        """Returns the module in a local folder.
 
         Args:
             model_name_or_path: local folder; hub names are not supported.
-            subfolder: sub-folder of the module.
+            subfolder: sub-folder of the encoder.
+            model_kwargs: as ``SentenceTransformer(folder, model_kwargs=...)`` takes them; ``family`` is the import path
+                of a model family that is not built in.
+            kwargs: other arguments of sentence-transformers, which are ignored.
 
         Raises:
             CheckpointError: there is no such folder, or the encoder in it is damaged.
@@ -80,7 +85,7 @@ class SagaEncoder(InputModule):
         folder = Path(model_name_or_path, subfolder)
         if not folder.is_dir():
             raise CheckpointError("no such folder", where=str(folder), fix="download the model and give its folder")
-        return cls(load(folder))
+        return cls(load(folder, family=(model_kwargs or {}).get("family", "")))
 
 
 def _square(image: Any, size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch import nn
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, DataError
-from saga_dist.models.families import family_class
+from saga_dist.models.families import saved_family_class
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.pooler import Pooler
 from saga_dist.models.weights import fill
@@ -123,16 +123,19 @@ class Encoder(nn.Module):
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
+def load(path: str | Path, *, device: str | torch.device = "cpu", family: str = "") -> Encoder:
     """Returns a saved encoder, in evaluation mode; no language model, Ray or vLLM is needed.
 
     Args:
         path: folder that ``Encoder.save`` wrote.
         device: where to put it.
+        family: import path ``package.module:object`` of the model family, where it is not a built-in one. A folder
+            alone never makes code run: the import path in it is not followed unless it is named here too.
 
     Raises:
         CheckpointError: a file is missing or altered, or the format is of another version.
-        ModelError: the family is not known to this version.
+        ModelError: the family is not built in, and none is named.
+        ConfigError: the named family cannot be imported.
     """
     from safetensors.torch import load_file
 
@@ -149,8 +152,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Encoder:
         )
     try:
         dtype = getattr(torch, config["dtype"])
-        family = family_class(config["family"], where=where)
-        tower = family.rebuild_tower(config["vision_config"], folder, dtype=dtype)
+        family_class = saved_family_class(config["family"], family, where=where)
+        tower = family_class.rebuild_tower(config["vision_config"], folder, dtype=dtype)
         encoder = Encoder(tower, Pooler(**config["pooler"], seed=None), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error

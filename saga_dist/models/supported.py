@@ -1,4 +1,4 @@
-"""Which model families there are, from a checkpoint's config.json alone: importing this costs nothing."""
+"""The built-in model family of a checkpoint, found from its config.json alone; imports neither torch nor a family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUPPORTED_FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",
 }
-"""``model_type`` of a checkpoint's config.json to its architecture."""
+"""``model_type`` of a checkpoint's config.json, which is the family's name, to its architecture."""
 
 INTERNVL_TEXT = "qwen3"
 """``text_config.model_type`` of InternVL3.5; older InternVL3 has qwen2 or llama there, the largest have experts."""
@@ -22,11 +22,11 @@ RELATIVES: dict[str, str] = {
     "qwen2_vl": "choose a Qwen2.5-VL or a Qwen3-VL",
     "internvl_chat": "choose the same checkpoint in Hugging Face format, its name ends in -HF",
 }
-"""What to take instead of checkpoints that are easily mistaken for supported ones."""
+"""Advice for checkpoints that are easily mistaken for supported ones, by ``model_type``."""
 
 
 def supported_family(config: Mapping[str, Any], *, where: str) -> str:
-    """Returns the name of the family that a checkpoint's configuration names.
+    """Returns the name of the built-in family (``MODEL_FAMILIES``) that a checkpoint's configuration names.
 
     Args:
         config: content of its config.json.

@@ -91,10 +91,10 @@ def teacher_attention(
             one True.
     """
     backbone = teacher.backbone
-    prompt = backbone.lay_out(teacher.prompt_ids, tokens.grids)
-    past = backbone.read_prompt(prompt, tokens.values_NW.to(backbone.device), slice(0, len(prompt.token_ids_S) - 1))
+    prompt = backbone.build_layout(teacher.prompt_ids, tokens.grids)
+    past = backbone.prefill(prompt, tokens.values_NW.to(backbone.device), slice(0, len(prompt.token_ids_S) - 1))
     inputs_1T = torch.tensor([[int(prompt.token_ids_S[-1]), *token_ids]], dtype=torch.int64, device=backbone.device)
-    run = backbone.read_completions(past, inputs_1T, prompt.next_position - 1, probe_layer=teacher.layer)
+    run = backbone.forward_completions(past, inputs_1T, prompt.next_position - 1, probe_layer=teacher.layer)
     assert run.probe is not None
     found = {}
     for name, (image, mask_T) in masks.items():

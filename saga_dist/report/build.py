@@ -88,7 +88,7 @@ class _RunParts:
             self.notes["model"] = "The run has not written its encoder (model/) yet."
             return None
         try:
-            return load(self.run.path / "model", device=self.device)
+            return load(self.run.path / "model", device=self.device, family=self.run.config.model.own_family)
         except UserError as error:
             self.notes["model"] = f"The encoder cannot be loaded: {error}."
         except RuntimeError as error:

@@ -47,7 +47,7 @@ def build_family(config: RunConfig) -> Family:
     """Returns the model family of the configured checkpoint."""
     from saga_dist.models.families import resolve_family
 
-    return resolve_family(model_path(config), revision=config.model.revision)
+    return resolve_family(model_path(config), revision=config.model.revision, family=config.model.family)
 
 
 def build_prompt(config: RunConfig) -> PromptSpec:
@@ -85,18 +85,7 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
 
 @lru_cache(maxsize=2)
 def _splits_of(data: DataSection, seed: int) -> Splits:
-    from saga_dist.data.image_sets import ArrayImageSet, Splits
     from saga_dist.data.layouts import load_splits
-
-    if data.layout == "birds":
-        from saga_dist.standin.language import PARTS
-        from saga_dist.standin.world import SplitName, split
-
-        def images(name: SplitName) -> ArrayImageSet:
-            birds = split(name, data.birds)
-            return ArrayImageSet(birds.images, birds.labels, birds.class_names, birds.attributes)
-
-        return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
 
     return load_splits(data, seed=seed)
 
@@ -164,31 +153,22 @@ def build_rollout_worker(config: RunConfig) -> RolloutWorker:
 
 
 def build_engine(config: RunConfig, family: Family) -> Engine:
-    """Returns the configured generation engine, ready to generate."""
-    text = prompt_text(config, family)
-    if config.rollout.engine == "transformers":
-        from saga_dist.workers.engines.transformers_engine import TransformersEngine
+    """Returns the configured rollout engine, ready to generate."""
+    from saga_dist.workers.engines.factory import EngineContext, make_engine
 
-        backbone = family.load_backbone(dtype=torch_dtype(config), device=resolve_device(config.model.device))
-        return TransformersEngine(
-            backbone,
-            family=family,
-            prompt_text=text,
-            max_model_len=config.rollout.max_model_len,
-            max_rows=config.rollout.max_sequences,
-        )
-    from saga_dist.workers.engines.vllm_engine import VllmEngine
-
-    return VllmEngine(
+    rollout = config.rollout
+    context = EngineContext(
         family=family,
-        prompt_text=text,
-        dtype=config.model.dtype,
-        max_model_len=config.rollout.max_model_len,
-        max_num_seqs=config.rollout.max_sequences,
-        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
-        tensor_parallel_size=config.rollout.tensor_parallel_size,
+        prompt_text=prompt_text(config, family),
+        dtype=torch_dtype(config),
+        device=resolve_device(config.model.device),
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_sequences,
+        gpu_memory_share=rollout.gpu_memory_utilization,
+        tensor_parallel_size=rollout.tensor_parallel_size,
         seed=config.run.seed,
     )
+    return make_engine(rollout.engine, context)
 
 
 def build_replay_worker(config: RunConfig) -> ReplayWorker:
@@ -197,7 +177,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     Raises:
         ModelError: ``objective.kl_layer`` is not a layer of this model.
     """
-    from saga_dist.models.spread import spread_layers
+    from saga_dist.models.device_map import distribute_layers
     from saga_dist.workers.replay import ReplayWorker
 
     set_threads(config)
@@ -207,7 +187,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
     else:
         backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
-        spread_layers(backbone, devices)
+        distribute_layers(backbone, devices)
     if config.objective.kl_layer >= backbone.num_layers:
         raise ModelError(
             f"objective.kl_layer = {config.objective.kl_layer}",

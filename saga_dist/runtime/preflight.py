@@ -1,6 +1,6 @@
-"""What ``--dry-run`` shows: the resolved configuration, checked as far as it can be without loading a model.
+"""The plan that ``--dry-run`` prints: the resolved configuration, checked as far as it can be without a model.
 
-Neither torch nor Ray is imported here.
+Neither torch nor Ray is imported here, but for objects of the user's own: they are imported and checked last.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.config import STANDINS, RunConfig
+from saga_dist.config.method import AUTO
 from saga_dist.metrics.sinks import require_loggers
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.runtime.build import build_splits
+from saga_dist.utils.registry import is_import_path
 
 
 def describe(config: RunConfig, directory: Path) -> str:
@@ -20,9 +22,10 @@ def describe(config: RunConfig, directory: Path) -> str:
     Raises:
         ModelError: the model folder is missing, unreadable or of a family that is not supported.
         DataError: the data set is missing or cannot be split.
-        ConfigError: the library of a chosen logger is not installed.
+        ConfigError: the library of a chosen logger is not installed, or an object of the user's own cannot be used.
     """
     rollout, data, objective = config.rollout, config.data, config.objective
+    require_loggers(config.logging)
     lines = [
         (
             "run",
@@ -57,7 +60,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
-    require_loggers(config.logging)
+    check_own_objects(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 
@@ -70,6 +73,22 @@ def check_model_files(path: str) -> str:
     return supported_family(ModelFiles(path).json("config.json"), where=path)
 
 
+def check_own_objects(config: RunConfig) -> None:
+    """Imports the engine and the model family of the configuration where they are no built-ins, and checks their form.
+
+    Raises:
+        ConfigError: one cannot be imported, or is no engine factory or family.
+    """
+    if is_import_path(config.rollout.engine):
+        from saga_dist.workers.engines.factory import load_engine_factory
+
+        load_engine_factory(config.rollout.engine)
+    if config.model.own_family:
+        from saga_dist.models.families import load_family_class
+
+        load_family_class(config.model.own_family)
+
+
 def _model_line(config: RunConfig) -> str:
     path, model = config.model.path, config.model
     pooler = f"{model.pooler} pooler, embedding {model.embedding_dim}, {model.dtype}"
@@ -77,8 +96,15 @@ def _model_line(config: RunConfig) -> str:
         other = f" of pre-training seed {STANDINS[path]}" if STANDINS[path] else ""
         return f"built-in stand-in{other}, {pooler}"
     if Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")):
-        return f"{path} ({check_model_files(path)}), {pooler}"
+        return f"{path} ({_local_family(path, model.family)}), {pooler}"
     return f"{path} at {model.revision} (hub; looked up when training starts), {pooler}"
+
+
+def _local_family(path: str, configured: str) -> str:
+    if configured == AUTO:
+        return check_model_files(path)
+    ModelFiles(path).json("config.json")  # refused here, where it is not there
+    return configured
 
 
 def _data_line(config: RunConfig) -> str:

@@ -228,7 +228,7 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
     """Returns retrieval results of a run's deployed encoder (``model/``): no learner, no MLLM."""
     config = load_run_config(run_dir)
     splits = build_splits(config.data, seed=config.run.seed)
-    images, encoder = splits.named(split), load(run_dir / "model")
+    images, encoder = splits.named(split), load(run_dir / "model", family=config.model.own_family)
     result = retrieval_result(
         embed_images(encoder, images),
         embed_images(encoder, splits.gallery) if splits.gallery is not None and split == "test" else None,

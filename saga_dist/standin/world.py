@@ -14,11 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from saga_dist.config import BirdsSection
+from saga_dist.data.image_sets import ArrayImageSet, Splits
+from saga_dist.data.layouts.division import SplitOptions
 from saga_dist.errors import DataError
 from saga_dist.standin.birds import (
     IMAGE_SIZE,
@@ -121,6 +124,22 @@ def split(
     style = style or style_at(config.train_style if name == "train" else config.test_style)
     scene = Scene(config.min_flowers, config.max_flowers, config.clutter, config.bird_scale)
     return _draw_split(name, codes, images_per_class, config.seed, correlation, nuisance, style, scene)
+
+
+def load_birds(root: Path, options: SplitOptions, *, birds: BirdsSection) -> Splits:
+    """Returns the splits of the built-in birds, with their attributes; a layout that draws its images.
+
+    Args:
+        root: not used.
+        options: not used: sizes, classes and seed are those of ``birds``.
+        birds: the knobs of the world (``data.birds``).
+    """
+
+    def images(name: SplitName) -> ArrayImageSet:
+        drawn = split(name, birds)
+        return ArrayImageSet(drawn.images, drawn.labels, drawn.class_names, drawn.attributes)
+
+    return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
 
 
 def pretraining_images(images_per_species: int, *, seed: int) -> BirdSplit:

@@ -343,5 +343,6 @@ class Coordinator:
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])
         self._metrics.truncate(after_step=newest.step)
         self._ledger.truncate(after_step=newest.step)
-        self._checkpoints.finalize(newest.step, best=self.selection.step)  # a crash may have prevented it after the save
+        # A crash may have prevented this after the checkpoint was written.
+        self._checkpoints.finalize(newest.step, best=self.selection.step)
         log.info("resumed from %s", newest.path)

@@ -7,13 +7,15 @@ comparison) has one ``Registry``. Built-ins are import paths too, so that readin
 from __future__ import annotations
 
 import importlib
+import inspect
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from saga_dist.errors import ConfigError
+from saga_dist.errors import ConfigError, SagaError
 
 ObjectT = TypeVar("ObjectT")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -55,6 +57,53 @@ class Registry(Generic[ObjectT]):
         self.check(name)
         found: ObjectT = import_object(self.builtin.get(name, name), key=self.key)
         return found
+
+    def load_callable(self, name: str, *arguments: str, keywords: Collection[str] = ()) -> ObjectT:
+        """Returns the object that a name stands for, which takes these arguments.
+
+        Args:
+            name: built-in name or import path.
+            arguments: names of the positional arguments that it is called with.
+            keywords: names of the keyword arguments.
+
+        Raises:
+            ConfigError: as ``load``; or the object is not callable, or not with these arguments.
+        """
+        found = self.load(name)
+        if not callable(found):
+            raise ConfigError(f"{name!r} is a {type(found).__name__}", where=self.key, expected="a callable")
+        try:
+            signature = inspect.signature(found)
+        except ValueError:  # a callable of C code that does not tell its signature
+            return found
+        try:
+            signature.bind(*arguments, **dict.fromkeys(keywords))
+        except TypeError as error:
+            raise ConfigError(
+                f"{name!r} cannot be called ({error})",
+                where=self.key,
+                expected=f"the arguments ({', '.join([*arguments, *(f'{keyword}=' for keyword in keywords)])})",
+            ) from error
+        return found
+
+    @contextmanager
+    def calling(self, name: str) -> Iterator[None]:
+        """Turns whatever an object of the user's own raises within into one line that names it.
+
+        Errors of this package pass unchanged, and so do those of a built-in.
+
+        Raises:
+            ConfigError: the object raised.
+        """
+        try:
+            yield
+        except SagaError:
+            raise
+        except Exception as error:  # decided here: whatever the user's object raises is a mistake in it
+            if name in self.builtin:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"{name!r} raised {reason}", where=self.key) from error
 
 
 def is_import_path(name: str) -> bool:

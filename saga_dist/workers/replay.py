@@ -13,8 +13,8 @@ first image is a constant of the run and is read once.
 Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
 completions are also read on the tokens that they were sampled from, without gradient. Both numbers then come from one
 program and from one distribution, the model at the sampling temperature, so that their ratio, the importance weight,
-says how the encoder moved and nothing else; what the engine computes differently is measured apart (``LogProbMismatch``). The
-cut at top-p is left out on both sides.
+says how the encoder moved and nothing else; what the engine computes differently is measured apart
+(``LogProbMismatch``). The cut at top-p is left out on both sides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 
 from saga_dist.errors import ModelError
-from saga_dist.models.families.base import AttentionProbe, Family, FrozenBackbone, KeyValues, PromptLayout
+from saga_dist.models.families.base import AttentionProbe, Family, FrozenBackbone, PromptLayout
+from saga_dist.models.families.key_values import KeyValues
 from saga_dist.objectives.attention import attention_targets, renormalised_attention
 from saga_dist.objectives.grpo import grpo_loss, importance_weights
 from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
@@ -126,12 +127,12 @@ class ReplayWorker:
         """Keys and values of the prompt without its last token, which is read together with the completions: its
         hidden state predicts their first token."""
         columns = slice(prompt.images[0].start, len(prompt.token_ids_S) - 1)
-        return self._backbone.read_prompt(prompt, values_NW, columns, self._constant_head(prompt))
+        return self._backbone.prefill(prompt, values_NW, columns, self._constant_head(prompt))
 
     def _chunks(self, group: ScoredGroup, prompt: PromptLayout) -> list[Chunk]:
         token_ids = group.completions.token_ids
         copies = distinct_completions(token_ids)
-        divide = packed_chunks if self._backbone.packs else padded_chunks
+        divide = packed_chunks if self._backbone.supports_packing else padded_chunks
         parts = divide([len(token_ids[indices[0]]) for indices in copies], self._completions_per_chunk)
         return [Chunk.of(group, [copies[row] for row in part], prompt, self._backbone.device) for part in parts]
 
@@ -148,7 +149,7 @@ class ReplayWorker:
         prefix = self._read_prefix(prompt, values_NW)
         sampled = []
         for chunk, engine_R in zip(chunks, engine, strict=True):
-            hidden_SD = self._backbone.read_group(prefix, chunk.sequences, prompt.next_position - 1).hidden_RD
+            hidden_SD = self._backbone.forward_packed(prefix, chunk.sequences, prompt.next_position - 1).hidden_RD
             pieces = zip(
                 chunk.predictors(hidden_SD).split(self._logits_chunk),
                 chunk.targets_U.split(self._logits_chunk),
@@ -178,7 +179,7 @@ class ReplayWorker:
             for index in indices
             if task.want_attention and _has_targets(task.group, index)
         ]
-        run = self._backbone.read_group(
+        run = self._backbone.forward_packed(
             leaves, chunk.sequences, prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
         )
         log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_RD), sampled, results)
@@ -241,7 +242,7 @@ class ReplayWorker:
 
     def _lay_out(self, grids: tuple[Grid, ...]) -> PromptLayout:
         if grids not in self._layouts:
-            self._layouts[grids] = self._backbone.lay_out(self._prompt_ids, grids)
+            self._layouts[grids] = self._backbone.build_layout(self._prompt_ids, grids)
         return self._layouts[grids]
 
     @torch.no_grad()
@@ -249,7 +250,7 @@ class ReplayWorker:
         """Keys and values of the text before the first image; of text-first prompts that is nearly all of the text."""
         start = prompt.images[0].start
         if self._head is None and start:
-            self._head = self._backbone.read_prompt(prompt, None, slice(0, start))
+            self._head = self._backbone.prefill(prompt, None, slice(0, start))
         return self._head
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from saga_dist.baselines.evaluate import compare, open_encoder
-from saga_dist.baselines.frozen_encoder import parse_spec
+from saga_dist.baselines.evaluate import compare
+from saga_dist.baselines.frozen_encoder import open_encoder, parse_spec
 from saga_dist.baselines.published_table import published_table
 from saga_dist.cli.main import app, main
 from saga_dist.config import load_config

@@ -74,6 +74,19 @@ def test_defaults_are_the_papers() -> None:
         ({"data": {"birds": {"train_classes": 1}}}, "data.birds.train_classes = 1: input should be greater than"),
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep = 0: input should be greater than or equal to 1"),
         ({"run": 5}, "run = 5: input should be a valid dictionary"),
+        (
+            {"rollout": {"engine": "sglang"}},
+            "rollout.engine: unknown rollout engine 'sglang'; expected one of vllm, transformers, or package.module",
+        ),
+        (
+            {"data": {"layout": "cubs"}},
+            "data.layout: unknown data layout 'cubs'; expected one of birds, folder, manifest, cub, cars, aircraft",
+        ),
+        (
+            {"model": {"family": "llama"}},
+            "model.family: unknown model family 'llama'; expected one of qwen3_vl, qwen2_5_vl, internvl, or package",
+        ),
+        ({"rollout": {"engine": 5}}, "rollout.engine = 5: input should be a valid string"),
     ],
 )
 def test_a_wrong_value_names_key_value_and_rule(changes: dict[str, Any], message: str) -> None:
@@ -200,6 +213,10 @@ def test_the_contradictions_end_where_they_should() -> None:
     metric_loss_only = {"objective": {"lambda_lm": 0.0, "lambda_kl": 0.0}}  # no token gradients to share
     parse_config(merged({"runtime": {"learner_processes": 2}, **metric_loss_only}), where="test")
     parse_config(merged({"rollout": {"tensor_parallel_size": 2}}), where="test")  # on CPUs
+    for gpus in ({"tensor_parallel_size": 2, "num_gpus": 1.0}, {"num_gpus": 4.0}):  # what it does with them, it knows
+        parse_config(merged({"rollout": {"engine": "package.module:engine", **gpus}}), where="test")
+    own = {"layout": "package.module:layout", "manifest": "x.csv", "train_classes": "a", "image_size": 64}
+    parse_config({"data": own}, where="test")
     elastic = parse_config(merged({"rollout": {"workers": 2, "max_workers": 4}}), where="test")
     assert elastic.rollout.worker_range == (2, 4)
     assert elastic.replay.worker_range == (0, 0)

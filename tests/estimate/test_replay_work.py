@@ -68,7 +68,7 @@ def scene() -> Iterator[Scene]:
     worker = build_replay_worker(config)
     worker.replay(task, tokens)  # the constant head is read once
     with model_shape(config) as shape, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DecoderBackbone, "packs", False)  # as on a GPU
+        patch.setattr(DecoderBackbone, "supports_packing", False)  # as on a GPU
         token_counts = replace(count_tokens(config, shape), completion=float(LENGTH))
         yield Scene(config, shape, token_counts, worker, task)
 

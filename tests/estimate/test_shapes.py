@@ -72,12 +72,12 @@ def test_every_part_has_the_parameters_of_the_loaded_one(family_checkpoint: Path
         assert encoder_forward(shape.tower) == 2 * linear + 4 * shape.tower.attention_products
 
         ids_GT = torch.zeros(2, 7, dtype=torch.int64)
-        past = backbone.read_prompt(
-            backbone.lay_out([int(family.parsed.image_token_id), 5], [shape.grid]), None, slice(25, 26)
+        past = backbone.prefill(
+            backbone.build_layout([int(family.parsed.image_token_id), 5], [shape.grid]), None, slice(25, 26)
         )
         tokens = ids_GT.numel()
         layers = backbone.language_model.layers
-        counted = products(layers, lambda: backbone.read_completions(past, ids_GT, 26))
+        counted = products(layers, lambda: backbone.forward_completions(past, ids_GT, 26))
         assert counted == shape.decoder.layer_products * tokens
         keys, values = past[0]
         assert shape.decoder.kv_bytes(4) == len(past) * (keys.nbytes + values.nbytes)
@@ -111,14 +111,14 @@ def test_the_decoder_keeps_what_is_said(family_checkpoint: Path, dtype: torch.dt
         found = replay_activations(shape, prefix=token_counts.prompt - 1, rows=3, columns=12)
         values_NW = torch.zeros(50, shape.wire_width, requires_grad=True)
         ids = [int(shape.family.parsed.image_token_id)] * 2 + [7] * (token_counts.prompt - 50)
-        prompt = backbone.lay_out(ids, [shape.grid] * 2)
+        prompt = backbone.build_layout(ids, [shape.grid] * 2)
     past: list[Any] = []
     span = slice(0, token_counts.prompt - 1)
     weights = [*backbone.parameters(), *backbone.buffers()]
-    prefix = saved_bytes(lambda: past.append(backbone.read_prompt(prompt, values_NW, span)), weights)
+    prefix = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
     leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
     token_ids_GT = torch.zeros(3, 12, dtype=torch.int64)
-    chunk = saved_bytes(lambda: backbone.read_completions(leaves, token_ids_GT, prompt.next_position), weights)
+    chunk = saved_bytes(lambda: backbone.forward_completions(leaves, token_ids_GT, prompt.next_position), weights)
     assert found.prefix == pytest.approx(prefix, rel=0.1)
     assert found.chunk == pytest.approx(chunk, rel=0.02)
 

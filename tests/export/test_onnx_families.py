@@ -17,7 +17,7 @@ from saga_dist.errors import ModelError
 from saga_dist.export.onnx_graph import build_graph
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families import resolve_family
-from saga_dist.models.families.qwen2_5_vl_tower import Qwen25VLTower
+from saga_dist.models.families.qwen2_5_vl.tower import Qwen25VLTower
 from saga_dist.models.pooler import Pooler
 
 READ = """

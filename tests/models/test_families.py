@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saga_dist.config.registries import MODEL_FAMILIES
 from saga_dist.errors import DataError, ModelError, TokenError
-from saga_dist.models.families import FAMILIES, resolve_family
-from saga_dist.models.families.base import KeyValues
+from saga_dist.models.families import load_family_class, resolve_family
+from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.standin.checkpoint import write_random_checkpoint
@@ -112,7 +113,7 @@ def test_positions_are_those_of_transformers(deep_checkpoint: Path, reference: A
     family = resolve_family(deep_checkpoint)
     body = f"red {family.image_placeholder} or {family.image_placeholder} blue?"
     ids = family.load_tokenizer().encode("compare them: " + body if text_first else body, add_special_tokens=False)
-    prompt = family.load_backbone().lay_out(ids, ((1, 4, 10), (1, 8, 6)))
+    prompt = family.load_backbone().build_layout(ids, ((1, 4, 10), (1, 8, 6)))
     mask_S = prompt.token_ids_S == reference.config.image_token_id
     expected_3S, delta = reference.model.get_rope_index(
         prompt.token_ids_S[None],
@@ -129,20 +130,20 @@ def test_prompt_needs_one_placeholder_per_image(tiny_checkpoint: Path) -> None:
     family = resolve_family(tiny_checkpoint)
     ids = family.load_tokenizer().encode(family.image_placeholder, add_special_tokens=False)
     with pytest.raises(TokenError, match="2 images; expected 1"):
-        family.load_backbone().lay_out(ids, ((1, 10, 10),) * 2)
+        family.load_backbone().build_layout(ids, ((1, 10, 10),) * 2)
 
 
 def test_reading_piece_by_piece_equals_reading_at_once(deep_checkpoint: Path) -> None:
     family = resolve_family(deep_checkpoint)
     backbone = family.load_backbone()
     ids = family.load_tokenizer().encode(f"which? {family.image_placeholder}!", add_special_tokens=False)
-    prompt = backbone.lay_out(ids, ((1, 10, 10),))
+    prompt = backbone.build_layout(ids, ((1, 10, 10),))
     values_NW = torch.randn(25, 384, generator=torch.Generator().manual_seed(1))
     end, start = len(prompt.token_ids_S), prompt.images[0].start
-    whole = backbone.read_prompt(prompt, values_NW, slice(0, end))
-    pieces: KeyValues = backbone.read_prompt(prompt, None, slice(0, start))
-    pieces = backbone.read_prompt(prompt, values_NW, slice(start, end - 2), pieces)
-    pieces = backbone.read_prompt(prompt, None, slice(end - 2, end), pieces)
+    whole = backbone.prefill(prompt, values_NW, slice(0, end))
+    pieces: KeyValues = backbone.prefill(prompt, None, slice(0, start))
+    pieces = backbone.prefill(prompt, values_NW, slice(start, end - 2), pieces)
+    pieces = backbone.prefill(prompt, None, slice(end - 2, end), pieces)
     for layer, expected in zip(pieces, whole, strict=True):
         torch.testing.assert_close(layer[0], expected[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(layer[1], expected[1], rtol=1e-5, atol=1e-6)
@@ -171,9 +172,9 @@ def _log_probs_of_nothing_but_text(folder: Path) -> torch.Tensor:
     family = resolve_family(folder)
     backbone = family.load_backbone()
     ids_1T = torch.tensor([[9, 12, 30, 11]])
-    prompt = backbone.lay_out([8, 9], ())
-    past = backbone.read_prompt(prompt, None, slice(0, 2))
-    return backbone.logits(backbone.read_completions(past, ids_1T, 2).hidden_GTD[0])
+    prompt = backbone.build_layout([8, 9], ())
+    past = backbone.prefill(prompt, None, slice(0, 2))
+    return backbone.logits(backbone.forward_completions(past, ids_1T, 2).hidden_GTD[0])
 
 
 def test_untied_heads_and_shards_load(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -237,13 +238,15 @@ def test_strings_ids_and_vllm_input(tiny_checkpoint: Path) -> None:
     assert {tokenizer.convert_tokens_to_ids(marker) for marker in markers} <= set(family.forbidden_token_ids)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in family.forbidden_token_ids
     record = EncoderTokens("p", torch.zeros(50, 256), (25, 25), ((1, 10, 10),) * 2, 1, 0)
-    image = family.vllm_multi_modal_data(record)["image"]
+    image = family.image_inputs(record)["image"]
     assert image["image_embeds"].shape == (50, 256)
     assert image["image_grid_thw"].tolist() == [[1, 10, 10], [1, 10, 10]]
 
 
 def test_the_light_list_of_families_is_the_real_one() -> None:
-    assert {name: family.architecture for name, family in FAMILIES.items()} == SUPPORTED_FAMILIES
+    families = {name: load_family_class(name) for name in MODEL_FAMILIES.builtin}
+    assert {name: family.architecture for name, family in families.items()} == SUPPORTED_FAMILIES
+    assert all(family.name == name for name, family in families.items())
 
 
 def _edited(tiny_checkpoint: Path, tmp_path: Path, **changes: Any) -> Path:

@@ -1,4 +1,8 @@
-"""What every family must hold, against the untouched Hugging Face model of the same checkpoint."""
+"""What every family must hold, against the untouched Hugging Face model of the same checkpoint.
+
+What needs no such model (the language model's ways to run agree, gradient checkpointing, prefill in pieces, ...) is in
+``saga_dist.testing.family``, which ``tests/testing/test_check_family.py`` runs on every family.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ from saga_dist.errors import DataError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
-from saga_dist.models.families.growing import ROOM
 from saga_dist.models.pooler import Pooler
 from saga_dist.standin.random_families import IMAGE_SIZE
 
@@ -131,18 +134,6 @@ def test_unfit_images_are_refused(family: Family) -> None:
         tower.preprocess([np.zeros((80, 80, 3), np.float32)])
 
 
-def test_gradient_checkpointing_changes_no_gradient(family: Family) -> None:
-    gradients = []
-    for checkpointed in (False, True):
-        tower = family.load_tower().train()
-        if checkpointed:
-            tower.enable_gradient_checkpointing()
-        tower(tower.preprocess(images(2))).square().sum().backward()
-        gradients.append([parameter.grad for parameter in tower.parameters()])
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(again, plain)
-
-
 # ---------------------------------------------------------------- the language model
 
 
@@ -174,7 +165,7 @@ def test_prompts_and_positions_are_those_of_transformers(
     expected_RS = heard[0].reshape(-1, ids_1S.shape[1])
 
     prompt_ids = family.load_tokenizer().encode(text, add_special_tokens=False)
-    prompt = family.load_backbone().lay_out(prompt_ids, pixels.grids)
+    prompt = family.load_backbone().build_layout(prompt_ids, pixels.grids)
     assert torch.equal(prompt.token_ids_S, ids_1S[0, :-1])
     assert torch.equal(prompt.position_ids_RS, expected_RS[:, :-1])
     assert {prompt.next_position} == set(expected_RS[:, -1].tolist())
@@ -187,9 +178,9 @@ def test_tower_and_mergers_learn_and_nothing_of_the_backbone_does(family: Family
     before = backbone.digest()
     pixels = tower.preprocess(images(2))
     prompt_ids = family.load_tokenizer().encode(prompt_text(family, "images_first"), add_special_tokens=False)
-    prompt = backbone.lay_out(prompt_ids, pixels.grids)
-    past = backbone.read_prompt(prompt, tower(pixels), slice(0, len(prompt.token_ids_S)))
-    hidden_TD = backbone.read_completions(past, torch.tensor([[9, 30, 12]]), prompt.next_position).hidden_GTD[0]
+    prompt = backbone.build_layout(prompt_ids, pixels.grids)
+    past = backbone.prefill(prompt, tower(pixels), slice(0, len(prompt.token_ids_S)))
+    hidden_TD = backbone.forward_completions(past, torch.tensor([[9, 30, 12]]), prompt.next_position).hidden_GTD[0]
     backbone.logits(hidden_TD).log_softmax(-1)[:, 17].sum().backward()
 
     assert list(backbone.parameters())
@@ -257,32 +248,3 @@ def test_saved_encoders_give_the_same_embeddings(family: Family, tmp_path: Path)
         expected_IE = encoder.pooler(tower.layout.main(tower(tower.preprocess(images(3)))).split(25)).embeddings_IE
     np.testing.assert_allclose(embeddings_IE[:3], expected_IE, atol=1e-6)
     assert np.linalg.matrix_rank(embeddings_IE) == 4
-
-
-def test_rows_that_grow_token_by_token_are_those_read_at_once(family: Family) -> None:
-    backbone = family.load_backbone()
-    pixels = family.load_tower().preprocess(images(2))
-    prompt_ids = family.load_tokenizer().encode(prompt_text(family, "images_first"), add_special_tokens=False)
-    prompt = backbone.lay_out(prompt_ids, pixels.grids)
-    counts, num_tokens = [2, 3], ROOM + 5
-    with torch.no_grad():
-        prefixes = [
-            backbone.read_prompt(prompt, values_NW, slice(0, len(prompt.token_ids_S)))
-            for values_NW in torch.randn(2, len(prompt.image_positions()), family.layout.wire_width)
-        ]
-        ids_BT = torch.randint(0, 20, (sum(counts), num_tokens))
-        whole = [
-            backbone.read_completions(prefixes[prefix], ids_BT[row : row + 1], prompt.next_position).hidden_GTD[0]
-            for row, prefix in enumerate([0, 0, 1, 1, 1])
-        ]
-        rows, alive = backbone.open_rows(prefixes, counts), list(range(5))
-        leaving = {2: [0, 3], 5: [], ROOM + 2: [1]}  # those that go after a step, as rows lie then
-        for step in range(num_tokens):
-            hidden_BD = backbone.grow(rows, ids_BT[alive, step], prompt.next_position + step)
-            torch.testing.assert_close(
-                hidden_BD, torch.stack([whole[row][step] for row in alive]), rtol=1e-4, atol=1e-5
-            )
-            if step in leaving:
-                alive = [alive[row] for row in rows.drop(leaving[step])]
-        assert alive == [4, 2]
-        assert rows.drop([0, 1]) == []

@@ -79,11 +79,11 @@ def test_vllm_gets_one_tensor_per_image_and_no_markers(checkpoint: Path) -> None
     start, image, end = tokenizer.convert_tokens_to_ids(["<img>", "<IMG_CONTEXT>", "</img>"])
     assert ids[ids.index(image) - 1] == start
     assert ids[ids.index(image) + 1] == end
-    assert family.vllm_prompt_ids(ids) == [token for token in ids if token not in (start, end)]
+    assert family.engine_prompt_ids(ids) == [token for token in ids if token not in (start, end)]
     assert {start, image, end} <= set(family.forbidden_token_ids)
     values_NW = torch.randn(34, 128)
     record = EncoderTokens("p", values_NW, (25, 9), ((1, 10, 10), (1, 6, 6)), 0, 0)
-    first, second = family.vllm_multi_modal_data(record)["image"]
+    first, second = family.image_inputs(record)["image"]
     assert torch.equal(first, values_NW[:25])
     assert torch.equal(second, values_NW[25:])
 

@@ -57,7 +57,7 @@ def test_positions_of_oblong_images_are_those_of_transformers(checkpoint: Path, 
     family = resolve_family(checkpoint)
     text = f"red {family.image_placeholder} or {family.image_placeholder} blue?"
     ids = family.load_tokenizer().encode(text, add_special_tokens=False)
-    prompt = family.load_backbone().lay_out(ids, ((1, 4, 10), (1, 8, 6)))
+    prompt = family.load_backbone().build_layout(ids, ((1, 4, 10), (1, 8, 6)))
     mask_S = prompt.token_ids_S == reference.config.image_token_id
     expected_3S, delta = reference.model.get_rope_index(
         prompt.token_ids_S[None],
@@ -88,10 +88,10 @@ def test_files_named_as_by_later_versions_load_as_well(checkpoint: Path, tmp_pat
 def test_vllm_gets_embeddings_of_one_level_and_the_grids(checkpoint: Path) -> None:
     family = resolve_family(checkpoint)
     record = EncoderTokens("p", torch.zeros(50, 128), (25, 25), ((1, 10, 10),) * 2, 0, 0)
-    image = family.vllm_multi_modal_data(record)["image"]
+    image = family.image_inputs(record)["image"]
     assert image["image_embeds"].shape == (50, 128)
     assert image["image_grid_thw"].tolist() == [[1, 10, 10]] * 2
-    assert family.vllm_prompt_ids((3, 1, 2)) == [3, 1, 2]
+    assert family.engine_prompt_ids((3, 1, 2)) == [3, 1, 2]
 
 
 def test_the_turn_opens_as_the_familys_chat_template_does(checkpoint: Path) -> None:

@@ -22,9 +22,7 @@ from typing import Any
 
 import torch
 
-import saga_dist.models.families.qwen3_vl
-import saga_dist.models.families.qwen3_vl_backbone
-import saga_dist.models.families.qwen3_vl_tower
+import saga_dist.models.families.qwen3_vl.family
 import saga_dist.runtime.run
 import saga_dist.runtime.serial
 import saga_dist.training.coordinator

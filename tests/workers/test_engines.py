@@ -221,15 +221,6 @@ def test_deepstack_reaches_the_log_probs(
     assert abs(full.log_probs[0][0] - without.log_probs[0][0]) > 1e-3
 
 
-def test_texts_are_the_tokens_decoded(
-    make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
-) -> None:
-    tokenizer = resolve_family(tiny_checkpoint).load_tokenizer()
-    for group in generate(make_engine(tiny_checkpoint), tokens):
-        assert group.texts == tuple(tokenizer.decode(list(ids), skip_special_tokens=True) for ids in group.token_ids)
-        assert "<|im_end|>" not in "".join(group.texts)
-
-
 def test_same_request_same_completions(
     make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
 ) -> None:
@@ -265,11 +256,11 @@ def test_temperature_zero_takes_the_most_likely_token(
     family = resolve_family(tiny_checkpoint)
     backbone = family.load_backbone()
     prompt_ids = family.load_tokenizer().encode(prompt_text(family), add_special_tokens=False)
-    layout = backbone.lay_out(prompt_ids, tokens[0].grids)
+    layout = backbone.build_layout(prompt_ids, tokens[0].grids)
     with torch.no_grad():
-        past = backbone.read_prompt(layout, tokens[0].values_NW, slice(0, len(layout.token_ids_S) - 1))
+        past = backbone.prefill(layout, tokens[0].values_NW, slice(0, len(layout.token_ids_S) - 1))
         ids_1T = torch.tensor([[*layout.token_ids_S[-1:].tolist(), *group.token_ids[0][:-1]]])
-        hidden_TD = backbone.read_completions(past, ids_1T, layout.next_position - 1).hidden_GTD[0]
+        hidden_TD = backbone.forward_completions(past, ids_1T, layout.next_position - 1).hidden_GTD[0]
         logits_TV = backbone.logits(hidden_TD).index_fill(1, torch.tensor(family.forbidden_token_ids), -torch.inf)
     assert tuple(logits_TV.argmax(-1).tolist()) == group.token_ids[0]
 

@@ -190,16 +190,16 @@ def test_attention_of_every_layer_is_eager_attention(world: World) -> None:
     backbone, tower = family.load_backbone(), family.load_tower()
     pixels = tower.preprocess(world.images)
     prompt_ids = family.load_tokenizer().encode(world.prompt_text, add_special_tokens=False)
-    prompt = backbone.lay_out(prompt_ids, pixels.grids)
+    prompt = backbone.build_layout(prompt_ids, pixels.grids)
     sequences = [torch.tensor(completion) for completion in completions]
     padded_GT = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     with torch.no_grad():
-        past = backbone.read_prompt(prompt, tower(pixels), slice(0, len(prompt.token_ids_S)))
+        past = backbone.prefill(prompt, tower(pixels), slice(0, len(prompt.token_ids_S)))
         outputs = [world.reference(**world.inputs(each), output_attentions=True) for each in completions]
         for layer in range(backbone.num_layers):
-            padded = backbone.read_completions(past, padded_GT, prompt.next_position, probe_layer=layer).probe
-            packed = backbone.read_group(past, sequences, prompt.next_position, probe_layer=layer).probe
-            assert backbone.packs and padded is not None and packed is not None
+            padded = backbone.forward_completions(past, padded_GT, prompt.next_position, probe_layer=layer).probe
+            packed = backbone.forward_packed(past, sequences, prompt.next_position, probe_layer=layer).probe
+            assert backbone.supports_packing and padded is not None and packed is not None
             for row, (completion, output) in enumerate(zip(completions, outputs, strict=True)):
                 length = len(prompt.token_ids_S) + len(completion)
                 expected_RK = output.attentions[layer][0].mean(0)[-len(completion) :]

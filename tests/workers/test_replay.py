@@ -269,7 +269,7 @@ def _assert_equal(
 @pytest.fixture(params=["packed", "padded"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How groups are read: as on a CPU, and as on every other device."""
-    monkeypatch.setattr(DecoderBackbone, "packs", request.param == "packed")
+    monkeypatch.setattr(DecoderBackbone, "supports_packing", request.param == "packed")
     return str(request.param)
 
 
@@ -305,7 +305,7 @@ def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, com
 def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DecoderBackbone, "packs", False)
+    monkeypatch.setattr(DecoderBackbone, "supports_packing", False)
     monkeypatch.setattr(replay_chunks, "MAX_PADDING", 2)
     assert replay_chunks.padded_chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
     assert replay_chunks.padded_chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
@@ -359,13 +359,13 @@ def test_equal_completions_are_read_once_and_count_each(
     record = _record(group, pixels, tower(pixels), tower.layout.num_deepstack)
     task = ReplayTask(group, record, 100, True, truncate_at=truncate_at)
     read: list[int] = []
-    read_group = DecoderBackbone.read_group
+    forward_packed = DecoderBackbone.forward_packed
 
     def counted(self: DecoderBackbone, past: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
         read.append(len(sequences))
-        return read_group(self, past, sequences, *args, **kwargs)
+        return forward_packed(self, past, sequences, *args, **kwargs)
 
-    monkeypatch.setattr(DecoderBackbone, "read_group", counted)
+    monkeypatch.setattr(DecoderBackbone, "forward_packed", counted)
     found = _worker(deep_world, logits_chunk=7).replay(task, record)
     assert sum(read) == 3
     monkeypatch.setattr(replay, "distinct_completions", lambda token_ids: [[index] for index in range(len(token_ids))])
@@ -426,7 +426,7 @@ def _log_probs_by_hand(world: World, group: ScoredGroup, pixels: list[np.ndarray
     for ids in group.completions.token_ids:
         prefix = worker._read_prefix(prompt, values_NW)
         inputs = torch.tensor([[int(prompt.token_ids_S[-1]), *ids]])
-        hidden = worker._backbone.read_completions(prefix, inputs, prompt.next_position - 1).hidden_GTD[0, :-1]
+        hidden = worker._backbone.forward_completions(prefix, inputs, prompt.next_position - 1).hidden_GTD[0, :-1]
         log_probs_TV = torch.log_softmax(worker._backbone.logits(hidden).double() / temperature, -1)
         found.append(log_probs_TV.gather(1, torch.tensor(ids)[:, None])[:, 0])
     return torch.cat(found).detach()

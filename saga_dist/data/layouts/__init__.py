@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from saga_dist.config import DataSection
-from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.aircraft import load_aircraft
-from saga_dist.data.layouts.cars import load_cars
-from saga_dist.data.layouts.cub import load_cub
-from saga_dist.data.layouts.division import SplitOptions
-from saga_dist.data.layouts.folder import load_folder
-from saga_dist.data.layouts.inat import load_inat
-from saga_dist.data.layouts.inshop import load_inshop
-from saga_dist.data.layouts.manifest import load_manifest
-from saga_dist.data.layouts.sop import load_sop
-from saga_dist.errors import DataError
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-BENCHMARKS = {
-    "cub": load_cub,
-    "cars": load_cars,
-    "aircraft": load_aircraft,
-    "inat": load_inat,
-    "sop": load_sop,
-    "inshop": load_inshop,
-}
-LAYOUTS = ("folder", "manifest", *BENCHMARKS)
+from saga_dist.config import DataSection
+from saga_dist.config.registries import LAYOUTS
+from saga_dist.data.image_sets import Splits
+from saga_dist.data.layouts.division import SplitOptions
+from saga_dist.errors import ConfigError, DataError
+
+Layout = Callable[..., Splits]
+"""A function ``(root, options, **keys)`` that finds the images and classes of a data set (``data.layout``).
+
+``root`` is ``data.root`` as a path, the current folder where that is empty; ``options`` are ``SplitOptions``. ``keys``
+are ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` by their names, as far as they are set: a layout
+without such a parameter does not take the key. Splits are class-disjoint. Equal arguments and files give equal splits,
+in every process of the learner and after a resume. The function raises ``DataError`` where the data set is not what it
+expects; ``saga_dist.testing.check_layout`` checks it on a data set.
+"""
 
 
 def load_splits(data: DataSection, *, seed: int) -> Splits:
-    """Returns the splits of the configured data set on disk, after comparing them with ``data.split_hash`` if given.
+    """Returns the splits of the configured data set, after comparing them with ``data.split_hash`` if given.
 
     Args:
         data: layout, root and how to divide.
         seed: of the choice of validation classes.
 
     Raises:
+        ConfigError: no such layout, it takes other arguments, raises, or returns no splits.
         DataError: the data set is not what the layout or the split hash says.
     """
-    splits = _load(data, seed)
+    keys = _keys_of(data)
+    layout: Layout = LAYOUTS.load_callable(data.layout, "root", "options", keywords=keys)
+    options = SplitOptions(
+        val_fraction=data.val_fraction, image_size=data.image_size, seed=seed, fast_jpeg=data.fast_jpeg
+    )
+    with LAYOUTS.calling(data.layout):
+        splits = layout(Path(data.root), options, **keys)
+    if not isinstance(splits, Splits):
+        raise ConfigError(f"{data.layout!r} returned a {type(splits).__name__}", where=LAYOUTS.key, expected="Splits")
     if data.split_hash and splits.split_hash() != data.split_hash:
         raise DataError(
             f"split hash {splits.split_hash()}",
@@ -47,14 +53,9 @@ def load_splits(data: DataSection, *, seed: int) -> Splits:
     return splits
 
 
-def _load(data: DataSection, seed: int) -> Splits:
-    options = SplitOptions(
-        val_fraction=data.val_fraction, image_size=data.image_size, seed=seed, fast_jpeg=data.fast_jpeg
-    )
-    if data.layout == "folder":
-        return load_folder(data.root, options, train_classes=data.train_classes, test_classes=data.test_classes)
-    if data.layout == "manifest":
-        return load_manifest(data.root, options, manifest=data.manifest)
-    if data.layout not in BENCHMARKS:
-        raise DataError(f"data.layout = {data.layout!r} is not on disk", expected=f"one of {', '.join(LAYOUTS)}")
-    return BENCHMARKS[data.layout](data.root, options)
+def _keys_of(data: DataSection) -> dict[str, Any]:
+    """Returns the keys of the section that only some layouts take, as far as they are set."""
+    if data.layout == "birds":
+        return {"birds": data.birds}
+    keys = {"manifest": data.manifest, "train_classes": data.train_classes, "test_classes": data.test_classes}
+    return {name: value for name, value in keys.items() if value}

@@ -1,4 +1,4 @@
-"""What a family of multimodal LLMs must offer: a trainable tower, a frozen language model, and the wire between them.
+"""Interface of a family of multimodal LLMs: a trainable tower, a frozen language model, and the wire between them.
 
     images ──preprocess──► PixelBatch ──VisionTower──► values_NW ──(the wire)──► FrozenBackbone ──► log-probs, attention
 
@@ -19,16 +19,13 @@ import torch
 from torch import nn
 
 from saga_dist.data.prompts import ChatFormat
+from saga_dist.models.families.key_values import KeyValues
+from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.types import EncoderTokens, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from saga_dist.models.families.growing import GrowingRows
-
-KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
-"""Keys (after rotation) and values of every decoder layer: [B, H_kv, S, head width] each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,8 @@ class VisionTower(nn.Module, ABC):
     """The trainable vision encoder f_theta: images to encoder tokens."""
 
     family: ClassVar[str]
-    """Name of its family, as in a saved encoder."""
+    """The family whose ``rebuild_tower`` makes this tower again, as a saved encoder names it: a built-in name or
+    ``package.module:object``."""
     layout: TokenLayout
 
     @abstractmethod
@@ -155,10 +153,10 @@ class FrozenBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @abstractmethod
-    def lay_out(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
+    def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
         """Returns the prompt with one position per encoder token; ``prompt_ids`` has one placeholder per image.
 
         Raises:
@@ -166,7 +164,7 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read_prompt(
+    def prefill(
         self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
     ) -> KeyValues:
         """Returns keys and values of the positions up to ``span.stop``, the graph to ``values_NW`` attached.
@@ -179,10 +177,10 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read_completions(
+    def forward_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
     ) -> Continuation:
-        """Returns what the decoder makes of completions on top of what they share.
+        """Runs the decoder over completions, padded, on the prefix that they share.
 
         Args:
             past: keys and values of all earlier positions; batch size 1 (shared, never copied G times) or G.
@@ -192,8 +190,8 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def open_rows(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> GrowingRows:
-        """Returns rows to grow token by token.
+    def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
+        """Returns the KV cache of rows that ``decode_step`` extends token by token.
 
         Args:
             prefixes: keys and values of what comes before, batch size 1 each, all of one length.
@@ -201,22 +199,22 @@ class FrozenBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
+    def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns hidden states [B, D] of one more token in each row, after the last norm.
 
         Args:
-            rows: what the rows hold so far; it takes the token in.
+            cache: keys and values of the rows so far; the token's are appended.
             token_ids_B: int64.
             position: rotary position of the token.
         """
 
     @property
     @abstractmethod
-    def packs(self) -> bool:
-        """Whether ``read_group`` takes sequences of any lengths without padding."""
+    def supports_packing(self) -> bool:
+        """True when ``forward_packed`` takes sequences of any lengths without padding them."""
 
     @abstractmethod
-    def read_group(
+    def forward_packed(
         self,
         past: KeyValues,
         sequences: Sequence[torch.Tensor],
@@ -224,7 +222,7 @@ class FrozenBackbone(nn.Module, ABC):
         *,
         probe_layer: int | None = None,
     ) -> GroupRun:
-        """Returns what the decoder makes of a group of sequences on the prefix that they share.
+        """Runs the decoder over a group of sequences, one behind the other, on the prefix that they share.
 
         Args:
             past: keys and values of all earlier positions, batch size 1.
@@ -269,7 +267,7 @@ def attention_rows(
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The decoder's run over G completions."""
+    """Output of the decoder over G completions."""
 
     hidden_GTD: torch.Tensor
     """[G, T, D] after the last norm, in the backbone's dtype."""
@@ -279,7 +277,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class GroupRun:
-    """The decoder's run over a group of sequences."""
+    """Output of the decoder over a group of sequences."""
 
     hidden_RD: torch.Tensor
     """[sum of T_g, D] after the last norm, one sequence behind the other."""
@@ -288,14 +286,24 @@ class GroupRun:
 
 
 class Family(ABC):
-    """One family bound to one checkpoint: makes its parts and knows its strings and ids."""
+    """A family of multimodal LLMs, bound to one checkpoint: loads its parts and holds its strings and ids.
+
+    A subclass of one's own is named by import path (``model.family``); ``saga_dist.testing.check_model_family`` checks
+    it. Checkpoints whose parts are modules of transformers are less work through ``CheckpointFamily``.
+
+    Args:
+        files: the checkpoint.
+        config: content of its config.json.
+    """
 
     name: ClassVar[str]
+    """Short name, for reports."""
     architecture: ClassVar[str]
+    """Class of the whole model in transformers, as in ``architectures`` of config.json."""
     image_placeholder: ClassVar[str]
-    """What stands for one image in the text of a prompt."""
+    """Text that stands for one image in a prompt; holds the image token once."""
     chat_format: ClassVar[ChatFormat]
-    """Its turn markers."""
+    """Turn markers before and after the user's text."""
 
     def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
         self.files = files
@@ -326,11 +334,15 @@ class Family(ABC):
         """Returns the checkpoint's tokenizer."""
 
     @abstractmethod
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns ``multi_modal_data`` of one vLLM request."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: encoder tokens in place of pixels, on the host.
 
-    def vllm_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Returns the prompt as vLLM wants it, before it opens the placeholders itself."""
+        The form is what the model's own class takes as image embeddings, by modality: ``{"image": ...}``, the
+        ``multi_modal_data`` of a vLLM request.
+        """
+
+    def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Returns the token ids of the prompt for a serving engine that expands image placeholders itself."""
         return list(prompt_ids)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""What all families do alike with a checkpoint: parse its configuration, fill tower and language model, read its words.
+"""Families whose parts are modules of transformers: parsing the configuration, loading tower, decoder and tokenizer.
 
-A family says which tensors belong to which part and how the empty parts are built.
+A family names the classes of its parts, and which tensors of a checkpoint belong to which part.
 """
 
 from __future__ import annotations
@@ -11,30 +11,72 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from saga_dist.errors import ModelError
-from saga_dist.models.families.base import Family, VisionTower
+from saga_dist.models.families.base import Family, TokenLayout, VisionTower
 from saga_dist.models.families.decoder import DecoderBackbone
+from saga_dist.models.families.preprocessing import load_processor
 from saga_dist.models.model_files import INDEX_NAME, SINGLE_NAME, ModelFiles
 from saga_dist.models.weights import fill, renamed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+PREPROCESSING_NAME = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 class ModelTower(VisionTower):
-    """A tower around one module of transformers, whose weights are the tower's."""
+    """A tower around one module of transformers, whose weights are the tower's.
 
-    model: PreTrainedModel
+    Args:
+        config: the part of the checkpoint's configuration that describes the tower.
+        preprocessing: path of ``preprocessor_config.json``.
+        dtype: of the weights.
+        device: where they are put; their values are not set.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    """Class of ``config``; its ``from_dict`` reads what ``describe`` returns."""
+
+    def __init__(
+        self, config: PreTrainedConfig, preprocessing: Path, *, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        super().__init__()
+        self.layout = self.layout_of(config)
+        self.model = self._empty_model(config, dtype=dtype, device=device)
+        self._processor = load_processor(preprocessing)
+
+    @staticmethod
+    @abstractmethod
+    def layout_of(config: PreTrainedConfig) -> TokenLayout:
+        """Returns the token layout that a configuration describes."""
+
+    @abstractmethod
+    def _empty_model(
+        self, config: PreTrainedConfig, *, dtype: torch.dtype, device: str | torch.device
+    ) -> PreTrainedModel:
+        """Returns the module of transformers, its weights not yet set."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Runs the layers again in the backward pass instead of keeping their activations."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_preprocessing(self, folder: Path) -> None:
+        """Writes ``preprocessor_config.json``."""
+        self._processor.save_pretrained(folder)
 
 
 class CheckpointFamily(Family):
     """A family whose parts are modules of transformers, in a checkpoint of Hugging Face's format."""
 
+    config_class: ClassVar[type[PreTrainedConfig]]
+    """Configuration of the whole checkpoint."""
+    tower_class: ClassVar[type[ModelTower]]
+    backbone_class: ClassVar[type[DecoderBackbone]]
     tower_prefixes: ClassVar[dict[str, str]]
-    """Where the tower's tensors are in a checkpoint, and what they are called in ``tower.model``."""
+    """Prefixes of the tower's tensors in a checkpoint, each with its replacement in ``tower.model``."""
     language_prefixes: ClassVar[dict[str, str]]
     """The same for the decoder, in the backbone."""
     head_prefixes: ClassVar[dict[str, str]] = {"lm_head.": "head."}
@@ -44,7 +86,7 @@ class CheckpointFamily(Family):
     def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
         super().__init__(files, config)
         try:
-            self._parsed = self._config_class().from_dict(copy.deepcopy(config))
+            self._parsed = self.config_class.from_dict(copy.deepcopy(config))
         except (TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"config.json cannot be used ({reason})", where=files.name) from error
@@ -59,18 +101,30 @@ class CheckpointFamily(Family):
                 fix="set use_sliding_window to false, as in the released checkpoints",
             )
 
-    @staticmethod
-    @abstractmethod
-    def _config_class() -> type[PreTrainedConfig]:
-        """Returns the family's configuration class in transformers."""
+    @property
+    def layout(self) -> TokenLayout:
+        """Sizes of the encoder tokens."""
+        return self.tower_class.layout_of(self._tower_config)
 
-    @abstractmethod
+    @property
+    def _tower_config(self) -> PreTrainedConfig:
+        """The part of the configuration that the tower takes."""
+        return self._parsed
+
     def _empty_tower(self, *, dtype: torch.dtype, device: str | torch.device) -> ModelTower:
         """Returns the tower, its weights not yet set."""
+        preprocessing = self.files.file(PREPROCESSING_NAME)
+        return self.tower_class(self._tower_config, preprocessing, dtype=dtype, device=device)
 
-    @abstractmethod
     def _empty_backbone(self, *, tied: bool, dtype: torch.dtype, device: str | torch.device) -> DecoderBackbone:
         """Returns the language model, its weights not yet set."""
+        return self.backbone_class(self._parsed, self.layout, tied=tied, dtype=dtype, device=device)
+
+    @classmethod
+    def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> ModelTower:
+        """Returns a tower from its ``describe()`` and preprocessing files, its weights not yet set."""
+        config = cls.tower_class.config_class.from_dict(description)
+        return cls.tower_class(config, folder / PREPROCESSING_NAME, dtype=dtype, device="cpu")
 
     @property
     def parsed(self) -> PreTrainedConfig:

@@ -2,9 +2,8 @@
 
 Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
 
-On a CPU, prompts and groups are read packed (``packed_attention``): one row of tokens, no padding, the prefix where it
-is. Elsewhere transformers' cache and its attention do it. Rows that grow token by token keep what they hold themselves
-(``growing``).
+On a CPU, prompts and groups run packed (``packed_attention``): one row of tokens, no padding, the prefix not copied.
+Elsewhere transformers' cache and its attention do it. Autoregressive decoding has a KV cache of its own (``kv_cache``).
 """
 
 from __future__ import annotations
@@ -13,58 +12,75 @@ import contextlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from saga_dist.errors import TokenError
-from saga_dist.models.families.attending import Reader, attention_of_readers
+from saga_dist.errors import ModelError, TokenError
 from saga_dist.models.families.base import (
     AttentionProbe,
     Continuation,
     FrozenBackbone,
     GroupRun,
-    KeyValues,
     PromptLayout,
     TokenLayout,
     attention_rows,
 )
-from saga_dist.models.families.growing import GrowingRows
-from saga_dist.models.families.packed_attention import AVAILABLE, AllRead, Reading
+from saga_dist.models.families.custom_attention import AttentionContext, use_custom_attention
+from saga_dist.models.families.key_values import KeyValues
+from saga_dist.models.families.kv_cache import SharedPrefixKVCache
+from saga_dist.models.families.packed_attention import AVAILABLE, PackedContext, StopForward
+from saga_dist.models.weights import build_empty
 from saga_dist.types import Grid
 
 
 class DecoderBackbone(FrozenBackbone):
-    """Decoder and output layer.
+    """Decoder and output layer of a checkpoint.
 
     Args:
-        language_model: the decoder, built with ``text``; rotations set, weights not yet.
-        text: its configuration.
+        config: the whole checkpoint's configuration.
         layout: sizes of the encoder tokens.
-        image_token_id: stands for one image in a prompt.
-        tied: whether the output layer is the transposed embedding table.
-        dtype: of the output layer's own weights.
+        tied: True when the output layer is the transposed embedding table.
+        dtype: of the weights.
+        device: where they are put; their values are not set.
+
+    Raises:
+        ModelError: the tokens have more DeepStack levels than the decoder has layers.
     """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    """The decoder's class in transformers."""
+    rotary_class: ClassVar[type[nn.Module]]
+    """The class of its rotary embedding, whose buffers are computed rather than loaded."""
 
     def __init__(
         self,
-        language_model: PreTrainedModel,
-        text: PreTrainedConfig,
+        config: PreTrainedConfig,
         layout: TokenLayout,
         *,
-        image_token_id: int,
         tied: bool,
         dtype: torch.dtype,
+        device: str | torch.device,
     ) -> None:
         super().__init__()
+        text = config.text_config
+        if layout.num_deepstack > text.num_hidden_layers:
+            raise ModelError(
+                f"{layout.num_deepstack} DeepStack levels",
+                where="config.json",
+                expected=f"at most {text.num_hidden_layers}",
+            )
         self.layout = layout
         self.num_layers: int = text.num_hidden_layers
-        self._image_token_id = image_token_id
+        self._image_token_id: int = config.image_token_id
         self._text_config = text
-        self.language_model = language_model
+        self.language_model = build_empty(
+            lambda: self.model_class._from_config(text, attn_implementation="sdpa", dtype=dtype), device=device
+        )
+        self.language_model.rotary_emb = self.rotary_class(config=text).to(device)
         self.head: nn.Linear | None = None
         """None where the output layer is the transposed embedding table."""
         if not tied:
@@ -72,23 +88,23 @@ class DecoderBackbone(FrozenBackbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.language_model.embed_tokens.weight.device
 
     @property
-    def packs(self) -> bool:
-        """Whether groups are read packed; the kernel for that is the CPU's."""
+    def supports_packing(self) -> bool:
+        """True when groups run packed; the kernel for that is the CPU's."""
         return self.device.type == "cpu" and AVAILABLE
 
     @abstractmethod
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
         """Returns rotary positions [R, N] of one image's tokens from 0, and by how much the text after it moves on."""
 
-    @abstractmethod
     def _queries(self, attention: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns a layer's queries [R, H, d] before their rotation."""
+        """Returns a layer's queries [R, H, d] before their rotation, normalised as in Qwen3."""
+        return attention.q_norm(attention.q_proj(hidden_RD).unflatten(-1, (-1, attention.head_dim)))
 
-    def lay_out(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
+    def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
         """Returns the prompt with one position per encoder token; text advances all rotary axes together."""
         placeholders = sum(token_id == self._image_token_id for token_id in prompt_ids)
         if placeholders != len(grids):
@@ -119,7 +135,7 @@ class DecoderBackbone(FrozenBackbone):
             next_position=position,
         )
 
-    def read_prompt(
+    def prefill(
         self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
     ) -> KeyValues:
         """Returns keys and values up to ``span.stop``, the graph to ``values_NW`` attached."""
@@ -137,11 +153,11 @@ class DecoderBackbone(FrozenBackbone):
                 levels = list(self.layout.levels(values_NW))
                 deepstack = {"visual_pos_masks": mask_1S, "deepstack_visual_embeds": levels}
         positions_RS = prompt.position_ids_RS[:, start:stop]
-        if self.packs:
-            reading = Reading(past, (stop - start,), num_layers=self.num_layers)
-            with contextlib.suppress(AllRead):  # what follows the last layer's keys and values is of no use
-                self._read(reading, inputs_SD[None], positions_RS, **deepstack)
-            return reading.key_values()
+        if self.supports_packing:
+            context = PackedContext(past, (stop - start,), num_layers=self.num_layers)
+            with contextlib.suppress(StopForward):  # what follows the last layer's keys and values is of no use
+                self._forward(context, inputs_SD[None], positions_RS, **deepstack)
+            return context.key_values()
         cache = self._cache(past, batch=1)
         self.language_model(
             inputs_embeds=inputs_SD[None],
@@ -152,7 +168,7 @@ class DecoderBackbone(FrozenBackbone):
         )
         return _key_values(cache)
 
-    def read_group(
+    def forward_packed(
         self,
         past: KeyValues,
         sequences: Sequence[torch.Tensor],
@@ -162,21 +178,21 @@ class DecoderBackbone(FrozenBackbone):
     ) -> GroupRun:
         """Returns the hidden states of sequences on a shared prefix, one behind the other."""
         lengths = [len(sequence) for sequence in sequences]
-        if not self.packs:
+        if not self.supports_packing:
             padded_GT = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
-            run = self.read_completions(past, padded_GT, first_position, probe_layer=probe_layer)
+            run = self.forward_completions(past, padded_GT, first_position, probe_layer=probe_layer)
             rows = zip(run.hidden_GTD, lengths, strict=True)
             return GroupRun(torch.cat([row_TD[:length] for row_TD, length in rows]), run.probe)
-        reading = Reading(past, lengths, probe_layer)
+        context = PackedContext(past, lengths, probe_layer)
         positions_RT = torch.cat([self._text_positions(first_position, length) for length in lengths], dim=1)
         inputs_TD = self.language_model.embed_tokens(torch.cat(list(sequences)))
-        hidden_TD = self._read(reading, inputs_TD[None], positions_RT)[0]
-        return GroupRun(hidden_TD, reading.probe)
+        hidden_TD = self._forward(context, inputs_TD[None], positions_RT)[0]
+        return GroupRun(hidden_TD, context.probe)
 
-    def read_completions(
+    def forward_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
     ) -> Continuation:
-        """Returns what the decoder makes of completions on top of what they share."""
+        """Runs the decoder over completions, padded, on the prefix that they share."""
         num_completions, num_tokens = token_ids_GT.shape
         positions_RT = self._text_positions(first_position, num_tokens).to(self.device)
         cache = self._cache(past, batch=num_completions)
@@ -193,31 +209,31 @@ class DecoderBackbone(FrozenBackbone):
                 probe.detach()
         return Continuation(output.last_hidden_state, probe)
 
-    def open_rows(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> GrowingRows:
-        """Returns rows to grow, so many on each prefix."""
-        return GrowingRows(prefixes, counts)
+    def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
+        """Returns the KV cache of rows that ``decode_step`` extends, ``counts`` of them on each prefix."""
+        return SharedPrefixKVCache(prefixes, counts)
 
-    def grow(self, rows: GrowingRows, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
+    def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns hidden states [B, D] of one more token in each row."""
         inputs_B1D = self.language_model.embed_tokens(token_ids_B[:, None])
         positions_R1 = self._text_positions(position, 1).to(self.device)
-        return self._read(rows, inputs_B1D, positions_R1)[:, 0]
+        return self._forward(cache, inputs_B1D, positions_R1)[:, 0]
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V]."""
         weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight
         return nn.functional.linear(hidden_RD, weight).float()
 
-    def _read(
-        self, reader: Reader, inputs_BTD: torch.Tensor, positions_RT: torch.Tensor, **deepstack: Any
+    def _forward(
+        self, context: AttentionContext, inputs_BTD: torch.Tensor, positions_RT: torch.Tensor, **deepstack: Any
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] of tokens that see what ``reader`` says."""
-        with attention_of_readers(self.language_model.config):
+        """Returns hidden states [B, T, D] of a pass whose attention ``context`` computes."""
+        with use_custom_attention(self.language_model.config):
             output = self.language_model(
                 inputs_embeds=inputs_BTD,
                 position_ids=_of_batch(positions_RT, len(inputs_BTD)),
                 use_cache=False,
-                reader=reader,
+                attention_context=context,
                 **deepstack,
             )
         hidden_BTD: torch.Tensor = output.last_hidden_state

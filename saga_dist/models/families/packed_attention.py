@@ -19,30 +19,31 @@ from typing import Any
 
 import torch
 
-from saga_dist.models.families.base import AttentionProbe, KeyValues, attention_rows
+from saga_dist.models.families.base import AttentionProbe, attention_rows
+from saga_dist.models.families.key_values import KeyValues
 
 # Not part of torch's public interface, which gives no log-sum-exp: another version may lack them.
 _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 AVAILABLE = _flash is not None and _flash_backward is not None
-"""Where False, groups are read padded."""
+"""True where this torch has the kernel; without it, groups are padded."""
 
 
-class AllRead(Exception):
-    """Ends a forward pass whose keys and values were all that was wanted; never leaves the backbone."""
+class StopForward(Exception):
+    """Ends a forward pass of which only keys and values are needed; raised and caught within the backbone."""
 
 
 @dataclass(slots=True)
-class Reading:
-    """One pass of the decoder over packed sequences; a ``Reader``."""
+class PackedContext:
+    """One pass of the decoder over packed sequences; an ``AttentionContext``."""
 
     past: KeyValues | None
-    """What all sequences share: batch size 1 each, or nothing."""
+    """Keys and values of the prefix that all sequences share, batch size 1; None without one."""
     lengths: Sequence[int]
-    """Of the sequences, in their order; they add up to the pass's tokens."""
+    """Tokens of each sequence, in order; they add up to the pass's tokens."""
     probe_layer: int | None = None
     num_layers: int | None = None
-    """Where only keys and values are wanted: after that many layers the pass ends with ``AllRead``."""
+    """Layers after which the pass ends with ``StopForward``, where only keys and values are needed; None runs all."""
     own: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Keys (after rotation) and values of each layer, [1, H_kv, R, d]."""
     probe: AttentionProbe | None = None
@@ -53,7 +54,7 @@ class Reading:
         """Returns the attention's output [1, R, H, d] of one layer."""
         self.own.append((key_1hRd, value_1hRd))
         if len(self.own) == self.num_layers:
-            raise AllRead
+            raise StopForward
         prefix = (None, None) if self.past is None else tuple(part[0] for part in self.past[layer])
         if layer == self.probe_layer:
             self.probe = _PackedProbe(

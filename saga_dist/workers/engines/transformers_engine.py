@@ -17,16 +17,18 @@ import torch
 from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.utils.rng import counter_generator
-from saga_dist.workers.engines.drawing import draw
+from saga_dist.workers.engines.sampler import sample
 from saga_dist.workers.engines.validation import check_room
 
 if TYPE_CHECKING:
-    from saga_dist.models.families.base import Family, FrozenBackbone, KeyValues, PromptLayout
+    from saga_dist.models.families.base import Family, FrozenBackbone, PromptLayout
+    from saga_dist.models.families.key_values import KeyValues
+    from saga_dist.workers.engines.factory import EngineContext
 
 
 @dataclass(slots=True)
 class _Row:
-    """One completion while it grows."""
+    """One completion during decoding."""
 
     sampling: Sampling
     uniforms_T: np.ndarray
@@ -39,7 +41,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """How the rows of a batch are drawn, side by side."""
+    """Sampling settings and random numbers of the rows of a batch, side by side."""
 
     temperature_B: torch.Tensor
     top_p_B: torch.Tensor
@@ -99,6 +101,17 @@ class TransformersEngine:
         self._opening: KeyValues | None = None
         """Keys and values of the text before the first image: constants, whatever the images are."""
 
+    @classmethod
+    def from_context(cls, context: EngineContext) -> TransformersEngine:
+        """Returns the engine that a run's configuration describes; loads the backbone."""
+        return cls(
+            context.family.load_backbone(dtype=context.dtype, device=context.device),
+            family=context.family,
+            prompt_text=context.prompt_text,
+            max_model_len=context.max_model_len,
+            max_rows=context.max_num_seqs,
+        )
+
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
     ) -> list[Completions]:
@@ -124,7 +137,7 @@ class TransformersEngine:
         try:
             with torch.inference_mode():
                 for batch in self._batches(tokens, samplings):
-                    self._grow([tokens[index] for index in batch], [groups[index] for index in batch], deadline)
+                    self._decode([tokens[index] for index in batch], [groups[index] for index in batch], deadline)
         except DeadlineExceeded:
             unfinished = sum(any(not row.finish_reason for row in rows) for rows in groups)
             raise DeadlineExceeded(
@@ -158,26 +171,26 @@ class TransformersEngine:
                 num_rows += samplings[index].num_completions
             yield batch
 
-    def _grow(self, tokens: Sequence[EncoderTokens], groups: Sequence[list[_Row]], deadline: float) -> None:
+    def _decode(self, tokens: Sequence[EncoderTokens], groups: Sequence[list[_Row]], deadline: float) -> None:
         """Samples until every row of these groups is finished."""
         assert self._backbone is not None
         backbone = self._backbone
-        prompt = backbone.lay_out(self._prompt_ids, tokens[0].grids)
+        prompt = backbone.build_layout(self._prompt_ids, tokens[0].grids)
         prefixes = []
         for record in tokens:
             _check_clock(deadline)
             prefixes.append(self._read_prefix(prompt, record))
-        rows = backbone.open_rows(prefixes, [len(group) for group in groups])
+        cache = backbone.start_decode(prefixes, [len(group) for group in groups])
         del prefixes
         alive = [row for group in groups for row in group]
         draws = _Draws.of(alive, backbone.device)
         ids_B = prompt.token_ids_S[-1:].expand(len(alive))
         for step in range(draws.num_steps):
             _check_clock(deadline)
-            hidden_BD = backbone.grow(rows, ids_B, prompt.next_position - 1 + step)
+            hidden_BD = backbone.decode_step(cache, ids_B, prompt.next_position - 1 + step)
             ids_B, log_probs_B = self._sample(backbone.logits(hidden_BD), draws, step)
             if finished := self._append(alive, ids_B.tolist(), log_probs_B.tolist()):
-                order = rows.drop(finished)
+                order = cache.drop(finished)
                 if not order:
                     return
                 alive = [alive[row] for row in order]
@@ -189,9 +202,9 @@ class TransformersEngine:
         assert self._backbone is not None
         first_image, last = prompt.images[0].start, len(prompt.token_ids_S) - 1
         if self._opening is None and first_image:
-            self._opening = self._backbone.read_prompt(prompt, None, slice(0, first_image))
+            self._opening = self._backbone.prefill(prompt, None, slice(0, first_image))
         values_NW = record.values_NW.to(self._backbone.device)
-        return self._backbone.read_prompt(prompt, values_NW, slice(first_image, last), self._opening)
+        return self._backbone.prefill(prompt, values_NW, slice(first_image, last), self._opening)
 
     def _sample(self, logits_BV: torch.Tensor, draws: _Draws, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Next token of each row and its log-probability under the untempered, untruncated distribution."""
@@ -199,7 +212,7 @@ class TransformersEngine:
         if bool(log_probs_BV.isnan().any()):
             raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
         allowed_BV = log_probs_BV.index_fill(1, self._forbidden, -torch.inf)
-        ids_B = draw(
+        ids_B = sample(
             allowed_BV,
             temperature_B=draws.temperature_B,
             top_p_B=draws.top_p_B,

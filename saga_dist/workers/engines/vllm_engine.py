@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
 
     from saga_dist.models.families.base import Family
+    from saga_dist.workers.engines.factory import EngineContext
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would survive us and need its own supervision
@@ -93,7 +94,7 @@ class VllmEngine:
         num_images = prompt_text.count(family.image_placeholder)
         if not num_images:
             raise ConfigError(f"no {family.image_placeholder} in the prompt", where="vLLM", expected="one per image")
-        self._vllm_prompt_ids = family.vllm_prompt_ids(prompt_ids)
+        self._engine_prompt_ids = family.engine_prompt_ids(prompt_ids)
         self._num_text_tokens = len(prompt_ids) - num_images
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -123,6 +124,20 @@ class VllmEngine:
         except Exception as error:  # decided here: whatever vLLM raised, the caller may try again elsewhere
             self.close()
             raise EngineError(f"vLLM did not start: {_last_words(error)}", where=family.files.name) from error
+
+    @classmethod
+    def from_context(cls, context: EngineContext) -> VllmEngine:
+        """Returns the engine that a run's configuration describes; vLLM itself chooses the device."""
+        return cls(
+            family=context.family,
+            prompt_text=context.prompt_text,
+            dtype=str(context.dtype).removeprefix("torch."),
+            max_model_len=context.max_model_len,
+            max_num_seqs=context.max_num_seqs,
+            seed=context.seed,
+            gpu_memory_utilization=context.gpu_memory_share,
+            tensor_parallel_size=context.tensor_parallel_size,
+        )
 
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
@@ -184,8 +199,8 @@ class VllmEngine:
         assert self._llm is not None
         name = f"{next(self._request_numbers)}"
         prompt = {
-            "prompt_token_ids": self._vllm_prompt_ids,
-            "multi_modal_data": self._family.vllm_multi_modal_data(record),
+            "prompt_token_ids": self._engine_prompt_ids,
+            "multi_modal_data": self._family.image_inputs(record),
             "multi_modal_uuids": {"image": content_ids(record)},
         }
         (rendered,) = self._llm.renderer.render_cmpl([prompt])

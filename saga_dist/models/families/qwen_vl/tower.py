@@ -1,24 +1,23 @@
-"""What the vision towers of the Qwen-VL generations have in common, with equal stretches attended at once."""
+"""The vision tower that the Qwen-VL generations share; images or windows of one length are attended as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
-from saga_dist.models.families.preprocessing import check_images, load_processor, value_table
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+from saga_dist.models.families.preprocessing import check_images, value_table
+from saga_dist.models.weights import build_empty
 
 
 class LinearPatchEmbed(nn.Module):
@@ -68,22 +67,22 @@ class EqualLengthAttention(nn.Module):
 
 
 class QwenVLTower(ModelTower):
-    """A Qwen-VL vision tower; the family makes ``model``.
-
-    Args:
-        model: the family's vision model.
-        layout: its token layout.
-        preprocessing: path of ``preprocessor_config.json``.
+    """The vision tower of one Qwen-VL generation, which names its classes in transformers.
 
     Raises:
         ModelError: the preprocessing is for other patches than the model.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: TokenLayout, preprocessing: Path) -> None:
-        super().__init__()
-        self.layout = layout
-        self.model = model
-        self._processor = load_processor(preprocessing)
+    model_class: ClassVar[type[PreTrainedModel]]
+    rotary_class: ClassVar[type[nn.Module]]
+    patch_embed_class: ClassVar[type[LinearPatchEmbed]]
+    attention_class: ClassVar[type[EqualLengthAttention]]
+
+    def __init__(
+        self, config: PreTrainedConfig, preprocessing: Path, *, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        super().__init__(config, preprocessing, dtype=dtype, device=device)
+        layout = self.layout
         if (self._processor.patch_size, self._processor.merge_size) != (layout.patch_size, layout.merge_size):
             raise ModelError(
                 f"patch_size {self._processor.patch_size}, merge_size {self._processor.merge_size}",
@@ -91,6 +90,30 @@ class QwenVLTower(ModelTower):
                 expected=f"{layout.patch_size} and {layout.merge_size} as in config.json",
             )
         self._table_CV = value_table(self._processor)
+
+    @staticmethod
+    def layout_of(config: PreTrainedConfig) -> TokenLayout:
+        """Returns the token layout of a Qwen-VL vision configuration; only Qwen3-VL's has DeepStack levels."""
+        levels = config.deepstack_visual_indexes if config.model_type.startswith("qwen3") else ()
+        return TokenLayout(
+            width=config.out_hidden_size,
+            num_deepstack=len(levels),
+            patch_size=config.patch_size,
+            merge_size=config.spatial_merge_size,
+        )
+
+    def _empty_model(
+        self, config: PreTrainedConfig, *, dtype: torch.dtype, device: str | torch.device
+    ) -> PreTrainedModel:
+        model = build_empty(
+            lambda: self.model_class._from_config(config, attn_implementation="sdpa", dtype=dtype), device=device
+        )
+        model.rotary_pos_emb = self.rotary_class(config).to(device)
+        # The parts keep their weights and names; only the way they compute changes.
+        model.patch_embed.__class__ = self.patch_embed_class
+        for block in model.blocks:
+            block.attn.__class__ = self.attention_class
+        return model
 
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
         """Returns pixels of uint8 [height, width, 3] images, rescaled and normalised, never resized."""
@@ -127,25 +150,6 @@ class QwenVLTower(ModelTower):
         levels = output.deepstack_features if self.layout.num_deepstack else ()
         return torch.cat([output.pooler_output, *levels], dim=-1)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Runs the layers again in the backward pass instead of keeping their activations."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-
     def describe(self) -> dict[str, Any]:
         """Returns the vision configuration as JSON values."""
         return self.model.config.to_dict()
-
-    def save_preprocessing(self, folder: Path) -> None:
-        """Writes ``preprocessor_config.json``."""
-        self._processor.save_pretrained(folder)
-
-
-def vision_layout(config: PreTrainedConfig) -> TokenLayout:
-    """Returns the token layout of a Qwen-VL vision configuration; only Qwen3-VL's has DeepStack levels."""
-    levels = config.deepstack_visual_indexes if config.model_type.startswith("qwen3") else ()
-    return TokenLayout(
-        width=config.out_hidden_size,
-        num_deepstack=len(levels),
-        patch_size=config.patch_size,
-        merge_size=config.spatial_merge_size,
-    )

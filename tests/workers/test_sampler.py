@@ -1,4 +1,4 @@
-"""Drawing a token: by hand, and against sorting the whole vocabulary in plain numpy."""
+"""Sampling a token: by hand, and against sorting the whole vocabulary in plain numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saga_dist.workers.engines.drawing import CANDIDATES, draw
+from saga_dist.workers.engines.sampler import CANDIDATES, sample
 
 
 @pytest.mark.parametrize(
@@ -32,19 +32,19 @@ from saga_dist.workers.engines.drawing import CANDIDATES, draw
         (0.0, 1.0, 0.99, 2),
     ],
 )
-def test_draw_by_hand(temperature: float, top_p: float, uniform: float, expected: int) -> None:
+def test_sample_by_hand(temperature: float, top_p: float, uniform: float, expected: int) -> None:
     log_probs_BV = torch.tensor([[0.3, 0.2, 0.5, 0.0]]).log()
     options = [torch.tensor([value], dtype=torch.float64) for value in (temperature, top_p, uniform)]
     temperature_B, top_p_B, uniforms_B = options
-    assert draw(log_probs_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B).tolist() == [
+    assert sample(log_probs_BV, temperature_B=temperature_B, top_p_B=top_p_B, uniforms_B=uniforms_B).tolist() == [
         expected
     ]
 
 
-def drawn_one_by_one(
+def sampled_one_by_one(
     log_probs_BV: np.ndarray, temperatures: list[float], top_ps: list[float], uniforms: np.ndarray
 ) -> list[int]:
-    """What ``draw`` must give: every row sorted whole, token after token."""
+    """What ``sample`` must give: every row sorted whole, token after token."""
     drawn = []
     for log_probs_V, temperature, top_p, uniform in zip(log_probs_BV, temperatures, top_ps, uniforms, strict=True):
         order_V = np.lexsort((np.arange(len(log_probs_V)), -log_probs_V))
@@ -78,12 +78,12 @@ def test_few_candidates_give_the_token_of_the_whole_vocabulary(num_tokens: int, 
     logits_BV[:, 3] = -np.inf
     uniforms_B = rng.random(120)
     log_probs_BV = torch.from_numpy(logits_BV).log_softmax(-1)
-    found = draw(
+    found = sample(
         log_probs_BV,
         temperature_B=torch.tensor(temperatures, dtype=torch.float64),
         top_p_B=torch.tensor(top_ps, dtype=torch.float64),
         uniforms_B=torch.from_numpy(uniforms_B),
     ).tolist()
-    assert found == drawn_one_by_one(log_probs_BV.numpy(), temperatures, top_ps, uniforms_B)
+    assert found == sampled_one_by_one(log_probs_BV.numpy(), temperatures, top_ps, uniforms_B)
     assert len(set(found)) > 5
     assert 3 not in found

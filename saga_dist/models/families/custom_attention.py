@@ -1,4 +1,4 @@
-"""Attention of our own inside a decoder of transformers: whoever reads says in every layer what its tokens see."""
+"""A custom attention registered with transformers: the context passed to the decoder computes each layer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import torch
 from transformers import AttentionInterface, PreTrainedConfig
 
 _NAME = "saga_dist"
-"""Of this attention among those of transformers."""
+"""Name of this attention among those of transformers."""
 
 
-class Reader(Protocol):
-    """One pass, or a row of passes, of a decoder."""
+class AttentionContext(Protocol):
+    """Computes the attention of every layer in one or more passes of a decoder."""
 
     def attend(
         self, layer: int, query_BHRd: torch.Tensor, key_BhRd: torch.Tensor, value_BhRd: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Takes new tokens' keys and values into one layer; returns what the tokens see there, [B, R, H, d]."""
+        """Stores new tokens' keys and values in one layer; returns the attention output of the tokens, [B, R, H, d]."""
 
 
 @contextmanager
-def attention_of_readers(config: PreTrainedConfig) -> Iterator[None]:
-    """Has the decoder of this configuration ask the ``reader`` among its arguments; transformers then makes no mask."""
+def use_custom_attention(config: PreTrainedConfig) -> Iterator[None]:
+    """Switches the decoder of this configuration to the ``attention_context`` among its call's arguments.
+
+    transformers then makes no attention mask.
+    """
     usual = config._attn_implementation
     config._attn_implementation = _NAME  # read by every layer in every pass
     try:
@@ -41,12 +44,12 @@ def _attend(
     attention_mask: None,
     *,
     scaling: float,
-    reader: Reader,
+    attention_context: AttentionContext,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer."""
+    """Forwards the call that transformers makes in every layer."""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return reader.attend(layer, query_BHRd, key_BhRd, value_BhRd, scaling), None
+    return attention_context.attend(layer, query_BHRd, key_BhRd, value_BhRd, scaling), None
 
 
 AttentionInterface.register(_NAME, _attend)

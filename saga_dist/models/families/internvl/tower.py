@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, InternVLConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
 
 from saga_dist.errors import DataError
 from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
-from saga_dist.models.families.preprocessing import check_images, load_processor
+from saga_dist.models.families.preprocessing import check_images
 from saga_dist.models.weights import build_empty
 
-if TYPE_CHECKING:
-    from transformers import InternVLConfig
-
 DESCRIBED = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
-"""What decides the tower's shape and result besides the vision configuration and the width of the tokens."""
+"""Keys that decide the tower's shape and result, besides the vision configuration and the width of the tokens."""
 
 
 class VisionModel(InternVLModel):
@@ -34,26 +30,27 @@ class VisionModel(InternVLModel):
 
 
 class InternVLTower(ModelTower):
-    """Vision tower and projector for images of one tile.
+    """Vision tower and projector for images of one tile; the text configuration only gives the width of the tokens."""
 
-    Args:
-        config: the checkpoint's configuration; of the language model only its width counts.
-        preprocessing: path of ``preprocessor_config.json``.
-        dtype: of the weights.
-        device: where they are put; their values are not set.
-    """
+    family = "internvl"
+    config_class = InternVLConfig
 
-    family: ClassVar[str] = "internvl"
+    @staticmethod
+    def layout_of(config: PreTrainedConfig) -> TokenLayout:
+        """Returns the token layout of an InternVL configuration."""
+        return TokenLayout(
+            width=config.text_config.hidden_size,
+            num_deepstack=0,
+            patch_size=config.vision_config.patch_size[0],
+            merge_size=round(1 / config.downsample_ratio),
+        )
 
-    def __init__(
-        self, config: InternVLConfig, preprocessing: Path, *, dtype: torch.dtype, device: str | torch.device
-    ) -> None:
-        super().__init__()
-        self.layout = vision_layout(config)
-        self.model = build_empty(
+    def _empty_model(
+        self, config: PreTrainedConfig, *, dtype: torch.dtype, device: str | torch.device
+    ) -> PreTrainedModel:
+        return build_empty(
             lambda: VisionModel._from_config(config, attn_implementation="sdpa", dtype=dtype), device=device
         )
-        self._processor = load_processor(preprocessing)
 
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
         """Returns pixels of uint8 [size, size, 3] images, one tile each, rescaled and normalised, never resized.
@@ -91,26 +88,8 @@ class InternVLTower(ModelTower):
         features_IND = self.model.get_image_features(batch.pixel_values.to(self.model.device)).pooler_output
         return features_IND.flatten(0, 1)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Runs the layers again in the backward pass instead of keeping their activations."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-
     def describe(self) -> dict[str, Any]:
         """Returns the vision and projector configuration as JSON values."""
         config = self.model.config.to_dict()
         text = {"model_type": config["text_config"]["model_type"], "hidden_size": self.layout.width}
         return {name: config[name] for name in ("vision_config", *DESCRIBED)} | {"text_config": text}
-
-    def save_preprocessing(self, folder: Path) -> None:
-        """Writes ``preprocessor_config.json``."""
-        self._processor.save_pretrained(folder)
-
-
-def vision_layout(config: InternVLConfig) -> TokenLayout:
-    """Returns the token layout of an InternVL configuration."""
-    return TokenLayout(
-        width=config.text_config.hidden_size,
-        num_deepstack=0,
-        patch_size=config.vision_config.patch_size[0],
-        merge_size=round(1 / config.downsample_ratio),
-    )

@@ -1,4 +1,4 @@
-"""InternVL3.5 in Hugging Face format: InternViT, pixel shuffle and projector, a Qwen3 decoder with plain positions.
+"""The family of dense InternVL3.5 checkpoints in Hugging Face format.
 
 Declared choice: an image is one tile at the size of the run. The family's processor may cut a large image into up to
 twelve tiles and add a thumbnail; here every image has the same number of tokens, (size / 28)^2 in the released models:
@@ -9,22 +9,17 @@ transformers does. A square image up to the tower's size is one tile for the fam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
+from transformers import InternVLConfig
 
-from saga_dist.data.prompts import QWEN_CHAT, ChatFormat
+from saga_dist.data.prompts import QWEN_CHAT
 from saga_dist.errors import ModelError
-from saga_dist.models.families.base import TokenLayout
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
-from saga_dist.models.families.internvl_backbone import InternVLBackbone
-from saga_dist.models.families.internvl_tower import InternVLTower, vision_layout
+from saga_dist.models.families.internvl.backbone import InternVLBackbone
+from saga_dist.models.families.internvl.tower import InternVLTower
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.types import EncoderTokens
-
-if TYPE_CHECKING:
-    from transformers import InternVLConfig
 
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 
@@ -32,12 +27,15 @@ IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 class InternVLFamily(CheckpointFamily):
     """Dense InternVL3.5 checkpoints (``InternVLForConditionalGeneration``), 1B to 38B; their names end in -HF."""
 
-    name: ClassVar[str] = InternVLTower.family
-    architecture: ClassVar[str] = "InternVLForConditionalGeneration"
-    image_placeholder: ClassVar[str] = f"{IMAGE_START}{IMAGE_TOKEN}{IMAGE_END}"
-    chat_format: ClassVar[ChatFormat] = QWEN_CHAT
+    name = InternVLTower.family
+    architecture = "InternVLForConditionalGeneration"
+    image_placeholder = f"{IMAGE_START}{IMAGE_TOKEN}{IMAGE_END}"
+    chat_format = QWEN_CHAT
+    config_class = InternVLConfig
+    tower_class = InternVLTower
+    backbone_class = InternVLBackbone
     # Its vocabulary is Qwen3's, vision markers of other Qwen models included.
-    markers: ClassVar[tuple[str, ...]] = (
+    markers = (
         IMAGE_TOKEN,
         IMAGE_START,
         IMAGE_END,
@@ -69,37 +67,11 @@ class InternVLFamily(CheckpointFamily):
                 expected="1 / a whole number of patches per token side",
             )
 
-    @staticmethod
-    def _config_class() -> type[InternVLConfig]:
-        from transformers import InternVLConfig
-
-        return InternVLConfig
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Sizes of the encoder tokens."""
-        return vision_layout(self._parsed)
-
-    def _empty_tower(self, *, dtype: torch.dtype, device: str | torch.device) -> InternVLTower:
-        preprocessing = self.files.file("preprocessor_config.json")
-        return InternVLTower(self._parsed, preprocessing, dtype=dtype, device=device)
-
-    def _empty_backbone(self, *, tied: bool, dtype: torch.dtype, device: str | torch.device) -> InternVLBackbone:
-        return InternVLBackbone(self._parsed, self.layout, tied=tied, dtype=dtype, device=device)
-
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one vLLM request: one [N, D] tensor per image, no grid."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: one [N, D] tensor per image, no grid."""
         return {"image": list(tokens.values_NW.detach().cpu().split(tokens.lengths))}
 
-    def vllm_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Returns the prompt without the markers around its images: vLLM puts them there itself."""
+    def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Returns the prompt without the markers around its images: the engine puts them there itself."""
         around = set(self.load_tokenizer().convert_tokens_to_ids([IMAGE_START, IMAGE_END]))
         return [token_id for token_id in prompt_ids if token_id not in around]
-
-    @classmethod
-    def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> InternVLTower:
-        """Returns a tower from ``InternVLTower.describe`` and preprocessing files, its weights not yet set."""
-        from transformers import InternVLConfig
-
-        config = InternVLConfig.from_dict(description)
-        return InternVLTower(config, folder / "preprocessor_config.json", dtype=dtype, device="cpu")

@@ -9,9 +9,9 @@ import torch
 
 from saga_dist.config import parse_config
 from saga_dist.errors import ConfigError, ModelError
+from saga_dist.models.device_map import distribute_layers
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import FrozenBackbone
-from saga_dist.models.spread import spread_layers
 from saga_dist.runtime.build import replay_devices
 
 CPU = torch.device("cpu")
@@ -22,12 +22,12 @@ def run(checkpoint: Path, backbone: FrozenBackbone) -> list[torch.Tensor]:
     """Gradient at the encoder tokens (DeepStack included), logits, and one layer's attention."""
     family = resolve_family(checkpoint)
     text = f"a {family.image_placeholder} b {family.image_placeholder} c?"
-    prompt = backbone.lay_out(family.load_tokenizer().encode(text, add_special_tokens=False), GRIDS)
+    prompt = backbone.build_layout(family.load_tokenizer().encode(text, add_special_tokens=False), GRIDS)
     generator = torch.Generator().manual_seed(0)
     values_NW = torch.randn(37, family.layout.wire_width, generator=generator).to(backbone.device).requires_grad_()
-    past = backbone.read_prompt(prompt, values_NW, slice(0, len(prompt.token_ids_S)))
+    past = backbone.prefill(prompt, values_NW, slice(0, len(prompt.token_ids_S)))
     token_ids_GT = torch.randint(8, 300, (3, 6), generator=generator).to(backbone.device)
-    ran = backbone.read_completions(past, token_ids_GT, prompt.next_position, probe_layer=backbone.num_layers - 1)
+    ran = backbone.forward_completions(past, token_ids_GT, prompt.next_position, probe_layer=backbone.num_layers - 1)
     logits_RV = backbone.logits(ran.hidden_GTD.flatten(0, 1))
     logits_RV.log_softmax(-1).square().mean().backward()
     assert ran.probe is not None
@@ -48,7 +48,7 @@ def test_the_way_through_the_borders_changes_nothing(parts: int, tiny_checkpoint
     assert all(tensor.abs().max() > 0 for tensor in expected)
     backbone = resolve_family(tiny_checkpoint).load_backbone()
     digest = backbone.digest()
-    spread_layers(backbone, [CPU] * parts)
+    distribute_layers(backbone, [CPU] * parts)
     for found, tensor in zip(run(tiny_checkpoint, backbone), expected, strict=True):
         assert torch.equal(found, tensor)
     assert backbone.digest() == digest
@@ -57,7 +57,7 @@ def test_the_way_through_the_borders_changes_nothing(parts: int, tiny_checkpoint
 
 def test_layers_stay_together_and_the_rest_is_on_the_first_device(tiny_checkpoint: Path) -> None:
     backbone = resolve_family(tiny_checkpoint).load_backbone()
-    spread_layers(backbone, [CPU, torch.device("meta")])
+    distribute_layers(backbone, [CPU, torch.device("meta")])
     assert parts_of(backbone) == [CPU, CPU, torch.device("meta")]
     outside = [tensor.device for name, tensor in backbone.state_dict().items() if ".layers." not in name]
     assert set(outside) == {CPU}
@@ -65,7 +65,7 @@ def test_layers_stay_together_and_the_rest_is_on_the_first_device(tiny_checkpoin
 
 def test_more_devices_than_layers_are_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(ModelError, match="replay: 3 decoder layers for 4 GPUs; use fewer"):
-        spread_layers(resolve_family(tiny_checkpoint).load_backbone(), [CPU] * 4)
+        distribute_layers(resolve_family(tiny_checkpoint).load_backbone(), [CPU] * 4)
 
 
 @pytest.mark.parametrize(("num_gpus", "expected"), [(0.5, 1), (1.0, 1), (2.0, 2), (4.0, "refused")])
@@ -90,7 +90,7 @@ def test_two_gpus_give_what_one_gives(tiny_checkpoint: Path) -> None:
     first, second = (torch.device("cuda", index) for index in range(2))
     expected = run(tiny_checkpoint, resolve_family(tiny_checkpoint).load_backbone(device=first))
     backbone = resolve_family(tiny_checkpoint).load_backbone()
-    spread_layers(backbone, [first, second])
+    distribute_layers(backbone, [first, second])
     assert parts_of(backbone) == [first, first, second]
     for found, tensor in zip(run(tiny_checkpoint, backbone), expected, strict=True):
         torch.testing.assert_close(found, tensor, rtol=1e-4, atol=1e-6)

@@ -1,10 +1,10 @@
-"""Completions that grow token by token, several to a prompt that is held once.
+"""The KV cache of autoregressive decoding: several completions per prompt, the prompt's keys and values stored once.
 
     softmax over [prompt | own],  the prompt's part one matrix product for all rows of a group
 
-transformers' own cache holds the prompt for every row, reads all of it for every token, and copies it for every token.
-Here a prompt's keys and values are kept and read once for all its rows; a row's own tokens are written behind each
-other into room that is there already; a finished row's place goes to the last one.
+transformers' own cache stores the prompt for every row, reads all of it for every token, and copies it for every token.
+Here a prompt's keys and values are stored and read once for all its rows; a row's own tokens are appended to memory
+allocated in advance; the last row moves into the place of a finished one.
 
 Products and softmax are float32 whatever the dtype of the cache, as in the fused kernels.
 """
@@ -15,14 +15,14 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from saga_dist.models.families.base import KeyValues
+from saga_dist.models.families.key_values import KeyValues
 
 ROOM = 64
-"""Tokens that a layer gets room for at a time: one copy instead of so many."""
+"""Tokens that a layer allocates memory for at a time: one copy instead of so many."""
 
 
-class GrowingRows:
-    """What several rows hold so far, each on one of several prefixes of one length; a ``Reader``.
+class SharedPrefixKVCache:
+    """Keys and values of several rows, each on one of several prefixes of one length; an ``AttentionContext``.
 
     Args:
         prefixes: keys and values of each, batch size 1; copied.
@@ -35,12 +35,12 @@ class GrowingRows:
             for layer in zip(*prefixes, strict=True)
         ]
         self._prefix_of = [prefix for prefix, count in enumerate(counts) for _ in range(count)]
-        self._places = self._laid_out()
+        self._places = self._build_places()
 
     def attend(
         self, layer: int, query_BH1d: torch.Tensor, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Takes one more token of each row into one layer; returns what it sees there, [B, 1, H, d]."""
+        """Stores one more token of each row in one layer; returns its attention output there, [B, 1, H, d]."""
         kept = self._layers[layer]
         keys_BhTd, values_BhTd = kept.append(key_Bh1d, value_Bh1d)
         query_Bhnd = query_BH1d.unflatten(1, (key_Bh1d.shape[1], -1))[:, :, :, 0].float() * scale
@@ -54,7 +54,7 @@ class GrowingRows:
         return seen_Bhnd.flatten(1, 2)[:, None].to(query_BH1d.dtype)
 
     def drop(self, rows: Collection[int]) -> list[int]:
-        """Takes rows out; returns those that stay, in the order in which they lie now."""
+        """Removes rows; returns the indices of those that stay, in their new order."""
         gone, before = set(rows), len(self._prefix_of)
         staying = before - len(rows)
         order = list(range(staying))
@@ -65,16 +65,16 @@ class GrowingRows:
         for layer in self._layers:
             layer.move(movers, holes, staying)
         self._prefix_of = [self._prefix_of[row] for row in order]
-        self._let_prefixes_go()
-        self._places = self._laid_out()
+        self._release_unused_prefixes()
+        self._places = self._build_places()
         return order
 
-    def _laid_out(self) -> _Places:
+    def _build_places(self) -> _Places:
         first = self._layers[0].prefix_keys_PhSd
         return _Places.of(self._prefix_of, len(first), first.device)
 
-    def _let_prefixes_go(self) -> None:
-        """Forgets the prefixes that no row is left on, once they are half of all: what stays is copied."""
+    def _release_unused_prefixes(self) -> None:
+        """Drops the prefixes without rows once they are half of all; the others are copied."""
         needed = sorted(set(self._prefix_of))
         if 2 * len(needed) > len(self._layers[0].prefix_keys_PhSd):
             return
@@ -84,7 +84,7 @@ class GrowingRows:
 
 
 class _Places:
-    """Where rows stand beside those of the same prefix: C places to a prefix, some of them empty.
+    """Arranges rows by their prefix, for one matrix product: C places per prefix, some of them empty.
 
     Args:
         places_B: int64, place of each row among all P * C.
@@ -107,7 +107,7 @@ class _Places:
         return cls(torch.tensor(places, dtype=torch.int64, device=device), (num_prefixes, width))
 
     def to(self, device: torch.device) -> _Places:
-        """Returns them for a layer that is elsewhere."""
+        """Returns the same places for a layer on another device."""
         return _Places(self._places_B.to(device), self._shape)
 
     def to_prefixes(self, values_Bhnx: torch.Tensor) -> torch.Tensor:
@@ -118,13 +118,13 @@ class _Places:
         return placed.unflatten(0, self._shape).transpose(1, 2).flatten(2, 3)
 
     def from_prefixes(self, values_Phmx: torch.Tensor) -> torch.Tensor:
-        """Returns [B, h, n, x]: the way back."""
+        """Returns [B, h, n, x], the inverse of ``to_prefixes``."""
         placed = values_Phmx.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
         return placed[self._places_B]
 
 
 class _Layer:
-    """One layer: the prefixes' keys and values [P, h, S, d], and the rows' own in room [B, h, R, d]."""
+    """Keys and values of one layer: the prefixes' [P, h, S, d], and the rows' own in allocated memory [B, h, R, d]."""
 
     def __init__(self, prefix_keys_PhSd: torch.Tensor, prefix_values_PhSd: torch.Tensor) -> None:
         self.prefix_keys_PhSd, self.prefix_values_PhSd = prefix_keys_PhSd, prefix_values_PhSd
@@ -132,7 +132,7 @@ class _Layer:
         self._room: tuple[torch.Tensor, ...] = ()
 
     def append(self, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Writes a token behind the others; returns keys and values [B, h, T, d] of all own tokens."""
+        """Appends a token to each row; returns keys and values [B, h, T, d] of all own tokens."""
         if not self._length % ROOM:
             news = (key_Bh1d, value_Bh1d)
             olds = self._room or tuple(new[:, :, :0] for new in news)
@@ -143,14 +143,14 @@ class _Layer:
         return tuple(room[:, :, : self._length] for room in self._room)
 
     def move(self, sources: Sequence[int], targets: Sequence[int], num_rows: int) -> None:
-        """Copies rows over others, then cuts off what lies behind the first ``num_rows``."""
+        """Copies rows over others, then keeps the first ``num_rows``."""
         for room in self._room:
             for source, target in zip(sources, targets, strict=True):
                 room[target, :, : self._length] = room[source, :, : self._length]
         self._room = tuple(room[:num_rows] for room in self._room)
 
     def keep_prefixes(self, prefixes: Sequence[int]) -> None:
-        """Forgets all others."""
+        """Drops all other prefixes."""
         self.prefix_keys_PhSd = self.prefix_keys_PhSd[list(prefixes)]
         self.prefix_values_PhSd = self.prefix_values_PhSd[list(prefixes)]
 

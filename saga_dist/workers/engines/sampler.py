@@ -1,4 +1,4 @@
-"""The next token of each row: temperature, top-p, and the inverse of the cumulative distribution at a given number.
+"""Sampling of the next token: temperature, top-p, and the inverse of the cumulative distribution at a given number.
 
 Sorting the vocabulary is most of that work (1.4 of 1.5 s for 64 rows of 150,000 tokens on one core). The tokens of
 top-p are few, so the likeliest ``CANDIDATES`` are looked at first, and rows that need more are sorted whole; either way
@@ -13,7 +13,7 @@ CANDIDATES = 64
 """Most likely tokens that are looked at first."""
 
 
-def draw(
+def sample(
     log_probs_BV: torch.Tensor, *, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniforms_B: torch.Tensor
 ) -> torch.Tensor:
     """Returns one token id per row [B].

@@ -19,7 +19,7 @@ from saga_dist.errors import ModelError
 from saga_dist.models.families.base import FrozenBackbone
 
 
-def spread_layers(backbone: FrozenBackbone, devices: Sequence[torch.device]) -> None:
+def distribute_layers(backbone: FrozenBackbone, devices: Sequence[torch.device]) -> None:
     """Moves a backbone's decoder layers to ``devices`` in equal consecutive parts, and all the rest to the first.
 
     Args:

@@ -1,15 +1,14 @@
-"""What Qwen2.5-VL and Qwen3-VL have in common: strings, tensor names, and image embeddings with patch grids."""
+"""The part of a family that Qwen2.5-VL and Qwen3-VL share: strings, tensor names, embeddings with patch grids."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedConfig
 
 from saga_dist.errors import ModelError
-from saga_dist.models.families.base import TokenLayout
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
-from saga_dist.models.families.qwen_vl_tower import vision_layout
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.types import EncoderTokens
 
@@ -17,8 +16,8 @@ from saga_dist.types import EncoderTokens
 class QwenVLFamily(CheckpointFamily):
     """Dense checkpoints of one Qwen-VL generation."""
 
-    image_placeholder: ClassVar[str] = "<|vision_start|><|image_pad|><|vision_end|>"
-    markers: ClassVar[tuple[str, ...]] = (
+    image_placeholder = "<|vision_start|><|image_pad|><|vision_end|>"
+    markers = (
         "<|image_pad|>",
         "<|video_pad|>",
         "<|vision_start|>",
@@ -42,9 +41,8 @@ class QwenVLFamily(CheckpointFamily):
             )
 
     @property
-    def layout(self) -> TokenLayout:
-        """Sizes of the encoder tokens."""
-        return vision_layout(self._parsed.vision_config)
+    def _tower_config(self) -> PreTrainedConfig:
+        return self._parsed.vision_config
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:
@@ -53,7 +51,7 @@ class QwenVLFamily(CheckpointFamily):
         named = {config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         return tuple(sorted({*super().forbidden_token_ids, *named}))
 
-    def vllm_multi_modal_data(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one vLLM request: wire-layout embeddings and their patch grids."""
+    def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
+        """Returns the images of one request to a serving engine: wire-layout embeddings and their patch grids."""
         grids_I3 = torch.tensor(tokens.grids, dtype=torch.int64)
         return {"image": {"image_embeds": tokens.values_NW.detach().cpu(), "image_grid_thw": grids_I3}}

@@ -1,0 +1,72 @@
+"""The extension points that configuration keys name, and their built-in objects.
+
+Built-ins are import paths: reading a configuration imports none of them. The modules that use an extension point load
+its objects and check what they return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AfterValidator
+
+from saga_dist.errors import ConfigError
+from saga_dist.utils.registry import Registry
+
+ENGINES: Registry[Any] = Registry(
+    "rollout engine",
+    "rollout.engine",
+    {
+        "vllm": "saga_dist.workers.engines.vllm_engine:VllmEngine.from_context",
+        "transformers": "saga_dist.workers.engines.transformers_engine:TransformersEngine.from_context",
+    },
+)
+"""Objects are ``workers.engines.factory.EngineFactory``."""
+
+MODEL_FAMILIES: Registry[Any] = Registry(
+    "model family",
+    "model.family",
+    {
+        "qwen3_vl": "saga_dist.models.families.qwen3_vl.family:Qwen3VLFamily",
+        "qwen2_5_vl": "saga_dist.models.families.qwen2_5_vl.family:Qwen25VLFamily",
+        "internvl": "saga_dist.models.families.internvl.family:InternVLFamily",
+    },
+)
+"""Objects are subclasses of ``models.families.base.Family``."""
+
+LAYOUTS: Registry[Any] = Registry(
+    "data layout",
+    "data.layout",
+    {
+        "birds": "saga_dist.standin.world:load_birds",
+        "folder": "saga_dist.data.layouts.folder:load_folder",
+        "manifest": "saga_dist.data.layouts.manifest:load_manifest",
+        "cub": "saga_dist.data.layouts.cub:load_cub",
+        "cars": "saga_dist.data.layouts.cars:load_cars",
+        "aircraft": "saga_dist.data.layouts.aircraft:load_aircraft",
+        "inat": "saga_dist.data.layouts.inat:load_inat",
+        "sop": "saga_dist.data.layouts.sop:load_sop",
+        "inshop": "saga_dist.data.layouts.inshop:load_inshop",
+    },
+)
+"""Objects are ``data.layouts.Layout``."""
+
+
+def name_in(registry: Registry[Any], *, besides: str = "") -> AfterValidator:
+    """Returns the validator of a key whose value is a built-in name or an import path; it imports nothing.
+
+    Args:
+        registry: the extension point.
+        besides: one more value that the key takes, which stands for no object.
+    """
+
+    def check(name: str) -> str:
+        try:
+            if name != besides:
+                registry.check(name)
+        except ConfigError as error:  # pydantic takes a ValueError, and adds file and key itself
+            reason = str(error).removeprefix(f"{registry.key}: ")
+            raise ValueError(f"{reason}, or {besides}" if besides else reason) from error
+        return name
+
+    return AfterValidator(check)

@@ -1,0 +1,10 @@
+"""How many classes a benchmark trains on where its images are not here."""
+
+from __future__ import annotations
+
+from saga_dist.config.registries import LAYOUTS
+from saga_dist.estimate.data import PUBLISHED
+
+
+def test_every_benchmark_has_its_published_split() -> None:
+    assert PUBLISHED.keys() == LAYOUTS.builtin.keys() - {"birds", "folder", "manifest"}
