@@ -43,6 +43,10 @@ FREE_KEYS = (
 )
 """Where and how patiently a run is computed, not what: a resume may change these."""
 
+ADDED_KEYS = {"model.family": "auto"}
+"""Keys added after version 0.1.0, each with the value that means the behaviour of that version. With this value a key is
+left out of the digest, so that runs and mirrors of earlier versions are recognised."""
+
 
 class RunSection(Section):
     """What a run is, over all."""
@@ -159,7 +163,11 @@ class RunConfig(Section):
 
     def _deciding(self) -> dict[str, Any]:
         flat = _flatten(self.model_dump(mode="json"))
-        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
+        return {
+            key: value
+            for key, value in flat.items()
+            if not key.startswith(FREE_KEYS) and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
+        }
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
