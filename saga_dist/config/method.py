@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from saga_dist.config.registries import REWARDS, name_in
 from saga_dist.config.section import Section
 
 STANDINS = {"standin": 0, "standin-1": 1}
@@ -34,8 +35,13 @@ class ModelSection(Section):
 
 
 class ObjectiveSection(Section):
-    """The three losses and their weights."""
+    """The reward, the three losses and their weights."""
 
+    reward: Annotated[str, name_in(REWARDS)] = Field(
+        "verdict",
+        description="verdict (1 where the verdict is right, else 0) or package.module:object, a function (text, pair, "
+        "prompt) -> (value, is_correct)",
+    )
     metric_loss: Literal["potential_field", "proxy_anchor", "multi_similarity", "infonce"] = "potential_field"
     metric_params: dict[str, float | int | str | bool] = Field(default_factory=dict)
     lambda_dml: float = Field(1.0, ge=0)

@@ -115,7 +115,7 @@ class AttentionEntropies:
     """The attention targets of a step's groups beside the pooler's weights on the same images."""
 
     teacher_entropy_nats: float
-    """Mean over the rewarded completions, and over images a and b."""
+    """Mean over the correct completions, and over images a and b."""
     pooler_entropy_nats: float
     """Mean over the same images, each counted as often as it has a target."""
     divergence_nats: float

@@ -65,7 +65,16 @@ class Oracle:
             encoder_version=encoder_version,
         )
         one_G = np.ones(1, np.float32)
-        return ScoredGroup(pair, completions, (pair.same,), one_G, one_G, (describes_a,), (describes_b,))
+        return ScoredGroup(
+            pair=pair,
+            completions=completions,
+            verdicts=(pair.same,),
+            rewards_G=one_G,
+            is_correct_G=np.ones(1, bool),
+            advantages_G=one_G,
+            describes_a=(describes_a,),
+            describes_b=(describes_b,),
+        )
 
     def gradients(
         self, pairs: Sequence[ImagePair], tokens: Sequence[EncoderTokens], *, want_attention: bool

@@ -60,7 +60,7 @@ class TeacherAttention:
         )
 
     def figures(self, recorded: RecordedGroup) -> list[AttentionFigure]:
-        """Returns a figure for each of the two images, [] where no rewarded completion describes both."""
+        """Returns a figure for each of the two images, [] where no correct completion describes both."""
         group = recorded.group
         index = rewarded_description(group)
         if index is None:
@@ -92,15 +92,15 @@ def pair_overlays(figures: Sequence[AttentionFigure]) -> list[Overlay]:
 
 
 def choose_described(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedGroup]:
-    """Returns at most ``limit`` groups that have a rewarded completion with both descriptions, evenly over the run."""
+    """Returns at most ``limit`` groups that have a correct completion with both descriptions, evenly over the run."""
     able = [recorded for recorded in groups if rewarded_description(recorded.group) is not None]
     return [able[index] for index in evenly(len(able), limit)]
 
 
 def rewarded_description(group: ScoredGroup) -> int | None:
-    """Returns the first completion that has an attention target: reward 1, both images described; None without one."""
-    for index, reward in enumerate(group.rewards_G):
-        if reward == 1 and group.describes_a[index].any() and group.describes_b[index].any():
+    """Returns the first completion that has an attention target: correct, both images described; None without one."""
+    for index, is_correct in enumerate(group.is_correct_G):
+        if is_correct and group.describes_a[index].any() and group.describes_b[index].any():
             return index
     return None
 

@@ -148,15 +148,22 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
 
 
 def build_rollout_worker(config: RunConfig) -> RolloutWorker:
-    """Returns a rollout worker with a running engine."""
+    """Returns a rollout worker with a running engine.
+
+    Raises:
+        ConfigError: this process cannot import the configured reward.
+    """
+    from saga_dist.objectives.reward_fn import load_reward
     from saga_dist.workers.rollout import RolloutWorker
 
     set_threads(config)
+    reward = load_reward(config.objective.reward)  # first: an engine takes minutes to start
     family = build_family(config)
     return RolloutWorker(
         lambda: build_engine(config, family),
         family=family,
         prompt=build_prompt(config),
+        reward=reward,
         dtype=torch_dtype(config),
         deadline_s=config.rollout.deadline_s,
         advantage_epsilon=config.objective.advantage_epsilon,

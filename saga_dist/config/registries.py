@@ -1,0 +1,34 @@
+"""The extension points that configuration keys name, and their built-in objects.
+
+Built-ins are import paths: reading a configuration imports none of them. The modules that use an extension point load
+its objects and check what they return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AfterValidator
+
+from saga_dist.errors import ConfigError
+from saga_dist.utils.registry import Registry
+
+REWARDS: Registry[Any] = Registry(
+    "reward",
+    "objective.reward",
+    {"verdict": "saga_dist.objectives.reward_fn:score_verdict"},
+)
+"""Objects are ``objectives.reward_fn.RewardFn``."""
+
+
+def name_in(registry: Registry[Any]) -> AfterValidator:
+    """Returns the validator of a key whose value is a built-in name or an import path; it imports nothing."""
+
+    def check(name: str) -> str:
+        try:
+            registry.check(name)
+        except ConfigError as error:  # pydantic takes a ValueError, and adds file and key itself
+            raise ValueError(str(error).removeprefix(f"{registry.key}: ")) from error
+        return name
+
+    return AfterValidator(check)
