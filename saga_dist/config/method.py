@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from saga_dist.config.registries import REWARDS, name_in
+from saga_dist.config.registries import METRIC_LOSSES, PROMPT_TEMPLATES, REWARDS, name_in
 from saga_dist.config.section import Section
 
 STANDINS = {"standin": 0, "standin-1": 1}
@@ -17,7 +17,10 @@ class PromptSection(Section):
     """The comparison prompt (T_inst)."""
 
     vocabulary: str = Field("birds", description="birds, cars, aircraft, standin_birds, or a TOML file")
-    variant: Literal["structured", "generic"] = "structured"
+    variant: Annotated[str, name_in(PROMPT_TEMPLATES)] = Field(
+        "structured",
+        description="structured (describes both images), generic or package.module:object, a PromptTemplate",
+    )
     order: Literal["images_first", "text_first"] = "images_first"
 
 
@@ -42,8 +45,14 @@ class ObjectiveSection(Section):
         description="verdict (1 where the verdict is right, else 0) or package.module:object, a function (text, pair, "
         "prompt) -> (value, is_correct)",
     )
-    metric_loss: Literal["potential_field", "proxy_anchor", "multi_similarity", "infonce"] = "potential_field"
-    metric_params: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    metric_loss: Annotated[str, name_in(METRIC_LOSSES)] = Field(
+        "potential_field",
+        description="potential_field, proxy_anchor, multi_similarity, infonce or package.module:object, a function "
+        "(num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module",
+    )
+    metric_params: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="parameters of the metric loss by name; of those left out its own defaults"
+    )
     lambda_dml: float = Field(1.0, ge=0)
     lambda_lm: float = Field(1.0, ge=0)
     lambda_kl: float = Field(1.0, ge=0)

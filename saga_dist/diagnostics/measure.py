@@ -204,8 +204,8 @@ def _reader(bench: _LoadedRun) -> AttributeReadout | None:
 
 
 def _asks_for_parts(spec: PromptSpec) -> bool:
-    """Whether the answer names the parts of the built-in birds, of which the truth is known."""
-    return spec.describes_images and spec.vocabulary.attribute_keys == PARTS
+    """Returns True when the answer names the parts of the built-in birds, of which the truth is known."""
+    return spec.variant == "structured" and spec.vocabulary.attribute_keys == PARTS
 
 
 def _probes(bench: _LoadedRun, observed: Mapping[str, EncodedImages]) -> Probes | None:

@@ -53,7 +53,8 @@ class Oracle:
         text = answer_text(values_a, values_b, spec=self._prompt)
         token_ids = [*self._tokenizer.encode(text, add_special_tokens=False), END_OF_TURN]
         offsets_T2 = token_offsets_from_decode(self._tokenizer, token_ids)
-        spans = description_spans(text, self._prompt.key_a, self._prompt.key_b)
+        keys = (self._prompt.key_a, self._prompt.key_b)
+        spans = description_spans(text, *keys) if self._prompt.describes_images else (None, None)
         describes_a, describes_b = (token_masks(offsets_T2, span).numpy() for span in spans)
         completions = Completions(
             pair_id=pair.pair_id,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from saga_dist.errors import ConfigError
+from saga_dist.errors import ConfigError, SagaError
 
 ObjectT = TypeVar("ObjectT")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -55,6 +56,25 @@ class Registry(Generic[ObjectT]):
         self.check(name)
         found: ObjectT = import_object(self.builtin.get(name, name), key=self.key)
         return found
+
+    @contextmanager
+    def calling(self, name: str) -> Iterator[None]:
+        """Turns whatever an object of the user's own raises within into one line that names it.
+
+        Errors of this package pass unchanged, and so do those of a built-in.
+
+        Raises:
+            ConfigError: the object raised.
+        """
+        try:
+            yield
+        except SagaError:
+            raise
+        except Exception as error:  # decided here: whatever the user's object raises is a mistake in it
+            if name in self.builtin:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"{name!r} raised {reason}", where=self.key) from error
 
 
 def is_import_path(name: str) -> bool:
