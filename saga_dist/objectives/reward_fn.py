@@ -11,6 +11,7 @@ import numpy as np
 from saga_dist.config.registries import REWARDS
 from saga_dist.errors import ConfigError
 from saga_dist.objectives.reward import parse_verdict, verdict_reward
+from saga_dist.utils.registry import one_line
 
 if TYPE_CHECKING:
     from saga_dist.data.prompts import PromptSpec
@@ -69,8 +70,8 @@ class CheckedReward:
         try:
             result = self.function(text, pair, prompt)
         except Exception as error:  # decided here: a reward that fails on one text would fail on it on any worker
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"raised {reason}", where=where, expected="a result for every text", fix=_FIX) from error
+            what = f"raised {one_line(error)}"
+            raise ConfigError(what, where=where, expected="a result for every text", fix=_FIX) from error
         if not _is_result(result):
             expected = "(value, is_correct), a finite number and a bool"
             raise ConfigError(f"returned {_shortened(result)}", where=where, expected=expected, fix=_FIX)

@@ -1,6 +1,6 @@
 """What ``--dry-run`` shows: the resolved configuration, checked as far as it can be without loading a model.
 
-Neither torch nor Ray is imported here.
+Neither torch nor Ray is imported here, except by the user's own objects, which come last.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.config import STANDINS, RunConfig
+from saga_dist.extension_check import check_extensions
 from saga_dist.metrics.sinks import require_loggers
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
@@ -20,7 +21,7 @@ def describe(config: RunConfig, directory: Path) -> str:
     Raises:
         ModelError: the model folder is missing, unreadable or of a family that is not supported.
         DataError: the data set is missing or cannot be split.
-        ConfigError: the library of a chosen logger is not installed.
+        ConfigError: the library of a chosen logger is not installed, or an object of the user's own cannot be used.
     """
     rollout, data, objective = config.rollout, config.data, config.objective
     lines = [
@@ -41,6 +42,8 @@ def describe(config: RunConfig, directory: Path) -> str:
         ),
     ]
     if objective.needs_rollouts:
+        lines.append(("prompt", f"{config.prompt.variant}, words of {config.prompt.vocabulary}, {config.prompt.order}"))
+        lines.append(("reward", objective.reward))
         lines.append(
             (
                 "rollouts",
@@ -58,6 +61,7 @@ def describe(config: RunConfig, directory: Path) -> str:
     )
     lines.append(("runtime", _runtime_line(config)))
     require_loggers(config.logging)
+    check_extensions(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 

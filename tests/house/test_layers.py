@@ -18,8 +18,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types",),
     ("config", "json_files", "protocols", "wire", "checkpoint", "state_files"),
     ("deploy",),
-    ("objectives",),
     ("data",),
+    ("objectives",),
     ("models",),
     ("workers",),
     ("retrieval",),
@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run", "console"),
     ("report", "evidence"),
     ("estimate",),
-    ("doctor", "preflight", "demo", "data_commands", "bench", "comparison", "sweep"),
+    ("doctor", "preflight", "extension_check", "demo", "data_commands", "bench", "comparison", "sweep"),
     ("cli",),
 )
 
