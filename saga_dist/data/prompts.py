@@ -12,6 +12,9 @@ from saga_dist.errors import ConfigError
 
 __all__ = ["QWEN_CHAT", "VOCABULARIES", "ChatFormat", "PromptSpec", "Vocabulary", "load_vocabulary", "render_prompt"]
 
+Order = Literal["images_first", "text_first"]
+ORDERS: tuple[Order, ...] = ("images_first", "text_first")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
@@ -42,11 +45,11 @@ class PromptSpec:
 
     vocabulary: Vocabulary
     variant: str = "structured"
-    order: Literal["images_first", "text_first"] = "images_first"
+    order: Order = "images_first"
     _answer: AnswerKeys = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.order not in ("images_first", "text_first"):
+        if self.order not in ORDERS:
             raise ConfigError(f"order {self.order!r}", where="prompt", expected="images_first or text_first")
         template = load_template(self.variant)
         with PROMPT_TEMPLATES.calling(self.variant):
@@ -104,9 +107,6 @@ def render_prompt(spec: PromptSpec, *, image_a: str, image_b: str, chat: ChatFor
 
     Source: SAGA Eq. 1, with the prompt of its Appendix in words of ours.
     """
-    item = spec.vocabulary.item
-    label_a, label_b = (f"{item.capitalize()} {number}: " for number in (1, 2))
-    images = f"{label_a}{image_a}\n{label_b}{image_b}\n"
     with PROMPT_TEMPLATES.calling(spec.variant):
         text = spec.template.render(spec.vocabulary)
     if not isinstance(text, str) or not text.strip() or image_a in text or image_b in text:
@@ -115,6 +115,15 @@ def render_prompt(spec: PromptSpec, *, image_a: str, image_b: str, chat: ChatFor
             where=PROMPT_TEMPLATES.key,
             expected="text, without the images: they stand beside it",
         )
+    return compose_prompt(text, spec.vocabulary, spec.order, image_a=image_a, image_b=image_b, chat=chat)
+
+
+def compose_prompt(
+    text: str, vocabulary: Vocabulary, order: Order, *, image_a: str, image_b: str, chat: ChatFormat = QWEN_CHAT
+) -> str:
+    """Returns the user turn of a template's text and two labelled images; arguments as in ``render_prompt``."""
+    label_a, label_b = (f"{vocabulary.item.capitalize()} {number}: " for number in (1, 2))
+    images = f"{label_a}{image_a}\n{label_b}{image_b}\n"
     # Text first keeps every text token a constant of the run; the images then close the user's turn.
-    body = images + text if spec.order == "images_first" else f"{text}\n{images.rstrip()}"
+    body = images + text if order == "images_first" else f"{text}\n{images.rstrip()}"
     return chat.before_user + body + chat.after_user

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run", "console"),
     ("report", "evidence"),
     ("estimate",),
+    ("testing",),
     ("doctor", "preflight", "extension_check", "demo", "data_commands", "bench", "comparison", "sweep"),
     ("cli",),
 )
