@@ -21,7 +21,9 @@ class PromptSection(Section):
         "structured",
         description="structured (describes both images), generic or package.module:object, a PromptTemplate",
     )
-    order: Literal["images_first", "text_first"] = "images_first"
+    order: Literal["images_first", "text_first"] = Field(
+        "images_first", description="images_first (the paper's formula) or text_first (its Fig. 2: the text is cached)"
+    )
 
 
 class ModelSection(Section):
