@@ -154,7 +154,9 @@ class ScoredGroup:
     verdicts: tuple[bool | None, ...]
     """G parsed verdicts; None where the text has none."""
     rewards_G: np.ndarray
-    """[G] float32 in {0, 1}."""
+    """[G] float32, finite; 0 or 1 with the reward ``verdict``."""
+    is_correct_G: np.ndarray
+    """[G] bool, True where the reward calls the completion right: only such completions have attention targets."""
     advantages_G: np.ndarray
     """[G] float32; all zero when the rewards do not vary."""
     describes_a: tuple[np.ndarray, ...]
@@ -239,12 +241,12 @@ class TokenGradients:
     values_NW: torch.Tensor
     """Same shape as the tokens, float32."""
     attention_a_N: torch.Tensor | None
-    """[N_a] float32, mean over the reward-1 completions of the attention target; None without one."""
+    """[N_a] float32, mean over the correct completions of the attention target; None without one."""
     attention_b_N: torch.Tensor | None
     negative_entropy: float
     """Mean over the same completions of sum(alpha log alpha), images a and b added: the constant part of L_KL."""
     num_attended: int
-    """Reward-1 completions with a description of both images: the group's weight in the buffer-wide mean of L_KL."""
+    """Correct completions with a description of both images: the group's weight in the buffer-wide mean of L_KL."""
     loss: float
     """This group's part of L_GRPO (denominator included)."""
     num_tokens: int

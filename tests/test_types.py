@@ -39,7 +39,9 @@ def make_group(rewards: list[float], lengths: list[int]) -> ScoredGroup:
     masks = tuple(np.zeros(length, bool) for length in lengths)
     rewards_G = np.array(rewards, np.float32)
     verdicts = tuple(reward == 1 for reward in rewards)
-    return ScoredGroup(ImagePair("p", 0, 1, 2, 2), completions, verdicts, rewards_G, rewards_G, masks, masks)
+    return ScoredGroup(
+        ImagePair("p", 0, 1, 2, 2), completions, verdicts, rewards_G, rewards_G == 1, rewards_G, masks, masks
+    )
 
 
 def test_a_pair_is_the_same_class_when_its_labels_are_equal() -> None:

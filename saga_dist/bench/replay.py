@@ -264,6 +264,7 @@ def _task_of(work: ReplayCase, *, vocabulary: int, tokens: EncoderTokens) -> Rep
         ),
         verdicts=tuple(bool(reward) for reward in rewards_G),
         rewards_G=rewards_G,
+        is_correct_G=rewards_G == 1,
         advantages_G=(rewards_G - rewards_G.mean()) / 0.5,
         describes_a=nothing,
         describes_b=nothing,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from saga_dist.config.registries import MODEL_FAMILIES, name_in
+from saga_dist.config.registries import METRIC_LOSSES, MODEL_FAMILIES, PROMPT_TEMPLATES, REWARDS, name_in
 from saga_dist.config.section import Section
 from saga_dist.utils.registry import is_import_path
 
@@ -20,8 +20,13 @@ class PromptSection(Section):
     """The comparison prompt (T_inst)."""
 
     vocabulary: str = Field("birds", description="birds, cars, aircraft, standin_birds, or a TOML file")
-    variant: Literal["structured", "generic"] = "structured"
-    order: Literal["images_first", "text_first"] = "images_first"
+    variant: Annotated[str, name_in(PROMPT_TEMPLATES)] = Field(
+        "structured",
+        description="structured (describes both images), generic or package.module:object, a PromptTemplate",
+    )
+    order: Literal["images_first", "text_first"] = Field(
+        "images_first", description="images_first (the paper's formula) or text_first (its Fig. 2: the text is cached)"
+    )
 
 
 class ModelSection(Section):
@@ -48,10 +53,21 @@ class ModelSection(Section):
 
 
 class ObjectiveSection(Section):
-    """The three losses and their weights."""
+    """The reward, the three losses and their weights."""
 
-    metric_loss: Literal["potential_field", "proxy_anchor", "multi_similarity", "infonce"] = "potential_field"
-    metric_params: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    reward: Annotated[str, name_in(REWARDS)] = Field(
+        "verdict",
+        description="verdict (1 where the verdict is right, else 0) or package.module:object, a function (text, pair, "
+        "prompt) -> (value, is_correct)",
+    )
+    metric_loss: Annotated[str, name_in(METRIC_LOSSES)] = Field(
+        "potential_field",
+        description="potential_field, proxy_anchor, multi_similarity, infonce or package.module:object, a function "
+        "(num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module",
+    )
+    metric_params: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="parameters of the metric loss by name; of those left out its own defaults"
+    )
     lambda_dml: float = Field(1.0, ge=0)
     lambda_lm: float = Field(1.0, ge=0)
     lambda_kl: float = Field(1.0, ge=0)

@@ -13,6 +13,29 @@ from pydantic import AfterValidator
 from saga_dist.errors import ConfigError
 from saga_dist.utils.registry import Registry
 
+_LOSSES = "saga_dist.objectives.builtin_metric_losses"
+METRIC_LOSSES: Registry[Any] = Registry(
+    "metric loss",
+    "objective.metric_loss",
+    {name: f"{_LOSSES}:{name}" for name in ("potential_field", "proxy_anchor", "multi_similarity", "infonce")},
+)
+"""Objects are ``objectives.metric_losses.MetricLossFactory``."""
+
+_TEMPLATES = "saga_dist.data.prompt_templates"
+PROMPT_TEMPLATES: Registry[Any] = Registry(
+    "prompt template",
+    "prompt.variant",
+    {"structured": f"{_TEMPLATES}:STRUCTURED", "generic": f"{_TEMPLATES}:GENERIC"},
+)
+"""Objects are ``data.prompt_templates.PromptTemplate``."""
+
+REWARDS: Registry[Any] = Registry(
+    "reward",
+    "objective.reward",
+    {"verdict": "saga_dist.objectives.reward_fn:score_verdict"},
+)
+"""Objects are ``objectives.reward_fn.RewardFn``."""
+
 ENGINES: Registry[Any] = Registry(
     "rollout engine",
     "rollout.engine",

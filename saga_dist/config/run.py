@@ -43,9 +43,10 @@ FREE_KEYS = (
 )
 """Where and how patiently a run is computed, not what: a resume may change these."""
 
-ADDED_KEYS = {"model.family": "auto"}
-"""Keys added after version 0.1.0, each with the value that means the behaviour of that version. With this value a key is
-left out of the digest, so that runs and mirrors of earlier versions are recognised."""
+ADDED_KEYS = {"model.family": "auto", "objective.reward": "verdict"}
+"""Keys added after version 0.1.0, each with the value that means the behaviour of that version.
+
+A key with this value is left out of the digest, so that runs and mirrors of earlier versions are recognised."""
 
 
 class RunSection(Section):

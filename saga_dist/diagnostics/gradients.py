@@ -125,7 +125,7 @@ class AttentionEntropies:
     """Entropies of the attention targets of a step's groups, and of the pooler's weights on the same images."""
 
     teacher_entropy_nats: float
-    """Entropy of the targets: mean over the completions with reward 1, and over images a and b."""
+    """Entropy of the targets: mean over the correct completions, and over images a and b."""
     pooler_entropy_nats: float
     """Entropy of the pooler's weights: mean over the same images, each weighted by its number of targets."""
     divergence_nats: float
@@ -133,7 +133,7 @@ class AttentionEntropies:
     uniform_entropy_nats: float
     """ln N, the entropy of uniform weights: mean over the same images with the same weights."""
     num_completions: int
-    """Number of completions with reward 1 and a description of both images."""
+    """Number of correct completions with a description of both images."""
 
 
 @torch.no_grad()

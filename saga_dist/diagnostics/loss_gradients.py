@@ -18,7 +18,7 @@ from saga_dist.diagnostics.gradients import (
 )
 from saga_dist.diagnostics.recorded_steps import RecordedStep
 from saga_dist.diagnostics.schema import AttentionEntropy, Gradients, LossCosine, LossNorms
-from saga_dist.runtime.build import build_learner, build_replay_worker
+from saga_dist.runtime.build import build_learner, build_prompt, build_replay_worker
 from saga_dist.types import TokenGradients
 from saga_dist.workers.learner import Learner
 
@@ -71,8 +71,8 @@ def measure_loss_gradients(
 
 
 def has_teacher(config: RunConfig) -> bool:
-    """Returns True when the attention alignment is defined: the pooler is attention and the prompt is structured."""
-    return config.model.pooler == "attention" and config.prompt.variant == "structured"
+    """Returns True when the attention alignment is defined: attention pooler, prompt that describes the images."""
+    return config.model.pooler == "attention" and build_prompt(config).describes_images
 
 
 def learner_alone(config: RunConfig, checkpoint: Path, loss: str) -> Learner:

@@ -208,7 +208,7 @@ def _attribute_readout(run: _LoadedRun) -> AttributeReadout | None:
 
 def _asks_for_parts(spec: PromptSpec) -> bool:
     """Returns True when the answer describes the parts of the built-in birds, whose true values are known."""
-    return spec.describes_images and spec.vocabulary.attribute_keys == PARTS
+    return spec.variant == "structured" and spec.vocabulary.attribute_keys == PARTS
 
 
 def _probes(run: _LoadedRun, observed: Mapping[str, EncodedImages]) -> Probes | None:

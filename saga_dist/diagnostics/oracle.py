@@ -58,7 +58,8 @@ class Oracle:
         text = answer_text(values_a, values_b, spec=self._prompt)
         token_ids = [*self._tokenizer.encode(text, add_special_tokens=False), END_OF_TURN]
         offsets_T2 = token_offsets_from_decode(self._tokenizer, token_ids)
-        spans = description_spans(text, self._prompt.key_a, self._prompt.key_b)
+        keys = (self._prompt.key_a, self._prompt.key_b)
+        spans = description_spans(text, *keys) if self._prompt.describes_images else (None, None)
         describes_a, describes_b = (token_masks(offsets_T2, span).numpy() for span in spans)
         completions = Completions(
             pair_id=pair.pair_id,
@@ -70,7 +71,16 @@ class Oracle:
             encoder_version=encoder_version,
         )
         one_G = np.ones(1, np.float32)
-        return ScoredGroup(pair, completions, (pair.same,), one_G, one_G, (describes_a,), (describes_b,))
+        return ScoredGroup(
+            pair=pair,
+            completions=completions,
+            verdicts=(pair.same,),
+            rewards_G=one_G,
+            is_correct_G=np.ones(1, bool),
+            advantages_G=one_G,
+            describes_a=(describes_a,),
+            describes_b=(describes_b,),
+        )
 
     def gradients(
         self, pairs: Sequence[ImagePair], tokens: Sequence[EncoderTokens], *, want_attention: bool

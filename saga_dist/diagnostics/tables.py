@@ -142,7 +142,7 @@ def _spread(spread: AttentionEntropy) -> TextTable:
         "Attention on the training images of that step, nats",
         ("", "teacher", "pooler", "uniform", "KL(teacher ‖ pooler)"),
         [("entropy", *(f"{value:.2f}" for value in values))],
-        f"Targets of {spread.num_completions} rewarded completions.",
+        f"Targets of {spread.num_completions} correct completions.",
     )
 
 

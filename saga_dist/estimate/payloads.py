@@ -118,6 +118,7 @@ def _group(size: int, length: int) -> ScoredGroup:
         ),
         verdicts=(True,) * size,
         rewards_G=np.zeros(size, np.float32),
+        is_correct_G=np.zeros(size, bool),
         advantages_G=np.zeros(size, np.float32),
         describes_a=(mask_T,) * size,
         describes_b=(mask_T,) * size,

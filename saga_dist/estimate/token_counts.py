@@ -82,9 +82,7 @@ def example_answer(spec: PromptSpec) -> str:
     values: dict[str, object] = {
         spec.key_a: described,
         spec.key_b: described,
-        "differences": SENTENCE,
         "confidence": "high",
-        "reasoning": SENTENCE,
         spec.verdict_key: "no",
     }
-    return json.dumps({key: values[key] for key in spec.keys})
+    return json.dumps({key: values.get(key, SENTENCE) for key in spec.keys})

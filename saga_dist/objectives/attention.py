@@ -72,7 +72,7 @@ def attention_statistics(targets_GN: torch.Tensor) -> AttentionStatistics:
     """Returns the mean target and the mean negative entropy over the completions of one image.
 
     Args:
-        targets_GN: [G', N], one target per reward-1 completion that describes the image; rows sum to 1.
+        targets_GN: [G', N], one target per correct completion that describes the image; rows sum to 1.
     """
     if targets_GN.ndim != 2 or targets_GN.shape[0] == 0:
         raise ValueError(f"targets have shape {tuple(targets_GN.shape)}; expected [G, N] with at least one completion")
@@ -116,7 +116,7 @@ def attention_alignment_loss(
 def buffer_alignment_loss(
     losses_P: torch.Tensor, num_completions_P: torch.Tensor, num_completions_total: int
 ) -> torch.Tensor:
-    """Returns the mean over the buffer's reward-1 completions, from per-group means: ``sum_p n_p loss_p / n``.
+    """Returns the mean over the buffer's correct completions, from per-group means: ``sum_p n_p loss_p / n``.
 
     Args:
         losses_P: [P] each group's mean (both images added), with gradient.

@@ -1,24 +1,44 @@
-"""One door to the metric losses: L_DML is any of them, on the l2-normalised embeddings of the whole micro-batch."""
+"""The metric loss L_DML as an extension point: any loss on the l2-normalised embeddings of the whole micro-batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import inspect
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from saga_dist.config.registries import METRIC_LOSSES
 from saga_dist.errors import ConfigError
-from saga_dist.objectives.potential_field import PotentialFieldLoss
+
+
+class MetricLossFactory(Protocol):
+    """Makes a metric loss; an ``nn.Module`` class with such a constructor is one.
+
+    ``saga_dist.testing.check_metric_loss`` checks a factory and the loss it makes.
+    """
+
+    def __call__(self, *, num_classes: int, embedding_dim: int, seed: int) -> nn.Module:
+        """Returns a module: (embeddings [I, E] float32, l2-normalised; labels [I] int64 in [0, C)) -> scalar loss.
+
+        Its trainable parameters are the proxies: they learn ``optimizer.proxy_lr_multiplier`` times as fast as the
+        pooler and are saved in checkpoints.
+
+        Args:
+            num_classes: C of the training classes, at least 2.
+            embedding_dim: E.
+            seed: decides every random choice, the initial proxies above all.
+
+        ``objective.metric_params`` come as further keyword arguments.
+        """
 
 
 class MetricLoss(nn.Module):
     """A metric loss with checked input: float32 arithmetic whatever the autocast state, labels in [0, C)."""
 
-    def __init__(self, loss: nn.Module, miner: nn.Module | None, num_classes: int) -> None:
+    def __init__(self, loss: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.loss = loss
-        self.miner = miner
         self.num_classes = num_classes
 
     def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
@@ -31,6 +51,7 @@ class MetricLoss(nn.Module):
         Raises:
             TypeError: embeddings of half precision (distances would be noise) or labels that are no integers.
             ValueError: wrong shapes, or a label out of range.
+            ConfigError: the loss returned something that is no scalar tensor.
         """
         if embeddings_IE.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"embeddings are {embeddings_IE.dtype}; expected float32 (raise them first)")
@@ -43,45 +64,42 @@ class MetricLoss(nn.Module):
         if lowest < 0 or highest >= self.num_classes:
             raise ValueError(f"labels reach from {lowest} to {highest}; expected [0, {self.num_classes})")
         with torch.autocast(embeddings_IE.device.type, enabled=False):
-            if self.miner is not None:
-                return self.loss(embeddings_IE, labels_I, self.miner(embeddings_IE, labels_I))
-            return self.loss(embeddings_IE, labels_I)
+            loss = self.loss(embeddings_IE, labels_I)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ConfigError(f"the loss returned {found}", where=METRIC_LOSSES.key, expected="a scalar tensor")
+        return loss
 
 
 def build_metric_loss(
     name: str, *, num_classes: int, embedding_dim: int, seed: int, **params: float | int | str | bool
 ) -> MetricLoss:
-    """Returns the metric loss of that name; its proxies, if any, are decided by ``seed`` alone.
-
-    Parameters and defaults: ``potential_field`` (proxies_per_class 15, delta 0.2, alpha 3, reduction "mean"),
-    ``proxy_anchor`` (margin 0.1, alpha 32), ``multi_similarity`` (alpha 2, beta 50, base 0.5, miner 0.1; miner 0 takes
-    all pairs), ``infonce`` (variant "ntxent" with temperature 0.07, or "supcon" with 0.1).
+    """Returns the metric loss that ``objective.metric_loss`` names; its proxies, if any, are decided by ``seed`` alone.
 
     Args:
-        name: one of the above.
+        name: of a built-in loss (``builtin_metric_losses``), or the import path of a ``MetricLossFactory``.
         num_classes: C of the training classes.
         embedding_dim: E.
-        seed: for the initial proxies; the global random state is left as it was.
+        seed: for the initial proxies.
+        params: ``objective.metric_params``, keyword arguments of the factory.
 
     Raises:
-        ConfigError: unknown name, unknown parameter, wrong type or range.
+        ConfigError: the name is unknown or cannot be imported; an unknown parameter, a wrong type or range; a factory
+            of the user's own failed or returned no module.
     """
-    if name not in _BUILDERS:
-        raise ConfigError(
-            f"unknown loss {name!r}", where="objective.metric_loss", expected=f"one of {_names(_BUILDERS)}"
-        )
+    factory: MetricLossFactory = METRIC_LOSSES.load(name)
     if num_classes < 2 or embedding_dim < 1:
         raise ConfigError(
             f"{num_classes} classes, dimension {embedding_dim}", expected="at least 2 classes, dimension 1"
         )
-    defaults, build = _BUILDERS[name]
-    settings = dict(defaults)
-    for key, value in params.items():
-        settings[key] = _checked(name, defaults, key, value)
-    if settings.get("variant") == "supcon" and "temperature" not in params:
-        settings["temperature"] = 0.1
-    loss, miner = build(settings, num_classes, embedding_dim, seed)
-    return MetricLoss(loss, miner, num_classes)
+    with METRIC_LOSSES.calling(name):
+        _check_parameters(name, factory, params)
+        loss = factory(num_classes=num_classes, embedding_dim=embedding_dim, seed=seed, **params)
+    if not isinstance(loss, nn.Module):
+        raise ConfigError(
+            f"{name!r} returned {type(loss).__name__}", where=METRIC_LOSSES.key, expected="a torch.nn.Module"
+        )
+    return MetricLoss(loss, num_classes)
 
 
 def proxy_parameters(loss: nn.Module) -> list[nn.Parameter]:
@@ -92,68 +110,16 @@ def proxy_parameters(loss: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in loss.parameters() if parameter.requires_grad]
 
 
-Settings = dict[str, Any]
-BuiltIndex = tuple[nn.Module, nn.Module | None]
-
-
-def _potential_field(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
-    return PotentialFieldLoss(num_classes, embedding_dim, seed=seed, **settings), None
-
-
-def _proxy_anchor(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
-    from pytorch_metric_learning.losses import ProxyAnchorLoss
-
-    # The library draws its proxies from the global state; fork it so that neither side sees the other.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ProxyAnchorLoss(num_classes, embedding_dim, margin=settings["margin"], alpha=settings["alpha"]), None
-
-
-def _multi_similarity(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
-    from pytorch_metric_learning.losses import MultiSimilarityLoss
-    from pytorch_metric_learning.miners import MultiSimilarityMiner
-
-    loss = MultiSimilarityLoss(alpha=settings["alpha"], beta=settings["beta"], base=settings["base"])
-    return loss, MultiSimilarityMiner(epsilon=settings["miner"]) if settings["miner"] else None
-
-
-def _infonce(settings: Settings, num_classes: int, embedding_dim: int, seed: int) -> BuiltIndex:
-    from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
-
-    return (NTXentLoss if settings["variant"] == "ntxent" else SupConLoss)(temperature=settings["temperature"]), None
-
-
-_BUILDERS: Mapping[str, tuple[Settings, Callable[[Settings, int, int, int], BuiltIndex]]] = {
-    "potential_field": ({"proxies_per_class": 15, "delta": 0.2, "alpha": 3.0, "reduction": "mean"}, _potential_field),
-    "proxy_anchor": ({"margin": 0.1, "alpha": 32.0}, _proxy_anchor),
-    "multi_similarity": ({"alpha": 2.0, "beta": 50.0, "base": 0.5, "miner": 0.1}, _multi_similarity),
-    "infonce": ({"variant": "ntxent", "temperature": 0.07}, _infonce),
-}
-_CHOICES = {"reduction": ("mean", "sum"), "variant": ("ntxent", "supcon")}
-_MAY_BE_ZERO = (
-    ("potential_field", "alpha"),
-    ("multi_similarity", "miner"),
-    ("multi_similarity", "base"),
-    ("proxy_anchor", "margin"),
-)
-
-
-def _checked(name: str, defaults: Settings, key: str, value: object) -> Any:
-    where = f"objective.metric_params.{key}"
-    if key not in defaults:
-        raise ConfigError(f"{name} has no parameter {key!r}", where=where, expected=f"one of {_names(defaults)}")
-    if key in _CHOICES:
-        if value not in _CHOICES[key]:
-            raise ConfigError(f"{value!r}", where=where, expected=f"one of {_names(_CHOICES[key])}")
-        return value
-    wanted = type(defaults[key])
-    if isinstance(value, bool) or not isinstance(value, (int, wanted)):
-        raise ConfigError(f"{value!r}", where=where, expected="a whole number" if wanted is int else "a number")
-    zero_is_fine = (name, key) in _MAY_BE_ZERO
-    if not (0 <= value < float("inf") if zero_is_fine else 0 < value < float("inf")):
-        raise ConfigError(f"{value!r}", where=where, expected="a number >= 0" if zero_is_fine else "a positive number")
-    return wanted(value)
-
-
-def _names(values: Any) -> str:
-    return ", ".join(values)
+def _check_parameters(name: str, factory: MetricLossFactory, params: dict[str, float | int | str | bool]) -> None:
+    """Compares the names of parameters with the factory's signature."""
+    taken = inspect.signature(factory).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    known = [key for key in taken if key not in ("num_classes", "embedding_dim", "seed")]
+    for key in params:
+        if key not in known:
+            raise ConfigError(
+                f"{name} has no parameter {key!r}",
+                where=f"objective.metric_params.{key}",
+                expected=f"one of {', '.join(known)}" if known else "none",
+            )

@@ -211,7 +211,7 @@ def _teacher_attention(
         return [], {}
     chosen = choose_described(groups, limit)
     if not chosen:
-        parts.notes["attention"] = "No recorded group has a rewarded completion that describes both images."
+        parts.notes["attention"] = "No recorded group has a correct completion that describes both images."
         return [], {}
     teacher = TeacherAttention(parts.run.config, encoder, pictures)
     figures: list[AttentionFigure] = []

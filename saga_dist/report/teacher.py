@@ -65,7 +65,7 @@ class TeacherAttention:
         )
 
     def figures(self, recorded: RecordedGroup) -> list[AttentionFigure]:
-        """Returns one figure for each of the two images; [] when no completion with reward 1 describes both."""
+        """Returns one figure for each of the two images; [] when no correct completion describes both."""
         group = recorded.group
         index = rewarded_description(group)
         if index is None:
@@ -101,15 +101,15 @@ def pair_overlays(figures: Sequence[AttentionFigure]) -> list[Overlay]:
 
 
 def choose_described(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedGroup]:
-    """Returns at most ``limit`` evenly spaced groups that have a completion with reward 1 and both descriptions."""
+    """Returns at most ``limit`` evenly spaced groups that have a correct completion with both descriptions."""
     described = [recorded for recorded in groups if rewarded_description(recorded.group) is not None]
     return [described[index] for index in evenly(len(described), limit)]
 
 
 def rewarded_description(group: ScoredGroup) -> int | None:
-    """Returns the index of the first completion with an attention target (reward 1, both images described), or None."""
-    for index, reward in enumerate(group.rewards_G):
-        if reward == 1 and group.describes_a[index].any() and group.describes_b[index].any():
+    """Returns the index of the first completion with an attention target (correct, both images described), or None."""
+    for index, is_correct in enumerate(group.is_correct_G):
+        if is_correct and group.describes_a[index].any() and group.describes_b[index].any():
             return index
     return None
 

@@ -140,6 +140,7 @@ def group_data(recorded: RecordedGroup, tokenizer: Decoder | None, pictures: Pai
         "version": completions.encoder_version,
         "staleness": recorded.staleness,
         "same": pair.same,
+        "contributes": group.contributes,
         "classes": [_class_name(pictures, label) for label in (pair.label_a, pair.label_b)],
         "temperature": completions.sampling.temperature,
         "completions": [_completion(group, index, tokenizer) for index in range(len(completions.texts))],

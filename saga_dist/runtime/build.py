@@ -51,7 +51,11 @@ def build_family(config: RunConfig) -> Family:
 
 
 def build_prompt(config: RunConfig) -> PromptSpec:
-    """Returns the comparison prompt; its vocabulary is built in or a TOML file."""
+    """Returns the comparison prompt; its vocabulary is built in or a TOML file.
+
+    Raises:
+        ConfigError: there is no such vocabulary or template, or L_KL is asked of a template that describes no image.
+    """
     name = config.prompt.vocabulary
     if name in VOCABULARIES:
         vocabulary = VOCABULARIES[name]
@@ -61,7 +65,14 @@ def build_prompt(config: RunConfig) -> PromptSpec:
         raise ConfigError(
             f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
         )
-    return PromptSpec(vocabulary, config.prompt.variant, config.prompt.order)
+    spec = PromptSpec(vocabulary, config.prompt.variant, config.prompt.order)
+    if config.objective.lambda_kl > 0 and not spec.describes_images:
+        raise ConfigError(
+            f'objective.lambda_kl > 0 with prompt.variant = "{spec.variant}": its answer describes no image, so L_KL '
+            "is undefined",
+            fix="set objective.lambda_kl = 0, or name key_a and key_b in its answer_keys",
+        )
+    return spec
 
 
 def prompt_text(config: RunConfig, family: Family) -> str:
@@ -137,15 +148,22 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
 
 
 def build_rollout_worker(config: RunConfig) -> RolloutWorker:
-    """Returns a rollout worker with a running engine."""
+    """Returns a rollout worker with a running engine.
+
+    Raises:
+        ConfigError: this process cannot import the configured reward.
+    """
+    from saga_dist.objectives.reward_fn import load_reward
     from saga_dist.workers.rollout import RolloutWorker
 
     set_threads(config)
+    reward = load_reward(config.objective.reward)  # first: an engine takes minutes to start
     family = build_family(config)
     return RolloutWorker(
         lambda: build_engine(config, family),
         family=family,
         prompt=build_prompt(config),
+        reward=reward,
         dtype=torch_dtype(config),
         deadline_s=config.rollout.deadline_s,
         advantage_epsilon=config.objective.advantage_epsilon,

@@ -1,6 +1,6 @@
 """The plan that ``--dry-run`` prints: the resolved configuration, checked as far as it can be without a model.
 
-Neither torch nor Ray is imported here, but for objects of the user's own: they are imported and checked last.
+Neither torch nor Ray is imported here, except for objects of the user's own, which are imported and tried last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from saga_dist.metrics.sinks import require_loggers
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.runtime.build import build_splits
-from saga_dist.utils.registry import is_import_path
+from saga_dist.runtime.extension_check import check_extensions
 
 
 def describe(config: RunConfig, directory: Path) -> str:
@@ -44,6 +44,8 @@ def describe(config: RunConfig, directory: Path) -> str:
         ),
     ]
     if objective.needs_rollouts:
+        lines.append(("prompt", f"{config.prompt.variant}, words of {config.prompt.vocabulary}, {config.prompt.order}"))
+        lines.append(("reward", objective.reward))
         lines.append(
             (
                 "rollouts",
@@ -60,7 +62,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
-    check_own_objects(config)
+    check_extensions(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 
@@ -71,22 +73,6 @@ def check_model_files(path: str) -> str:
         ModelError: no such folder, no readable config.json, or an unsupported family.
     """
     return supported_family(ModelFiles(path).json("config.json"), where=path)
-
-
-def check_own_objects(config: RunConfig) -> None:
-    """Imports the engine and the model family of the configuration where they are no built-ins, and checks their form.
-
-    Raises:
-        ConfigError: one cannot be imported, or is no engine factory or family.
-    """
-    if is_import_path(config.rollout.engine):
-        from saga_dist.workers.engines.factory import load_engine_factory
-
-        load_engine_factory(config.rollout.engine)
-    if config.model.own_family:
-        from saga_dist.models.families import load_family_class
-
-        load_family_class(config.model.own_family)
 
 
 def _model_line(config: RunConfig) -> str:

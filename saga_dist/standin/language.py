@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.data.vocabularies import STANDIN_BIRDS
+from saga_dist.errors import DataError
 
 PARTS: tuple[str, ...] = STANDIN_BIRDS.attributes
 """The A = 6 parts, which are the attributes of the prompt."""
@@ -33,6 +34,9 @@ def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: Promp
         values_a: integers [A] in 0..3, value of each part of bird 1 in the order of ``PARTS``.
         values_b: integers [A] in 0..3, the same for bird 2.
         spec: prompt that defines the keys and their order.
+
+    Raises:
+        DataError: the prompt's template asks for a key that the built-in templates do not have.
     """
     differing = [part for part, a, b in zip(PARTS, values_a, values_b, strict=True) if a != b]
     notes = [f"{part} {'differs' if part in differing else 'same'}" for part in PARTS]
@@ -44,6 +48,12 @@ def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: Promp
         "reasoning": _reasoning(differing),
         spec.verdict_key: "no" if differing else "yes",
     }
+    if unknown := [key for key in spec.keys if key not in values]:
+        raise DataError(
+            f"the true answer to {unknown[0]!r} is not known",
+            where=f"prompt.variant = {spec.variant!r}",
+            expected="structured or generic",
+        )
     return json.dumps({key: values[key] for key in spec.keys})
 
 

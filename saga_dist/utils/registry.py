@@ -10,9 +10,11 @@ import importlib
 import inspect
 import platform
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from saga_dist.errors import ConfigError, SagaError
@@ -102,8 +104,7 @@ class Registry(Generic[ObjectT]):
         except Exception as error:  # decided here: whatever the user's object raises is a mistake in it
             if name in self.builtin:
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"{name!r} raised {reason}", where=self.key) from error
+            raise ConfigError(f"{name!r} raised {one_line(error)}", where=self.key) from error
 
 
 def is_import_path(name: str) -> bool:
@@ -114,6 +115,8 @@ def is_import_path(name: str) -> bool:
 def import_object(path: str, *, key: str) -> Any:
     """Returns the object at ``package.module:object``.
 
+    Modules in the current directory are found after all installed ones, as other commands find the user's code.
+
     Args:
         path: the import path.
         key: the configuration key that holds it, for messages.
@@ -123,6 +126,8 @@ def import_object(path: str, *, key: str) -> Any:
     """
     module_name, _, names = path.partition(":")
     node = platform.node()
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -133,7 +138,7 @@ def import_object(path: str, *, key: str) -> Any:
         ) from error
     except Exception as error:  # decided here: whatever the user's module does on import is a mistake in it
         raise ConfigError(
-            f"{path!r}: importing {module_name} on node {node} failed ({type(error).__name__}: {error})",
+            f"{path!r}: importing {module_name} on node {node} failed ({one_line(error)})",
             where=key,
             fix=f"make `python -c 'import {module_name}'` work there",
         ) from error
@@ -143,3 +148,8 @@ def import_object(path: str, *, key: str) -> Any:
         except AttributeError as error:
             raise ConfigError(f"{path!r}: {module_name} has no {names!r}", where=key, fix="check the name") from error
     return found
+
+
+def one_line(error: BaseException) -> str:
+    """Returns type and message of an error without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -11,7 +11,7 @@ import torch
 
 from saga_dist.errors import WireError
 
-VERSION = "3"
+VERSION = "4"
 _RECORD_KEY, _VERSION_KEY = b"saga_dist.record", b"saga_dist.version"
 _WIRE_TYPES = {torch.bfloat16: pa.uint16(), torch.float32: pa.float32()}
 
@@ -26,8 +26,13 @@ def matrix_type(kind: pa.DataType, width: int) -> pa.DataType:
     return pa.large_list(pa.list_(kind, width))
 
 
-def record_schema(record: str, fields: Sequence[pa.Field]) -> pa.Schema:
-    return pa.schema(fields, metadata={_RECORD_KEY: record.encode(), _VERSION_KEY: VERSION.encode()})
+def record_schema(record: str, fields: Sequence[pa.Field], version: str = VERSION) -> pa.Schema:
+    return pa.schema(fields, metadata={_RECORD_KEY: record.encode(), _VERSION_KEY: version.encode()})
+
+
+def version_of(schema: pa.Schema) -> str:
+    """Returns the version in a schema's metadata, '' without one."""
+    return (schema.metadata or {}).get(_VERSION_KEY, b"").decode("utf-8", "replace")
 
 
 def to_batch(schema: pa.Schema, columns: dict[str, Any]) -> pa.RecordBatch:
@@ -106,24 +111,23 @@ def lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(values.type))
 
 
-def check_record(batch: pa.RecordBatch, record: str) -> None:
-    metadata = batch.schema.metadata or {}
-    name = metadata.get(_RECORD_KEY, b"").decode("utf-8", "replace")
-    version = metadata.get(_VERSION_KEY, b"").decode("utf-8", "replace")
+def check_record(batch: pa.RecordBatch, record: str, version: str = VERSION) -> None:
+    name = (batch.schema.metadata or {}).get(_RECORD_KEY, b"").decode("utf-8", "replace")
+    found = version_of(batch.schema)
     if name != record:
         raise WireError(f"the batch holds {name or 'no record of this package'}", where="Arrow batch", expected=record)
-    if version != VERSION:
+    if found != version:
         raise WireError(
-            f"version {version or 'missing'}",
+            f"version {found or 'missing'}",
             where=f"{record} batch",
-            expected=f"version {VERSION}",
+            expected=f"version {version}",
             fix="read it with the version of saga_dist that wrote it",
         )
 
 
 def check_schema(batch: pa.RecordBatch, schema: pa.Schema) -> None:
     record = (schema.metadata or {})[_RECORD_KEY].decode()
-    check_record(batch, record)
+    check_record(batch, record, version_of(schema))
     if batch.schema.names != schema.names:
         raise WireError(
             f"columns {', '.join(batch.schema.names)}", where=f"{record} batch", expected=", ".join(schema.names)

@@ -10,7 +10,16 @@ import pyarrow as pa
 
 from saga_dist.errors import WireError
 from saga_dist.types import Completions, ImagePair, Sampling, ScoredGroup
-from saga_dist.wire.columns import check_schema, field, nested, nested_once, nested_value, record_schema, to_batch
+from saga_dist.wire.columns import (
+    check_schema,
+    field,
+    nested,
+    nested_once,
+    nested_value,
+    record_schema,
+    to_batch,
+    version_of,
+)
 
 GROUPS_SCHEMA = record_schema(
     "ScoredGroup",
@@ -32,12 +41,15 @@ GROUPS_SCHEMA = record_schema(
         field("finish_reasons", pa.list_(pa.string())),
         field("verdicts", pa.list_(pa.bool_())),
         field("rewards", pa.list_(pa.float32())),
+        field("is_correct", pa.list_(pa.bool_())),
         field("advantages", pa.list_(pa.float32())),
         field("describes_a", pa.list_(pa.list_(pa.bool_()))),
         field("describes_b", pa.list_(pa.list_(pa.bool_()))),
         field("replayed", pa.list_(pa.list_(pa.float32()))),
     ],
 )
+_GROUPS_SCHEMA_3 = record_schema("ScoredGroup", [one for one in GROUPS_SCHEMA if one.name != "is_correct"], version="3")
+"""The version before, of recordings on disk: a completion was correct where its reward was 1."""
 
 
 def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
@@ -70,6 +82,7 @@ def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
             "finish_reasons": [one.finish_reasons for one in completions],
             "verdicts": [group.verdicts for group in groups],
             "rewards": nested_once([group.rewards_G for group in groups], np.float32),
+            "is_correct": nested_once([group.is_correct_G for group in groups], np.bool_),
             "advantages": nested_once([group.advantages_G for group in groups], np.float32),
             "describes_a": nested([group.describes_a for group in groups], np.bool_),
             "describes_b": nested([group.describes_b for group in groups], np.bool_),
@@ -82,10 +95,21 @@ def groups_from_batch(batch: pa.RecordBatch) -> list[ScoredGroup]:
     """Returns the scored groups of a batch; float arrays look into the batch's own memory and are read-only.
 
     Raises:
-        WireError: not a batch of this version's ScoredGroup.
+        WireError: not a batch of this version's ScoredGroup, nor of version 3.
     """
+    if version_of(batch.schema) == version_of(_GROUPS_SCHEMA_3):
+        batch = _from_version_3(batch)
     check_schema(batch, GROUPS_SCHEMA)
     return [_group_of_row(batch, row) for row in range(batch.num_rows)]
+
+
+def _from_version_3(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the batch with the column ``is_correct`` that it lacks."""
+    check_schema(batch, _GROUPS_SCHEMA_3)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    rewards = [row.values.to_numpy() for row in batch.column("rewards")]
+    columns["is_correct"] = nested_once([rewards_G == 1 for rewards_G in rewards], np.bool_)
+    return to_batch(GROUPS_SCHEMA, columns)
 
 
 def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
@@ -121,6 +145,7 @@ def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
         completions=completions,
         verdicts=tuple(plain("verdicts")),
         rewards_G=batch.column("rewards")[row].values.to_numpy(zero_copy_only=True),
+        is_correct_G=batch.column("is_correct")[row].values.to_numpy(zero_copy_only=False),
         advantages_G=batch.column("advantages")[row].values.to_numpy(zero_copy_only=True),
         describes_a=arrays("describes_a", zero_copy=False),  # booleans are bit-packed in Arrow
         describes_b=arrays("describes_b", zero_copy=False),
@@ -140,6 +165,7 @@ def _check_group(group: ScoredGroup) -> None:
         "finish_reasons": len(completions.finish_reasons),
         "verdicts": len(group.verdicts),
         "rewards": len(group.rewards_G),
+        "is_correct": len(group.is_correct_G),
         "advantages": len(group.advantages_G),
         "describes_a": len(group.describes_a),
         "describes_b": len(group.describes_b),

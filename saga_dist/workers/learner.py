@@ -213,7 +213,7 @@ class Learner:
         self._note("loss/kl", loss.item())
 
     def _alignment(self, gradient: TokenGradients) -> torch.Tensor:
-        """Mean over a group's reward-1 completions of KL(target || beta), both images added."""
+        """Mean over a group's correct completions of KL(target || beta), both images added."""
         opened, pair = self._of_this_step(gradient)
         assert gradient.attention_a_N is not None
         assert gradient.attention_b_N is not None

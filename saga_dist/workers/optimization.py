@@ -16,6 +16,7 @@ from torch import nn
 
 from saga_dist.config import OptimizerSection
 from saga_dist.errors import TrainingError
+from saga_dist.objectives.metric_losses import proxy_parameters
 
 
 def build_optimizer(
@@ -38,7 +39,7 @@ def build_optimizer(
         {"name": "pooler", "params": list(pooler.parameters()), "lr": settings.lr_pooler},
         {
             "name": "proxies",
-            "params": list(metric_loss.parameters()),
+            "params": proxy_parameters(metric_loss),
             "lr": settings.lr_pooler * settings.proxy_lr_multiplier,
             "weight_decay": 0.0,
         },

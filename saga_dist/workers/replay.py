@@ -255,8 +255,8 @@ class ReplayWorker:
 
 
 def _has_targets(group: ScoredGroup, index: int) -> bool:
-    """True for a reward-1 completion that describes both images: no other has attention targets."""
-    return bool(group.rewards_G[index] == 1 and group.describes_a[index].any() and group.describes_b[index].any())
+    """True for a correct completion that describes both images: no other has attention targets."""
+    return bool(group.is_correct_G[index] and group.describes_a[index].any() and group.describes_b[index].any())
 
 
 def _log_probs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:

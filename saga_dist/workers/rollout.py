@@ -3,7 +3,8 @@
 It holds one engine and no state that matters: a task gives the same group on any worker and on every retry. Three kinds
 of trouble are told apart. Tokens that do not fit the model are the caller's mistake: the call fails, and no engine ever
 sees them. An engine that raises or runs out of time is thrown away; the error goes to the caller, who may retry here or
-lease the task elsewhere, and the next call starts a new engine. Text that makes no sense is no trouble: it is reward 0.
+lease the task elsewhere, and the next call starts a new engine. Text that makes no sense is no trouble:
+the reward scores it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from saga_dist.data.prompts import PromptSpec
 from saga_dist.errors import EngineError, TokenError, UserError, WorkerError
 from saga_dist.models.families.base import Family
 from saga_dist.objectives.advantage import group_advantages
-from saga_dist.objectives.reward import parse_verdict, verdict_reward
+from saga_dist.objectives.reward import parse_verdict
+from saga_dist.objectives.reward_fn import RewardFn, score_verdict
 from saga_dist.objectives.spans import description_spans, token_masks, token_offsets_from_decode
 from saga_dist.protocols import Engine
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, ScoredGroup
@@ -35,6 +37,7 @@ class RolloutWorker:
         engine_factory: starts an engine; called once now and again after every failure of an engine.
         family: of the MLLM: knows the sizes of its tokens and its tokenizer.
         prompt: the comparison prompt that the engine asks; names the JSON keys.
+        reward: scores each distinct completion of a pair.
         dtype: of token values on the wire.
         advantage_epsilon: added to the standard deviation of a group's rewards.
         deadline_s: longest time for one call, seconds.
@@ -52,10 +55,11 @@ class RolloutWorker:
         dtype: torch.dtype,
         advantage_epsilon: float,
         deadline_s: float,
+        reward: RewardFn = score_verdict,
     ) -> None:
         self._engine_factory = engine_factory
         self._layout, self._dtype = family.layout, dtype
-        self._tokenizer, self._prompt = family.load_tokenizer(), prompt
+        self._tokenizer, self._prompt, self._reward = family.load_tokenizer(), prompt, reward
         self._advantage_epsilon, self._deadline_s = advantage_epsilon, deadline_s
         self.num_groups = 0
         self.num_tokens = 0
@@ -80,6 +84,7 @@ class RolloutWorker:
             TokenError: tokens do not fit the model or belong to another pair; nothing was generated.
             EngineError: the engine failed, or a new one did not start; the call may be repeated.
             DeadlineExceeded: not finished in time; the call may be repeated.
+            ConfigError: a reward of the user's own failed, or its result is none.
 
         Source: SAGA Eq. 2 (G completions of a pair, sampled without gradient).
         """
@@ -163,16 +168,20 @@ class RolloutWorker:
 
     def _score(self, pair: ImagePair, completions: Completions) -> ScoredGroup:
         """Verdicts, rewards, advantages and the tokens that describe each image."""
-        verdicts = tuple(parse_verdict(text, self._prompt.verdict_key) for text in completions.texts)
-        rewards_G = torch.tensor([verdict_reward(verdict, pair.same) for verdict in verdicts], dtype=torch.float32)
-        distinct = dict(zip(completions.token_ids, completions.texts, strict=True))  # many are often the same
+        # Completions of a group are often equal: each distinct one is read once.
+        result_of = {text: self._reward(text, pair, self._prompt) for text in dict.fromkeys(completions.texts)}
+        verdict_of = {text: parse_verdict(text, self._prompt.verdict_key) for text in result_of}
+        values, is_correct = zip(*(result_of[text] for text in completions.texts), strict=True)
+        rewards_G = torch.tensor(values, dtype=torch.float32)
+        distinct = dict(zip(completions.token_ids, completions.texts, strict=True))
         masks_of = {ids: self._masks(text, ids) for ids, text in distinct.items()}
         masks = [masks_of[ids] for ids in completions.token_ids]
         return ScoredGroup(
             pair=pair,
             completions=completions,
-            verdicts=verdicts,
+            verdicts=tuple(verdict_of[text] for text in completions.texts),
             rewards_G=rewards_G.numpy(),
+            is_correct_G=np.array(is_correct, dtype=bool),
             advantages_G=self._advantages(rewards_G),
             describes_a=tuple(mask_a for mask_a, _ in masks),
             describes_b=tuple(mask_b for _, mask_b in masks),

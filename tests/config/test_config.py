@@ -73,6 +73,21 @@ def test_defaults_are_the_papers() -> None:
         ({"rollout": {"deadline_s": float("inf")}}, "rollout.deadline_s = inf"),
         ({"data": {"birds": {"train_classes": 1}}}, "data.birds.train_classes = 1: input should be greater than"),
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep = 0: input should be greater than or equal to 1"),
+        (
+            {"objective": {"metric_loss": "proxy_anker"}},
+            "objective.metric_loss: unknown metric loss 'proxy_anker'; expected one of potential_field, proxy_anchor, "
+            "multi_similarity, infonce, or package.module:object",
+        ),
+        (
+            {"objective": {"reward": "verdicts"}},
+            "objective.reward: unknown reward 'verdicts'; expected one of verdict, or package.module:object",
+        ),
+        (
+            {"prompt": {"variant": "plain"}},
+            "prompt.variant: unknown prompt template 'plain'; expected one of structured, generic, or package.module:",
+        ),
+        ({"objective": {"reward": "own_reward"}}, "objective.reward: unknown reward 'own_reward'; expected one of"),
+        ({"objective": {"reward": 1}}, "objective.reward = 1: input should be a valid string"),
         ({"run": 5}, "run = 5: input should be a valid dictionary"),
         (
             {"rollout": {"engine": "sglang"}},
@@ -109,6 +124,14 @@ def test_a_wrong_value_names_key_value_and_rule(changes: dict[str, Any], message
 )
 def test_an_unknown_key_is_named_with_the_nearest(changes: dict[str, Any], message: str) -> None:
     assert refused(changes).startswith(message)
+
+
+def test_objects_of_ones_own_are_named_by_import_path_and_not_imported() -> None:
+    changes = {"objective": {"reward": "not.there:reward", "metric_loss": "not.there:Loss"}}
+    config = parse_config(merged({**changes, "prompt": {"variant": "not.there:TEMPLATE"}}), where="test")
+    assert (config.objective.reward, config.objective.metric_loss) == ("not.there:reward", "not.there:Loss")
+    assert config.prompt.variant == "not.there:TEMPLATE"
+    assert config.digest() != parse_config(BIRDS, where="test").digest()
 
 
 def test_further_problems_are_counted() -> None:

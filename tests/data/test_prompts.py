@@ -153,8 +153,8 @@ def test_wrong_vocabulary_files_name_file_and_key(tmp_path: Path, text: str, mes
 def test_unknown_names_say_what_is_known() -> None:
     with pytest.raises(ConfigError, match="birds, cars, aircraft, standin_birds"):
         load_vocabulary("bird")
-    with pytest.raises(ConfigError, match="structured or generic"):
-        PromptSpec(BIRDS, variant="plain")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="structured, generic"):
+        PromptSpec(BIRDS, variant="plain")
 
 
 def test_attributes_with_one_key_are_refused() -> None:

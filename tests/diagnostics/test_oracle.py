@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from saga_dist.config import RunConfig, load_config
+from saga_dist.data.prompt_templates import AnswerKeys
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.diagnostics.oracle import Oracle, train_step
+from saga_dist.errors import DataError
 from saga_dist.runtime.build import build_learner, build_splits, model_path
 from saga_dist.standin.language import COLOR_WORDS, PARTS
 from saga_dist.standin.pair_model import END_OF_TURN, PairModel, Tokens
-from saga_dist.types import EncoderTokens, ImagePair
+from saga_dist.types import EncoderTokens, ImagePair, ScoredGroup
 from saga_dist.workers.learner import Learner
 
 WORLD = Path(__file__).resolve().parents[2] / "configs" / "evidence" / "g16.toml"
@@ -50,6 +55,27 @@ def encoded(config: RunConfig, image_a: int, image_b: int) -> tuple[Learner, Ima
     pair = ImagePair("p", image_a, image_b, int(labels[image_a]), int(labels[image_b]))
     (tokens,) = learner.encode_pairs("train", [pair])
     return learner, pair, tokens
+
+
+def test_a_prompt_without_descriptions_marks_none_and_one_with_other_questions_is_refused(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attributes_IA = build_splits(config.data, seed=0).train.attributes_IA
+    assert attributes_IA is not None
+
+    def asked(variant: str) -> ScoredGroup:
+        overrides = [*SMALL, f"prompt.variant={variant}", "objective.lambda_kl=0"]
+        return Oracle(load_config(WORLD, overrides), attributes_IA).group(ImagePair("p", 0, 1, 5, 5), encoder_version=0)
+
+    group = asked("generic")
+    assert list(json.loads(group.completions.texts[0])) == ["differences", "reasoning", "same_species"]
+    assert not group.describes_a[0].any() and not group.describes_b[0].any()
+    template = SimpleNamespace(
+        render=lambda words: "The same?", answer_keys=lambda words: AnswerKeys(("age", "same"), "same")
+    )
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(template=template))
+    with pytest.raises(DataError, match=r"prompt.variant = 'mine:template': the true answer to 'age' is not known"):
+        asked("mine:template")
 
 
 def test_it_says_what_is_there_and_marks_who_is_described(config: RunConfig, oracle: Oracle) -> None:

@@ -60,6 +60,7 @@ def scene() -> Iterator[Scene]:
         completions=completions,
         verdicts=(True,) * SIZE,
         rewards_G=np.array([1, 0] * 4, np.float32),
+        is_correct_G=np.array([True, False] * 4),
         advantages_G=np.array([1, -1] * 4, np.float32),
         describes_a=everywhere,
         describes_b=everywhere,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,11 +22,13 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_it_holds_the_contract(examples: Path, log: Path) -> None:
+def test_it_holds_the_contract(example: Callable[[str], ModuleType], log: Path) -> None:
     check_engine(ENGINES.load(NAME))
 
 
-def test_two_steps_train_with_it(examples: Path, log: Path, train: Callable[..., str], tmp_path: Path) -> None:
+def test_two_steps_train_with_it(
+    example: Callable[[str], ModuleType], log: Path, train: Callable[..., str], tmp_path: Path
+) -> None:
     train(f"rollout.engine={NAME}", "--dry-run")
     assert not log.exists()
     train(f"rollout.engine={NAME}")
@@ -35,4 +38,4 @@ def test_two_steps_train_with_it(examples: Path, log: Path, train: Callable[...,
     trained = [row for row in said if not row["pair"].startswith("check-")]  # without the start-up comparison
     assert len(trained) == 2 * 4
     assert {row["encoder_version"] for row in trained} == {0, 1}
-    assert all(len(row["texts"]) == 2 for row in said)
+    assert all(len(row["texts"]) == 4 for row in said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -40,12 +41,12 @@ def splits_of(root: Path, **data: str) -> Splits:
     return load_splits(DataSection(layout=NAME, root=str(root), val_fraction=0.0, **data), seed=0)
 
 
-def test_it_holds_the_contract(examples: Path, data_set: Path) -> None:
+def test_it_holds_the_contract(example: Callable[[str], ModuleType], data_set: Path) -> None:
     check_layout(LAYOUTS.load(NAME), data_set)
     check_layout(LAYOUTS.load(NAME), data_set, SplitOptions(val_fraction=0.0, image_size=20, seed=3))
 
 
-def test_classes_are_those_of_the_list(examples: Path, data_set: Path) -> None:
+def test_classes_are_those_of_the_list(example: Callable[[str], ModuleType], data_set: Path) -> None:
     splits = LAYOUTS.load(NAME)(data_set, SplitOptions(val_fraction=0.0))
     assert splits.train.class_names == ("c0", "c1", "c2", "c3", "c4", "c5")
     assert splits.test.class_names == ("c6", "c7", "c8")
@@ -53,7 +54,7 @@ def test_classes_are_those_of_the_list(examples: Path, data_set: Path) -> None:
     assert splits.train.labels_I.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
 
 
-def test_the_list_is_named_by_data_manifest(examples: Path, data_set: Path) -> None:
+def test_the_list_is_named_by_data_manifest(example: Callable[[str], ModuleType], data_set: Path) -> None:
     (data_set / "images.jsonl").rename(data_set / "other.jsonl")
     splits_of(data_set, manifest="other.jsonl")
     with pytest.raises(DataError, match=r"images\.jsonl is missing"):
@@ -70,7 +71,7 @@ def test_the_list_is_named_by_data_manifest(examples: Path, data_set: Path) -> N
         ('{"image": "nowhere.png", "class": "c7", "split": "test"}', "nowhere.png is missing"),
     ],
 )
-def test_a_wrong_line_is_named(examples: Path, data_set: Path, line: str, said: str) -> None:
+def test_a_wrong_line_is_named(example: Callable[[str], ModuleType], data_set: Path, line: str, said: str) -> None:
     with (data_set / "images.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(DataError) as caught:
@@ -81,7 +82,7 @@ def test_a_wrong_line_is_named(examples: Path, data_set: Path, line: str, said: 
 
 
 def test_two_steps_train_on_its_images(
-    examples: Path, data_set: Path, train: Callable[..., str], tmp_path: Path
+    example: Callable[[str], ModuleType], data_set: Path, train: Callable[..., str], tmp_path: Path
 ) -> None:
     data = [f"data.layout={NAME}", f"data.root={data_set}", "data.val_fraction=0.34"]
     assert f"{data_set}: train 4 classes, 12 images; validation 2 classes" in train(*data, "--dry-run")

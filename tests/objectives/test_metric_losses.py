@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from saga_dist.errors import ConfigError
 from saga_dist.objectives.metric_losses import build_metric_loss, proxy_parameters
@@ -171,3 +175,92 @@ def test_user_mistakes_are_one_line(name: str, params: dict, message: str) -> No
 def test_one_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="1 classes"):
         build_metric_loss("infonce", num_classes=1, embedding_dim=4, seed=0)
+
+
+# ---------------------------------------------------------------------- losses of one's own
+
+
+class Centres(nn.Module):
+    """Mean squared distance to a learned centre per class."""
+
+    def __init__(self, num_classes: int, embedding_dim: int, *, seed: int, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.centres_CE = nn.Parameter(torch.randn(num_classes, embedding_dim, generator=generator))
+        self.origin_E = nn.Parameter(torch.zeros(embedding_dim), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
+        return self.scale * (embeddings_IE - self.origin_E - self.centres_CE[labels_I]).square().sum(-1).mean()
+
+
+def free(*, num_classes: int, embedding_dim: int, seed: int, **params: Any) -> nn.Module:
+    return Centres(num_classes, embedding_dim, seed=seed, scale=len(params))
+
+
+def fails(*, num_classes: int, embedding_dim: int, seed: int) -> nn.Module:
+    raise ValueError("first line\nsecond line")
+
+
+class PerImage(nn.Module):
+    def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
+        return embeddings_IE.square().sum(-1)
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of a user's own, ``mine``."""
+    members = {
+        "Centres": Centres,
+        "free": free,
+        "fails": fails,
+        "number": lambda **sizes: 3,
+        "no_seed": lambda num_classes, embedding_dim: nn.Identity(),
+        "per_image": lambda **sizes: PerImage(),
+        "three": 3,
+    }
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(**members))
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_class_of_ones_own_is_a_factory() -> None:
+    embeddings, labels = _batch()
+    loss = _build("mine:Centres", scale=0.5)
+    (centres,) = proxy_parameters(loss)
+    expected = sum(0.5 * (embeddings[i].double() - centres[labels[i]].double()).square().sum().item() for i in range(9))
+    assert loss(embeddings, labels).item() == pytest.approx(expected / 9, rel=1e-5)
+    with pytest.raises(ValueError, match="labels reach from 0 to 7"):
+        loss(embeddings, torch.where(labels == 3, 7, labels))
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_factory_that_takes_any_parameter_gets_them_all() -> None:
+    embeddings, labels = _batch()
+    three = _build("mine:free", first=1, second="x", third=True)(embeddings, labels).item()
+    assert three == pytest.approx(3 * _build("mine:Centres")(embeddings, labels).item(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("mine:Centres", {"scael": 1.0}, "metric_params.scael: mine:Centres has no parameter 'scael'; .* scale"),
+        ("mine:fails", {"alpha": 1.0}, "metric_params.alpha: mine:fails has no parameter 'alpha'; expected none"),
+        ("mine:fails", {}, "objective.metric_loss: 'mine:fails' raised ValueError: first line second line"),
+        ("mine:number", {}, "objective.metric_loss: 'mine:number' returned int; expected a torch.nn.Module"),
+        ("mine:no_seed", {}, "'mine:no_seed' raised TypeError: .* unexpected keyword argument 'seed'"),
+        ("mine:three", {}, "'mine:three' raised TypeError: 3 is not a callable object"),
+        ("mine:four", {}, "'mine:four': mine has no 'four'; check the name"),
+        ("not_there_at_all:four", {}, "no module 'not_there_at_all' on node"),
+    ],
+)
+def test_mistakes_in_a_loss_of_ones_own_are_one_line(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        _build(name, **params)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_loss_per_image_is_no_loss() -> None:
+    with pytest.raises(ConfigError, match=r"objective.metric_loss: the loss returned shape \(9,\); expected a scalar"):
+        _build("mine:per_image")(*_batch())

@@ -29,9 +29,8 @@ def test_over_the_whole_description_it_is_the_target_of_replay(run_dir: Path) ->
     images = TrainingImages(run.config, build_splits(run.config.data, seed=0).train).images(group)
     tokens = pair_tokens(encoder, *images, pair_id=group.pair.pair_id)
 
-    # Replay takes the mean over rewarded completions, so it gets this one alone.
-    others = np.arange(len(group.rewards_G)) != index
-    alone = replace(group, rewards_G=np.where(others, 0, group.rewards_G).astype(np.float32))
+    # Replay takes the mean over correct completions, so it gets this one alone.
+    alone = replace(group, is_correct_G=np.arange(len(group.rewards_G)) == index)
     task = ReplayTask(alone, tokens, num_tokens_total=group.num_tokens, want_attention=True)
     expected = build_replay_worker(run.config).replay(task, tokens)
 

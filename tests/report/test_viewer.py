@@ -92,8 +92,8 @@ def _group(texts: list[str], pair: ImagePair | None = None) -> RecordedGroup:
     return RecordedGroup(
         7,
         ScoredGroup(
-            pair, completions, (True, *(None,) * (count - 1)), np.zeros(count, np.float32), np.zeros(count, np.float32),
-            masks, tuple(~mask for mask in masks),
+            pair, completions, (True, *(None,) * (count - 1)), np.zeros(count, np.float32), np.zeros(count, bool),
+            np.zeros(count, np.float32), masks, tuple(~mask for mask in masks),
         ),
     )  # fmt: skip
 

@@ -40,6 +40,7 @@ def make_group(
         ),
         verdicts=tuple(verdicts),
         rewards_G=rewards,
+        is_correct_G=rewards == 1,
         advantages_G=rewards - rewards.mean(),
         describes_a=tuple(np.zeros(length, bool) for length in lengths),
         describes_b=tuple(np.zeros(length, bool) for length in lengths),

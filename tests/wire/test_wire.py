@@ -99,6 +99,7 @@ def random_group(seed: int) -> ScoredGroup:
         describes_a=tuple(generator.integers(0, 2, n).astype(bool) for n in lengths),
         describes_b=tuple(generator.integers(0, 2, n).astype(bool) for n in lengths),
         replayed=tuple(random_floats(generator, n) for n in lengths) if seed % 2 else (),
+        is_correct_G=generator.integers(0, 2, num).astype(bool),
     )
 
 
@@ -117,6 +118,8 @@ def assert_same_group(got: ScoredGroup, want: ScoredGroup) -> None:
     for name in ("rewards_G", "advantages_G"):
         assert getattr(got, name).dtype == np.float32
         assert getattr(got, name).tobytes() == getattr(want, name).tobytes()
+    assert got.is_correct_G.dtype == np.bool_
+    assert got.is_correct_G.tolist() == want.is_correct_G.tolist()
     for name in ("describes_a", "describes_b"):
         for mine, theirs in zip(getattr(got, name), getattr(want, name), strict=True):
             assert mine.dtype == np.bool_
@@ -213,7 +216,7 @@ def test_gradients_come_back_bit_for_bit(dtype: torch.dtype, attended: bool, rep
     for name in ("attention_a_N", "attention_b_N"):
         mine, theirs = getattr(got, name), getattr(gradients, name)
         assert (mine is None and theirs is None) or bits(mine) == bits(theirs)
-    for name in ("pair_id", "negative_entropy", "num_attended", "num_tokens", "agreement", "encoder_version"):
+    for name in ("pair_id", "negative_entropy", "num_attended", "num_tokens", "mismatch", "encoder_version"):
         assert getattr(got, name) == getattr(gradients, name)
     assert [row.tobytes() for row in got.mismatch.replayed] == [row.tobytes() for row in gradients.mismatch.replayed]
     assert np.isnan(got.loss)
@@ -311,10 +314,10 @@ def test_a_batch_of_somebody_else_is_refused() -> None:
             read(batch)
 
 
-@pytest.mark.parametrize("version", ["2", "4", ""])
+@pytest.mark.parametrize("version", ["2", "5", ""])
 def test_another_version_is_refused(version: str) -> None:
     batch = with_metadata(groups_to_batch([random_group(0)]), record="ScoredGroup", version=version)
-    with pytest.raises(WireError, match="expected version 3") as caught:
+    with pytest.raises(WireError, match="expected version 4") as caught:
         groups_from_batch(batch)
     one_line(caught)
 

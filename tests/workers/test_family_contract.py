@@ -100,6 +100,7 @@ def group_of(vocabulary: int) -> ScoredGroup:
         completions=completions,
         verdicts=tuple(reward == 1 for reward in REWARDS),
         rewards_G=rewards_G,
+        is_correct_G=rewards_G == 1,
         advantages_G=(rewards_G - rewards_G.mean()) / rewards_G.std(ddof=1),
         describes_a=tuple(np.arange(length) < length // 2 for length in LENGTHS),
         describes_b=tuple(np.arange(length) >= length // 2 for length in LENGTHS),

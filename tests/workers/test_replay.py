@@ -94,6 +94,7 @@ def _group(pair_id: str, vocabulary: int, *, seed: int) -> ScoredGroup:
         completions=completions,
         verdicts=tuple(reward == 1 for reward in REWARDS),
         rewards_G=rewards_G,
+        is_correct_G=rewards_G == 1,
         advantages_G=(rewards_G - rewards_G.mean()) / rewards_G.std(ddof=1),
         describes_a=masks(DESCRIBED_A),
         describes_b=masks(DESCRIBED_B),
@@ -342,6 +343,7 @@ def _with_copies(group: ScoredGroup) -> ScoredGroup:
         completions=completions,
         verdicts=pick(group.verdicts),
         rewards_G=rewards_G,
+        is_correct_G=rewards_G == 1,
         advantages_G=np.array((0.5, -1.0, 0.25, 2.0, 1.5), np.float32),
         describes_a=pick(group.describes_a),
         describes_b=pick(group.describes_b),
@@ -399,6 +401,26 @@ def test_attention_targets_are_those_of_eager_attention(deep_world: World, deep_
     results, _ = _replayed(deep_world)
     _assert_attention(results, deep_reference)
     assert results[0].attention_a_N.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_targets_are_of_correct_completions_whatever_their_reward(deep_world: World) -> None:
+    worker, tower = _worker(deep_world), deep_world.family.load_tower()
+    group, pixels = deep_world.groups()[0], tower.preprocess(deep_world.pairs[0])
+    record = _record(group, pixels, tower(pixels), tower.layout.num_deepstack)
+
+    def replayed(**changes: Any) -> TokenGradients:
+        task = ReplayTask(replace(group, **changes), record, group.num_tokens, want_attention=True)
+        return worker.replay(task, record)
+
+    by_reward, partial_credit = replayed(), replayed(rewards_G=np.array([0.3, 1, -2, 0, 7], np.float32))
+    assert partial_credit.num_attended == by_reward.num_attended > 1
+    assert torch.equal(partial_credit.attention_a_N, by_reward.attention_a_N)
+    one = replayed(is_correct_G=np.arange(len(LENGTHS)) == int(np.flatnonzero(group.is_correct_G)[0]))
+    assert one.num_attended == 1
+    assert not torch.allclose(one.attention_a_N, by_reward.attention_a_N)
+    none = replayed(is_correct_G=np.zeros(len(LENGTHS), bool))
+    assert (none.num_attended, none.attention_a_N, none.attention_b_N) == (0, None, None)
+    assert torch.equal(none.values_NW, by_reward.values_NW), "the policy gradient knows advantages only"
 
 
 def test_no_attention_is_read_unless_wanted(deep_world: World) -> None:

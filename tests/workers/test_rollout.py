@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from saga_dist.data.prompts import VOCABULARIES, PromptSpec
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
+from saga_dist.objectives.reward_fn import CheckedReward
 from saga_dist.protocols import Engine
 from saga_dist.protocols import RolloutWorker as RolloutWorkerProtocol
 from saga_dist.types import EncoderTokens, ImagePair, RolloutTask, Sampling
@@ -43,10 +45,16 @@ def make_task(pair_id: str = "p0", *, same: bool = True, sampling: Sampling = SA
 
 
 def make_worker(
-    family: Family, engines: Callable[[], Engine], *, prompt: PromptSpec = PROMPT, deadline_s: float = 60.0
+    family: Family, engines: Callable[[], Engine], *, prompt: PromptSpec = PROMPT, deadline_s: float = 60.0, **more: Any
 ) -> RolloutWorker:
     return RolloutWorker(
-        engines, family=family, prompt=prompt, dtype=torch.float32, advantage_epsilon=1e-4, deadline_s=deadline_s
+        engines,
+        family=family,
+        prompt=prompt,
+        dtype=torch.float32,
+        advantage_epsilon=1e-4,
+        deadline_s=deadline_s,
+        **more,
     )
 
 
@@ -87,11 +95,54 @@ def test_scores_by_hand(family: Family) -> None:
     # Mean .625; sample deviation sqrt((5 * .375^2 + 3 * .625^2) / 7) = .51755.
     np.testing.assert_allclose(same.advantages_G, [0.7244] * 5 + [-1.2074] * 3, atol=1e-4)
     np.testing.assert_allclose(different.advantages_G, [-0.7244] * 5 + [1.2074] * 3, atol=1e-4)
+    assert same.is_correct_G.tolist() == [True] * 5 + [False] * 3
+    assert different.is_correct_G.tolist() == [False] * 5 + [True] * 3
     assert same.contributes
     assert different.contributes
     assert same.rewards_G.dtype == same.advantages_G.dtype == np.float32
     assert same.pair == make_task("p0").pair
     assert same.completions.encoder_version == 5
+
+
+def test_a_reward_of_ones_own_scores_each_distinct_text_once(family: Family) -> None:
+    asked: list[str] = []
+
+    def bill_words(text: str, pair: ImagePair, prompt: PromptSpec) -> tuple[float, bool]:
+        asked.append(text)
+        assert (pair.pair_id, prompt) == ("p0", PROMPT)
+        return text.count("bill") / 4, "blue" in text
+
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        return answer("no", first="bill bill" if completion == 2 else "red, blue") if completion else "nothing"
+
+    (group,) = make_worker(family, scripted(family, script), reward=bill_words).rollout(
+        [make_task()], [make_tokens(family)]
+    )
+    assert asked == [group.completions.texts[index] for index in (0, 1, 2)]
+    assert group.rewards_G.tolist() == [0, 0.75, 1.25, 0.75, 0.75, 0.75, 0.75, 0.75]
+    assert group.is_correct_G.tolist() == [False, True, False, True, True, True, True, True]
+    assert group.verdicts == (None, *(False,) * 7), "the verdict is the text's, whatever the reward"
+    # Mean .71875; sample deviation sqrt((.71875^2 + .53125^2 + 6 * .03125^2) / 7) = .33905.
+    np.testing.assert_allclose(group.advantages_G, [-2.1193, 0.0921, 1.5664, *[0.0921] * 5], atol=1e-4)
+    assert group.contributes
+    assert group.rewards_G.dtype == np.float32
+    assert group.is_correct_G.dtype == np.bool_
+
+
+def test_correct_does_not_mean_contributing(family: Family) -> None:
+    worker = make_worker(family, scripted(family, five_of_eight), reward=lambda text, pair, prompt: (0.5, True))
+    (group,) = worker.rollout([make_task()], [make_tokens(family)])
+    assert group.is_correct_G.all()
+    assert not group.contributes
+    assert group.advantages_G.tolist() == [0] * 8
+
+
+def test_a_reward_that_fails_is_the_users_mistake_and_costs_no_engine(family: Family) -> None:
+    reward = CheckedReward("mine:reward", lambda text, pair, prompt: (float("nan"), True))
+    worker = make_worker(family, scripted(family, five_of_eight), reward=reward)
+    with pytest.raises(ConfigError, match=r"objective.reward = 'mine:reward', pair p0: returned \(nan, True\)"):
+        worker.rollout([make_task()], [make_tokens(family)])
+    assert worker.stats()["engine_failures"] == 0
 
 
 def test_masks_cover_the_descriptions_and_nothing_else(family: Family) -> None:

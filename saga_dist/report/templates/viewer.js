@@ -40,7 +40,7 @@
   const pairOf = (group) => [...group.classes].sort().join(" ↔ ");
   const OUTCOMES = {
     mixed: ["some right, some wrong", (kinds) => kinds.includes("yes") && kinds.some((kind) => kind !== "yes")],
-    equal: ["all equal: no gradient", (kinds, group) => new Set(group.completions.map((one) => one.reward)).size === 1],
+    equal: ["all equal: no gradient", (kinds, group) => !group.contributes],
     right: ["all right", (kinds) => kinds.every((kind) => kind === "yes")],
     wrong: ["any wrong", (kinds) => kinds.includes("no")],
     none: ["none right", (kinds) => !kinds.includes("yes")],
@@ -115,13 +115,12 @@
   function showDetail() {
     const group = state.current;
     if (!group) { detail.replaceChildren(); return; }
-    const rewards = new Set(group.completions.map((one) => one.reward));
     const tags = [
       group.same ? "one class" : "two classes",
       `step ${group.step}`,
       `encoder version ${group.version}`,
       `staleness ${group.staleness}`,
-      rewards.size > 1 ? "carries a gradient" : "no gradient",
+      group.contributes ? "carries a gradient" : "no gradient",
       `temperature ${group.temperature}`,
     ];
     const colouring = select("colour tokens by", [

@@ -276,6 +276,7 @@ def fake_group(task: RolloutTask, tokens: EncoderTokens) -> ScoredGroup:
         completions=completions,
         verdicts=tuple(bool(reward) == task.pair.same for reward in rewards_G),
         rewards_G=rewards_G,
+        is_correct_G=rewards_G == 1,
         advantages_G=rewards_G * 2 - 1,
         describes_a=tuple(np.arange(length) == 0 for length in lengths),
         describes_b=tuple(np.arange(length) == 1 for length in lengths),

@@ -110,7 +110,7 @@ class LearnerGroupActor(BaseActor):
     _infos: tuple[WorkerInfo | None, ...] = ()
 
     encode, finish_step, embed = _of_all("encode"), _of_all("finish_step"), _of_all("embed")
-    encode_no_grad, reset, load = _of_all("encode_ahead"), _of_all("renew"), _of_all("load")
+    encode_no_grad, reset, load = _of_all("encode_no_grad"), _of_all("reset"), _of_all("load")
     step, labels, split_hash = _of_first("step"), _of_first("labels"), _of_first("split_hash")
     encode_pairs, backbone_digest = _of_first("encode_pairs"), _of_first("backbone_digest")
     save, save_encoder = _of_first("save"), _of_first("save_encoder")

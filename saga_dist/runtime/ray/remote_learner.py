@@ -75,7 +75,7 @@ class RemoteLearner:
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a later step's micro-batch at today's version; returns one handle per pair."""
-        return self.call("encode_ahead", batch)
+        return self.call("encode_no_grad", batch)
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
         """Takes one optimizer step from the token gradients behind ``handles``."""
@@ -111,7 +111,7 @@ class RemoteLearner:
     def reset(self, config: RunConfig) -> None:
         """Builds a fresh learner for ``config`` in the same process."""
         self._labels.clear()
-        self.call("renew", config)
+        self.call("reset", config)
 
     def backbone_digest(self) -> str:
         """Returns the sha256 over the frozen backbone in the learner's process ('' without one)."""

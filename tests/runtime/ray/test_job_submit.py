@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -20,12 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+
+from saga_dist.wire import read_recording
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[3]
 RAY, SAGA_DIST = (Path(sys.executable).parent / name for name in ("ray", "saga-dist"))
 DEMO = ROOT / "saga_dist" / "standin" / "demo.toml"
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Head:
 
     gcs: str
     dashboard: str
+    agent: str
     environment: dict[str, str]
 
 
@@ -47,15 +53,16 @@ def free_ports(number: int) -> list[int]:
 
 
 def answers(head: Head) -> bool:
-    """True when the job server behind the dashboard is up."""
-    request = urllib.request.Request(
-        f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
-    )
+    """True when the job server behind the dashboard is up, and the agent that starts its jobs."""
+    authorization = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status == 200
+        for url in (f"{head.dashboard}/api/jobs/", f"{head.agent}/api/local_raylet_healthz"):
+            with urllib.request.urlopen(urllib.request.Request(url, headers=authorization), timeout=5) as response:
+                if response.status != 200:
+                    return False
     except (urllib.error.URLError, OSError):
         return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,8 @@ def head() -> Iterator[Head]:
         process = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-    running = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment)
+    dashboard_url, agent_url = (f"http://127.0.0.1:{port}" for port in (dashboard, agent_http))
+    running = Head(f"127.0.0.1:{gcs}", dashboard_url, agent_url, environment)
     try:
         deadline = time.monotonic() + 120
         while not answers(running):
@@ -107,9 +115,10 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, *entrypoint: str, working_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
+    options = [] if working_dir is None else [f"--working-dir={working_dir}"]
     return subprocess.run(
-        [str(RAY), "job", "submit", f"--address={head.dashboard}", "--", *entrypoint],
+        [str(RAY), "job", "submit", f"--address={head.dashboard}", *options, "--", *entrypoint],
         env=head.environment,
         capture_output=True,
         text=True,
@@ -118,21 +127,23 @@ def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+SMALL = (
+    "run.steps=2",
+    "evaluation.every_steps=2",
+    "evaluation.verdict_pairs=0",
+    "data.batch_size=16",
+    "data.birds.val_images_per_class=4",
+    "data.birds.test_images_per_class=4",
+    "data.birds.probe_images=0",
+    "rollout.engine=transformers",
+    "rollout.pairs_per_batch=4",
+    "rollout.group_size=8",
+)
+
+
 def test_job_trains_in_the_cluster_it_was_submitted_to(head: Head, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    small = [
-        "run.steps=2",
-        "evaluation.every_steps=2",
-        "evaluation.verdict_pairs=0",
-        "data.batch_size=16",
-        "data.birds.val_images_per_class=4",
-        "data.birds.test_images_per_class=4",
-        "data.birds.probe_images=0",
-        "rollout.engine=transformers",
-        "rollout.pairs_per_batch=4",
-        "rollout.group_size=8",
-    ]
-    done = submit(head, str(SAGA_DIST), "train", str(DEMO), *small, "--run-dir", str(run), "--verbose")
+    done = submit(head, str(SAGA_DIST), "train", str(DEMO), *SMALL, "--run-dir", str(run), "--verbose")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "succeeded" in said
@@ -144,6 +155,40 @@ def test_job_trains_in_the_cluster_it_was_submitted_to(head: Head, tmp_path: Pat
         "pre-trained",
         "trained",
     ]
+
+
+def test_job_brings_its_own_reward_and_metric_loss_along(head: Head, tmp_path: Path) -> None:
+    """Modules and configuration lie in the job's working directory and nowhere else that a process would look."""
+    job, run = tmp_path / "job", tmp_path / "run"
+    job.mkdir()
+    for name in ("own_reward", "own_metric_loss"):  # other names: an installed module would hide a missing one
+        shutil.copy(EXAMPLES / f"{name}.py", job / f"{name}_of_this_job.py")
+    shutil.copy(DEMO, job / "run.toml")
+    own = (
+        "objective.reward=own_reward_of_this_job:partial_credit",
+        "objective.metric_loss=own_metric_loss_of_this_job:CosFace",
+        "objective.metric_params={margin = 0.2, scale = 16}",
+    )
+    train = (str(SAGA_DIST), "train", "run.toml", *SMALL, *own, "--run-dir", str(run))
+    done = submit(head, *train, working_dir=job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    groups = [group for step in range(2) for group in read_recording(run / "rollouts" / f"step_{step:06d}.arrow")]
+    values = {round(float(value), 6) for group in groups for value in group.rewards_G}
+    assert values <= {0.0, 0.2, 1.0, 1.2}
+    assert values & {0.2, 1.2}, "the rollout worker scored with the job's own reward"
+    state = load_file(run / "checkpoints" / "step_00000002" / "learner.safetensors")
+    assert "metric_loss.loss.proxies_CE" in state, "the learner trained the job's own metric loss"
+
+
+def test_a_module_that_a_node_lacks_is_one_line_with_the_node(head: Head, tmp_path: Path) -> None:
+    own = "objective.reward=own_reward_left_at_home:partial_credit"
+    done = submit(head, str(SAGA_DIST), "train", str(DEMO), *SMALL, own, "--run-dir", str(tmp_path / "run"))
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    (line,) = [line for line in said.splitlines() if "own_reward_left_at_home" in line and not line.startswith("Job")]
+    assert f"no module 'own_reward_left_at_home' on node {platform.node()}; install the package on every node" in line
+    assert "Traceback" not in said
+    assert "exit code 2" in said
 
 
 @pytest.mark.slow  # Ray takes 20 seconds to give up

@@ -1,0 +1,144 @@
+"""The contract of a reward (``objectives.reward_fn.RewardFn``)."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from saga_dist.data.prompts import PromptSpec
+from saga_dist.data.vocabularies import STANDIN_BIRDS
+from saga_dist.errors import ConfigError
+from saga_dist.objectives.reward_fn import CheckedReward, RewardFn, RewardResult
+from saga_dist.testing.require import require
+from saga_dist.types import ImagePair
+
+PAIRS = (ImagePair("same", 0, 1, 7, 7), ImagePair("different", 0, 1, 7, 8))
+LONGEST = 2**20
+"""Characters; far beyond any ``rollout.max_tokens``."""
+LARGEST_GROWTH = 8.0
+"""Of the time for a text four times as long: linear is 4, quadratic 16."""
+FAST_ENOUGH_S = 0.25
+"""Times below are not compared: they are noise, and cost nothing."""
+
+
+def check_reward(reward: RewardFn, *, prompt: PromptSpec | None = None) -> None:
+    """Checks that a reward gives every text a valid result, the same on every call, in time about linear in its length.
+
+    Texts are plausible answers and hostile ones: empty, cut off, nested deeply, lone surrogates, a million characters.
+
+    Args:
+        reward: a function (text, pair, prompt) -> (value, is_correct).
+        prompt: the prompt it is made for; by default the structured prompt of the built-in birds.
+
+    Raises:
+        AssertionError: names the kind of text and what went wrong.
+    """
+    prompt = prompt or PromptSpec(STANDIN_BIRDS)
+    name = getattr(reward, "__qualname__", type(reward).__name__)
+    checked = CheckedReward(name, reward)
+    _check_results(checked, plausible_texts(prompt), prompt)
+    for kind, pattern in _LONG.items():
+        _check_time(checked, kind, pattern, prompt)
+    _check_results(checked, hostile_texts(prompt), prompt)
+
+
+def plausible_texts(prompt: PromptSpec) -> dict[str, str]:
+    """Returns answers as the MLLM gives them, by what kind of answer each is."""
+    described = dict.fromkeys(prompt.vocabulary.attribute_keys, "red")
+
+    def answer(verdict: object) -> str:
+        values = {prompt.key_a: described, prompt.key_b: described, prompt.verdict_key: verdict}
+        return json.dumps({key: values.get(key, "some words") for key in prompt.keys})
+
+    yes, no = answer("yes"), answer("no")
+    return {
+        "the answer yes": yes,
+        "the answer no": no,
+        "a fenced answer": f"```json\n{yes}\n```",
+        "an answer with chatter around it": f"Sure! {no} Anything else?",
+        "an answer that was cut off": yes[: len(yes) // 2],
+        "two answers": yes + no,
+        "a verdict that is neither yes nor no": answer("perhaps"),
+        "a verdict that is null": answer(None),
+        "a verdict that is a number": answer(1),
+        "a verdict that is a list": answer(["yes"]),
+        "a verdict that is an object": answer({"yes": "no"}),
+    }
+
+
+def hostile_texts(prompt: PromptSpec) -> dict[str, str]:
+    """Returns texts that are no answers, by what is wrong with each."""
+    key = json.dumps(prompt.verdict_key)
+    return {
+        "an empty text": "",
+        "a blank text": " \t\r\n\u2028",
+        "prose": "I think that both are the same.",
+        "a lone surrogate": f'\ud800{{{key}: "yes\udfff"}}',
+        "control characters": "".join(map(chr, range(32))) + "\x7f\x1b[31m",
+        "special tokens": "<|image_pad|><|im_end|>",
+        "a JSON number": "1e999",
+        "a JSON list": f'[{key}, "yes"]',
+        "a key without a value": f"{{{key}:",
+        "an unclosed string": f'{{{key}: "yes',
+        "brackets nested 100,000 deep": "[" * 100_000,
+        "objects nested 50,000 deep": '{"a":' * 50_000,
+    }
+
+
+_LONG = {
+    "a letter": "x",
+    "opening braces": "{",
+    "quotes": '"',
+    "backslashes": "\\",
+    "white space": " ",
+    "keys without values": '{"a" ',
+    "members": '"a": "b", ',
+    "objects": '{"a": "b"} ',
+}
+
+
+def _check_results(reward: CheckedReward, texts: dict[str, str], prompt: PromptSpec) -> None:
+    """Every text has a valid result, and the same one in another order: a reward that counts its calls shows here."""
+    for pair in PAIRS:
+        first = {kind: _result(reward, kind, text, pair, prompt) for kind, text in texts.items()}
+        for kind, text in reversed(texts.items()):
+            again = _result(reward, kind, text, pair, prompt)
+            require(
+                again == first[kind],
+                f"{reward.name}: {kind}, pair of {pair.pair_id} classes: {tuple(first[kind])} at first, then "
+                f"{tuple(again)}; expected equal results for equal arguments",
+            )
+
+
+def _result(reward: CheckedReward, kind: str, text: str, pair: ImagePair, prompt: PromptSpec) -> RewardResult:
+    try:
+        return reward(text, pair, prompt)
+    except ConfigError as error:
+        raise AssertionError(f"{kind}: {error}") from error
+
+
+def _check_time(reward: CheckedReward, kind: str, pattern: str, prompt: PromptSpec) -> None:
+    """Lets the text grow fourfold, from a thousand characters to a million."""
+
+    def seconds(length: int) -> float:
+        text = _repeated(pattern, length)
+        started = time.process_time()
+        _result(reward, f"{length:,} characters of {kind}", text, PAIRS[0], prompt)
+        return time.process_time() - started
+
+    length, before = LONGEST // 4**5, seconds(LONGEST // 4**5)
+    while length < LONGEST:
+        length *= 4
+        after = seconds(length)
+        if after > FAST_ENOUGH_S and after > LARGEST_GROWTH * before:
+            before, after = seconds(length // 4), seconds(length)  # a busy machine gets a second chance
+            require(
+                after <= LARGEST_GROWTH * before,
+                f"{reward.name}: {after:.2f} s for {length:,} characters of {kind}, {before:.2f} s for a quarter of "
+                "them; expected time about linear in the length",
+            )
+        before = after
+
+
+def _repeated(pattern: str, length: int) -> str:
+    return (pattern * (length // len(pattern) + 1))[:length]
