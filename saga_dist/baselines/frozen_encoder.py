@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL.Image import Image
@@ -74,7 +75,7 @@ def parse_spec(text: str) -> EncoderSpec:
     name, _, query = rest.partition("?")
     if not colon or kind not in OPTIONS or not name:
         raise ConfigError(f"--encoder {text!r}", expected="timm:NAME, hf:PATH or run:DIR")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    options = dict(parse_qsl(query, keep_blank_values=True))
     allowed = OPTIONS[kind]
     for key, value in options.items():
         if key not in allowed:
