@@ -14,7 +14,7 @@ PACKAGE = ROOT / "saga_dist"
 
 # Top-level names of saga_dist from the ground up. A module imports from lower lines and from its own line.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "counters", "files", "printable", "quiet", "registry"),
+    ("charts", "errors", "counters", "files", "printable", "quiet", "registry"),
     ("types",),
     ("config", "json_files", "protocols", "wire", "checkpoint", "state_files"),
     ("deploy",),
