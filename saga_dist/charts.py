@@ -63,26 +63,26 @@ class Drawing:
             ElementTree.SubElement(self._svg, "style").text = style
             self._add("rect", "paper", width=width, height=height)
 
-    def line(self, kind: str, x: tuple[float, float], y: tuple[float, float], *, title: str = "") -> None:
-        """Draws a straight line of the class ``kind``; ``title`` is shown where the reader points."""
-        self._add("line", kind, title=title, x1=x[0], x2=x[1], y1=y[0], y2=y[1])
+    def line(self, css_class: str, x: tuple[float, float], y: tuple[float, float], *, title: str = "") -> None:
+        """Draws a straight line of a class of the style sheet; ``title`` is shown where the reader points."""
+        self._add("line", css_class, title=title, x1=x[0], x2=x[1], y1=y[0], y2=y[1])
 
-    def polyline(self, kind: str, points: Iterable[tuple[float, float]]) -> None:
+    def polyline(self, css_class: str, points: Iterable[tuple[float, float]]) -> None:
         """Draws lines from point to point."""
         places = " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
-        ElementTree.SubElement(self._svg, "polyline", {"class": kind, "points": places})
+        ElementTree.SubElement(self._svg, "polyline", {"class": css_class, "points": places})
 
-    def dot(self, kind: str, x: float, y: float, radius: float, *, title: str = "") -> None:
+    def dot(self, css_class: str, x: float, y: float, radius: float, *, title: str = "") -> None:
         """Draws a filled circle."""
-        self._add("circle", kind, title=title, cx=x, cy=y, r=radius)
+        self._add("circle", css_class, title=title, cx=x, cy=y, r=radius)
 
-    def text(self, kind: str, x: float, y: float, words: str, *, anchor: str = "start") -> None:
+    def text(self, css_class: str, x: float, y: float, words: str, *, anchor: str = "start") -> None:
         """Writes words whose vertical middle is at ``y``; ``anchor`` (start, middle, end) is their part at ``x``."""
-        element = self._add("text", kind, x=x, y=y + _BASELINE * self._font_size)
+        element = self._add("text", css_class, x=x, y=y + _BASELINE * self._font_size)
         element.set("text-anchor", anchor)
         element.text = words
 
-    def x_axis(self, axis: Axis, *, bottom: float, grid_top: float | None = None, kind: str = "tick") -> None:
+    def x_axis(self, axis: Axis, *, bottom: float, grid_top: float | None = None, css_class: str = "tick") -> None:
         """Labels ticks below ``bottom``, and rules the plot from ``grid_top`` down to there."""
         for value, label in axis.ticks:
             x = axis.scale(value)
@@ -90,14 +90,14 @@ class Drawing:
                 self.line("grid", (x, x), (grid_top, bottom))
             at_edge = x > self._width - _EDGE
             y = bottom + 1.15 * self._font_size
-            self.text(kind, self._width - 2 if at_edge else x, y, label, anchor="end" if at_edge else "middle")
+            self.text(css_class, self._width - 2 if at_edge else x, y, label, anchor="end" if at_edge else "middle")
 
-    def y_axis(self, axis: Axis, *, left: float, right: float, kind: str = "tick") -> None:
+    def y_axis(self, axis: Axis, *, left: float, right: float, css_class: str = "tick") -> None:
         """Labels ticks left of ``left``, and rules the plot from there to ``right``."""
         for value, label in axis.ticks:
             y = axis.scale(value)
             self.line("grid", (left, right), (y, y))
-            self.text(kind, left - 6, y, label, anchor="end")
+            self.text(css_class, left - 6, y, label, anchor="end")
 
     def svg(self) -> str:
         """Returns the drawing as one line of markup, everything escaped."""
@@ -108,8 +108,8 @@ class Drawing:
         ElementTree.indent(self._svg, "")
         return self.svg() + "\n"
 
-    def _add(self, tag: str, kind: str, *, title: str = "", **places: float) -> ElementTree.Element:
-        attributes = {"class": kind, **{name: _short(value) for name, value in places.items()}}
+    def _add(self, tag: str, css_class: str, *, title: str = "", **places: float) -> ElementTree.Element:
+        attributes = {"class": css_class, **{name: _short(value) for name, value in places.items()}}
         element = ElementTree.SubElement(self._svg, tag, attributes)
         if title:
             ElementTree.SubElement(element, "title").text = title

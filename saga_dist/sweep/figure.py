@@ -55,7 +55,7 @@ def _draw_panel(drawing: Drawing, frame: _Frame, title: str, rows: list[SummaryR
     first, bottom = top + _TITLE, top + _TITLE + _ROW * len(rows)
     axis = _share_axis(frame, rows)
     drawing.text("title", 10, top + 15, printable(title))
-    drawing.x_axis(axis, bottom=bottom, grid_top=first, kind="soft")
+    drawing.x_axis(axis, bottom=bottom, grid_top=first, css_class="soft")
     for index, row in enumerate(rows):
         _draw_row(drawing, frame, axis.scale, row, first + _ROW * (index + 0.5))
 
