@@ -21,9 +21,9 @@ UTILISATIONS = {
     "backward": Assumption(0.35, 0.20, 0.50, f"{_TRAINING}, narrow layers and few patches less"),
     "replay": Assumption(0.40, 0.20, 0.50, f"{_TRAINING}, ragged and padded completions less"),
     "prefill": Assumption(0.50, 0.30, 0.60, "large products without a backward pass; few prompts at once less"),
-    "decode": Assumption(0.60, 0.40, 0.80, "one long read reaches 80 to 90 %, many short ones less"),
+    "decode": Assumption(0.60, 0.40, 0.80, "one long read comes near the peak, many short ones do not"),
     "decode_operations": Assumption(0.50, 0.30, 0.60, "as prefill"),
-    "update": Assumption(0.60, 0.40, 0.80, "one fused pass reaches 80 %, passes with temporaries less"),
+    "update": Assumption(0.60, 0.40, 0.80, "one fused pass comes near the peak, passes with temporaries do not"),
     "link": Assumption(0.50, 0.25, 0.80, "large buckets reach 80 %, small ones wait for launches"),
 }
 """Shares of a data sheet's peak, by rate."""
