@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tomli_w
 
 # Set before torch, Ray or vLLM is imported; subprocesses and Ray workers inherit it.
 os.environ.update(
@@ -63,6 +64,51 @@ def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     from saga_dist.standin.random_families import write_random_family
 
     return write_random_family(tmp_path_factory.mktemp(request.param), request.param, seed=3)
+
+
+TINY_RUN: dict[str, dict[str, Any]] = {
+    "run": {"steps": 2},
+    "data": {
+        "layout": "birds",
+        "image_size": 80,
+        "batch_size": 8,
+        "images_per_class": 2,
+        "birds": {
+            "train_classes": 4,
+            "train_images_per_class": 3,
+            "val_images_per_class": 2,
+            "test_images_per_class": 2,
+            "probe_images": 0,
+        },
+    },
+    "prompt": {"vocabulary": "standin_birds"},
+    "model": {"dtype": "float32", "embedding_dim": 16},
+    "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1},
+    "rollout": {
+        "engine": "transformers",
+        "pairs_per_batch": 4,
+        "group_size": 2,
+        "max_micro_batches": 1,
+        "max_tokens": 8,
+    },
+    "runtime": {"kind": "serial"},
+}
+
+
+@pytest.fixture(scope="session")
+def write_tiny_config() -> Callable[..., Path]:
+    """Function ``(path, model, **sections)`` that writes a run small enough to train in a test, and returns ``path``.
+
+    ``model`` is the checkpoint's folder; the settings in ``sections`` are added to ``TINY_RUN`` or replace its own.
+    """
+
+    def write(path: Path, model: Path, /, **sections: dict[str, Any]) -> Path:
+        tree = {name: {**TINY_RUN.get(name, {}), **sections.get(name, {})} for name in {**TINY_RUN, **sections}}
+        tree["model"]["path"] = str(model)
+        path.write_text(tomli_w.dumps(tree))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

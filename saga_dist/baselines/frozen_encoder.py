@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL.Image import Image
@@ -119,7 +120,7 @@ def parse_spec(text: str) -> EncoderSpec:
     """
     kind, colon, rest = text.partition(":")
     name, _, query = rest.partition("?")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    options = dict(parse_qsl(query, keep_blank_values=True))
     if kind == OWN and is_import_path(name):
         return EncoderSpec(text, kind, name, options)
     if not colon or kind not in OPTIONS or not name:

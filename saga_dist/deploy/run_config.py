@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import tomli_w
 
 from saga_dist.config import STANDINS, RunConfig, parse_config
 from saga_dist.errors import ConfigError
@@ -83,48 +84,18 @@ def pack(config: RunConfig) -> TravellingConfig:
 
 
 def to_toml(tree: Mapping[str, Any]) -> str:
-    """Returns TOML that reads back as ``tree`` (strings, booleans, finite numbers, lists of these, nested tables)."""
-    return "\n".join(_table(tree, ())).lstrip("\n") + "\n"
+    """Returns TOML that reads back as ``tree`` (strings, booleans, finite numbers, lists of these, nested tables).
 
-
-def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    values = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
-    if path:
-        yield ""
-        yield f"[{'.'.join(_key(name) for name in path)}]"
-    for key, value in values.items():
-        yield f"{_key(key)} = {_value(value)}"
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _table(value, (*path, key))
-
-
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else _text(name)
-
-
-def _value(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return _text(value)
-        case float() if not math.isfinite(value):
-            raise ConfigError(f"{value} has no place in a configuration", where=RUN_FILE)
-        case int() | float():
-            return repr(value)
-        case list() | tuple():
-            return f"[{', '.join(_value(item) for item in value)}]"
-        case _:
-            raise ConfigError(f"a {type(value).__name__} has no place in TOML", where=RUN_FILE)
-
-
-def _text(value: str) -> str:
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(f"{value!r} is not text", where=RUN_FILE, expected="UTF-8")
-    # JSON's escapes are TOML's, except that TOML wants DEL escaped and takes no pairs of surrogates.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    Raises:
+        ConfigError: a value is something else, or a string has no UTF-8.
+    """
+    try:
+        text = tomli_w.dumps(tree)
+        text.encode()
+        json.dumps(tree, allow_nan=False)  # TOML has NaN and infinity, but no configuration accepts them
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a value cannot be written as TOML ({error})", where=RUN_FILE) from error
+    return text
 
 
 def _carry(files: dict[str, str], key: str, path: str) -> str:

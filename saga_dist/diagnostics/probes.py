@@ -4,18 +4,18 @@ A probe that met the classes it is tested on could learn the classes and look up
 price is few classes to fit on (half of the unseen ones), so the figures are lower than those of ``results.json``, whose
 probes are fitted on a thousand further species where the data has them.
 
-The read-out is one-against-all ridge regression on standardised features; its penalty is chosen inside the fitting half
-alone, by the same crossing of classes, so that 64 and 3,200 features are judged alike.
+The read-out is a ridge classifier on standardised features (``retrieval/probe.py``); its penalty is chosen inside the
+fitting half alone, by the same crossing of classes, so that 64 and 3,200 features are judged alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from saga_dist.errors import DataError
+from saga_dist.retrieval.probe import predict_attributes
 from saga_dist.utils.rng import counter_generator
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -60,7 +60,7 @@ def crossed_probe(
     for test in (first, ~first):
         fit = ~test
         penalty = _best_penalty(features[fit], values[fit], labels[fit], seed)
-        (predicted,) = _predictions(features[fit], values[fit], features[test], [penalty])
+        predicted = predict_attributes(features[fit], values[fit], features[test], ridge=penalty)
         right[test] = predicted == values[test]
         chance[test] = _commonest(values[fit]) == values[test]
     return ProbePredictions(right, chance)
@@ -78,33 +78,11 @@ def _best_penalty(features_IF: np.ndarray, values_IA: np.ndarray, labels_I: np.n
     num_right = np.zeros(len(PENALTIES))
     first = class_half(labels_I, seed)
     for test in (first, ~first):
-        tried = _predictions(features_IF[~test], values_IA[~test], features_IF[test], PENALTIES)
-        num_right += [(predicted == values_IA[test]).sum() for predicted in tried]
+        fit = ~test
+        for index, penalty in enumerate(PENALTIES):
+            predicted = predict_attributes(features_IF[fit], values_IA[fit], features_IF[test], ridge=penalty)
+            num_right[index] += (predicted == values_IA[test]).sum()
     return PENALTIES[int(num_right.argmax())]
-
-
-def _predictions(
-    fit_IF: np.ndarray, fit_IA: np.ndarray, test_JF: np.ndarray, penalties: Sequence[float]
-) -> Iterator[np.ndarray]:
-    """Yields the predicted values [J, A] for each penalty; one factorisation serves them all."""
-    mean, spread = fit_IF.mean(0), fit_IF.std(0)
-    spread[spread < 1e-12] = 1.0  # a constant feature says nothing, and becomes zero
-    fit, test = (fit_IF - mean) / spread, (test_JF - mean) / spread
-    known = [np.unique(column) for column in fit_IA.T]
-    # Targets of all attributes side by side.
-    targets = np.concatenate([column[:, None] == values for column, values in zip(fit_IA.T, known, strict=True)], 1)
-    offset = targets.mean(0)
-    # The smaller of two equal systems: features by features, or items by items.
-    if fit.shape[1] <= len(fit):
-        roots, vectors = np.linalg.eigh(fit.T @ fit)
-        read, coefficients = test @ vectors, vectors.T @ (fit.T @ (targets - offset))
-    else:
-        roots, vectors = np.linalg.eigh(fit @ fit.T)
-        read, coefficients = (test @ fit.T) @ vectors, vectors.T @ (targets - offset)
-    edges = np.cumsum([0, *map(len, known)])
-    for penalty in penalties:
-        scores = (read / (roots.clip(0) + penalty * len(fit))) @ coefficients + offset
-        yield np.stack([values[scores[:, edges[a] : edges[a + 1]].argmax(1)] for a, values in enumerate(known)], axis=1)
 
 
 def _commonest(values_IA: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ from saga_dist.estimate.memory import ReplayMemory, learner_memory, replay_memor
 from saga_dist.estimate.operations import encoder_forward, group_operations
 from saga_dist.estimate.payloads import Payloads, payloads
 from saga_dist.estimate.placement import Device, RoleMemory, host_bytes, max_groups, place_actors
+from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Card, Rates, card_rates, read_rates
 from saga_dist.estimate.sampling import demand
 from saga_dist.estimate.scaling import Plan, Saturation, best_plan, own_split, saturations
 from saga_dist.estimate.shapes import model_shape
-from saga_dist.estimate.steps import StepTime, Workload, step_time
+from saga_dist.estimate.steps import StepTime, StepTimes, Workload, step_times
 from saga_dist.estimate.token_counts import count_tokens
 
 GPUS = (1, 8, 64)
@@ -66,17 +67,22 @@ class MemoryPlan:
 class Estimate(MemoryPlan):
     """All figures of one configuration."""
 
-    own: StepTime
+    own_times: StepTimes
     """A step as the configuration divides it."""
     saturations: list[Saturation]
     plans: list[tuple[Plan | None, Plan | None]]
     """For every number of GPUs: sync and overlapped; None where a role fits no card."""
 
     @property
-    def evaluation_s(self) -> float:
+    def own(self) -> StepTime:
+        """A step as the configuration divides it, at the expected rates."""
+        return self.own_times.expected
+
+    @property
+    def evaluation_s(self) -> Range:
         """Seconds to embed the test images once, reading left out."""
         work = self.plan_inputs.work
-        return self.plan_inputs.data.test_images * encoder_forward(work.shape.tower) / work.rates.encoder.value
+        return work.rates.encoder.range.dividing(self.plan_inputs.data.test_images * encoder_forward(work.shape.tower))
 
 
 @contextmanager
@@ -143,7 +149,7 @@ def estimate(plan_inputs: PlanInputs, gpus: Sequence[int] = GPUS) -> Estimate:
         devices=filled.devices,
         max_groups=filled.max_groups,
         host=filled.host,
-        own=step_time(work, own_split(work, shared=shared)),
+        own_times=step_times(work, own_split(work, shared=shared)),
         saturations=saturations(work),
         plans=[
             (

@@ -1,6 +1,7 @@
 """How fast and how large the devices are: every number with its source, measured or assumed.
 
-Without a measurement a rate is the data sheet's peak times a utilisation; both are named wherever the rate is printed.
+Without a measurement a rate is the data sheet's peak times a utilisation with a range; all three are named wherever the
+rate is printed.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from saga_dist.errors import ConfigError
+from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, UTILISATIONS, Assumption
+from saga_dist.estimate.ranges import Range
 
 GB = 1e9
 GIB = 1 << 30
@@ -50,10 +54,18 @@ PAPERS_CARD = "h200"
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A number and where it comes from."""
+    """A number, where it comes from, and the range in which it plausibly lies."""
 
     value: float
     source: str
+    low: float | None = None
+    """None, like ``high``, where the number was measured."""
+    high: float | None = None
+
+    @property
+    def range(self) -> Range:
+        """The number with its bounds, which are the number itself where it was measured."""
+        return Range(self.value, *(self.value if bound is None else bound for bound in (self.low, self.high)))
 
 
 NOT_MEASURED = Rate(0.0, "not measured")
@@ -86,22 +98,25 @@ class Rates:
     rollout_tokens: Rate = NOT_MEASURED
     """Generated tokens per second of one worker, all in all; where measured, the engine's four rates are unread."""
 
+    def fastest(self) -> Rates:
+        """Returns the rates with every assumed one at the end of its range that makes a run short."""
+        return self._at_one_end(fast=True)
 
-ASSUMED = {
-    "encoder": 0.35,
-    "backward": 0.35,
-    "replay": 0.40,
-    "prefill": 0.50,
-    "decode": 0.60,
-    "decode_operations": 0.50,
-    "update": 0.60,
-    "link": 0.50,
-}
-"""Utilisation of a data sheet's peak; nobody has measured them for this program on such a card."""
+    def slowest(self) -> Rates:
+        """Returns the rates with every assumed one at the end of its range that makes a run long."""
+        return self._at_one_end(fast=False)
 
-ASSUMED_ENGINE_STEP_S = 0.003
-ASSUMED_IMAGE_S = 0.004
-"""Decoding, resizing and patching one image, on one core."""
+    def _at_one_end(self, *, fast: bool) -> Rates:
+        ends = {}
+        for field in fields(self):
+            rate: Rate = getattr(self, field.name)
+            upper = fast != (field.name in DURATIONS)
+            ends[field.name] = replace(rate, value=rate.range.high if upper else rate.range.low)
+        return Rates(**ends)
+
+
+DURATIONS = ("engine_step", "encode_overhead")
+"""Rates in seconds, of which the low end of a range is the fast one."""
 
 
 def card_rates(card: Card, *, images: int) -> Rates:
@@ -113,7 +128,16 @@ def card_rates(card: Card, *, images: int) -> Rates:
     """
 
     def share(name: str, peak: float, what: str) -> Rate:
-        return Rate(peak * ASSUMED[name], f"{card.name}: {what} x {ASSUMED[name]:.0%} (assumed)")
+        used = UTILISATIONS[name]
+        source = f"{card.name}: {what} x {used.value:.0%} (assumed), {used.low:.0%} to {used.high:.0%}: {used.reason}"
+        return Rate(peak * used.value, source, peak * used.low, peak * used.high)
+
+    def seconds(assumed: Assumption, count: int, what: str) -> Rate:
+        source = (
+            f"assumed: {1000 * assumed.value:g} ms {what}, {1000 * assumed.low:g} to {1000 * assumed.high:g}: "
+            f"{assumed.reason}"
+        )
+        return Rate(count * assumed.value, source, count * assumed.low, count * assumed.high)
 
     product = f"{card.operations / 1e12:.4g} TFLOP/s"
     memory = f"{card.bandwidth / GB:,.4g} GB/s"
@@ -124,10 +148,10 @@ def card_rates(card: Card, *, images: int) -> Rates:
         prefill=share("prefill", card.operations, product),
         decode=share("decode", card.bandwidth, memory),
         decode_operations=share("decode_operations", card.operations, product),
-        engine_step=Rate(ASSUMED_ENGINE_STEP_S, "assumed: launches and sampling"),
+        engine_step=seconds(ENGINE_STEP_S, 1, "an engine step"),
         update=share("update", card.bandwidth, memory),
         link=share("link", card.link, f"{card.link / GB:,.4g} GB/s"),
-        encode_overhead=Rate(images * ASSUMED_IMAGE_S, f"assumed: {1000 * ASSUMED_IMAGE_S:g} ms an image on one core"),
+        encode_overhead=seconds(IMAGE_S, images, "an image"),
     )
 
 
@@ -188,7 +212,8 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
 
     Args:
         path: JSON that ``estimate --calibrate --json`` wrote, or one in its form: ``{"rates": {name: {"value": …,
-            "source": …}}, "measured": {"contributing_share": …, "completion_tokens": …}}``.
+            "source": …}}, "measured": {"contributing_share": …, "completion_tokens": …}}``; a rate may have ``low``
+            and ``high``.
         rates: where it says nothing.
 
     Raises:
@@ -197,14 +222,14 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
     expected = '{"rates": {name: {"value": number, "source": text}}}, as estimate --calibrate --json writes'
     try:
         content = json.loads(path.read_text("utf-8"))
-        found = {name: Rate(float(rate["value"]), str(rate["source"])) for name, rate in content["rates"].items()}
+        found = {name: _read_rate(rate) for name, rate in content["rates"].items()}
         measured = {name: float(value) for name, value in content.get("measured", {}).items()}
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), fix="check --measured") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"holds something else ({error!r})", where=str(path), expected=expected) from error
     names = {field.name for field in fields(Rates)}
-    wrong = [name for name, rate in found.items() if name not in names or not 0 <= rate.value < float("inf")]
+    wrong = [name for name, rate in found.items() if name not in names or not _is_plausible(rate.range)]
     if wrong:
         raise ConfigError(f"rate {wrong[0]!r}", where=str(path), expected=f"numbers of {', '.join(sorted(names))}")
     return replace(rates, **found), measured
@@ -212,11 +237,16 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
 
 def as_json(rates: Rates) -> dict[str, Any]:
     """Returns the rates as plain values, in the form that ``read_rates`` takes."""
-    return {
-        field.name: {"value": rate.value, "source": rate.source}
-        for field in fields(Rates)
-        for rate in [getattr(rates, field.name)]
-    }
+    return asdict(rates)
+
+
+def _read_rate(rate: Mapping[str, Any]) -> Rate:
+    low, high = (None if rate.get(name) is None else float(rate[name]) for name in ("low", "high"))
+    return Rate(float(rate["value"]), str(rate["source"]), low, high)
+
+
+def _is_plausible(rate: Range) -> bool:
+    return 0 <= rate.low <= rate.value <= rate.high < float("inf")
 
 
 def _best(work: Any, repeats: int = 5) -> float:

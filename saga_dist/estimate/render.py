@@ -19,9 +19,10 @@ from saga_dist.estimate.operations import encoder_backward, encoder_forward
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes
 from saga_dist.estimate.placement import Device, cache_tokens, serial_bytes
 from saga_dist.estimate.planner import Estimate, assumed_rates
+from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Rates
 from saga_dist.estimate.scaling import Plan
-from saga_dist.estimate.steps import ROLES, Split, step_time
+from saga_dist.estimate.steps import ROLES, Split, step_times
 
 TERA = 1e12
 
@@ -45,7 +46,12 @@ def print_estimate(console: Console, estimate: Estimate, price: float | None) ->
         console.print(_plans(estimate, price))
         for line in _plan_notes(estimate):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print("\nrates, and where they come from:", highlight=False)
+    console.print(
+        "\nrates, and where they come from; brackets above: all assumed rates at the fast end of their "
+        "ranges, and all at the slow end",
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in _rates(plan_inputs.work.rates):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -61,17 +67,17 @@ def print_agreement(console: Console, estimate: Estimate, measured: MeasuredStep
     """
     assumed = assumed_rates(estimate.plan_inputs.work.config, estimate.plan_inputs.card).rates
     work = replace(estimate.plan_inputs.work, rates=assumed)
-    alone = step_time(work, Split(1, 1, 0, shared=True))
+    alone = step_times(work, Split(1, 1, 0, shared=True))
     table = _table(
         "how far the assumptions were off, everything in one process", "what", "assumed", "measured", "ratio", ""
     )
     for role, seconds in measured.seconds.items():
-        expected = float(getattr(alone, role))
-        ratio = number(expected / seconds) if seconds else ""
-        table.add_row(role, f"{number(expected)} s", f"{number(seconds)} s", ratio, "")
+        expected = alone.range(role)
+        ratio = str(expected.times(1 / seconds)) if seconds else ""
+        table.add_row(role, f"{expected} s", f"{number(seconds)} s", ratio, "")
     if peak and not estimate.plan_inputs.card.on_gpu:
-        expected = serial_bytes(work.config, estimate.plan_inputs.memories, math.ceil(measured.micro_batches))
-        table.add_row("host memory", size(expected), size(peak), number(expected / peak), "of the process, at most")
+        most = serial_bytes(work.config, estimate.plan_inputs.memories, math.ceil(measured.micro_batches))
+        table.add_row("host memory", size(most), size(peak), number(most / peak), "of the process, at most")
     console.print(table)
 
 
@@ -90,8 +96,8 @@ def _inputs(estimate: Estimate) -> Iterator[tuple[str, str]]:
         yield "completion", f"{token_counts.completion:.0f} tokens on average; {token_counts.completion_source}"
         yield (
             "a step",
-            f"{work.demand.micro_batches:.2f} micro-batches ({work.demand.micro_batches_often} in 99 of 100 steps, at "
-            f"most {work.demand.micro_batches_most}), {work.demand.trained_groups:.1f} groups train; "
+            f"{number(work.demand.micro_batches)} micro-batches ({work.demand.micro_batches_often} in 99 of 100 steps, "
+            f"at most {work.demand.micro_batches_most}), {number(work.demand.trained_groups)} groups train; "
             f"{work.demand.source}",
         )
     yield "device", plan_inputs.card.name + f", {size(plan_inputs.card.memory)}"
@@ -150,24 +156,25 @@ def _operations(estimate: Estimate) -> Table:
             ("replay", work.demand.trained_groups, work.group.replay(stale=stale), "groups"),
         ]
     for role, count, each, unit in rows:
-        table.add_row(role, number(count * each / TERA), number(each / TERA), f"{count:.1f} {unit}")
+        table.add_row(role, number(count * each / TERA), number(each / TERA), f"{number(count)} {unit}")
     return table
 
 
 def _seconds(estimate: Estimate) -> Table:
-    own = estimate.own
+    own, times = estimate.own, estimate.own_times
     table = _table("seconds of a step, as the configuration divides it", "role", "seconds", "share", "")
     for role in ROLES:
-        seconds = float(getattr(own, role))
+        seconds = times.range(role)
         note = "the longest" if role == own.longest else ""
-        table.add_row(role, number(seconds), f"{seconds / own.sync:.0%}", note)
+        table.add_row(role, str(seconds), f"{seconds.value / own.sync:.0%}", note)
     steps = estimate.plan_inputs.work.config.run.steps
-    table.add_row("sync", number(own.sync), "", _run(own.sync, steps))
+    table.add_row("sync", str(times.range("sync")), "", _run(times.range("sync"), steps))
     if estimate.plan_inputs.work.config.objective.needs_rollouts:
-        note = _run(own.overlapped, steps) if own.overlaps else "one device: nothing to gain"
-        table.add_row("overlapped", number(own.overlapped), "", note)
+        seconds = times.range("overlapped")
+        note = _run(seconds, steps) if own.overlaps else "one device: nothing to gain"
+        table.add_row("overlapped", str(seconds), "", note)
     table.add_row(
-        "evaluation", number(estimate.evaluation_s), "", f"{estimate.plan_inputs.data.test_images:,} test images"
+        "evaluation", str(estimate.evaluation_s), "", f"{estimate.plan_inputs.data.test_images:,} test images"
     )
     return table
 
@@ -222,10 +229,10 @@ def _plans(estimate: Estimate, price: float | None) -> Table:
                 str(plan.gpus),
                 "overlapped" if plan.overlapped else "sync",
                 _split(plan),
-                number(plan.seconds),
-                number(3600 / plan.seconds),
-                number(plan.hours),
-                number(plan.cost(1.0)) if price is None else f"{plan.cost(price):,.0f}",
+                str(plan.seconds_range),
+                str(plan.seconds_range.dividing(3600)),
+                str(plan.hours_range),
+                str(plan.cost_range(1.0 if price is None else price)),
             )
     return table
 
@@ -239,7 +246,7 @@ def _plan_notes(estimate: Estimate) -> Iterator[str]:
                 mode = "overlapped" if plan.overlapped else "sync"
                 yield f"{plan.gpus} GPUs, {mode}: {plan.idle} idle; no role gains from more"
     for one in estimate.saturations:
-        yield f"{one.role} saturates at {one.workers}, {number(one.seconds)} s a step: {one.why}"
+        yield f"{one.role} saturates at {one.workers}, {one.seconds_range} s a step: {one.why}"
 
 
 def _split(plan: Plan) -> str:
@@ -262,7 +269,7 @@ def _rates(rates: Rates) -> Iterator[str]:
         rate = getattr(rates, field.name)
         if field.name == "rollout_tokens" and not rate.value:
             continue
-        yield f"  {field.name:<18}{rate.value:>10.3g} {units.get(field.name, 'FLOP/s'):<9}{rate.source}"
+        yield f"  {field.name:<18}{rate.value:>10.2g} {units.get(field.name, 'FLOP/s'):<9}{rate.source}"
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -274,8 +281,8 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _run(seconds: float, steps: int) -> str:
-    return f"{number(3600 / seconds)} steps/h; {steps:,} steps in {number(steps * seconds / 3600)} h"
+def _run(seconds: Range, steps: int) -> str:
+    return f"{seconds.dividing(3600)} steps/h; {steps:,} steps in {seconds.times(steps / 3600)} h"
 
 
 def _dtype(estimate: Estimate) -> str:

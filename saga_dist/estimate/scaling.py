@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory
 from saga_dist.estimate.placement import CONTEXT_BYTES, ENGINE_WORK_BYTES, SLACK
+from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Card
-from saga_dist.estimate.steps import Split, StepTime, Workload, step_time
+from saga_dist.estimate.steps import Split, StepTimes, Workload, step_time, step_times
 
 WHOLE_CARD = 0.95
 """Share of a card that a role alone on it may fill."""
@@ -26,25 +27,42 @@ class Plan:
     gpus: int
     """That there are."""
     split: Split
-    time: StepTime
-    seconds: float
-    """Of a step."""
+    times: StepTimes
     overlapped: bool
     steps: int
 
     @property
+    def seconds_range(self) -> Range:
+        """Seconds of a step."""
+        return self.times.range("overlapped" if self.overlapped else "sync")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step at the expected rates."""
+        return self.seconds_range.value
+
+    @property
+    def hours_range(self) -> Range:
+        """Hours of the whole run."""
+        return self.seconds_range.times(self.steps / 3600)
+
+    @property
     def hours(self) -> float:
-        """Of the whole run."""
-        return self.steps * self.seconds / 3600
+        """Hours of the whole run at the expected rates."""
+        return self.hours_range.value
 
     @property
     def idle(self) -> int:
         """GPUs that have nothing to do."""
         return self.gpus - self.split.gpus
 
-    def cost(self, price: float) -> float:
+    def cost_range(self, price: float) -> Range:
         """Returns what the GPUs cost, idle ones included, at a price per GPU and hour."""
-        return self.gpus * self.hours * price
+        return self.hours_range.times(self.gpus * price)
+
+    def cost(self, price: float) -> float:
+        """Returns the cost at the expected rates."""
+        return self.cost_range(price).value
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +72,14 @@ class Saturation:
     role: str
     workers: int
     """Beyond so many it gains nothing."""
-    seconds: float
-    """Of the role in a step, at so many."""
+    seconds_range: Range
+    """Seconds of the role in a step, at so many."""
     why: str
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the role at the expected rates."""
+        return self.seconds_range.value
 
 
 def own_split(work: Workload, *, shared: bool) -> Split:
@@ -85,9 +108,7 @@ def best_plan(work: Workload, card: Card, replay: ReplayMemory, gpus: int, *, ov
     """
 
     def plan(split: Split) -> Plan:
-        time = step_time(work, split)
-        seconds = time.overlapped if overlapped else time.sync
-        return Plan(gpus, split, time, seconds, overlapped, work.config.run.steps)
+        return Plan(gpus, split, step_times(work, split), overlapped, work.config.run.steps)
 
     if gpus == 1:
         return plan(Split(1, 1, 0, shared=True))
@@ -145,30 +166,26 @@ def saturations(work: Workload) -> list[Saturation]:
     """Returns for every role how many workers are the most that it gains from."""
     best = min(
         (Split(learners, 1, 1) for learners in _doubling(work.config.data.batch_size)),
-        key=lambda split: _learner_seconds(work, split),
+        key=lambda split: step_time(work, split).learner,
     )
     found = [
         Saturation(
             "learner",
             best.learners,
-            _learner_seconds(work, best),
+            step_times(work, best).range("learner"),
             "then optimizer and gradients on their way take longer than what is divided",
         )
     ]
     if work.config.objective.needs_rollouts:
         pairs = work.config.rollout.pairs_per_batch
         groups = max(1, math.ceil(work.demand.trained_groups))
-        rollout, replay = (step_time(work, Split(1, pairs, 1)), step_time(work, Split(1, 1, groups)))
+        rollout = step_times(work, Split(1, pairs, 1)).range("rollout")
+        replay = step_times(work, Split(1, 1, groups)).range("replay")
         found += [
-            Saturation("rollout", pairs, rollout.rollout, "a worker for every pair; tokens come one after the other"),
-            Saturation("replay", groups, replay.replay, "a worker for every group that trains"),
+            Saturation("rollout", pairs, rollout, "a worker for every pair; tokens come one after the other"),
+            Saturation("replay", groups, replay, "a worker for every group that trains"),
         ]
     return found
-
-
-def _learner_seconds(work: Workload, split: Split) -> float:
-    time = step_time(work, split)
-    return time.encode + time.update
 
 
 def _doubling(most: int) -> list[int]:

@@ -10,11 +10,12 @@ a worker for every group: rollouts at the pairs of a micro-batch, replay at the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import FLOAT32, LearnerMemory, RolloutMemory
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, GroupOperations, encoder_backward, encoder_forward
+from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Rates
 from saga_dist.estimate.sampling import SamplingDemand
 from saga_dist.estimate.shapes import ModelShape
@@ -89,9 +90,34 @@ class StepTime:
         return max(self.rollout, learner) if self.overlaps else self.rollout + learner
 
     @property
+    def learner(self) -> float:
+        """Seconds of encode and update, the phases that the learner's processes divide among themselves."""
+        return self.encode + self.update
+
+    @property
     def longest(self) -> str:
         """Name of the role that takes most of a sync step."""
         return max(ROLES, key=lambda role: float(getattr(self, role)))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """The same step at the expected rates, and at either end of the ranges of the assumed ones."""
+
+    expected: StepTime
+    fastest: StepTime
+    slowest: StepTime
+
+    def range(self, figure: str) -> Range:
+        """Returns the range of an attribute of ``StepTime``."""
+        value, low, high = (float(getattr(time, figure)) for time in (self.expected, self.fastest, self.slowest))
+        return Range(value, low, high)
+
+
+def step_times(work: Workload, split: Split) -> StepTimes:
+    """Returns the seconds of an average step with this split, and their bounds."""
+    fastest, slowest = (replace(work, rates=rates) for rates in (work.rates.fastest(), work.rates.slowest()))
+    return StepTimes(step_time(work, split), step_time(fastest, split), step_time(slowest, split))
 
 
 def step_time(work: Workload, split: Split) -> StepTime:

@@ -11,12 +11,14 @@ from saga_dist.estimate.operations import encoder_backward, encoder_forward
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes
 from saga_dist.estimate.placement import Device, cache_tokens
 from saga_dist.estimate.planner import Estimate
+from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import as_json as rates_as_json
-from saga_dist.estimate.scaling import Plan
+from saga_dist.estimate.scaling import Plan, Saturation
+from saga_dist.estimate.steps import StepTime
 
 
 def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | None = None) -> dict[str, Any]:
-    """Returns all figures.
+    """Returns all figures; those that rest on rates also at the fast and slow ends of assumed ones.
 
     Args:
         estimate: the figures.
@@ -70,8 +72,10 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
         },
         "micro_batches": demand.micro_batches,
         "trained_groups": demand.trained_groups,
-        "seconds": {**asdict(estimate.own), "sync": estimate.own.sync, "overlapped_step": estimate.own.overlapped},
-        "saturation": [asdict(one) for one in estimate.saturations],
+        "seconds": _seconds(estimate.own_times.expected),
+        "seconds_low": _seconds(estimate.own_times.fastest),
+        "seconds_high": _seconds(estimate.own_times.slowest),
+        "saturation": [_saturation(one) for one in estimate.saturations],
         "plans": [_plan(plan, price) for pair in estimate.plans for plan in pair if plan is not None],
         "rates": rates_as_json(work.rates),
         "measured": {} if measured is None else {**measured.known, **measured.seconds},
@@ -89,7 +93,25 @@ def _plan(plan: Plan, price: float | None) -> dict[str, Any]:
         "overlapped": plan.overlapped,
         "split": asdict(plan.split),
         "idle": plan.idle,
-        "seconds": plan.seconds,
-        "hours": plan.hours,
-        "cost": None if price is None else plan.cost(price),
+        **_with_bounds("seconds", plan.seconds_range),
+        **_with_bounds("hours", plan.hours_range),
+        **_with_bounds("cost", None if price is None else plan.cost_range(price)),
     }
+
+
+def _saturation(one: Saturation) -> dict[str, Any]:
+    return {
+        "role": one.role,
+        "workers": one.workers,
+        **_with_bounds("seconds", one.seconds_range),
+        "why": one.why,
+    }
+
+
+def _seconds(time: StepTime) -> dict[str, Any]:
+    return {**asdict(time), "sync": time.sync, "overlapped_step": time.overlapped}
+
+
+def _with_bounds(name: str, found: Range | None) -> dict[str, float | None]:
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(names, (None, None, None) if found is None else (found.value, found.low, found.high), strict=True))

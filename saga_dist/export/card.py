@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.retrieval.identity import ModelIdentity
@@ -64,8 +66,7 @@ def model_card(
     settings, results = _training(run)
     pooler = config["pooler"]
     parts = [
-        f"---\nlibrary_name: {'sentence-transformers' if form == 'sentence-transformers' else 'saga_dist'}\n"
-        "pipeline_tag: image-feature-extraction\ntags: [image-retrieval, fine-grained, saga]\n---",
+        f"---\n{_metadata(form)}---",
         "# Image-retrieval encoder\n\nA vision tower and a pooler that turn an image into one l2-normalised embedding; "
         "cosine says how alike two images are. Trained with a frozen multimodal LLM as its critic (SAGA, "
         "arXiv 2606.15134), which is not needed any more.",
@@ -91,6 +92,16 @@ def model_card(
     versions = ", ".join(f"{name} {version}" for name, version in sorted(config.get("versions", {}).items()))
     parts.append(f"## Versions\n\nWritten with {_plain(versions)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _metadata(form: str) -> str:
+    """The YAML that the Hugging Face hub reads at the top of a card."""
+    metadata = {
+        "library_name": "sentence-transformers" if form == "sentence-transformers" else "saga_dist",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["image-retrieval", "fine-grained", "saga"],
+    }
+    return str(yaml.safe_dump(metadata, sort_keys=False, default_flow_style=None))
 
 
 def _training(run: Path) -> tuple[RunConfig | None, Results | None]:

@@ -1,19 +1,16 @@
-"""Line charts as inline SVG: no library, no style attribute (the page's policy forbids them), colours from its classes.
-
-A chart is a plain string of numbers and escaped labels; series colours are the classes ``s0`` … ``s5`` of the style
-sheet, so that a chart follows the reader's light or dark theme.
-"""
+"""Line charts of a run's metrics over its steps; the colours of the lines are the classes ``s0`` … ``s5``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from saga_dist.report.text import shown_name
+from saga_dist.utils.svg_charts import Axis, Drawing, Scale, nice_ticks, number
 
 Point = tuple[float, float]
 
@@ -22,6 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 MAX_POINTS = 240
 """Points of one line; longer series are averaged over equal stretches of steps."""
 NUM_COLOURS = 6
+_MOST_DOTS = 30
+"""Points of a line that has a dot for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,43 +152,41 @@ def line_chart(title: str, lines: Sequence[Series], *, percent: bool = False) ->
     points = [point for line in drawn for point in line.points]
     if not points:
         return Chart(title, Markup('<p class="note">no finite value</p>'), [], averaged=False)
-    x_ticks = nice_ticks(min(x for x, _ in points), max(x for x, _ in points), 5, whole=True)
-    lowest, highest = min(y for _, y in points), max(y for _, y in points)
-    if percent and lowest >= 0:
-        y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if 0.5 < highest <= 1 else nice_ticks(0.0, max(highest, 0.01), 5)
-    else:
-        y_ticks = nice_ticks(lowest, highest, 5)
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    to_x = _scale(min(x_ticks[0], first), max(x_ticks[-1], last), _LEFT, WIDTH - _RIGHT)
-    to_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(shown_name(title))}">']
-    for tick in y_ticks:
-        y = to_y(tick)
-        label = f"{number(100 * tick)} %" if percent else number(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
-    for tick in x_ticks:
-        x = to_x(tick)
-        anchor = "end" if x > WIDTH - _RIGHT - 12 else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{number(tick)}</text>')
+    drawing = Drawing(WIDTH, HEIGHT, shown_name(title))
+    x_axis, y_axis = _step_axis([x for x, _ in points]), _value_axis([y for _, y in points], percent=percent)
+    drawing.y_axis(y_axis, left=_LEFT, right=WIDTH - _RIGHT)
+    drawing.x_axis(x_axis, bottom=HEIGHT - _BOTTOM)
     for index, line in enumerate(drawn):
-        colour = index % NUM_COLOURS
-        path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in line.points)
-        parts.append(f'<polyline class="line s{colour}" points="{path}"/>')
-        if len(line.points) <= 30:
-            parts += [
-                f'<circle class="dot s{colour}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.2">'
-                f"<title>step {number(x)}: {_value(y, percent)}</title></circle>"
-                for x, y in line.points
-            ]
-    parts.append("</svg>")
+        colour = f"s{index % NUM_COLOURS}"
+        places = [(x_axis.scale(x), y_axis.scale(y)) for x, y in line.points]
+        drawing.polyline(f"line {colour}", places)
+        if len(places) <= _MOST_DOTS:
+            for (step, value), (x, y) in zip(line.points, places, strict=True):
+                drawing.dot(f"dot {colour}", x, y, 2.2, title=f"step {number(step)}: {_value(value, percent)}")
     legend = [
         (index % NUM_COLOURS, shown_name(line.label), _value(line.points[-1][1], percent))
         for index, line in enumerate(lines)
         if line.points
     ]
     averaged = any(len(_finite(line.points)) > MAX_POINTS for line in lines)
-    return Chart(shown_name(title), Markup("".join(parts)), legend, averaged)
+    return Chart(shown_name(title), Markup(drawing.svg()), legend, averaged)
+
+
+def _step_axis(steps: Sequence[float]) -> Axis:
+    first, last = min(steps), max(steps)
+    ticks = nice_ticks(first, last, 5, whole=True)
+    scale = Scale(min(ticks[0], first), max(ticks[-1], last), _LEFT, WIDTH - _RIGHT)
+    return Axis(scale, [(tick, number(tick)) for tick in ticks])
+
+
+def _value_axis(values: Sequence[float], *, percent: bool) -> Axis:
+    lowest, highest = min(values), max(values)
+    if percent and lowest >= 0:
+        ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if 0.5 < highest <= 1 else nice_ticks(0.0, max(highest, 0.01), 5)
+    else:
+        ticks = nice_ticks(lowest, highest, 5)
+    scale = Scale(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    return Axis(scale, [(tick, f"{number(100 * tick)} %" if percent else number(tick)) for tick in ticks])
 
 
 def thin_out(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
@@ -201,39 +198,6 @@ def thin_out(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def nice_ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[float]:
-    """Returns round numbers that cover [low, high], about ``wanted`` of them.
-
-    Args:
-        low: smallest value.
-        high: largest value, >= low.
-        wanted: how many, >= 2.
-        whole: whole numbers, and none below ``low`` (steps).
-    """
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = (low - (1 if whole else pad), high + (1 if whole else pad))
-    rough = (high - low) / (wanted - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    spacing = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    if whole:
-        spacing = max(1.0, math.ceil(spacing))
-        first = math.ceil(low / spacing)
-        return [index * spacing for index in range(first, max(math.floor(high / spacing), first + 1) + 1)]
-    first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)
-    return [index * spacing for index in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """Returns a short form: 3 significant digits, exponents only where they are shorter."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
-
-
 def _value(value: float, percent: bool) -> str:
     if not math.isfinite(value):
         return "not finite"
@@ -242,8 +206,3 @@ def _value(value: float, percent: bool) -> str:
 
 def _finite(points: Sequence[Point]) -> list[Point]:
     return [(x, y) for x, y in points if math.isfinite(y)]
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    factor = (end - start) / (high - low if high > low else 1.0)
-    return lambda value: start + (value - low) * factor

@@ -1,24 +1,23 @@
-"""Dots with whiskers in rows, as inline SVG: shares with their errors, two encoders side by side.
+"""Dots with whiskers in rows: shares with their errors, two encoders side by side.
 
-Like ``curves.py``: plain strings, escaped labels, colours from the classes of the style sheet. A hollow dot is the same
-quantity before training.
+The colours are the classes ``s0`` … ``s5``; a hollow dot is the same quantity before training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from saga_dist.report.curves import Chart, number
+from saga_dist.report.curves import Chart
 from saga_dist.report.text import shown_name
+from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, number
 
 WIDTH = 480
 _RIGHT, _TOP, _AXIS = 14, 6, 22
 _DOT_ROOM, _ROW_ROOM = 6.0, 22
-_LETTER = 5.9
-"""Width of a letter of a label, roughly."""
+_FONT_SIZE = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,49 +58,35 @@ def dot_chart(
         marks: a share for each row that a short line marks (chance), or none at all.
     """
     names = [shown_name(row) for row in rows]
-    left = min(200.0, 14 + _LETTER * max(map(len, names), default=0))
+    left = min(200.0, 14 + label_width(names, _FONT_SIZE))
     room = _ROW_ROOM + _DOT_ROOM * (len(series) - 1)
-    height = _TOP + room * len(names) + _AXIS
-    ends = [end for line in series for dot in line.dots if dot is not None for end in (dot.value, dot.high)]
-    top = next(limit for limit in (0.25, 0.5, 1.0) if max(ends, default=1.0) <= limit or limit == 1.0)
-
-    def to_x(share: float) -> float:
-        return left + (WIDTH - _RIGHT - left) * share / top
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(shown_name(title))}">']
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, bottom = to_x(tick * top), height - _AXIS
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom:.1f}"/>')
-        anchor = "end" if tick == 1 else "middle"
-        parts.append(
-            f'<text class="tick" x="{x + (12 if tick == 1 else 0):.1f}" y="{height - 7:.0f}" text-anchor="{anchor}">'
-            f"{number(100 * tick * top)} %</text>"
-        )
+    bottom = _TOP + room * len(names)
+    scale = Scale(0, _top_share(series), left, WIDTH - _RIGHT)
+    ticks = [scale.high * quarter / 4 for quarter in range(5)]
+    drawing = Drawing(WIDTH, bottom + _AXIS, shown_name(title), font_size=_FONT_SIZE)
+    drawing.x_axis(Axis(scale, [(tick, f"{number(100 * tick)} %") for tick in ticks]), bottom=bottom, grid_top=_TOP)
     for index, name in enumerate(names):
         middle = _TOP + room * (index + 0.5)
-        parts.append(
-            f'<text class="tick" x="{left - 8:.1f}" y="{middle + 3.5:.1f}" text-anchor="end">{escape(name)}</text>'
-        )
+        drawing.text("tick", left - 8, middle, name, anchor="end")
         if marks and (mark := marks[index]) is not None:
             reach = room / 2 - 2
-            parts.append(
-                f'<line class="mark" x1="{to_x(mark):.1f}" x2="{to_x(mark):.1f}" y1="{middle - reach:.1f}" '
-                f'y2="{middle + reach:.1f}"><title>{escape(name)}, chance: {100 * mark:.1f} %</title></line>'
-            )
+            ends = (middle - reach, middle + reach)
+            drawing.line("mark", (scale(mark),) * 2, ends, title=f"{name}, chance: {100 * mark:.1f} %")
         for place, line in enumerate(series):
             dot = line.dots[index]
             if dot is not None:
-                parts += _dot(name, line, dot, to_x, middle + _DOT_ROOM * (place - (len(series) - 1) / 2))
-    parts.append("</svg>")
+                _draw_dot(drawing, scale, name, line, dot, middle + _DOT_ROOM * (place - (len(series) - 1) / 2))
     legend = [(line.colour, shown_name(line.label), "") for line in series if not line.hollow]
-    return Chart(shown_name(title), Markup("".join(parts)), legend, averaged=False)
+    return Chart(shown_name(title), Markup(drawing.svg()), legend, averaged=False)
 
 
-def _dot(name: str, line: DotSeries, dot: Dot, to_x: Callable[[float], float], y: float) -> list[str]:
+def _top_share(series: Sequence[DotSeries]) -> float:
+    ends = [end for line in series for dot in line.dots if dot is not None for end in (dot.value, dot.high)]
+    return next(limit for limit in (0.25, 0.5, 1.0) if max(ends, default=1.0) <= limit or limit == 1.0)
+
+
+def _draw_dot(drawing: Drawing, scale: Scale, name: str, line: DotSeries, dot: Dot, y: float) -> None:
     what = f"{name}, {shown_name(line.label)}: {100 * dot.value:.1f} % ({100 * dot.low:.1f}–{100 * dot.high:.1f})"
     kind = f"s{line.colour}{' hollow' if line.hollow else ''}"
-    x = to_x(dot.value)
-    return [
-        f'<line class="whisker {kind}" x1="{to_x(dot.low):.1f}" x2="{to_x(dot.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
-        f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.9"><title>{escape(what)}</title></circle>',
-    ]
+    drawing.line(f"whisker {kind}", (scale(dot.low), scale(dot.high)), (y, y))
+    drawing.dot(f"dot {kind}", scale(dot.value), y, 2.9, title=what)

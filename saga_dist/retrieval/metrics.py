@@ -23,8 +23,6 @@ from saga_dist.errors import DataError
 from saga_dist.retrieval.exact_ranking import ranked_matches
 from saga_dist.retrieval.normalized import check_labels
 
-_EXACT_CLASSES = 14
-"""Up to here all sign patterns of the paired test are tried."""
 _DRAWS_PER_BLOCK = 256
 
 
@@ -161,8 +159,9 @@ def paired_test(
 ) -> PairedTest:
     """Returns whether method a beats method b beyond chance, on the same queries, clustered by class.
 
-    Under the null hypothesis the two methods could be swapped within any class. All 2^C swaps are tried for few
-    classes, random ones otherwise (counting the observed one, so that p is never 0).
+    Under the null hypothesis the two methods could be swapped within any class, which changes the sign of the class's
+    summed gain; the p-value is that of SciPy's permutation test of these sums. All 2^C swaps are tried where there are
+    no more than ``num_resamples``, random ones otherwise (counting the observed one, so that p is never 0).
 
     Args:
         correct_a_Q: [Q] bool or real.
@@ -174,6 +173,8 @@ def paired_test(
     Raises:
         DataError: shapes do not fit, or there is only one class.
     """
+    from scipy import stats
+
     if np.shape(correct_a_Q) != np.shape(correct_b_Q):
         raise DataError(f"{np.shape(correct_a_Q)} and {np.shape(correct_b_Q)} results", expected="the same queries")
     if num_resamples < 1:
@@ -184,17 +185,17 @@ def paired_test(
     generator = np.random.default_rng(seed)
     means = _resampled_means(gains_C, counts_C, generator, num_resamples)
     low, high = _bootstrap_interval(means, gains_C, counts_C, 0.95)
-    observed = abs(gains_C.sum()) * (1 - 1e-12)  # sums in another order may differ in the last digit
-    if len(gains_C) <= _EXACT_CLASSES:
-        patterns = np.arange(2 ** len(gains_C))[:, None] >> np.arange(len(gains_C)) & 1
-        p_value = float((np.abs((1 - 2 * patterns) @ gains_C) >= observed).mean())
-    else:
-        as_large = 0
-        for drawn in _blocks(num_resamples):
-            signs = generator.choice((-1.0, 1.0), size=(drawn, len(gains_C)))
-            as_large += int((np.abs(signs @ gains_C) >= observed).sum())
-        p_value = (as_large + 1) / (num_resamples + 1)
-    return PairedTest(float(gains_C.sum() / counts_C.sum()), low, high, p_value)
+    swapped = stats.permutation_test(
+        (gains_C,),
+        lambda gains, axis: np.abs(gains.sum(axis)),
+        permutation_type="samples",  # of one sample: independent signs
+        alternative="greater",
+        n_resamples=num_resamples,
+        batch=_DRAWS_PER_BLOCK,
+        vectorized=True,
+        rng=generator,
+    )
+    return PairedTest(float(gains_C.sum() / counts_C.sum()), low, high, float(swapped.pvalue))
 
 
 def _check_ks(ks: Sequence[int]) -> None:

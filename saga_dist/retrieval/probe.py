@@ -1,4 +1,4 @@
-"""Linear probes: what an embedding says about known attributes, read out by ridge regression in closed form."""
+"""Linear probes: how well known attributes can be read from an embedding by a ridge classifier."""
 
 from __future__ import annotations
 
@@ -34,30 +34,25 @@ def linear_probe_accuracy(
         )
     if not ridge > 0:
         raise DataError(f"ridge = {ridge}", expected="a positive number")
-    mean, spread = train_x.mean(0), train_x.std(0)
-    spread[spread < 1e-12] = 1.0  # a constant feature says nothing, and becomes zero
-    train, test = (train_x - mean) / spread, (test_x - mean) / spread
-    known = [np.unique(train_y[:, column]) for column in range(train_y.shape[1])]
-    # Targets of all attributes side by side: one factorisation serves them all.
-    targets = np.concatenate([train_y[:, [column]] == values for column, values in enumerate(known)], axis=1).astype(
-        float
-    )
-    offset = targets.mean(0)
-    scores = test @ _ridge_weights(train, targets - offset, ridge * len(train)) + offset
-    accuracies, first = [], 0
-    for column, values in enumerate(known):
-        predicted = values[scores[:, first : first + len(values)].argmax(1)]
-        accuracies.append((predicted == test_y[:, column]).mean())
-        first += len(values)
-    return np.array(accuracies)
+    return (predict_attributes(train_x, train_y, test_x, ridge=ridge) == test_y).mean(0)
 
 
-def _ridge_weights(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
-    """Solves the smaller of the two equivalent systems: features by features, or items by items."""
-    num_items, width = features.shape
-    if width <= num_items:
-        return np.linalg.solve(features.T @ features + penalty * np.eye(width), features.T @ targets)
-    return features.T @ np.linalg.solve(features @ features.T + penalty * np.eye(num_items), targets)
+def predict_attributes(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, *, ridge: float) -> np.ndarray:
+    """Returns [m, A] the value of each attribute that a ridge classifier per attribute predicts for the test items.
+
+    Args:
+        train_x: [n, E] floating, finite; the features are standardised with the means and deviations of these items.
+        train_y: [n, A] integers; a value that does not occur here is never predicted.
+        test_x: [m, E] floating, finite.
+        ridge: penalty per training item on standardised features, positive.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train_x)
+    train, test = scaler.transform(train_x), scaler.transform(test_x)
+    classifier = RidgeClassifier(alpha=ridge * len(train))
+    return np.stack([classifier.fit(train, column).predict(test) for column in train_y.T], axis=1)
 
 
 def _features(values: np.ndarray, name: str) -> np.ndarray:

@@ -5,18 +5,16 @@ A file of its own, for a README or a slide: SVG with its style inside, light and
 
 from __future__ import annotations
 
-import html
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from saga_dist.sweep.collected import Collected, gain
 from saga_dist.sweep.summary import SummaryRow
 from saga_dist.utils.printable import printable
+from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, nice_ticks, number
 
 _PLOT = 360
-_LETTER = 6.4
-"""Width of a letter, roughly."""
+_FONT_SIZE = 12
 _TITLE, _ROW, _AXIS, _GAP = 30, 19, 24, 12
 _STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: #22252a; }
@@ -32,69 +30,54 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-seri
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Room for labels to the left of the plot, and for gains to its right."""
+    """Where the plot begins and ends, and how wide the whole figure is."""
 
     left: float
     right: float
-
-    @property
-    def width(self) -> float:
-        return self.left + _PLOT + self.right
+    width: float
 
 
 def figure(collected: Collected) -> str:
     """Returns the picture of Recall@1 on unseen classes: a panel for each table, a line for each variant."""
     tables = [(table, [row for row in table.rows if row.figures]) for table in collected.tables.values()]
-    drawn = [row for _, rows in tables for row in rows]
-    frame = _Frame(_room([row.label for row in drawn]), _room([gain(row) for row in drawn]))
-    height = sum(_TITLE + _ROW * len(rows) + _AXIS + _GAP for _, rows in tables)
-    top = 0
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width:.0f} {height}" role="img" '
-        f'aria-label="Recall@1 on unseen classes"><style>{_STYLE}</style>',
-        f'<rect class="paper" width="{frame.width:.0f}" height="{height}"/>',
-    ]
-    for table, rows in tables:
-        parts += _panel(frame, table.title, rows, top)
-        top += _TITLE + _ROW * len(rows) + _AXIS + _GAP
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    rows = [row for _, drawn in tables for row in drawn]
+    left = 24 + label_width([row.label for row in rows], _FONT_SIZE)
+    right = left + _PLOT
+    frame = _Frame(left, right, right + 24 + label_width([gain(row) for row in rows], _FONT_SIZE))
+    heights = [_TITLE + _ROW * len(drawn) + _AXIS + _GAP for _, drawn in tables]
+    drawing = Drawing(frame.width, sum(heights), "Recall@1 on unseen classes", style=_STYLE, font_size=_FONT_SIZE)
+    for (table, drawn), top in zip(tables, accumulate(heights, initial=0), strict=False):
+        _draw_panel(drawing, frame, table.title, drawn, top)
+    return drawing.document()
 
 
-def _room(texts: list[str]) -> float:
-    return 24 + _LETTER * max(map(len, texts), default=0)
+def _draw_panel(drawing: Drawing, frame: _Frame, title: str, rows: list[SummaryRow], top: float) -> None:
+    first, bottom = top + _TITLE, top + _TITLE + _ROW * len(rows)
+    axis = _share_axis(frame, rows)
+    drawing.text("title", 10, top + 15, printable(title))
+    drawing.x_axis(axis, bottom=bottom, grid_top=first, css_class="soft")
+    for index, row in enumerate(rows):
+        _draw_row(drawing, frame, axis.scale, row, first + _ROW * (index + 0.5))
 
 
-def _panel(frame: _Frame, title: str, rows: list[SummaryRow], top: int) -> Iterator[str]:
+def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
     highest = max((max(*_recalls(row), (row.confidence_interval or (0, 0))[1]) for row in rows), default=0.1)
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 5 or step == 0.25)
-    ticks = math.ceil(highest / step)
+    ticks = nice_ticks(0.0, highest, 6)
+    labels = [f"{number(100 * tick)}{' %' if tick == ticks[-1] else ''}" for tick in ticks]
+    return Axis(Scale(0.0, ticks[-1], frame.left, frame.right), list(zip(ticks, labels, strict=True)))
 
-    def to_x(share: float) -> float:
-        return frame.left + _PLOT * share / (ticks * step)
 
-    first, end = top + _TITLE, top + _TITLE + _ROW * len(rows)
-    yield _text(10, top + 19, title, "title")
-    for tick in range(ticks + 1):
-        x = to_x(tick * step)
-        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{first}" y2="{end}"/>'
-        yield _text(x, end + 15, f"{100 * tick * step:.0f}{' %' if tick == ticks else ''}", "soft", "middle")
-    for number, row in enumerate(rows):
-        y = first + _ROW * (number + 0.5)
-        yield _text(frame.left - 10, y + 4, row.label, "", "end")
-        yield _text(frame.left + _PLOT + 10, y + 4, gain(row).strip(" ()"), "soft")
-        if row.confidence_interval is not None:
-            low, high = map(to_x, row.confidence_interval)
-            yield f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        for value in _recalls(row):
-            yield f'<circle class="run" cx="{to_x(value):.1f}" cy="{y:.1f}" r="3"/>'
-        x = to_x(row.figures["recall_at_1"].mean)
-        yield f'<line class="mean" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6:.1f}" y2="{y + 6:.1f}"/>'
+def _draw_row(drawing: Drawing, frame: _Frame, scale: Scale, row: SummaryRow, y: float) -> None:
+    drawing.text("label", frame.left - 10, y, printable(row.label), anchor="end")
+    drawing.text("soft", frame.right + 10, y, printable(gain(row).strip(" ()")))
+    if row.confidence_interval is not None:
+        low, high = map(scale, row.confidence_interval)
+        drawing.line("whisker", (low, high), (y, y))
+    for value in _recalls(row):
+        drawing.dot("run", scale(value), y, 3)
+    mean = scale(row.figures["recall_at_1"].mean)
+    drawing.line("mean", (mean, mean), (y - 6, y + 6))
 
 
 def _recalls(row: SummaryRow) -> tuple[float, ...]:
     return row.figures["recall_at_1"].values
-
-
-def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
-    safe = html.escape(printable(words), quote=False)
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe}</text>'

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,47 +18,10 @@ from saga_dist.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY = """
-[run]
-steps = 2
-[data]
-layout = "birds"
-image_size = 80
-batch_size = 8
-images_per_class = 2
-[data.birds]
-train_classes = 4
-train_images_per_class = 3
-val_images_per_class = 2
-test_images_per_class = 2
-probe_images = 0
-[prompt]
-vocabulary = "standin_birds"
-[model]
-path = "MODEL"
-dtype = "float32"
-embedding_dim = 16
-[objective]
-metric_loss = "proxy_anchor"
-kl_layer = 1
-[rollout]
-engine = "transformers"
-pairs_per_batch = 4
-group_size = 2
-max_micro_batches = 1
-max_tokens = 8
-[runtime]
-kind = "serial"
-[checkpoint]
-every_steps = 1
-"""
-
 
 @pytest.fixture
-def config_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY.replace("MODEL", str(tiny_checkpoint)))
-    return file
+def config_file(tmp_path: Path, tiny_checkpoint: Path, write_tiny_config: Callable[..., Path]) -> Path:
+    return write_tiny_config(tmp_path / "tiny.toml", tiny_checkpoint, checkpoint={"every_steps": 1})
 
 
 def run_cli(

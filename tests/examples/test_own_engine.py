@@ -38,4 +38,4 @@ def test_two_steps_train_with_it(
     trained = [row for row in said if not row["pair"].startswith("check-")]  # without the start-up comparison
     assert len(trained) == 2 * 4
     assert {row["encoder_version"] for row in trained} == {0, 1}
-    assert all(len(row["texts"]) == 4 for row in said)
+    assert all(len(row["texts"]) == 4 for row in trained)

@@ -1,37 +1,11 @@
-"""Charts: ticks, averaging, and where a point lands; labels cannot break out."""
+"""Line charts: averaging, and where a point lands; labels cannot break out."""
 
 from __future__ import annotations
 
 import re
 from xml.etree import ElementTree
 
-import numpy as np
-import pytest
-
-from saga_dist.report.curves import Series, line_chart, nice_ticks, number, run_charts, thin_out
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "whole", "expected"),
-    [
-        (0, 1, False, [0, 0.25, 0.5, 0.75, 1.0]),
-        (1, 6, True, [2, 4, 6]),
-        (0, 1000, True, [0, 250, 500, 750, 1000]),
-        (-0.01, 0.0025, False, [-0.01, -0.005, 0, 0.005]),
-        (6, 6, True, [5, 6, 7]),
-    ],
-)
-def test_ticks_are_round_and_cover_the_values(low: float, high: float, whole: bool, expected: list[float]) -> None:
-    assert nice_ticks(low, high, 5, whole=whole) == pytest.approx(expected)
-
-
-def test_ticks_cover_any_range() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        low, high = sorted(generator.normal(0, 10.0 ** generator.integers(-6, 6), 2))
-        ticks = nice_ticks(low, high, 5)
-        assert ticks[0] <= low + 1e-9 * abs(low) and high - 1e-9 * abs(high) <= ticks[-1]
-        assert 2 <= len(ticks) <= 9
+from saga_dist.report.curves import Series, line_chart, run_charts, thin_out
 
 
 def test_long_series_become_means() -> None:
@@ -77,10 +51,3 @@ def test_titles_are_escaped_and_no_style_attribute_is_used() -> None:
     chart = line_chart("<script>", [Series("<b>", [(1.0, 1.0)])])
     assert "<script>" not in chart.svg
     assert not re.search(r"\sstyle=", chart.svg)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.0815, "0.0815"), (8060.2, "8,060"), (9.06e-8, "9.06e-8"), (2.0, "2")]
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert number(value) == text

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +27,21 @@ ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 240.0
 KILLED = -signal.SIGKILL
 
-CONFIG = """
-[run]
-steps = 5
-[data]
-layout = "birds"
-image_size = 80
-batch_size = 8
-images_per_class = 2
-[data.birds]
-train_classes = 4
-train_images_per_class = 3
-val_images_per_class = 2
-test_images_per_class = 2
-probe_images = 0
-[prompt]
-vocabulary = "standin_birds"
-[model]
-path = "MODEL"
-dtype = "float32"
-embedding_dim = 16
-device = "cpu"
-[objective]
-metric_loss = "proxy_anchor"
-kl_layer = 1
-[rollout]
-max_log_prob_gap = 1e9  # scripted rollouts know nothing of the model
-engine = "transformers"
-pairs_per_batch = 4
-group_size = 3
-contributing_groups = 2
-max_micro_batches = 2
-max_tokens = 120
-[runtime]
-kind = "serial"
-threads = 1
-[checkpoint]
-every_steps = 2
-keep = 1
-[evaluation]
-every_steps = 2
-bootstrap_resamples = 100
-"""
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "run": {"steps": 5},
+    "model": {"device": "cpu"},
+    "rollout": {
+        "max_log_prob_gap": 1e9,  # scripted rollouts know nothing of the model
+        "group_size": 3,
+        "contributing_groups": 2,
+        "max_micro_batches": 2,
+        "max_tokens": 120,
+    },
+    "runtime": {"threads": 1},
+    "checkpoint": {"every_steps": 2, "keep": 1},
+    "evaluation": {"every_steps": 2, "bootstrap_resamples": 100},
+}
 
 SOME_POINTS = (
     "after:AdamW.step@4",
@@ -129,10 +102,10 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def config(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("crash") / "tiny.toml"
-    file.write_text(CONFIG.replace("MODEL", str(tiny_checkpoint)))
-    return file
+def config(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, write_tiny_config: Callable[..., Path]
+) -> Path:
+    return write_tiny_config(tmp_path_factory.mktemp("crash") / "tiny.toml", tiny_checkpoint, **SECTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,46 +13,16 @@ import pytest
 import saga_dist
 from saga_dist.cli import main as cli
 
-CONFIG = """
-[run]
-steps = 2
-[data]
-layout = "birds"
-image_size = 80
-batch_size = 8
-images_per_class = 2
-[data.birds]
-train_classes = 4
-train_images_per_class = 3
-val_images_per_class = 2
-test_images_per_class = 2
-probe_images = 0
-[prompt]
-vocabulary = "standin_birds"
-[model]
-path = "MODEL"
-dtype = "float32"
-embedding_dim = 16
-[objective]
-metric_loss = "proxy_anchor"
-kl_layer = 1
-[rollout]
-engine = "transformers"
-pairs_per_batch = 4
-group_size = 2
-max_micro_batches = 1
-max_tokens = 8
-[runtime]
-kind = "serial"
-"""
-
 
 def test_a_run_names_its_family_trains_and_leaves_an_encoder(
-    family_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    family_checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    write_tiny_config: Callable[..., Path],
 ) -> None:
     name = json.loads((family_checkpoint / "config.json").read_text())["model_type"]
-    config = tmp_path / "run.toml"
-    config.write_text(CONFIG.replace("MODEL", str(family_checkpoint)))
+    config = write_tiny_config(tmp_path / "run.toml", family_checkpoint)
     run = tmp_path / "run"
 
     def command(*arguments: str) -> str:

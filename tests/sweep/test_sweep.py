@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,45 +28,15 @@ from saga_dist.sweep.plan import plan
 from saga_dist.sweep.summary import over_seeds, summarise
 from saga_dist.sweep.table import load_table
 
-BASE = """
-[run]
-steps = 8
-[data]
-layout = "birds"
-image_size = 80
-batch_size = 8
-images_per_class = 2
-[data.birds]
-train_classes = 4
-train_images_per_class = 3
-val_images_per_class = 2
-test_images_per_class = 2
-probe_images = 0
-[prompt]
-vocabulary = "standin_birds"
-[model]
-path = "MODEL"
-dtype = "float32"
-embedding_dim = 16
-[objective]
-metric_loss = "multi_similarity"
-kl_layer = 1
-[rollout]
-engine = "transformers"
-pairs_per_batch = 2
-group_size = 2
-max_micro_batches = 1
-max_tokens = 4
-[runtime]
-kind = "serial"
-threads = 1
-[optimizer]
-lr_encoder = 1e-3
-[checkpoint]
-every_steps = 4
-[evaluation]
-every_steps = 4
-"""
+BASE: dict[str, dict[str, Any]] = {
+    "run": {"steps": 8},
+    "objective": {"metric_loss": "multi_similarity"},
+    "rollout": {"pairs_per_batch": 2, "max_tokens": 4},
+    "runtime": {"threads": 1},
+    "optimizer": {"lr_encoder": 1e-3},
+    "checkpoint": {"every_steps": 4},
+    "evaluation": {"every_steps": 4},
+}
 TABLE = """
 title = "Two by two"
 config = "base.toml"
@@ -83,8 +55,8 @@ CELLS = ["metric/seed_0", "saga/seed_0", "metric/seed_1", "saga/seed_1"]
 
 
 @pytest.fixture
-def table_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
-    (tmp_path / "base.toml").write_text(BASE.replace("MODEL", str(tiny_checkpoint)))
+def table_file(tmp_path: Path, tiny_checkpoint: Path, write_tiny_config: Callable[..., Path]) -> Path:
+    write_tiny_config(tmp_path / "base.toml", tiny_checkpoint, **BASE)
     (tmp_path / "table.toml").write_text(TABLE)
     return tmp_path / "table.toml"
 
