@@ -13,7 +13,7 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError, DataError, ModelError
 from saga_dist.runtime.preflight import describe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BIRDS = ROOT / "configs" / "birds.toml"
 
 OWN = """
