@@ -14,7 +14,7 @@ from importlib.resources import files
 
 from saga_dist.bench.common import BenchRow, Report, Size, more_is_better
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.runtime.ray.scaling_bench import SleeperRole, split_evenly, train
+from saga_dist.runtime.ray.scaling_bench import SleeperAdapter, split_evenly, train
 from saga_dist.runtime.ray.session import RaySession
 
 MEAN_S = 0.5
@@ -28,18 +28,18 @@ def run(size: Size) -> Report:
     """Returns groups per second of both ways, idle time of a busy learner, and what the coordinator can handle."""
     trace = json.loads((files("saga_dist.bench") / "latencies.json").read_text("utf-8"))
     mean_s = 0.05 if size is Size.TINY else MEAN_S
-    role_scale = mean_s / (sum(trace["seconds"]) / len(trace["seconds"]))
+    latency_scale = mean_s / (sum(trace["seconds"]) / len(trace["seconds"]))
 
-    def role(scale: float) -> SleeperRole:
-        return SleeperRole(trace["seconds"], scale)
+    def adapter(scale: float) -> SleeperAdapter:
+        return SleeperAdapter(trace["seconds"], scale)
 
     rows: list[BenchRow] = []
     with closing(RaySession(_config(1, PAIRS_PER_WORKER, 1))):
         ours_of_one = 0.0
         for workers in WORKERS[size]:
             config = _config(workers, PAIRS_PER_WORKER * workers, STEPS[size])
-            ours, _ = train(config, role(role_scale), update_s=0.0)
-            other = split_evenly(config, role(role_scale))
+            ours, _ = train(config, adapter(latency_scale), update_s=0.0)
+            other = split_evenly(config, adapter(latency_scale))
             ours_of_one = ours_of_one or ours
             efficiency = ours / (workers * ours_of_one)
             rows.append(more_is_better(f"{workers} workers", ours, other, "groups/s", equal=True))
@@ -48,12 +48,12 @@ def run(size: Size) -> Report:
         # must still come within one update, which the longest of the trace do not; two ahead, within two.
         for staleness, bar in ((1, None), (2, IDLE_BAR)):
             busy = _config(8, 8, STEPS[size], max_staleness=staleness)
-            _, steps = train(busy, role(role_scale), update_s=2 * mean_s)
+            _, steps = train(busy, adapter(latency_scale), update_s=2 * mean_s)
             idle = [row["learner/idle_share"] for row in steps[2:]] or [steps[-1]["learner/idle_share"]]
             case = f"learner idle, {staleness} ahead"
             rows.append(_alone(case, sum(idle) / len(idle), "share", bar, more=False))
         top = WORKERS[size][-1]
-        rate, _ = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), role(0.0), update_s=0.0)
+        rate, _ = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0)
         rows.append(_alone(f"no latency, {top} workers", rate, "groups/s", RATE_BAR, more=True))
     return Report(
         bench="scaling",
@@ -63,7 +63,7 @@ def run(size: Size) -> Report:
             f"latencies of {len(trace['seconds'])} groups, {trace['engine']}, scaled to a mean of {mean_s:g} s",
             f"one version ahead where nothing is said, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
             f"learner idle: 8 workers, a step of 8 groups and {2 * mean_s:g} s of update; the slowest group takes "
-            f"{max(trace['seconds']) * role_scale:.1f} s",
+            f"{max(trace['seconds']) * latency_scale:.1f} s",
         ),
     )
 

@@ -11,7 +11,7 @@ with the default of three attempts a task that also fails alone on two workers i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ from saga_dist.errors import WorkerError
 from saga_dist.types import Quarantined
 
 TaskT = TypeVar("TaskT")
+WorkerT = TypeVar("WorkerT", bound=Hashable)
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class WorkQueue(Generic[TaskT]):
         self._fresh: deque[str] = deque()
         self._suspects: deque[str] = deque()
         """Tasks that were on a lease that failed; leased alone from now on."""
-        self._leases: dict[str, tuple[str, ...]] = {}
+        self._leases: dict[Hashable, tuple[str, ...]] = {}
         """By worker; empty for a lease whose tasks were forgotten."""
         self._num_quarantined = 0
         self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates"), 0)
@@ -72,8 +73,9 @@ class WorkQueue(Generic[TaskT]):
         """Counts results or tasks that were dropped because their keys are in other hands."""
         self._counts["duplicates"] += number
 
-    def hand_out(self, idle: Sequence[str], *, num_coming: int, most: int) -> dict[str, list[TaskT]]:
-        """Leases waiting tasks to idle workers: a suspect alone, or an even part of the fresh tasks.
+    def hand_out(self, idle: Sequence[WorkerT], *, num_coming: int, most: int) -> dict[WorkerT, list[TaskT]]:
+        """Leases waiting tasks to idle workers, the first ones first: a suspect alone, or an even part of the fresh
+        tasks. Looks at no more workers than get a lease.
 
         Args:
             idle: workers without a lease.
@@ -82,35 +84,34 @@ class WorkQueue(Generic[TaskT]):
 
         Returns the tasks of each worker that got any.
         """
-        free, given = deque(idle), dict[str, list[TaskT]]()
-        while free and self._suspects:
-            worker = free.popleft()
+        given = dict[WorkerT, list[TaskT]]()
+        for worker in idle[: len(self._suspects)]:
             given[worker] = self._lease(worker, (self._suspects.popleft(),))
-        if free and self._fresh:
-            share = min(most, -(-len(self._fresh) // (len(free) + num_coming)))
-            while free and self._fresh:
-                worker = free.popleft()
-                given[worker] = self._lease(
-                    worker, tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
-                )
+        num_free = len(idle) - len(given)
+        if num_free and self._fresh:
+            share = min(most, -(-len(self._fresh) // (num_free + num_coming)))
+            num_leases = min(num_free, -(-len(self._fresh) // share))
+            for worker in idle[len(given) : len(given) + num_leases]:
+                keys = tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
+                given[worker] = self._lease(worker, keys)
         return given
 
-    def on_lease(self, worker: str) -> tuple[str, ...]:
+    def on_lease(self, worker: Hashable) -> tuple[str, ...]:
         """Returns the keys a worker works on: empty when it does not, or when they were forgotten."""
         return self._leases.get(worker, ())
 
-    def finish(self, worker: str) -> tuple[str, ...]:
+    def finish(self, worker: Hashable) -> tuple[str, ...]:
         """Ends a lease for good; returns the keys that are no longer pending."""
         keys = self._leases.pop(worker, ())
         for key in keys:
             del self._entries[key]
         return keys
 
-    def give_back(self, worker: str) -> None:
+    def give_back(self, worker: Hashable) -> None:
         """Ends a lease that came to nothing without anybody's fault: its tasks wait again, at the front."""
         self._fresh.extendleft(reversed(self._leases.pop(worker, ())))
 
-    def fail(self, worker: str, reason: str) -> list[Quarantined]:
+    def fail(self, worker: Hashable, reason: str) -> list[Quarantined]:
         """Ends a lease on which its worker failed; its tasks wait again, each to be leased alone.
 
         Returns the tasks that have now failed too often; they are no longer pending.
@@ -149,7 +150,7 @@ class WorkQueue(Generic[TaskT]):
         counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
         return counts
 
-    def _lease(self, worker: str, keys: tuple[str, ...]) -> list[TaskT]:
+    def _lease(self, worker: Hashable, keys: tuple[str, ...]) -> list[TaskT]:
         assert worker not in self._leases, f"{worker} has a lease already"
         self._leases[worker] = keys
         entries = [self._entries[key] for key in keys]

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from saga_dist.config import RunConfig
 from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
+from saga_dist.runtime.ray.adapter import Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
 from saga_dist.types import ImagePair, MicroBatch, Quarantined, ReplayTask, StepResult
 
@@ -26,33 +27,48 @@ RESUME = "the same command resumes from the last checkpoint"
 
 
 class RemoteLearner:
-    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent is lost; see ``replace``.
+    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent is lost; see ``restart``.
+
+    The actor is created at once; ``wait_until_up`` waits for it.
 
     Args:
-        actor: handle of the actor, its ``start`` already called.
-        deadline_s: longest time for one call.
-        heartbeat_s: how often a busy learner must show that it lives.
+        spawn: returns the handle of a new actor.
+        timeouts: longest time for its start, for one call, and for a busy learner to show that it lives.
+        missing: says what the cluster lacks, for the error of a start that takes too long.
     """
 
-    def __init__(self, actor: Any, *, deadline_s: float, heartbeat_s: float) -> None:
-        self._actor, self._deadline_s, self._heartbeat_s = actor, deadline_s, heartbeat_s
+    def __init__(self, spawn: Callable[[], Any], timeouts: Timeouts, missing: Callable[[], str]) -> None:
+        self._spawn, self._timeouts, self._missing = spawn, timeouts, missing
         self.info: WorkerInfo | None = None
         """Where it runs; None until it is up."""
         self._labels: dict[str, np.ndarray] = {}
+        self._start()
 
-    def wait_until_up(self, started: ray.ObjectRef, *, deadline_s: float, missing: Callable[[], str]) -> None:
+    def wait_until_up(self) -> None:
         """Returns when the actor has built its learner.
 
-        Args:
-            started: answer of its ``start``.
-            deadline_s: longest wait.
-            missing: says what the cluster lacks, for the error.
+        Raises:
+            DeadlineExceeded: it has not, in time.
+            SagaError: what building it raised.
         """
-        ready, _ = ray.wait([started], timeout=deadline_s)
+        ready, _ = ray.wait([self._started], timeout=self._timeouts.start_s)
         if not ready:
-            raise DeadlineExceeded(f"not started within {deadline_s:g} s", where="learner", fix=missing())
-        self.info = self._open(started)
+            what = f"not started within {self._timeouts.start_s:g} s"
+            raise DeadlineExceeded(what, where="learner", fix=self._missing())
+        self.info = self._open(self._started)
         log.info("learner is up (pid %d)", self.info.pid)
+
+    def restart(self) -> None:
+        """Ends the process, hung or not, and returns when another one is up; raises what ``wait_until_up`` raises."""
+        self.close()
+        self.info = None
+        self._labels.clear()
+        self._start()
+        self.wait_until_up()
+
+    def close(self) -> None:
+        """Ends the learner's process."""
+        ray.kill(self._actor, no_restart=True)
 
     @property
     def step(self) -> int:
@@ -113,53 +129,43 @@ class RemoteLearner:
         self._labels.clear()
         self.call("reset", config)
 
-    def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone in the learner's process ('' without one)."""
-        return self.call("backbone_digest")
-
-    def call(self, method: str, *arguments: Any, deadline_s: float | None = None) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
         """Returns the answer of the actor's ``method``.
 
         Raises:
             LearnerLost: the learner died, fell silent or ran out of time.
             SagaError: whatever of ours the learner raised.
         """
-        return self.wait(self.send(method, *arguments), method, deadline_s=deadline_s)
+        return self.wait(self.send(method, *arguments), method)
 
     def send(self, method: str, *arguments: Any) -> ray.ObjectRef:
         """Starts a call; its answer is taken with ``wait``."""
         return getattr(self._actor, method).remote(*arguments)
 
     def wait(self, ref: ray.ObjectRef, method: str, *, deadline_s: float | None = None) -> Any:
-        """Returns the answer behind ``ref``, feeling the pulse every half heartbeat while it waits."""
-        deadline_s = deadline_s or self._deadline_s
-        deadline, pulse, silent_at = time.monotonic() + deadline_s, None, 0.0
+        """Returns the answer behind ``ref``; asks for a sign of life every half heartbeat while it waits."""
+        deadline_s, heartbeat_s = deadline_s or self._timeouts.lease_s, self._timeouts.heartbeat_s
+        deadline, reply, silent_at = time.monotonic() + deadline_s, None, 0.0
         while True:
-            patience = min(self._heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
+            patience = min(heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
             ready, _ = ray.wait([ref], timeout=patience)
             if ready:
                 return self._open(ref)
             now = time.monotonic()
             if now >= deadline:
                 raise self._end(f"{method} did not finish within {deadline_s:g} s")
-            if pulse is None or ray.wait([pulse], timeout=0)[0]:
-                pulse, silent_at = self._actor.health.remote(), now + self._heartbeat_s
+            if reply is None or ray.wait([reply], timeout=0)[0]:
+                reply, silent_at = self._actor.health.remote(), now + heartbeat_s
             elif now >= silent_at:
-                raise self._end(f"no sign of life for {self._heartbeat_s:g} s during {method}")
+                raise self._end(f"no sign of life for {heartbeat_s:g} s during {method}")
 
-    def replace(self, actor: Any) -> None:
-        """Ends the process, hung or not, and talks to ``actor`` from now on."""
-        self.close()
-        self._actor, self.info = actor, None
-        self._labels.clear()
-
-    def close(self) -> None:
-        """Ends the learner's process."""
-        ray.kill(self._actor, no_restart=True)
+    def _start(self) -> None:
+        self._actor = self._spawn()
+        self._started = self._actor.start.remote()
 
     def _open(self, ref: ray.ObjectRef) -> Any:
         try:
-            return ray.get(ref, timeout=self._deadline_s)
+            return ray.get(ref, timeout=self._timeouts.lease_s)
         except RayActorError as error:
             death = to_saga_error(error, where="learner", info=self.info)
             raise LearnerLost(str(death), fix=RESUME) from error

@@ -15,27 +15,26 @@ import ray
 from saga_dist.config import RunConfig
 from saga_dist.protocols import GradientHandle
 from saga_dist.runtime.ray.actors import Factories, ReplayActor, RolloutActor, spawn
-from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, Timeouts
 from saga_dist.runtime.ray.learner_group import spawn_learner
 from saga_dist.runtime.ray.object_refs import ObjectHandle
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.runtime.ray.remote_learner import LearnerReplayPool, RemoteLearner
 from saga_dist.runtime.ray.scale import ScalablePool, ScaleController
 from saga_dist.runtime.ray.session import RaySession
-from saga_dist.runtime.ray.supervision import Clocks
 from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
 from saga_dist.wire import groups_from_batch
 
 log = logging.getLogger(__name__)
 
 
-class RolloutRole:
+class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
     """How a pool talks to rollout actors."""
 
     name = "rollout"
 
     def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
-        self._config, self._factories, self.missing = config, factories, missing
+        self._config, self._factories, self._missing = config, factories, missing
 
     def spawn(self) -> Any:
         """Returns the handle of a new rollout actor."""
@@ -58,14 +57,18 @@ class RolloutRole:
         """Returns the pair id."""
         return result.pair.pair_id
 
+    def missing(self) -> str:
+        """Returns what the cluster lacks to start the configured workers."""
+        return self._missing()
 
-class ReplayRole:
+
+class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
     """How a pool talks to replay actors: small views come back, payloads stay in the object store."""
 
     name = "replay"
 
     def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
-        self._config, self._factories, self.missing = config, factories, missing
+        self._config, self._factories, self._missing = config, factories, missing
 
     def spawn(self) -> Any:
         """Returns the handle of a new replay actor."""
@@ -91,6 +94,10 @@ class ReplayRole:
         """Returns the pair id."""
         return result.pair_id
 
+    def missing(self) -> str:
+        """Returns what the cluster lacks to start the configured workers."""
+        return self._missing()
+
 
 class RayRuntime:
     """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
@@ -110,36 +117,32 @@ class RayRuntime:
     learner: RemoteLearner
 
     def __init__(self, config: RunConfig, factories: Factories | None = None) -> None:
-        self._config, self._factories = config, factories or Factories()
-        factories = self._factories
+        self._config, factories = config, factories or Factories()
         with ExitStack() as closing:
             session = RaySession(config)
             closing.callback(session.close)
-            self._missing = session.missing
-            actor = spawn_learner(config, factories)
             self.learner = RemoteLearner(
-                actor, deadline_s=config.runtime.learner_deadline_s, heartbeat_s=config.runtime.heartbeat_s
+                lambda: spawn_learner(self._config, factories),
+                self._timeouts(config.runtime.learner_deadline_s),
+                session.missing,
             )
             closing.callback(self.learner.close)
-            started = actor.start.remote()
-            self.rollouts = self._rollout_pool(RolloutRole(config, factories, session.missing))
+            self.rollouts = self._rollout_pool(RolloutAdapter(config, factories, session.missing))
             closing.callback(self.rollouts.close)
-            self.replays = self._replay_pool(ReplayRole(config, factories, session.missing))
+            self.replays = self._replay_pool(ReplayAdapter(config, factories, session.missing))
             closing.callback(self.replays.close)
             if config.needs_engine:
                 self.rollouts.start()
             if config.needs_mllm and isinstance(self.replays, RayPool):
                 self.replays.start()
-            self._wait_for_learner(started)
+            self.learner.wait_until_up()
             self._closing = closing.pop_all()
 
     def restart_learner(self) -> None:
         """Puts a new learner in the place of one that was lost; the pools forget what they did for it."""
         self.rollouts.forget()
         self.replays.forget()
-        actor = spawn_learner(self._config, self._factories)
-        self.learner.replace(actor)
-        self._wait_for_learner(actor.start.remote())
+        self.learner.restart()
 
     def reset_learner(self, config: RunConfig) -> None:
         """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
@@ -152,7 +155,7 @@ class RayRuntime:
             return ""
         if isinstance(self.replays, RayPool):
             return self.replays.ask("backbone_digest")
-        return self.learner.backbone_digest()
+        return self.learner.call("backbone_digest")
 
     def watch(self, run_dir: Path) -> None:
         """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
@@ -177,36 +180,35 @@ class RayRuntime:
     ) -> None:
         self.close()
 
-    def _wait_for_learner(self, started: ray.ObjectRef) -> None:
-        deadline_s = self._config.rollout.start_deadline_s
-        self.learner.wait_until_up(started, deadline_s=deadline_s, missing=self._missing)
+    def _timeouts(self, lease_s: float) -> Timeouts:
+        """Returns the deadlines of a worker whose calls may take ``lease_s`` seconds."""
+        return Timeouts(self._config.rollout.start_deadline_s, lease_s, self._config.runtime.heartbeat_s)
 
-    def _rollout_pool(self, role: RolloutRole) -> RayPool[RolloutTask, ScoredGroup]:
-        section, heartbeat_s = self._config.rollout, self._config.runtime.heartbeat_s
+    def _rollout_pool(self, adapter: RolloutAdapter) -> RayPool[RolloutTask, ScoredGroup]:
+        section = self._config.rollout
         # A lease lasts a little longer than the worker's own deadline, whose error says more.
-        clocks = Clocks(section.start_deadline_s, section.deadline_s + heartbeat_s, heartbeat_s)
-        limits = Limits(
+        timeouts = self._timeouts(section.deadline_s + self._config.runtime.heartbeat_s)
+        config = PoolConfig(
             workers=section.workers,
             tasks_per_lease=section.groups_per_lease,
             max_attempts=section.max_attempts,
-            clocks=clocks,
+            timeouts=timeouts,
             max_quarantined=section.max_quarantined,
             min_workers=section.worker_range[0],
             idle_release_s=section.idle_release_s,
         )
-        return RayPool(role, limits)
+        return RayPool(adapter, config)
 
-    def _replay_pool(self, role: ReplayRole) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
+    def _replay_pool(self, adapter: ReplayAdapter) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
         section, rollout = self._config.replay, self._config.rollout
         if not section.workers:
             return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)
-        clocks = Clocks(rollout.start_deadline_s, section.deadline_s, self._config.runtime.heartbeat_s)
-        limits = Limits(
+        config = PoolConfig(
             workers=section.workers,
             tasks_per_lease=1,  # groups differ in length, and replay has no batching to lose
             max_attempts=rollout.max_attempts,
-            clocks=clocks,
+            timeouts=self._timeouts(section.deadline_s),
             max_quarantined=rollout.max_quarantined,
             min_workers=section.worker_range[0],
         )
-        return RayPool(role, limits)
+        return RayPool(adapter, config)

@@ -27,7 +27,7 @@ from saga_dist.errors import ConfigError, DeadlineExceeded
 from saga_dist.utils.atomic_io import write_atomic
 
 if TYPE_CHECKING:
-    from saga_dist.runtime.ray.desk import Seen
+    from saga_dist.runtime.ray.adapter import WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class WorkerEntry(Section):
 
     name: str
     state: str
-    """See ``desk.Seen``."""
+    """See ``WorkerStatus``."""
     pid: int = 0
     host: str = ""
     since: float = Field(0.0, description="when it came up, seconds since 1970")
@@ -101,7 +101,7 @@ class ScalablePool(Protocol):
     @property
     def target(self) -> int: ...
 
-    def seen(self) -> tuple[Seen, ...]: ...
+    def status(self) -> tuple[WorkerStatus, ...]: ...
 
 
 class ScaleController:
@@ -183,11 +183,10 @@ class ScaleController:
 
 def _view(pool: ScalablePool, fewest: int, most: int) -> PoolView:
     members = []
-    for seen in pool.seen():
-        pid, host = (seen.info.pid, seen.info.host) if seen.info else (0, "")
-        members.append(
-            WorkerEntry(name=seen.name, state=seen.state, pid=pid, host=host, since=seen.since if pid else 0.0)
-        )
+    for worker in pool.status():
+        pid, host = (worker.info.pid, worker.info.host) if worker.info else (0, "")
+        since = worker.since if pid else 0.0
+        members.append(WorkerEntry(name=worker.name, state=worker.state, pid=pid, host=host, since=since))
     return PoolView(target=pool.target, fewest=fewest, most=most, members=tuple(members))
 
 

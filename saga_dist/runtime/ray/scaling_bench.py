@@ -20,21 +20,20 @@ from saga_dist.config import RunConfig
 from saga_dist.data.sampling import training_sampler
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import GradientHandle
-from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo
 from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, FaultPlan, fake_group
 from saga_dist.runtime.ray.pool import RayPool
-from saga_dist.runtime.ray.supervision import Clocks
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
 from saga_dist.utils.rng import counter_seed
 from saga_dist.workers.serial_pool import SerialPool
 
 GROUPS_PER_LEASE = 1
-_CLOCKS = Clocks(start_s=600.0, lease_s=120.0, heartbeat_s=60.0)
+_TIMEOUTS = Timeouts(start_s=600.0, lease_s=120.0, heartbeat_s=60.0)
 
 
-class SleeperRole:
+class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
     """How the pool talks to workers that take the time of the trace.
 
     Args:
@@ -87,10 +86,6 @@ class SleeperRole:
         """Returns the pair id."""
         return result.pair_id
 
-    def missing(self) -> str:
-        """Nothing is asked of the cluster."""
-        return ""
-
 
 class BenchLearner(FakeLearner):
     """A scripted learner with many images, whose update takes a while.
@@ -119,14 +114,14 @@ class BenchRuntime:
 
     Args:
         config: of the run.
-        role: the workers.
+        adapter: the workers.
         update_s: seconds of one optimizer step.
     """
 
-    def __init__(self, config: RunConfig, role: SleeperRole, update_s: float) -> None:
+    def __init__(self, config: RunConfig, adapter: SleeperAdapter, update_s: float) -> None:
         replay = FakeReplayWorker(config, FaultPlan())
         self.learner = BenchLearner(config, update_s)
-        self.rollouts = RayPool(role, Limits(config.rollout.workers, GROUPS_PER_LEASE, 3, _CLOCKS))
+        self.rollouts = RayPool(adapter, PoolConfig(config.rollout.workers, GROUPS_PER_LEASE, 3, _TIMEOUTS))
         self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
             lambda tasks: [GradientHandle.of(replay.replay(task, task.tokens)) for task in tasks],
             lease=1,
@@ -154,14 +149,14 @@ class BenchRuntime:
 
 def wait_for_workers(pool: RayPool[Any, Any], number: int) -> None:
     """Returns when so many workers are up: starting them is not what is measured."""
-    deadline = time.monotonic() + _CLOCKS.start_s
+    deadline = time.monotonic() + _TIMEOUTS.start_s
     while len(pool.workers()) < number and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def train(config: RunConfig, role: SleeperRole, *, update_s: float) -> tuple[float, list[dict[str, float]]]:
+def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> tuple[float, list[dict[str, float]]]:
     """Trains and returns groups per second, first step left out, and the metrics of every step."""
-    runtime = BenchRuntime(config, role, update_s)
+    runtime = BenchRuntime(config, adapter, update_s)
     try:
         runtime.rollouts.start()
         wait_for_workers(runtime.rollouts, config.rollout.workers)
@@ -177,21 +172,21 @@ def train(config: RunConfig, role: SleeperRole, *, update_s: float) -> tuple[flo
     return groups / (ends[-1] - ends[0]), rows
 
 
-def split_evenly(config: RunConfig, role: SleeperRole) -> float:
+def split_evenly(config: RunConfig, adapter: SleeperAdapter) -> float:
     """Returns groups per second of the plain way: a step's pairs are dealt out to the workers, all are waited for."""
-    workers = [role.spawn() for _ in range(config.rollout.workers)]
+    workers = [adapter.spawn() for _ in range(config.rollout.workers)]
     try:
-        ray.get([worker.start.remote() for worker in workers], timeout=_CLOCKS.start_s)
+        ray.get([worker.start.remote() for worker in workers], timeout=_TIMEOUTS.start_s)
         sampler = training_sampler(config, BenchLearner(config, 0.0).labels("train"))
         started, groups = time.monotonic(), 0
         for step in range(1, config.run.steps):
             names = [pair.pair_id for pair in sampler.micro_batch(step, 0, config.rollout.pairs_per_batch).pairs]
             shares = [names[index :: len(workers)] for index in range(len(workers))]
             answers = [
-                worker.run.remote([role.seconds(name) for name in share], share)
+                worker.run.remote([adapter.seconds(name) for name in share], share)
                 for worker, share in zip(workers, shares, strict=True)
             ]
-            groups += sum(len(answer) for answer in ray.get(answers, timeout=_CLOCKS.lease_s))
+            groups += sum(len(answer) for answer in ray.get(answers, timeout=_TIMEOUTS.lease_s))
         return groups / (time.monotonic() - started)
     finally:
         for worker in workers:

@@ -1,45 +1,59 @@
-"""How much of their time workers worked: busy and running time, added up between the moments they were looked at."""
+"""How much of their time workers worked: busy and running time, added up whenever a worker changes its state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 
 
 class Usage:
-    """Seconds that workers ran and were busy since the last ``take``; states hold from one ``note`` to the next.
+    """Seconds that workers ran and were busy since the last ``take``; may be used by several threads.
 
     Args:
         now: seconds, of a clock that only goes forward.
     """
 
     def __init__(self, now: float) -> None:
-        self._since = self._noted = now
-        self._running: Sequence[str] = ()
-        self._busy: Sequence[str] = ()
+        self._lock = threading.Lock()
+        self._taken_at = self._added_at = now
+        self._running: set[str] = set()
         self._running_s = 0.0
+        self._busy_since: dict[str, float] = {}
         self._busy_s: dict[str, float] = {}
 
-    def note(self, now: float, *, running: Sequence[str], busy: Sequence[str]) -> None:
-        """Notes which workers run and which of them are busy from ``now`` on."""
-        self._add_up(now)
-        self._running, self._busy = running, busy
+    def note(self, now: float, worker: str, *, running: bool, busy: bool) -> None:
+        """Notes whether a worker runs and is busy from ``now`` on."""
+        with self._lock:
+            self._add_running(now)
+            self._add_busy(now, worker)
+            if running:
+                self._running.add(worker)
+            else:
+                self._running.discard(worker)
+            if busy:
+                self._busy_since[worker] = now
 
     def take(self, now: float) -> dict[str, float]:
         """Returns busy seconds of all workers, of the busiest, per worker, and the idle share of all running time.
 
         A worker counts for as long as it ran; where none ran there is neither mean nor share.
         """
-        self._add_up(now)
-        busy_s, running_s, elapsed_s = self._busy_s, self._running_s, now - self._since
-        self._busy_s, self._running_s, self._since = {}, 0.0, now
+        with self._lock:
+            self._add_running(now)
+            for worker in tuple(self._busy_since):
+                self._add_busy(now, worker)
+                self._busy_since[worker] = now
+            busy_s, running_s, elapsed_s = self._busy_s, self._running_s, now - self._taken_at
+            self._busy_s, self._running_s, self._taken_at = {}, 0.0, now
         found = {"busy_s": sum(busy_s.values()), "busy_max_s": max(busy_s.values(), default=0.0)}
         if running_s:
             found["busy_per_worker_s"] = found["busy_s"] * elapsed_s / running_s
             found["idle_share"] = 1 - found["busy_s"] / running_s
         return found
 
-    def _add_up(self, now: float) -> None:
-        passed_s, self._noted = now - self._noted, now
-        self._running_s += passed_s * len(self._running)
-        for name in self._busy:
-            self._busy_s[name] = self._busy_s.get(name, 0.0) + passed_s
+    def _add_running(self, now: float) -> None:
+        self._running_s += (now - self._added_at) * len(self._running)
+        self._added_at = now
+
+    def _add_busy(self, now: float, worker: str) -> None:
+        if worker in self._busy_since:
+            self._busy_s[worker] = self._busy_s.get(worker, 0.0) + now - self._busy_since.pop(worker)

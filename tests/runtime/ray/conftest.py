@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import selectors
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,8 +75,8 @@ class Scene:
             time.sleep(0.05)
 
     def states(self, pool: Any) -> list[str]:
-        """What each place does, the oldest first."""
-        return [seen.state for seen in pool.seen()]
+        """What each slot does, the oldest first."""
+        return [worker.state for worker in pool.status()]
 
     def pids(self, pool: Any) -> dict[str, int]:
         return {name: info.pid for name, info in pool.workers().items()}
@@ -88,14 +92,138 @@ def make_pool(ray_cluster: dict[str, str]) -> Iterator[Callable[..., Any]]:
     """Makes pools of scripted rollout workers that have not been started; closed after the test."""
     from saga_dist.runtime.ray.fake_workers import FaultPlan, fake_factories
     from saga_dist.runtime.ray.pool import RayPool
-    from saga_dist.runtime.ray.runtime import RolloutRole
+    from saga_dist.runtime.ray.runtime import RolloutAdapter
 
     made: list[Any] = []
 
-    def make(limits: Any, script: FaultPlan | None = None, *, missing: str = "", **rollout: Any) -> Any:
-        made.append(RayPool(RolloutRole(Scene().config(**rollout), fake_factories(script), lambda: missing), limits))
+    def make(config: Any, script: FaultPlan | None = None, *, missing: str = "", **rollout: Any) -> Any:
+        made.append(RayPool(RolloutAdapter(Scene().config(**rollout), fake_factories(script), lambda: missing), config))
         return made[-1]
 
     yield make
     for pool in made:
         pool.close()
+
+
+# ---------------------------------------------------------------------- workers without Ray, on a clock of their own
+
+
+class InstantSelector(selectors.DefaultSelector):
+    """Moves its clock on by what it is asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "every coroutine waits for something that has no deadline"
+        self.now += timeout
+        return super().select(0)
+
+
+class InstantLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer."""
+
+    def __init__(self) -> None:
+        self._clock = InstantSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+@pytest.fixture
+def instantly() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine without waiting, and fails when it would wait for ever."""
+
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=InstantLoop) as runner:
+            return runner.run(work)
+
+    return run
+
+
+class FakeActor:
+    """An actor handle whose methods answer after a while on the running loop's clock, until it hangs or is killed.
+
+    Args:
+        pid: tells it from others.
+        start: seconds that the start takes, or the error that it ends with.
+        hangs_at: when it stops to answer, of the loop's clock.
+    """
+
+    def __init__(self, pid: int, start: float | Exception, hangs_at: float) -> None:
+        from saga_dist.runtime.ray.errors import WorkerInfo
+
+        self.alive, self.hangs_at, self.num_health_calls = True, hangs_at, 0
+        info = WorkerInfo(pid, "", "", "")
+        self.start = self._method(lambda: (0.0, start) if isinstance(start, Exception) else (start, info))
+        self.health = self._method(self._health)
+
+    def answer(self, seconds: float, value: Any) -> Any:
+        """Returns a reference to an answer, or error, that comes after so many seconds."""
+        loop, answer = asyncio.get_running_loop(), concurrent.futures.Future[Any]()
+
+        def settle() -> None:
+            if not self.alive or loop.time() >= self.hangs_at:
+                return
+            if isinstance(value, Exception):
+                answer.set_exception(value)
+            else:
+                answer.set_result(value)
+
+        loop.call_later(seconds, settle)
+        return SimpleNamespace(future=lambda: answer)
+
+    def _health(self) -> tuple[float, float]:
+        self.num_health_calls += 1
+        return 0.0, 1.0
+
+    def _method(self, outcome: Callable[[], tuple[float, Any]]) -> Any:
+        return SimpleNamespace(remote=lambda: self.answer(*outcome()))
+
+
+class FakeAdapter:
+    """An ``ActorAdapter`` of fake actors; tasks and results are strings.
+
+    Args:
+        starts: what the starts come to, in order, see ``FakeActor``; further ones take no time.
+        lease_s: seconds of each lease.
+    """
+
+    name = "worker"
+
+    def __init__(self, starts: Sequence[float | Exception] = (), *, lease_s: float = 1.0) -> None:
+        self.lease_s, self.hangs_at = lease_s, float("inf")
+        self.spawned: list[tuple[float, FakeActor]] = []
+        """Every actor ever made, and when."""
+        self._starts = iter(starts)
+
+    def spawn(self) -> FakeActor:
+        actor = FakeActor(len(self.spawned), next(self._starts, 0.0), self.hangs_at)
+        self.spawned.append((asyncio.get_running_loop().time(), actor))
+        return actor
+
+    def kill(self, actor: FakeActor) -> None:
+        actor.alive = False
+
+    def send(self, actor: FakeActor, tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+        return actor.answer(self.lease_s, [f"{task} done" for task in tasks]), ()
+
+    def receive(self, answer: list[str], payloads: Sequence[Any]) -> list[str]:
+        return answer
+
+    def task_key(self, task: str) -> str:
+        return task
+
+    def result_key(self, result: str) -> str:
+        return result.removesuffix(" done")
+
+    def missing(self) -> str:
+        return "9 CPUs needed, 2 there"
+
+
+@pytest.fixture
+def fake_adapter() -> Callable[..., FakeAdapter]:
+    """Makes adapters of fake actors."""
+    return FakeAdapter

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.fake_workers import FaultPlan
-from saga_dist.runtime.ray.supervision import Clocks
 
 pytestmark = pytest.mark.cluster
 
-CALM = Limits(workers=1, tasks_per_lease=2, max_attempts=3, clocks=Clocks(start_s=150, lease_s=60, heartbeat_s=20))
+CALM = PoolConfig(
+    workers=1, tasks_per_lease=2, max_attempts=3, timeouts=Timeouts(start_s=150, lease_s=60, heartbeat_s=20)
+)
 
 
 class Flow:

@@ -16,30 +16,33 @@ import ray
 from saga_dist.errors import EngineError, TokenError, WorkerError
 from saga_dist.protocols import WorkerPool
 from saga_dist.runtime.ray.actors import BaseActor, RolloutActor
-from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.errors import to_saga_error
 from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, FaultPlan, fake_factories
 from saga_dist.runtime.ray.pool import RayPool
-from saga_dist.runtime.ray.runtime import RolloutRole
-from saga_dist.runtime.ray.supervision import Clocks
+from saga_dist.runtime.ray.runtime import RolloutAdapter
 from saga_dist.types import Quarantined, RolloutTask, ScoredGroup
 from saga_dist.workers.serial_pool import SerialPool, run_all
 
 pytestmark = pytest.mark.cluster
 
-GENEROUS = Limits(workers=2, tasks_per_lease=16, max_attempts=3, clocks=Clocks(start_s=150, lease_s=60, heartbeat_s=20))
+GENEROUS = PoolConfig(
+    workers=2, tasks_per_lease=16, max_attempts=3, timeouts=Timeouts(start_s=150, lease_s=60, heartbeat_s=20)
+)
 Pool = WorkerPool[RolloutTask, ScoredGroup]
 OnRay = RayPool[RolloutTask, ScoredGroup]
 
 
-def set_limits(pool: OnRay, limits: Limits) -> None:
+def set_config(pool: OnRay, config: PoolConfig) -> None:
     """Other numbers for running workers."""
-    pump = pool._pump
-    assert pump is not None
-    pump._most, pump._crew._limits = limits.tasks_per_lease, limits
-    for place in pump._crew.places:
-        place.worker._clocks = limits.clocks
-    pool._desk._queue._max_quarantined = limits.max_quarantined
+    pool._config = pool._group._config = config
+    for slot in pool._group._slots:
+        slot._timeouts = config.timeouts
+    pool._queue._max_quarantined = config.max_quarantined
+
+
+def actors(pool: OnRay) -> list[Any]:
+    return [slot.actor for slot in pool._group._slots]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,8 @@ def shared_pool(ray_cluster: dict[str, str], script: FaultPlan) -> Iterator[OnRa
         "rollout": {"workers": 2, "num_cpus": 0.5},
         "runtime": {"threads": 1},
     }
-    role = RolloutRole(parse_config(tree, where="test"), fake_factories(script), lambda: "")
-    pool: OnRay = RayPool(role, replace(GENEROUS, max_quarantined=99))
+    adapter = RolloutAdapter(parse_config(tree, where="test"), fake_factories(script), lambda: "")
+    pool: OnRay = RayPool(adapter, replace(GENEROUS, max_quarantined=99))
     pool.start()
     yield pool
     pool.close()
@@ -66,14 +69,14 @@ def shared_pool(ray_cluster: dict[str, str], script: FaultPlan) -> Iterator[OnRa
 @pytest.fixture
 def pool(shared_pool: OnRay, script: FaultPlan, scene: Any) -> Iterator[OnRay]:
     """Two idle rollout workers, no faults planned, counters at zero. Processes are dear: all tests share them."""
-    set_limits(shared_pool, replace(GENEROUS, max_quarantined=99))
+    set_config(shared_pool, replace(GENEROUS, max_quarantined=99))
     for file in Path(script.folder).iterdir():
         file.unlink()
     scene.until(lambda: scene.states(shared_pool) == ["idle", "idle"])
     shared_pool.metrics()
     assert shared_pool.num_pending == 0
     yield shared_pool
-    set_limits(shared_pool, GENEROUS)
+    set_config(shared_pool, GENEROUS)
 
 
 # ---------------------------------------------------------------------- the contract
@@ -179,8 +182,9 @@ def test_forgotten_tasks_never_come_back(either: Either, script: FaultPlan, scen
 # ---------------------------------------------------------------------- a thread of its own
 
 
-def test_work_goes_on_while_nobody_waits(pool: OnRay, scene: Any) -> None:
-    set_limits(pool, replace(GENEROUS, tasks_per_lease=2))
+def test_work_goes_on_while_nobody_waits(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    script.plan("p00", "slow", seconds=3)  # two that became idle together would share the last two tasks
+    set_config(pool, replace(GENEROUS, tasks_per_lease=2))
     pool.submit(scene.tasks(12))
     found: list[Any] = []
     scene.until(lambda: found.extend(pool.poll()) or len(found) == 12)
@@ -190,7 +194,7 @@ def test_work_goes_on_while_nobody_waits(pool: OnRay, scene: Any) -> None:
 
 
 def test_idle_worker_that_dies_is_replaced_before_anybody_asks(pool: OnRay, scene: Any) -> None:
-    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=600, heartbeat_s=2)))
+    set_config(pool, replace(GENEROUS, timeouts=Timeouts(start_s=150, lease_s=600, heartbeat_s=2)))
     pool.submit(scene.tasks(1))  # from here on with the new heartbeat
     scene.drain(pool)
     victim = scene.pids(pool)["rollout-0"]
@@ -201,13 +205,13 @@ def test_idle_worker_that_dies_is_replaced_before_anybody_asks(pool: OnRay, scen
     assert (metrics["replacements"], metrics["retries"]) == (1, 0)
 
 
-def test_error_of_the_pump_reaches_the_caller(make_pool: Any, scene: Any) -> None:
+def test_error_of_the_loop_reaches_the_caller(make_pool: Any, scene: Any) -> None:
     pool = make_pool(replace(GENEROUS, workers=1))
 
     def broken(actor: Any, tasks: Any) -> Any:
         raise ZeroDivisionError("a bug of ours")
 
-    pool._role.send = broken
+    pool._adapter.send = broken
     pool.submit(scene.tasks(1))
     for call in (pool.collect, pool.collect, lambda: pool.submit([]), pool.poll):
         with pytest.raises(ZeroDivisionError, match="a bug of ours"):
@@ -256,7 +260,7 @@ def test_a_batch_is_split_evenly(pool: OnRay, scene: Any) -> None:
 
 
 def test_in_flight_cap(pool: OnRay, scene: Any) -> None:
-    set_limits(pool, replace(GENEROUS, tasks_per_lease=3))
+    set_config(pool, replace(GENEROUS, tasks_per_lease=3))
     pool.submit(scene.tasks(16))
     scene.assert_right(scene.drain(pool), 16)
     assert pool.metrics()["leases"] == 6
@@ -288,7 +292,7 @@ def test_killed_worker_is_replaced_and_its_groups_are_leased_again(pool: OnRay, 
 
 def test_stopped_worker_is_noticed_by_its_pulse(pool: OnRay, scene: Any) -> None:
     # Nothing but the pulse can notice: the lease would last ten minutes.
-    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=600, heartbeat_s=3)))
+    set_config(pool, replace(GENEROUS, timeouts=Timeouts(start_s=150, lease_s=600, heartbeat_s=3)))
     victim = scene.pids(pool)["rollout-1"]
     os.kill(victim, signal.SIGSTOP)
     pool.submit(scene.tasks(8))
@@ -300,7 +304,7 @@ def test_stopped_worker_is_noticed_by_its_pulse(pool: OnRay, scene: Any) -> None
 def test_worker_that_misses_its_deadline_is_replaced(pool: OnRay, script: FaultPlan, scene: Any) -> None:
     # Alive, its pulse answers, but far too slow on one group, once.
     script.plan("p02", "slow", seconds=600)
-    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=5, heartbeat_s=60)))
+    set_config(pool, replace(GENEROUS, timeouts=Timeouts(start_s=150, lease_s=5, heartbeat_s=60)))
     pool.submit(scene.tasks(4))
     scene.assert_right(scene.drain(pool), 4)
     assert pool.metrics()["replacements"] >= 1
@@ -344,10 +348,10 @@ def test_late_answer_is_dropped_and_counted(
 ) -> None:
     """A worker behind a broken link: the kill does not reach it, and its answer comes after others did its work."""
     script.plan("p00", "slow", seconds=10)
-    set_limits(pool, replace(GENEROUS, clocks=Clocks(start_s=150, lease_s=5, heartbeat_s=60)))
-    kept = [seen.actor for seen in pool.seen()]  # or the actor would end with its last handle
+    set_config(pool, replace(GENEROUS, timeouts=Timeouts(start_s=150, lease_s=5, heartbeat_s=60)))
+    kept = actors(pool)  # or the actor would end with its last handle
     with monkeypatch.context() as broken_link:
-        broken_link.setattr("saga_dist.runtime.ray.supervision.ray.kill", lambda actor, no_restart: None)
+        broken_link.setattr("saga_dist.runtime.ray.adapter.ray.kill", lambda actor, no_restart: None)
         pool.submit(scene.tasks(4))
         scene.assert_right(scene.drain(pool), 4)
         duplicates = 0.0
@@ -360,7 +364,7 @@ def test_late_answer_is_dropped_and_counted(
         scene.until(two_were_dropped)
     assert pool.collect() == []
     for actor in kept:
-        if actor not in [seen.actor for seen in pool.seen()]:
+        if actor not in actors(pool):
             ray.kill(actor)
 
 
@@ -420,7 +424,7 @@ def test_user_error_while_starting_comes_as_itself(make_pool: Any, scene: Any, t
 
 
 def test_start_that_hangs_ends_by_its_deadline_and_says_what_the_cluster_lacks(make_pool: Any, scene: Any) -> None:
-    hurried = Limits(1, 1, 9, Clocks(start_s=2, lease_s=60, heartbeat_s=20))
+    hurried = PoolConfig(1, 1, 9, Timeouts(start_s=2, lease_s=60, heartbeat_s=20))
     pool = make_pool(hurried, missing="99 CPUs needed (1 rollout x 99), 4 there", num_cpus=99.0)
     pool.submit(scene.tasks(1))
     with pytest.raises(WorkerError, match=r"not started within 2 s; 99 CPUs needed \(1 rollout x 99\), 4 there"):
@@ -432,14 +436,14 @@ def test_place_that_cannot_be_filled_blocks_nobody_and_is_filled_when_it_can(mak
     blocker = ray.remote(num_cpus=0, resources={"replay": 4}, concurrency_groups={"control": 1})(BaseActor)
     blocking = blocker.remote(scene.config(), fake_factories(), "/")
     assert ray.get(blocking.health.remote(), timeout=90) > 0
-    pool = make_pool(replace(GENEROUS, clocks=Clocks(start_s=20, lease_s=60, heartbeat_s=20)))
+    pool = make_pool(replace(GENEROUS, timeouts=Timeouts(start_s=20, lease_s=60, heartbeat_s=20)))
     kinds = iter([{}, {"replay": 1}])
 
     def spawn() -> Any:
         actor = ray.remote(num_cpus=0, resources=next(kinds, {"replay": 1}), concurrency_groups={"control": 1})
         return actor(RolloutActor).remote(scene.config(), fake_factories(), "/")
 
-    pool._role.spawn = spawn
+    pool._adapter.spawn = spawn
     pool.submit(scene.tasks(6))
     scene.assert_right(scene.drain(pool), 6)
     replacements = 0.0

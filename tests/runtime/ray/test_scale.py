@@ -18,11 +18,9 @@ from rich.console import Console
 
 from saga_dist.cli.scale import parse_targets, workers_table
 from saga_dist.errors import ConfigError, DeadlineExceeded
-from saga_dist.runtime.ray.crew import Limits
-from saga_dist.runtime.ray.desk import Seen
+from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts, WorkerStatus
 from saga_dist.runtime.ray.errors import WorkerInfo
 from saga_dist.runtime.ray.scale import ScaleController, read_workers, request_scale, wait_for
-from saga_dist.runtime.ray.supervision import Clocks
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,9 +35,9 @@ class ObedientPool:
         self.target = number
         self.orders.append((number, at_once))
 
-    def seen(self) -> tuple[Seen, ...]:
+    def status(self) -> tuple[WorkerStatus, ...]:
         infos = [WorkerInfo(pid=100 + index, host="node", node_id="n", stderr="") for index in range(self.target)]
-        return tuple(Seen(f"rollout-{index}", self.state, info, 5.0, None) for index, info in enumerate(infos))
+        return tuple(WorkerStatus(f"rollout-{index}", self.state, info, 5.0) for index, info in enumerate(infos))
 
 
 @pytest.fixture
@@ -171,8 +169,8 @@ def test_table_shows_every_worker(run_dir: Path, watch: Watch) -> None:
 def test_command_scales_a_running_pool_from_another_process(
     run_dir: Path, watch: Watch, make_pool: Any, scene: Any
 ) -> None:
-    limits = Limits(1, 4, 3, Clocks(start_s=150, lease_s=60, heartbeat_s=20))
-    pool = make_pool(limits, num_cpus=0.1)
+    config = PoolConfig(1, 4, 3, Timeouts(start_s=150, lease_s=60, heartbeat_s=20))
+    pool = make_pool(config, num_cpus=0.1)
     pool.start()
     watch(rollout=(pool, (1, 2)))
 

@@ -11,12 +11,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.runtime.ray.crew import Limits
+from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.fake_workers import FakeLearner, FaultPlan, fake_factories
 from saga_dist.runtime.ray.object_refs import put_tokens
 from saga_dist.runtime.ray.pool import RayPool
-from saga_dist.runtime.ray.runtime import RolloutRole
-from saga_dist.runtime.ray.supervision import Clocks
+from saga_dist.runtime.ray.runtime import RolloutAdapter
 from saga_dist.types import ImagePair, MicroBatch, RolloutTask, Sampling
 
 NUM_GROUPS = 2000
@@ -34,8 +33,8 @@ def main() -> None:
         "runtime": {"threads": 1, "pin_roles": True},
     }
     config = parse_config(tree, where="test")
-    limits = Limits(3, 2, max_attempts=3, clocks=Clocks(start_s=200, lease_s=60, heartbeat_s=10))
-    pool: Any = RayPool(RolloutRole(config, fake_factories(), lambda: ""), limits)
+    numbers = PoolConfig(3, 2, max_attempts=3, timeouts=Timeouts(start_s=200, lease_s=60, heartbeat_s=10))
+    pool: Any = RayPool(RolloutAdapter(config, fake_factories(), lambda: ""), numbers)
     pool.start()
     wait_for_three(pool)
     here = ray.get_runtime_context().get_node_id()
@@ -68,7 +67,7 @@ def add_node(cluster: Any) -> Any:
 def wait_for_three(pool: Any) -> None:
     deadline = time.monotonic() + 200
     while len(pool.workers()) < 3:
-        assert time.monotonic() < deadline, pool.seen()
+        assert time.monotonic() < deadline, pool.status()
         time.sleep(0.1)
 
 
