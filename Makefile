@@ -9,6 +9,8 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Bytecode is kept whatever the shell says: without it every process compiles what it imports, seconds of its time.
+unexport PYTHONDONTWRITEBYTECODE
 # The tokenizer's threads and the forks of data loading do not mix.
 export TOKENIZERS_PARALLELISM := false
 

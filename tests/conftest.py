@@ -26,6 +26,7 @@ os.environ.update(
     }
 )
 os.environ.pop("RAY_ADDRESS", None)  # never join somebody's running cluster
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the package is compiled once, not by each process of each test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and sums keep their order
 os.environ.setdefault("MPLBACKEND", "Agg")
 
