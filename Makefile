@@ -1,19 +1,23 @@
 # One environment (.venv), one word for everything. `make` alone lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Processes for the tests that start no Ray. Those that do run one after the other: Ray gives a node 30 s to start.
+# Processes for the tests; one of them takes all tests that start Ray (tests/conftest.py).
 TEST_PROCESSES ?= 2
+# The environment in .venv is for CPUs.
+GPU_PYTHON ?= python3
 
 # No telemetry from anything that runs here.
 export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Bytecode is kept whatever the shell says: without it every process compiles what it imports, seconds of its time.
+unexport PYTHONDONTWRITEBYTECODE
 # The tokenizer's threads and the forks of data loading do not mix.
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow chaos lint format bench clean
+.PHONY: help env demo test test-quick test-slow test-gpu chaos lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +31,20 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 
 test: export HF_HUB_OFFLINE := 1
 test: env  ## the test suite (about 25 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=10 -m "not slow and not gpu and not cluster"
-	@$(BIN)/python -m pytest --durations=10 -m "cluster and not slow and not gpu"
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20
+
+test-quick: export HF_HUB_OFFLINE := 1
+test-quick: env  ## the tests without Ray, vLLM and whole trainings (under three minutes on two cores)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) \
+		-m "not cluster and not vllm and not integration and not slow and not gpu"
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each
 	@$(BIN)/python -m pytest --durations=0 -m "slow and not gpu" --timeout=3600
+
+test-gpu: export HF_HUB_OFFLINE := 1
+test-gpu:  ## the tests that need a CUDA device, with a Python that has torch for CUDA (GPU_PYTHON=python3)
+	@$(GPU_PYTHON) -m pytest -n 0 --durations=0 -m gpu
 
 chaos: env  ## two hundred training runs with seeded faults, then ten minutes with a kill in each (about an hour and a half)
 	@$(BIN)/python tests/runtime/ray/chaos.py --runs 200

@@ -2,8 +2,9 @@
 
 Standard library only: this is what runs before there is an environment. Three layers, each with its own stamp:
 
-packages   everything in docker/requirements-cpu.lock, exactly, without a resolver. Built under another name and renamed
-           when complete, so that an interrupted build leaves nothing that looks finished.
+packages   everything in docker/requirements-cpu.lock, exactly, without a resolver, and bytecode of what is imported.
+           Built under another name and renamed when complete, so that an interrupted build leaves nothing that looks
+           finished.
 cache      with SAGA_ENV_CACHE=FOLDER the packages are built once for all clones, at FOLDER/<key>, and each clone gets
            hard links to the files: seconds instead of minutes, no second copy on the disk, and no clone can see
            another one's code. Do not edit such files in place; pip never does.
@@ -50,6 +51,8 @@ IMPORTS = (
     "vllm.v1.engine.llm_engine",
     "vllm.entrypoints.llm",
 )
+RAY_PROCESSES = ("ray/_private", "ray/autoscaler", "ray/dashboard")
+"""Code of the processes of a Ray node: worker, agents, dashboard, autoscaler. A driver imports few of them."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -79,8 +82,9 @@ def main() -> int:
 
 
 def packages_key() -> str:
-    """Names the packages layer: the lock file, this Python and this platform."""
-    parts = [LOCK_FILE.read_text(), PIP_VERSION, platform.python_version(), sys.platform, platform.machine()]
+    """Names the packages layer: the lock file, what is compiled, this Python and this platform."""
+    compiled = "\0".join((*IMPORTS, *RAY_PROCESSES))
+    parts = [LOCK_FILE.read_text(), PIP_VERSION, compiled, platform.python_version(), sys.platform, platform.machine()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -148,10 +152,20 @@ def build_packages(folder: Path) -> None:
     # triton, a gigabyte without a CPU backend.
     pip_install(folder, "--no-deps", "-r", LOCK_FILE)
     install_shim(folder)
-    # pip would compile all 60,000 files, most of which nobody ever imports. This compiles those that are, and shows at
-    # the same time that they import.
-    command: list[str | Path] = [folder / "bin" / "python", "-c", f"import {', '.join(IMPORTS)}"]
-    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, env={**os.environ, **QUIET})
+    compile_packages(folder)
+
+
+def compile_packages(folder: Path) -> None:
+    """Write the bytecode of the modules that are imported, and show at the same time that they import.
+
+    pip would compile all 30,000 files, most of which nobody ever imports. Python writes bytecode as it imports, unless
+    PYTHONDONTWRITEBYTECODE is set: then every process would compile torch, vLLM and Ray anew, 15 seconds of its time.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | QUIET
+    ray_folders = [str(site_packages(folder) / name) for name in RAY_PROCESSES]
+    for arguments in (["-c", f"import {', '.join(IMPORTS)}"], ["-m", "compileall", "-q", *ray_folders]):
+        command = [str(folder / "bin" / "python"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, env=environment)
 
 
 def install_project() -> None:

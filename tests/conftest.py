@@ -8,12 +8,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import tomli_w
+from xdist.scheduler import LoadFileScheduling
 
 # Set before torch, Ray or vLLM is imported; subprocesses and Ray workers inherit it.
 os.environ.update(
@@ -27,8 +29,50 @@ os.environ.update(
     }
 )
 os.environ.pop("RAY_ADDRESS", None)  # never join somebody's running cluster
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the package is compiled once, not by each process of each test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and sums keep their order
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+LONGEST_FIRST = ("cluster", "vllm", "integration")
+"""Markers of files that must not be the last ones to start: then all processes but one would wait for their end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = min(_rank(item), ranks.get(item.path, len(LONGEST_FIRST)))
+    items.sort(key=lambda item: ranks[item.path])
+
+
+def _rank(item: pytest.Item) -> int:
+    found = (rank for rank, marker in enumerate(LONGEST_FIRST) if item.get_closest_marker(marker))
+    return next(found, len(LONGEST_FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Distributes the tests over the processes of ``pytest -n N``."""
+    config.option.loadscopereorder = False  # the order of collection
+    return OneProcessForRay(config, log)
+
+
+class OneProcessForRay(LoadFileScheduling):
+    """Sends each file to one process, for its fixtures' sake, and all files that start Ray to the same process.
+
+    Ray gives a node 30 s to start, and two that start at a time may take longer.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if _starts_ray(self.config.rootpath / file) else file
+
+
+@cache
+def _starts_ray(file: Path) -> bool:
+    """True when the file has tests with the marker ``cluster``, by its text: the scheduler's process collects none."""
+    return "pytest.mark.cluster" in file.read_text("utf-8")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,18 +177,31 @@ def ray_cluster() -> Iterator[dict[str, str]]:
 
     # Sockets lie below it and their paths are limited to 107 characters, so pytest's own tmp_path is too long.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        resources={"learner": 2, "rollout": 4, "replay": 4},  # what pods of a role offer, for runtime.pin_roles
-        object_store_memory=200 * 1024**2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=str(folder),
-    )
     try:
-        yield dict(context.address_info)
+        yield _start_ray(folder)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(folder: Path, attempts: int = 2) -> dict[str, str]:
+    """Starts a private Ray in ``folder``; on a busy machine its node may miss the 30 s that Ray gives it."""
+    import ray
+
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=0,
+            resources={"learner": 2, "rollout": 4, "replay": 4},  # what pods of a role offer, for runtime.pin_roles
+            object_store_memory=200 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:
+        ray.shutdown()
+        if attempts == 1 or "timed out" not in str(error):
+            raise
+        return _start_ray(folder, attempts - 1)
+    return dict(context.address_info)

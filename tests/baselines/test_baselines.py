@@ -91,6 +91,7 @@ def test_timm_weights_from_a_file_give_timms_own_features(images: list[Image.Ima
         open_encoder(f"timm:{tmp_path}/weights.pth@{NAME}", CPU)
 
 
+@pytest.mark.integration
 @needs_timm
 def test_random_timm_weights_under_the_protocol() -> None:
     torch.manual_seed(0)
@@ -247,6 +248,7 @@ def test_the_hub_out_of_reach() -> None:
 # ---------------------------------------------------------------------- runs, and the command
 
 
+@pytest.mark.integration
 def test_a_run_is_evaluated_as_by_its_own_command(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def assert_readable(report: Report) -> None:
     assert all(any(row.case.split(",")[0][:12] in line for line in lines) for row in report.rows)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 def test_both_sides_run_and_agree(name: Bench) -> None:
     report = measure(name, Size.TINY)
@@ -81,6 +82,7 @@ def test_twice_the_workers_is_measured_on_the_real_pool() -> None:
     assert [row.other is None for row in report.rows] == [False, True, False, True, True, True, True]
 
 
+@pytest.mark.integration
 def test_start_waits_for_help_dry_run_and_a_first_step() -> None:
     report = measure(Bench.START, Size.TINY)
     assert_readable(report)

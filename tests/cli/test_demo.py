@@ -12,6 +12,8 @@ from saga_dist.models.encoder import load
 from saga_dist.retrieval.results import Results
 from saga_dist.wire import read_recording
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:

@@ -187,6 +187,7 @@ def test_terminal_escapes_in_a_message_are_shown_not_obeyed(
     assert "\\x1b[31mred.toml" in errors
 
 
+@pytest.mark.slow  # test_crash_points.py stops a command in the same way, and the command that resumes it too
 def test_sigterm_writes_a_checkpoint_and_exits_3(tmp_path: Path, config_file: Path) -> None:
     command = [sys.executable, "-m", "saga_dist.cli.main", "train", str(config_file), "run.steps=100000"]
     command += ["evaluation.every_steps=100000", "--run-dir", str(tmp_path / "run")]

@@ -159,6 +159,7 @@ def test_dry_run_counts_the_tree(name: str, make_data: Callable[[str, Path], Pat
     assert "Qwen/Qwen3-VL-8B-Instruct at main (hub; looked up when training starts)" in result.output
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_with_a_real_engine(
     name: str, make_data: Callable[[str, Path], Path], tiny_checkpoint: Path, tmp_path: Path
@@ -181,6 +182,7 @@ def test_two_steps_with_a_real_engine(
     assert evaluate_encoder(run_dir, "test").splits["test"] == trained.splits["test"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_with_answers_in_the_words_of_the_prompt(
     name: str,

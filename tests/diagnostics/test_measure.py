@@ -28,6 +28,8 @@ from saga_dist.retrieval.metrics import recall_at_k
 from saga_dist.runtime.build import build_splits
 from saga_dist.standin.world import split
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def shown(finished_run: Path) -> str:

@@ -28,6 +28,8 @@ from saga_dist.retrieval.metrics import recall_at_k
 from saga_dist.runtime.build import build_learner
 from saga_dist.training.evaluation import validation_recall
 
+pytestmark = pytest.mark.integration
+
 WORLD = Path(__file__).resolve().parents[2] / "configs" / "evidence" / "h.toml"
 SMALL = (
     "run.steps=2",

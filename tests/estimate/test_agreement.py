@@ -18,6 +18,8 @@ from saga_dist.estimate.rates import Rates, as_json, card_rates, read_rates, thi
 from saga_dist.runtime.run import train
 from saga_dist.wire import groups_to_batch, read_recording
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
     "runtime.kind=serial",

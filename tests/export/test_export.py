@@ -21,6 +21,8 @@ from saga_dist.retrieval.identity import read_identity
 from saga_dist.retrieval.results import MethodResult, Results, SplitResult
 from saga_dist.runtime.build import build_learner
 
+pytestmark = pytest.mark.integration
+
 FORMATS = ("hf", "sentence-transformers", "onnx")
 READERS = {
     "hf": "import saga_dist\nfound = saga_dist.load(folder).encode(images)\n",

@@ -25,6 +25,8 @@ import sys
 for name in ('torch', 'transformers', 'ray', 'vllm'): sys.modules[name] = None
 import numpy as np
 from saga_dist.export.onnx_encoder import OnnxEncoder
+
+pytestmark = pytest.mark.integration
 np.save({out!r}, OnnxEncoder({folder!r}).encode(list(np.load({images!r}))))
 """
 

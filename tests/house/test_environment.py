@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import cache_from_source
 from pathlib import Path
 from types import ModuleType
 
@@ -140,6 +141,31 @@ def test_cache_keeps_the_newest_two(build_env: ModuleType, tmp_path: Path, monke
         moment = entry.stat().st_mtime - age
         build_env.os.utime(entry, (moment, moment))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["second", "third"]
+
+
+def test_what_is_imported_is_compiled_whatever_the_shell_says(
+    build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_node = build_env.site_packages(tmp_path) / "ray" / "node"
+    ray_node.mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    for module in (tmp_path / "imported.py", tmp_path / "not_imported.py", ray_node / "agent.py"):
+        module.write_text("answer = 42\n")
+    monkeypatch.setattr(build_env, "IMPORTS", ("imported",))
+    monkeypatch.setattr(build_env, "RAY_PROCESSES", ("ray/node",))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    build_env.compile_packages(tmp_path)
+    assert sorted(path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")) == ["agent", "imported"]
+
+
+def test_modules_of_this_environment_are_compiled(build_env: ModuleType) -> None:
+    if Path(sys.prefix) != build_env.VENV:
+        pytest.skip("this Python was not set up by `make env`")
+    places = build_env.site_packages(build_env.VENV)
+    modules = ("torch/__init__", "vllm/entrypoints/llm", "transformers/modeling_utils", "ray/dashboard/agent")
+    missing = [name for name in modules if not Path(cache_from_source(str(places / f"{name}.py"))).exists()]
+    assert missing == []
 
 
 def test_a_torch_for_gpus_ends_the_build_with_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -129,6 +130,7 @@ def headless(profile: Path) -> Iterator[Browser]:
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(profile.parent)},  # it leaves a folder there
     )  # fmt: skip
     try:
         port = _port(profile / "DevToolsActivePort")

@@ -23,6 +23,8 @@ import pytest
 
 from saga_dist.checkpoint import CheckpointStore
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 240.0
 KILLED = -signal.SIGKILL

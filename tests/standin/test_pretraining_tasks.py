@@ -121,6 +121,7 @@ def test_text_lessons_teach_conclusions_only(reader: PairModel) -> None:
     assert int((task.loss_mask_PT == 0).sum()) == 300 * 12
 
 
+@pytest.mark.integration
 def test_a_few_steps_of_each_kind_of_stage_learn_and_touch_deepstack(birds: BirdSplit) -> None:
     torch.manual_seed(0)
     reader = PairModel(build_model(Architecture(), seed=0), image_size=80)
@@ -144,6 +145,7 @@ def test_a_few_steps_of_each_kind_of_stage_learn_and_touch_deepstack(birds: Bird
     assert not torch.equal(deepstack, before)
 
 
+@pytest.mark.integration
 def test_reasoning_stage_leaves_the_tower_alone_and_learns_to_compare(birds: BirdSplit) -> None:
     reader = PairModel(build_model(ARCHITECTURE, seed=0), image_size=80)
     before = [parameter.detach().clone() for parameter in reader.model.model.visual.parameters()]

@@ -13,6 +13,8 @@ from saga_dist.standin.examine import examine_pairs
 from saga_dist.standin.pair_model import PairModel
 from saga_dist.standin.world import NUISANCE_PRETRAIN, split
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def reader() -> PairModel:

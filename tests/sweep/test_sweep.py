@@ -65,6 +65,7 @@ def _rows(cell: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.integration
 def test_stopped_in_the_middle_and_gone_on_with(table_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "saga_dist.cli.main", "sweep", str(table_file), "--out", str(out)]

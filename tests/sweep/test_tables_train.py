@@ -28,6 +28,8 @@ from saga_dist.sweep.table import load_table
 from saga_dist.types import EncoderTokens
 from saga_dist.workers.engines.scripted import ScriptedEngine
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "tables").glob("*.toml"))
 

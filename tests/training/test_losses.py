@@ -12,6 +12,8 @@ from saga_dist.errors import LearnerLost, TrainingError
 from saga_dist.runtime.build import build_learner
 from saga_dist.types import Quarantined
 
+pytestmark = pytest.mark.integration
+
 
 class LossyLearner:
     """A learner that is lost in some of its calls, before or after they took effect."""

@@ -12,6 +12,8 @@ from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import EncoderTokens
 from saga_dist.wire import read_recording
 
+pytestmark = pytest.mark.integration
+
 
 def test_four_steps_equal_two_interrupted_and_two_resumed(scene: Any, tmp_path: Path) -> None:
     config = scene.config()

@@ -72,7 +72,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize(("size", "what"), [(2, "equal"), (3, "ragged")])
+@pytest.mark.integration
+# Three ranks whose shares and images differ in size are the harder case of the same sums.
+@pytest.mark.parametrize(("size", "what"), [pytest.param(2, "equal", marks=pytest.mark.slow), (3, "ragged")])
 def test_ranks_take_the_steps_of_one_process(size: int, what: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (alone,) = train(1, tmp_path, tiny_checkpoint, what)
     first, *others = train(size, tmp_path, tiny_checkpoint, what)
@@ -93,6 +95,7 @@ def test_ranks_take_the_steps_of_one_process(size: int, what: str, tiny_checkpoi
         np.testing.assert_array_equal(*before)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("what", ["die", "stop"])
 def test_a_lost_rank_is_one_error_within_the_deadline(what: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with ranks_of(2, tmp_path, tiny_checkpoint, what, timeout_s=30) as (first, _):

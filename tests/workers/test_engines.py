@@ -1,6 +1,7 @@
 """Real engines on a tiny random Qwen3-VL with DeepStack: vLLM and transformers against Hugging Face's pixel path.
 
-At most one vLLM engine lives at a time (its start takes seconds and its distributed state is one per process).
+At most one vLLM engine lives at a time (its start takes seconds and its distributed state is one per process), so tests
+that ask for the same one stand together.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def vllm() -> Iterator[OnlyOne]:
     maker.close()
 
 
-@pytest.fixture(params=["vllm", "transformers"])
+@pytest.fixture(params=[pytest.param("vllm", marks=pytest.mark.vllm), "transformers"])
 def make_engine(request: pytest.FixtureRequest, vllm: OnlyOne) -> EngineMaker:
     """Makes the engine under test for a checkpoint and an order of text and images."""
     if request.param == "vllm":
@@ -166,7 +167,22 @@ def generate(engine: Engine, tokens: list[EncoderTokens], *samplings: Sampling) 
     return engine.generate(tokens, samplings or [SAMPLING] * len(tokens), deadline_s=120.0)
 
 
-# ---------------------------------------------------------------- what is generated
+# ---------------------------------------------------------------- one engine of vLLM for all of these
+
+
+@pytest.mark.vllm
+def test_vllm_leaves_the_process_as_it_was(vllm: OnlyOne, tiny_checkpoint: Path) -> None:
+    vllm.close()
+    threads, preload = torch.get_num_threads(), os.environ.get("LD_PRELOAD")
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+    vllm(tiny_checkpoint)
+    assert os.environ.get("LD_PRELOAD") == preload
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[union-attr]
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
 
 
 def test_log_probs_equal_the_pixel_path(
@@ -191,19 +207,6 @@ def test_log_probs_equal_the_pixel_path(
             assert not ends & set(ids[:-1])
     assert len({len(ids) for group in groups for ids in group.token_ids}) > 3, "the completions should be ragged"
     assert [group.encoder_version for group in groups] == [3, 3, 3]
-
-
-def test_log_probs_of_the_stand_in_equal_the_pixel_path(make_engine: EngineMaker) -> None:
-    """The shipped weights on birds they were made for: near-certain tokens, where errors would show most."""
-    folder = checkpoint_path()
-    small = BirdsSection(val_images_per_class=2)
-    birds = split("val", small).images[:4]
-    pairs = [(birds[0], birds[1]), (birds[1], birds[3])]
-    groups = generate(make_engine(folder), encode(resolve_family(folder), pairs))
-    for group, pair in zip(groups, pairs, strict=True):
-        assert all(json.loads(text)["same_species"] in ("yes", "no") for text in group.texts)
-        for found_T, expected_T in zip(group.log_probs, pixel_path_log_probs(folder, pair, group), strict=True):
-            np.testing.assert_allclose(found_T, expected_T, atol=1e-4, rtol=0)
 
 
 def test_deepstack_reaches_the_log_probs(
@@ -265,6 +268,32 @@ def test_temperature_zero_takes_the_most_likely_token(
     assert tuple(logits_TV.argmax(-1).tolist()) == group.token_ids[0]
 
 
+def test_too_long_a_completion_is_refused_and_nothing_breaks(
+    make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    engine = make_engine(tiny_checkpoint)
+    with pytest.raises(ConfigError, match="rollout.max_model_len"):
+        generate(engine, tokens[:1], replace(SAMPLING, max_tokens=200))
+    assert len(generate(engine, tokens)) == 3
+
+
+@pytest.mark.vllm
+def test_a_real_failure_inside_vllm_breaks_the_engine_for_good(
+    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    engine = vllm(tiny_checkpoint)
+    shifted = replace(tokens[0], grids=((1, 10, 8), (1, 10, 12)))  # unchecked: 20 + 30 tokens announced, 25 + 25 sent
+    narrow = EncoderTokens("bad", shifted.values_NW[:, :7], shifted.lengths, shifted.grids, 0, 0)
+    with pytest.raises(EngineError, match="vLLM: .*Error"):
+        generate(engine, [narrow], SAMPLING)
+    assert engine.broken
+    with pytest.raises(EngineError, match="cannot be used any more"):
+        generate(engine, tokens)
+
+
+# ---------------------------------------------------------------- engines of their own
+
+
 def test_text_before_images_works_the_same(
     make_engine: EngineMaker,
     tiny_checkpoint: Path,
@@ -308,16 +337,20 @@ def want_markers(weights: Path, marker_ids: tuple[int, ...]) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
+def test_log_probs_of_the_stand_in_equal_the_pixel_path(make_engine: EngineMaker) -> None:
+    """The shipped weights on birds they were made for: near-certain tokens, where errors would show most."""
+    folder = checkpoint_path()
+    small = BirdsSection(val_images_per_class=2)
+    birds = split("val", small).images[:4]
+    pairs = [(birds[0], birds[1]), (birds[1], birds[3])]
+    groups = generate(make_engine(folder), encode(resolve_family(folder), pairs))
+    for group, pair in zip(groups, pairs, strict=True):
+        assert all(json.loads(text)["same_species"] in ("yes", "no") for text in group.texts)
+        for found_T, expected_T in zip(group.log_probs, pixel_path_log_probs(folder, pair, group), strict=True):
+            np.testing.assert_allclose(found_T, expected_T, atol=1e-4, rtol=0)
+
+
 # ---------------------------------------------------------------- what goes wrong
-
-
-def test_too_long_a_completion_is_refused_and_nothing_breaks(
-    make_engine: EngineMaker, tiny_checkpoint: Path, tokens: list[EncoderTokens]
-) -> None:
-    engine = make_engine(tiny_checkpoint)
-    with pytest.raises(ConfigError, match="rollout.max_model_len"):
-        generate(engine, tokens[:1], replace(SAMPLING, max_tokens=200))
-    assert len(generate(engine, tokens)) == 3
 
 
 def test_a_prompt_without_images_is_refused(tiny_checkpoint: Path) -> None:
@@ -325,6 +358,7 @@ def test_a_prompt_without_images_is_refused(tiny_checkpoint: Path) -> None:
         VllmEngine(family=resolve_family(tiny_checkpoint), prompt_text="no picture")
 
 
+@pytest.mark.vllm
 def test_a_checkpoint_that_vllm_cannot_load_says_why(vllm: OnlyOne, tiny_checkpoint: Path, tmp_path: Path) -> None:
     vllm.close()
     folder = tmp_path / "broken"
@@ -335,19 +369,7 @@ def test_a_checkpoint_that_vllm_cannot_load_says_why(vllm: OnlyOne, tiny_checkpo
         start_vllm(family)
 
 
-def test_a_real_failure_inside_vllm_breaks_the_engine_for_good(
-    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
-) -> None:
-    engine = vllm(tiny_checkpoint)
-    shifted = replace(tokens[0], grids=((1, 10, 8), (1, 10, 12)))  # unchecked: 20 + 30 tokens announced, 25 + 25 sent
-    narrow = EncoderTokens("bad", shifted.values_NW[:, :7], shifted.lengths, shifted.grids, 0, 0)
-    with pytest.raises(EngineError, match="vLLM: .*Error"):
-        generate(engine, [narrow], SAMPLING)
-    assert engine.broken
-    with pytest.raises(EngineError, match="cannot be used any more"):
-        generate(engine, tokens)
-
-
+@pytest.mark.vllm
 def test_the_worker_refuses_bad_tokens_and_replaces_lost_engines(
     vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,20 +426,6 @@ def test_an_overflow_in_the_model_is_an_engine_error(tiny_checkpoint: Path, toke
         generate(engine, tokens)
 
 
-def test_vllm_leaves_the_process_as_it_was(vllm: OnlyOne, tiny_checkpoint: Path) -> None:
-    vllm.close()
-    threads, preload = torch.get_num_threads(), os.environ.get("LD_PRELOAD")
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-    vllm(tiny_checkpoint)
-    assert os.environ.get("LD_PRELOAD") == preload
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[union-attr]
-    torch.set_num_threads(threads + 1)
-    assert torch.get_num_threads() == threads + 1
-    torch.set_num_threads(threads)
-
-
 # ---------------------------------------------------------------- parts
 
 
@@ -455,6 +463,7 @@ def test_closed_engines_let_go(tiny_checkpoint: Path) -> None:
         generate(engine, [])
 
 
+@pytest.mark.vllm
 @pytest.mark.slow  # the parts of an engine are processes that import vLLM each
 def test_two_tensor_parallel_parts_say_what_one_says(
     vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
+from ray_nodes import start_node
 
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
@@ -151,7 +152,7 @@ class Nodes:
         self._room = {"learner": 1, "rollout": 1, "replay": stream.replay_workers}
         resources = {name: count for name, count in self._room.items() if count}
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "resources": resources}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = start_node(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._second = self._add()
         self.address = self._cluster.address
 
@@ -166,12 +167,9 @@ class Nodes:
 
     def _add(self) -> Any:
         resources = {name: count for name, count in self._room.items() if count}
-        for _ in range(3):
-            try:
-                return self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=STORE_BYTES)
-            except Exception as error:  # noqa: BLE001 - that is what Ray raises when a raylet takes half a minute
-                logging.getLogger("chaos").error("%s; trying again", error)
-        raise RuntimeError("no second node: this machine is too busy")
+        return start_node(
+            lambda: self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=STORE_BYTES)
+        )
 
 
 class Notices(logging.Handler):

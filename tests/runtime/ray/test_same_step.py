@@ -59,7 +59,7 @@ def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path
     for name, overrides in (
         ("serial", ["runtime.kind=serial"]),
         ("ray", ["rollout.workers=2"]),
-        ("ray with a replay worker", ["replay.workers=1", "runtime.pin_roles=true"]),
+        ("ray with a replay worker", ["rollout.workers=1", "replay.workers=1", "runtime.pin_roles=true"]),
     ):
         config = load_config(DEMO, [*SMALL, *overrides])
         runtime = build_runtime(config)

@@ -116,10 +116,15 @@ print(json.dumps(found))
 """
 
 
+def run_private_ray(home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PRIVATE, str(home)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT, check=False)
+
+
 def test_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PRIVATE, str(tmp_path)], capture_output=True, text=True, timeout=400, cwd=ROOT
-    )
+    done = run_private_ray(tmp_path)
+    if "node timed out" in done.stderr:  # Ray gives it 30 s, which a busy machine may not need twice
+        done = run_private_ray(tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "cpus": 2.0,

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+from ray_nodes import start_node
 
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
@@ -24,7 +25,7 @@ STORE_BYTES = 100 * 1024**2
 
 def main() -> None:
     head = {"num_cpus": 0, "resources": {"rollout": 1}, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = start_node(lambda: Cluster(initialize_head=True, head_node_args=head))
     node = add_node(cluster)
     ray.init(address=cluster.address, log_to_driver=False)
     tree = {
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def add_node(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=0, resources={"rollout": 2}, object_store_memory=STORE_BYTES)
+    return start_node(lambda: cluster.add_node(num_cpus=0, resources={"rollout": 2}, object_store_memory=STORE_BYTES))
 
 
 def wait_for_three(pool: Any) -> None:
