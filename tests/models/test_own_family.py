@@ -18,7 +18,10 @@ from saga_dist.cli.doctor import examine
 from saga_dist.config import load_config
 from saga_dist.errors import ConfigError, ModelError
 from saga_dist.estimate.shapes import model_shape
+from saga_dist.export.folder import export_encoder
+from saga_dist.models.encoder import Encoder
 from saga_dist.models.families import load_family_class, resolve_family
+from saga_dist.models.pooler import Pooler
 from saga_dist.retrieval.identity import read_identity
 from saga_dist.testing.family import check_model_family
 
@@ -202,12 +205,23 @@ def test_it_trains_and_its_encoder_is_loaded_only_where_it_is_named(
 def test_a_family_that_borrows_a_built_in_tower_leaves_an_encoder_of_that_family(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from saga_dist.models.encoder import Encoder
-    from saga_dist.models.pooler import Pooler
-
     tower = resolve_family(tiny_checkpoint, family="family_of_mine:Borrowed").load_tower()
     Encoder(tower, Pooler(width=tower.layout.width, embedding_dim=8, seed=0), image_size=80).save(tmp_path / "model")
     assert saga_dist.load(tmp_path / "model").tower.family == "qwen3_vl"
+
+
+def test_sentence_transformers_loads_it_where_it_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tower = resolve_family(tiny_checkpoint, family=NAME).load_tower()
+    encoder = Encoder(tower, Pooler(width=tower.layout.width, embedding_dim=8, seed=0), image_size=80)
+    encoder.save(tmp_path / "model")
+    folder = tmp_path / "st"
+    export_encoder(tmp_path / "model", folder, form="sentence-transformers", family=NAME)
+    with pytest.raises(ModelError, match="which is not built in"):
+        sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu", model_kwargs={"family": NAME})
+    images = [np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)]
+    np.testing.assert_allclose(model.encode(images), encoder.encode(images), atol=1e-6)
 
 
 def test_a_named_family_needs_no_known_configuration(tiny_checkpoint: Path, tmp_path: Path) -> None:
