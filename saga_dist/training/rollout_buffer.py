@@ -72,7 +72,7 @@ class RolloutBuffer:
 
     @property
     def num_tokens(self) -> int:
-        """|T|, the number of generated tokens of the selected groups; the denominator of L_GRPO (SAGA Eq. 5)."""
+        """|T|, the number of generated tokens of the selected groups; the denominator of L_GRPO."""
         return sum(group.num_tokens for group in self.selected())
 
     def metrics(self) -> dict[str, float]:
