@@ -59,8 +59,8 @@ class ReadoutResult:
     """float64 [J, A, N]: attention to the image at the word of each attribute, the mean of the row that predicts the
     word and the row that has the word as its input; adds up to 1 over N. None when attention was not requested."""
     description_attention_JN: np.ndarray | None
-    """float64 [J, N]: mean attention over all tokens that describe the image, which is the attention target of training
-    (SAGA Eq. 6); adds up to 1 over N. None when attention was not requested."""
+    """float64 [J, N]: mean attention over all tokens that describe the image, which is the attention target of
+    training; adds up to 1 over N. None when attention was not requested."""
 
     def hellinger(self) -> np.ndarray:
         """Returns float64 [I, sum of V_a]: the square roots of all probabilities, attributes concatenated.

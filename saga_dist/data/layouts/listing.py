@@ -210,7 +210,7 @@ class ClassFiles:
             return
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise DataError(f"cannot look at {listed!r} ({reason})", where=where, fix="correct the path") from error
+            raise DataError(f"cannot read {listed!r} ({reason})", where=where, fix="correct the path") from error
         self.add_found(class_name, path.as_posix(), status, real, where)
 
     def add_found(self, class_name: str, path: str, status: os.stat_result, real: Path, where: str) -> None:
