@@ -14,7 +14,7 @@ from PIL import Image
 
 import saga_dist
 from saga_dist.cli import main as cli
-from saga_dist.cli.doctor import examine
+from saga_dist.cli.doctor_checks import run_checks
 from saga_dist.config import load_config
 from saga_dist.errors import ConfigError, ModelError
 from saga_dist.estimate.shapes import model_shape
@@ -258,7 +258,7 @@ def test_what_is_wrong_with_it_is_one_line(name: str, said: str, tiny_checkpoint
 
 
 def test_estimates_and_the_doctor_know_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert examine(config, [], smoke=True) == 0
+    assert run_checks(config, [], smoke=True) == 0
     room = next(line for line in capsys.readouterr().out.splitlines() if " room: " in line)
     assert "expected 1 x this processor: learner" in room
 
@@ -270,7 +270,7 @@ def test_sizes_that_a_family_does_not_tell_are_no_fault_of_the_machine(
     said = "the sizes of model family .plain. are not known; expected a subclass of"
     with pytest.raises(ModelError, match=said), model_shape(load_config(config, [plain])):
         pass
-    assert examine(config, [plain], smoke=True) == 0
+    assert run_checks(config, [plain], smoke=True) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok   room: not estimated (") for line in lines)
     assert any(line.startswith("ok   one pair: transformers ready") for line in lines)
