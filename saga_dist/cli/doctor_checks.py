@@ -158,14 +158,14 @@ def _capacity(config: RunConfig, warnings: list[str]) -> str:
     """Returns the expected memory and disk use in one line; appends to ``warnings`` what this machine cannot hold."""
     from saga_dist.estimate import capacity, planner
     from saga_dist.estimate.payloads import disk_bytes
-    from saga_dist.estimate.rates import choose_card, present_card
+    from saga_dist.estimate.rates import choose_card, local_gpu
 
-    present = present_card()
+    present = local_gpu()
     card = present or choose_card("auto", wants_gpu=planner.wants_gpu(config))
     with planner.plan_inputs(config, card, planner.assumed_rates(config, card)) as plan_inputs:
         found = planner.memory_plan(plan_inputs)
         run_dir = Path(config.run.directory or "runs")
-        if capacity.starts_own_ray(config):
+        if capacity.runs_on_this_machine(config):
             warnings += capacity.capacity_warnings(found, capacity.machine_limits(run_dir, present))
         most = max(found.devices)
         expected = [

@@ -47,7 +47,7 @@ def estimate(
     from saga_dist.config import load_config
     from saga_dist.estimate import planner
     from saga_dist.estimate.rates import choose_card
-    from saga_dist.estimate.render import print_agreement, print_estimate
+    from saga_dist.estimate.render import print_calibration, print_estimate
     from saga_dist.estimate.to_json import as_json
     from saga_dist.runtime.build import set_threads
 
@@ -67,7 +67,7 @@ def estimate(
         found = planner.estimate(plan_inputs, gpus or planner.GPUS)
         print_estimate(console, found, price)
         if steps is not None:
-            print_agreement(console, found, steps, peak)
+            print_calibration(console, found, steps, peak)
         if json_file is not None:
             figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
             write_output(json_file, figures.encode(), option="--json")

@@ -1,1 +1,1 @@
-"""A run on paper: what it holds, computes and costs, before anything is loaded."""
+"""Estimates memory, compute, time and cost of a run from its configuration, without loading weights."""

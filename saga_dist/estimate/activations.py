@@ -1,8 +1,9 @@
-"""Bytes that autograd keeps for the backward pass, counted on the real modules instead of guessed from a formula.
+"""Activation memory: bytes that autograd saves for the backward pass, counted on the real modules, not modelled.
 
-The decoder runs on fake tensors (shapes and dtypes, no numbers) with few layers and with one more; the tower likewise,
-for real, on images of one token. Every layer keeps the same, so two runs give any depth. What is kept is what
-``saved_tensors_hooks`` sees, each storage once, weights left out.
+The decoder runs on fake tensors (shapes and dtypes without values), once with few layers and once with one layer more.
+The tower runs in the same two depths on real tensors, with images of one token. Every layer saves the same number of
+bytes, so two runs give the bytes of any depth. ``saved_tensors_hooks`` reports the saved tensors; each storage counts
+once, and weights do not count.
 """
 
 from __future__ import annotations
@@ -19,117 +20,125 @@ from saga_dist.estimate.shapes import ModelShape
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.families.key_values import KeyValues
 
-FEW = 2
-"""Layers of the smaller decoder, where DeepStack does not need more."""
+MIN_DECODER_LAYERS = 2
+"""Layers of the smaller decoder, unless the family's DeepStack levels need more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedBytes:
-    """Bytes that grow with the tower's depth."""
+    """Bytes saved by a tower, as a linear function of its depth."""
 
-    base: int
-    """Patches, mergers and what else there is once."""
-    layer: int
-    """Of every layer."""
+    fixed: int
+    """Bytes that do not depend on the depth: patch embedding, mergers."""
+    per_layer: int
+    """Bytes that each layer adds."""
 
-    def of(self, layers: int) -> int:
-        """Returns the bytes of a tower with so many layers."""
-        return self.base + layers * self.layer
+    def total(self, num_layers: int) -> int:
+        """Returns the bytes of a tower with ``num_layers`` layers."""
+        return self.fixed + num_layers * self.per_layer
 
 
 @dataclass(frozen=True, slots=True)
 class TowerActivations:
-    """What one forward pass of the tower keeps."""
+    """Bytes that autograd saves in one forward pass of the tower."""
 
-    layers: int
-    image: SavedBytes
-    """Per image."""
-    whole: SavedBytes
-    """Whatever the number of images: under autocast, a copy of every weight in half precision."""
+    num_layers: int
+    """Layers of the tower."""
+    per_image: SavedBytes
+    """Bytes saved for each image."""
+    per_pass: SavedBytes
+    """Bytes saved once per pass, for any number of images: under autocast, a bfloat16 copy of every weight."""
     layer_input: int
-    """Per image and layer: what checkpointing keeps of it."""
+    """Bytes of one layer's input for one image: the tensor that gradient checkpointing saves for each layer."""
 
     def bytes(self, num_images: float, *, checkpointing: bool = False) -> int:
-        """Returns the bytes that a pass over so many images keeps; with checkpointing the largest while one layer is
-        run again."""
+        """Returns the bytes saved by a pass over ``num_images`` images.
+
+        With checkpointing it is the peak: the inputs of all layers, and everything saved by the one layer that is
+        being recomputed.
+        """
         if checkpointing:
-            image = self.image.of(1) + self.layers * self.layer_input
-            return round(self.whole.of(1) + num_images * image)
-        return round(self.whole.of(self.layers) + num_images * self.image.of(self.layers))
+            image = self.per_image.total(1) + self.num_layers * self.layer_input
+            return round(self.per_pass.total(1) + num_images * image)
+        return round(self.per_pass.total(self.num_layers) + num_images * self.per_image.total(self.num_layers))
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayActivations:
-    """What replay of one group keeps in the decoder."""
+    """Bytes that autograd saves in the decoder during replay of one group."""
 
     prefix: int
-    """The prompt's graph, keys and values included."""
+    """Bytes of the prefix's graph, its keys and values included."""
     chunk: int
-    """The graph of one chunk of completions on top."""
+    """Bytes that the graph of one chunk of completions adds."""
 
 
-def saved_bytes(work: Callable[[], object], weights: Iterable[torch.Tensor]) -> int:
-    """Returns the bytes that autograd keeps while ``work`` builds its graph.
+def saved_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) -> int:
+    """Returns the bytes that autograd saves while ``forward`` builds its graph.
 
     Args:
-        work: a forward pass; what it returns keeps the graph alive.
-        weights: not counted: they are there anyway.
+        forward: runs a forward pass; its return value keeps the graph alive.
+        weights: tensors that are not counted, because they exist anyway.
     """
-    own = {weight.untyped_storage()._cdata for weight in weights}
-    kept: dict[int, torch.UntypedStorage] = {}
+    excluded = {weight.untyped_storage()._cdata for weight in weights}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept.setdefault(storage._cdata, storage)  # held, so that its place is not taken by another one
-        # An output as it is would hold its own graph and, out of the collector's sight, all of this for ever.
+        if storage._cdata not in excluded:
+            # The reference keeps the storage alive, so that no later tensor reuses its address.
+            saved.setdefault(storage._cdata, storage)
+        # Returning an output itself would make a reference cycle through its graph that the garbage collector cannot
+        # see, and the memory would never be freed.
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        graph = work()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = forward()
     del graph
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 # ---------------------------------------------------------------------- the tower
 
 
 def tower_activations(shape: ModelShape, *, autocast: bool) -> TowerActivations:
-    """Returns what the tower keeps per image of the run's size and per pass.
+    """Returns the bytes that the tower saves per image of the run's size and per pass.
 
     Args:
-        shape: of the model.
-        autocast: True where training runs the tower under bfloat16 autocast.
+        shape: sizes of the model.
+        autocast: True when training runs the tower under bfloat16 autocast.
     """
     fewest = shape.family.layout.num_deepstack + 1
-    (few_image, few_whole), (more_image, more_whole) = (
+    (few_image, few_pass), (more_image, more_pass) = (
         _count_tower(shape, layers, autocast=autocast) for layers in (fewest, fewest + 1)
     )
 
-    def kept(few: int, more: int) -> SavedBytes:
-        return SavedBytes(base=few - fewest * (more - few), layer=more - few)
+    def linear_fit(few: int, more: int) -> SavedBytes:
+        return SavedBytes(fixed=few - fewest * (more - few), per_layer=more - few)
 
     return TowerActivations(
-        layers=shape.tower.layers,
-        image=kept(few_image, more_image),
-        whole=kept(few_whole, more_whole),
-        layer_input=4 * shape.tower.width * shape.tower.patches,  # the residual stream is float32 either way
+        num_layers=shape.tower.layers,
+        per_image=linear_fit(few_image, more_image),
+        per_pass=linear_fit(few_pass, more_pass),
+        layer_input=4 * shape.tower.width * shape.tower.patches,  # the residual stream is float32, autocast or not
     )
 
 
 def _count_tower(shape: ModelShape, layers: int, *, autocast: bool) -> tuple[int, int]:
-    """Bytes per image of the run's size, and per pass."""
+    """Returns the bytes saved by a tower of ``layers`` layers: per image of the run's size, and per pass."""
     tower = shape.family.shaped_like(_with_layers(shape, tower=layers)).empty_tower("cpu")
     layout = shape.family.layout
     side = layout.pixels_per_token
-    one, two = (_kept_by_tower(tower, side, count, autocast=autocast) for count in (1, 2))
-    # In patches, so that a class token, where a family has one, does not count as often as there are patches.
-    extra = 1 if shape.family.name == "internvl" else 0
-    share = (shape.tower.patches + extra) / (layout.merge_size**2 + extra)
-    return round((two - one) * share), 2 * one - two
+    one, two = (_saved_by_tower(tower, side, count, autocast=autocast) for count in (1, 2))
+    # The counted images have one token, that is merge_size ** 2 patches. InternVL adds one class token per image,
+    # whatever the image's size, so it must not be scaled with the number of patches.
+    class_tokens = 1 if shape.family.name == "internvl" else 0
+    scale = (shape.tower.patches + class_tokens) / (layout.merge_size**2 + class_tokens)
+    return round((two - one) * scale), 2 * one - two
 
 
-def _kept_by_tower(tower: VisionTower, side: int, count: int, *, autocast: bool) -> int:
+def _saved_by_tower(tower: VisionTower, side: int, count: int, *, autocast: bool) -> int:
+    """Returns the bytes saved by a pass over ``count`` square images of ``side`` pixels."""
     pixels = tower.preprocess([np.zeros((side, side, 3), np.uint8)] * count)
 
     def forward() -> torch.Tensor:
@@ -144,15 +153,15 @@ def _kept_by_tower(tower: VisionTower, side: int, count: int, *, autocast: bool)
 
 
 def replay_activations(shape: ModelShape, *, prefix: int, rows: int, columns: int) -> ReplayActivations:
-    """Returns what replay keeps of one group.
+    """Returns the bytes that autograd saves in the decoder during replay of one group.
 
     Args:
-        shape: of the model.
+        shape: sizes of the model.
         prefix: prompt tokens before the completions.
         rows: completions in one chunk.
-        columns: tokens of each, the prompt's last one included.
+        columns: tokens of each completion, the prompt's last token included.
     """
-    fewest = min(max(FEW, shape.family.layout.num_deepstack), shape.decoder.layers)
+    fewest = min(max(MIN_DECODER_LAYERS, shape.family.layout.num_deepstack), shape.decoder.layers)
     few, more = (_count_decoder(shape, layers, prefix, rows, columns) for layers in (fewest, fewest + 1))
     further = shape.decoder.layers - fewest
     return ReplayActivations(
@@ -162,9 +171,10 @@ def replay_activations(shape: ModelShape, *, prefix: int, rows: int, columns: in
 
 def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, columns: int) -> ReplayActivations:
     family, tokens = shape.family.shaped_like(_with_layers(shape, decoder=layers)), 2 * shape.tower.tokens
-    # The output layer is counted apart, and building it would draw its weights.
+    # Tied embeddings leave out the output layer: logits are counted separately, and creating the layer would initialise
+    # its weights.
     backbone = family.empty_backbone("cpu", dtype=shape.dtype, tied=True)
-    # DeepStack maps are added in place of nothing: autograd keeps where, which is small, and fake tensors cannot.
+    # Without DeepStack maps: adding them saves only the indices, which are small, and fails on fake tensors.
     backbone.layout = replace(backbone.layout, num_deepstack=0)
     prompt_ids = [int(family.parsed.image_token_id)] * 2 + [0] * (prefix - tokens)
     prompt = backbone.build_layout(prompt_ids, [shape.grid] * 2)
@@ -174,17 +184,17 @@ def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, colum
         values_NW = torch.zeros(tokens, shape.decoder.width, requires_grad=True)
         past: list[KeyValues] = []
         span = slice(0, prefix)
-        kept_prefix = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
+        prefix_bytes = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
         token_ids_GT = torch.zeros(rows, columns, dtype=torch.int64)
-        kept_chunk = saved_bytes(
+        chunk_bytes = saved_bytes(
             lambda: backbone.forward_completions(leaves, token_ids_GT, prompt.next_position), weights
         )
-    return ReplayActivations(kept_prefix, kept_chunk)
+    return ReplayActivations(prefix_bytes, chunk_bytes)
 
 
 def _with_layers(shape: ModelShape, *, tower: int | None = None, decoder: int | None = None) -> dict[str, Any]:
-    """The model's configuration with another number of layers."""
+    """Returns the model's configuration with other numbers of layers."""
     config = shape.family.parsed.to_dict()
     if decoder is not None:
         text = config["text_config"]

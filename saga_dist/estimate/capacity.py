@@ -1,4 +1,4 @@
-"""Does it fit: an estimate against what a machine has, and which settings would make it fit."""
+"""Compares an estimate with the resources of a machine, and finds settings with which the run would fit."""
 
 from __future__ import annotations
 
@@ -12,102 +12,103 @@ from saga_dist.config import RunConfig
 from saga_dist.estimate.formatting import size
 from saga_dist.estimate.memory import replay_memory
 from saga_dist.estimate.payloads import disk_bytes
-from saga_dist.estimate.placement import Device, RoleMemory, place_actors
+from saga_dist.estimate.placement import DeviceUsage, RoleMemory, assign_devices
 from saga_dist.estimate.planner import MemoryPlan, PlanInputs
 from saga_dist.estimate.rates import Card
 
-SPARE = 1.2
-"""Ray's object store keeps some room for itself."""
+OBJECT_STORE_MARGIN = 1.2
+"""Recommended size of the object store over the bytes of a step: Ray uses part of the store itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """What a machine has. Zero bytes of host memory, shared memory or disk: not known, not looked at."""
+    """Free resources of a machine. Host memory, shared memory or disk of 0 bytes is unknown and not checked."""
 
     gpus: int
+    """Number of GPUs."""
     host: int
-    """Free bytes."""
-    shared: int
-    """Free bytes of /dev/shm, where a local Ray's object store lies."""
+    """Free bytes of host memory."""
+    shm: int
+    """Free bytes of /dev/shm, which holds the object store of a local Ray."""
     disk: int
-    """Free bytes where the run directory will be."""
+    """Free bytes of the file system of the run directory."""
 
 
 def machine_limits(run_dir: Path, card: Card | None) -> MachineLimits:
-    """Returns the limits of this machine.
+    """Returns the free resources of this machine.
 
     Args:
-        run_dir: need not exist yet.
-        card: its GPUs, all alike; None without any.
+        run_dir: run directory; need not exist yet.
+        card: the machine's GPUs, all alike; None without GPUs.
     """
     import torch
 
-    there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.is_dir())
-    meminfo, shared = Path("/proc/meminfo"), Path("/dev/shm")
+    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.is_dir())
+    meminfo, shm = Path("/proc/meminfo"), Path("/dev/shm")
     lines = meminfo.read_text("ascii").splitlines() if meminfo.exists() else []
     available = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
     return MachineLimits(
         gpus=0 if card is None else torch.cuda.device_count(),
         host=available,
-        shared=shutil.disk_usage(shared).free if shared.is_dir() else 0,
-        disk=shutil.disk_usage(there).free,
+        shm=shutil.disk_usage(shm).free if shm.is_dir() else 0,
+        disk=shutil.disk_usage(existing).free,
     )
 
 
-def starts_own_ray(config: RunConfig) -> bool:
-    """Returns whether all of the run will be on this machine."""
+def runs_on_this_machine(config: RunConfig) -> bool:
+    """Returns True when all processes of the run will be on this machine: serial runtime, or a Ray started for it."""
     return config.runtime.kind == "serial" or not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
 
 
-def capacity_warnings(filled: MemoryPlan, limits: MachineLimits) -> Iterator[str]:
-    """Yields one line for everything that has no room; what would be changed comes last in each."""
-    plan_inputs = filled.plan_inputs
+def capacity_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str]:
+    """Yields one line for each resource that is too small; the line ends with the change to make."""
+    plan_inputs = memory.plan_inputs
     config, work = plan_inputs.work.config, plan_inputs.work
-    needed = sum(device.count for device in next(iter(filled.devices.values()))) if plan_inputs.card.on_gpu else 0
+    needed = sum(device.count for device in next(iter(memory.devices.values()))) if plan_inputs.card.on_gpu else 0
     if needed > limits.gpus:
         yield f"{needed} GPUs wanted, {limits.gpus} here; use a cluster, or fewer workers"
-    largest = max(filled.devices)
-    for device in filled.devices[largest] if plan_inputs.card.on_gpu else ():
+    largest = max(memory.devices)
+    for device in memory.devices[largest] if plan_inputs.card.on_gpu else ():
         if not device.fits:
             yield (
                 f"{_roles(device)} on one {device.name} take {size(device.used)} of {size(device.capacity)} in a step "
-                f"of {largest} micro-batches (rollout.max_micro_batches); {_way_out(plan_inputs, largest)}"
+                f"of {largest} micro-batches (rollout.max_micro_batches); {_remedy(plan_inputs, largest)}"
             )
-    if limits.host and filled.host > limits.host:
+    if limits.host and memory.host > limits.host:
         yield (
-            f"all processes take {size(filled.host)} of host memory, {size(limits.host)} are free; use fewer workers "
+            f"all processes take {size(memory.host)} of host memory, {size(limits.host)} are free; use fewer workers "
             "or a smaller batch"
         )
     if config.runtime.kind == "ray" and config.objective.needs_rollouts:
-        yield from _object_store_warnings(filled, limits)
-    left = disk_bytes(config, work.learner) + filled.payloads.recording(config, work.demand)
-    if limits.disk and left > limits.disk:
+        yield from _object_store_warnings(memory, limits)
+    written = disk_bytes(config, work.learner) + memory.payloads.recording(config, work.dynamic_sampling)
+    if limits.disk and written > limits.disk:
         yield (
-            f"checkpoints, encoder and recordings take {size(left)}, {size(limits.disk)} are free; lower "
+            f"checkpoints, encoder and recordings take {size(written)}, {size(limits.disk)} are free; lower "
             "checkpoint.keep, set rollout.record = false, or choose another --run-dir"
         )
 
 
-def _object_store_warnings(filled: MemoryPlan, limits: MachineLimits) -> Iterator[str]:
-    wanted = round(filled.payloads.store_peak * SPARE)
-    store = filled.plan_inputs.work.config.runtime.object_store_mb << 20
+def _object_store_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str]:
+    wanted = round(memory.payloads.store_peak * OBJECT_STORE_MARGIN)
+    store = memory.plan_inputs.work.config.runtime.object_store_mb << 20
     if wanted > store:
         yield (
-            f"a step has {size(wanted)} in the object store of {size(store)}, the rest goes through the disk; set "
+            f"a step has {size(wanted)} in the object store of {size(store)}, the rest is spilled to disk; set "
             f"runtime.object_store_mb = {-(-wanted >> 20)}"
         )
-    if limits.shared and store > limits.shared:
+    if limits.shm and store > limits.shm:
         yield (
-            f"runtime.object_store_mb = {store >> 20} but /dev/shm has {size(limits.shared)} free; lower it, or give "
+            f"runtime.object_store_mb = {store >> 20} but /dev/shm has {size(limits.shm)} free; lower it, or give "
             "the container more (--shm-size)"
         )
 
 
 def fitting_overrides(plan_inputs: PlanInputs, micro_batches: int) -> tuple[str, ...]:
-    """Returns overrides with which every device has room for a step of so many micro-batches: none where it has
-    already, and none where nothing helps (see ``fits_with``).
+    """Returns overrides with which every device can hold its actors in a step of ``micro_batches`` micro-batches.
 
-    Neither of them changes what is computed: fewer completions at once in replay, layers of the tower run twice.
+    The result is empty when no override is needed, and also when none helps; ``fits_with`` tells the two apart. The
+    overrides do not change the gradients: gradient checkpointing of the tower, and fewer completions per replay chunk.
     """
     for change in _changes(plan_inputs):
         if fits_with(plan_inputs, micro_batches, change):
@@ -116,7 +117,13 @@ def fitting_overrides(plan_inputs: PlanInputs, micro_batches: int) -> tuple[str,
 
 
 def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ...] = ()) -> bool:
-    """Returns whether every device has room, with some overrides of ``fitting_overrides`` applied."""
+    """Returns True when every device can hold its actors.
+
+    Args:
+        plan_inputs: the configuration on a kind of device.
+        micro_batches: micro-batches of the step.
+        change: overrides to apply first, of the kinds that ``fitting_overrides`` returns.
+    """
     config, memories = plan_inputs.work.config, plan_inputs.memories
     learner, replay = memories.learner, memories.replay
     for override in change:
@@ -126,14 +133,15 @@ def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ..
             continue
         section = config.replay.model_copy(update={"completions_per_chunk": int(value)})
         config = config.model_copy(update={"replay": section})
-        smaller = replay_memory(config, plan_inputs.work.shape, plan_inputs.work.token_counts)
-        learner = replace(learner, replay=smaller) if learner.replay else learner
-        replay = smaller if replay else replay
+        reduced = replay_memory(config, plan_inputs.work.shape, plan_inputs.work.token_counts)
+        learner = replace(learner, replay=reduced) if learner.replay else learner
+        replay = reduced if replay else replay
     changed = RoleMemory(learner, memories.rollout, replay)
-    return all(device.fits for device in place_actors(config, changed, plan_inputs.card, micro_batches))
+    return all(device.fits for device in assign_devices(config, changed, plan_inputs.card, micro_batches))
 
 
 def _changes(plan_inputs: PlanInputs) -> Iterator[tuple[str, ...]]:
+    """Yields sets of overrides in the order in which they are tried: none, checkpointing, both, smaller chunks."""
     config = plan_inputs.work.config
     now = min(config.rollout.group_size, config.replay.completions_per_chunk)
     chunks = [f"replay.completions_per_chunk={now >> power}" for power in range(1, now.bit_length())]
@@ -144,10 +152,10 @@ def _changes(plan_inputs: PlanInputs) -> Iterator[tuple[str, ...]]:
     yield from ((chunk,) for chunk in chunks)
 
 
-def _way_out(plan_inputs: PlanInputs, micro_batches: int) -> str:
+def _remedy(plan_inputs: PlanInputs, micro_batches: int) -> str:
     change = fitting_overrides(plan_inputs, micro_batches)
     return f"{' '.join(change)} would fit" if change else "use a card for each role, or a smaller model"
 
 
-def _roles(device: Device) -> str:
+def _roles(device: DeviceUsage) -> str:
     return " and ".join(dict.fromkeys(role for role, _ in device.actors))

@@ -1,4 +1,4 @@
-"""How many classes and images a configuration trains on: from the data, or from the benchmark's published split."""
+"""Number of classes and images of the configured data set: from the data, or from the benchmark's published split."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PUBLISHED: dict[str, PublishedSplit] = {
     "inshop": inshop.PUBLISHED,
     "sop": sop.PUBLISHED,
 }
+"""Published split of each benchmark, by ``data.layout``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +26,18 @@ class DataShape:
     """Sizes of the data set."""
 
     train_classes: int
-    """C: validation classes, which have no proxies, left out."""
+    """C, number of training classes, without validation classes, which have no proxies."""
     test_images: int
-    """Gallery included."""
+    """Number of test images, gallery images included."""
     source: str
+    """Source of the numbers, as printed with them."""
 
 
 def data_shape(config: RunConfig) -> DataShape:
     """Returns the sizes of the configured data set.
 
     Raises:
-        DataError: it is not there, and of no published split.
+        DataError: the data cannot be read, and the layout has no published split.
     """
     data = config.data
     if data.layout == "birds":

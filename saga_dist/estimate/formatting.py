@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers and byte counts for printed tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def size(count: float) -> str:
-    """Returns bytes in decimal units, as cards and disks are sold; three digits, since bytes are counted."""
+    """Returns a byte count in decimal units, as GPUs and disks are sold, with three significant digits.
+
+    Times get two digits, because they rest on assumed rates; bytes are counted, so they get three.
+    """
     for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(count) >= step:
             return f"{number(count / step, 3)} {unit}"

@@ -1,4 +1,7 @@
-"""Rates from a run: what its steps took, divided by what they did. Of a run that is there, or of a few steps now."""
+"""Measured rates: the work of a run's steps divided by their duration.
+
+The steps are those in the ``metrics.jsonl`` of a run directory, or a few steps that are run for the purpose.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +27,39 @@ from saga_dist.runtime.serial import SerialRuntime
 from saga_dist.training.coordinator import Coordinator
 
 WARM_UP = 1
-"""Steps that are left out: the first pays for memory and compiled helpers."""
+"""Number of first steps left out: they include memory allocation and the compilation of helpers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSteps:
-    """What steps of a run were like."""
+    """Means over several steps of a run."""
 
     num_steps: int
+    """Number of steps averaged."""
     encode_s: float
+    """Seconds of the encode phase per step."""
     rollout_s: float
+    """Seconds of the rollout phase per step."""
     replay_s: float
+    """Seconds of the replay phase per step."""
     update_s: float
+    """Seconds of the update phase per step."""
     micro_batches: float
+    """Micro-batches per step."""
     contributing_share: float
+    """Share of groups whose rewards vary, 0 to 1."""
     completion_tokens: float
-    """Mean of all completions."""
+    """Tokens per completion, over all completions."""
     generated_tokens: float
+    """Tokens generated per step; 0 when the run has no rollouts."""
     replayed_groups: float
+    """Groups replayed per step."""
     replayed_tokens: float
-    """Mean length of a completion that was replayed."""
+    """Tokens per replayed completion."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of the four roles in a mean step."""
+        """Seconds per step, by role."""
         return {
             "encode": self.encode_s,
             "rollout": self.rollout_s,
@@ -56,19 +68,23 @@ class MeasuredSteps:
         }
 
     @property
-    def known(self) -> dict[str, float]:
-        """What an estimate would have to assume."""
+    def inputs(self) -> dict[str, float]:
+        """Measured values of the inputs that an estimate otherwise assumes; empty when the run has no rollouts."""
         if not self.generated_tokens:
             return {}
         return {"contributing_share": self.contributing_share, "completion_tokens": self.completion_tokens}
 
 
-def measure_now(config: RunConfig, num_steps: int) -> tuple[MeasuredSteps, int]:
-    """Returns what so many real steps took, in this process and one after the other, and the process's peak bytes.
+def measure_steps(config: RunConfig, num_steps: int) -> tuple[MeasuredSteps, int]:
+    """Runs training steps in this process with the serial runtime; returns their means and the process's peak memory.
 
     Args:
-        config: of the run; nothing of it is kept.
-        num_steps: after one to warm up.
+        config: configuration of the run; its results are written to a temporary directory and deleted.
+        num_steps: number of steps to measure, after ``WARM_UP`` steps that are not.
+
+    Returns:
+        steps: means over the steps.
+        peak: highest resident memory of the process so far, in bytes; 0 where the system does not report it.
     """
     runtime: RuntimeSection = config.runtime.model_copy(update={"kind": "serial", "learner_processes": 1})
     serial = config.model_copy(update={"runtime": runtime})
@@ -82,24 +98,28 @@ def measure_now(config: RunConfig, num_steps: int) -> tuple[MeasuredSteps, int]:
             peak = _peak_bytes()
         finally:
             running.close()
-    return measured_from(rows[WARM_UP:], serial), peak
+    return mean_steps(rows[WARM_UP:], serial), peak
 
 
-def measured_run(run: Path, config: RunConfig) -> MeasuredSteps:
-    """Returns what the steps of a run were like.
+def steps_of_run(run: Path, config: RunConfig) -> MeasuredSteps:
+    """Returns the means over the steps of a run directory.
+
+    Args:
+        run: run directory with ``metrics.jsonl``.
+        config: configuration of that run.
 
     Raises:
-        ConfigError: it has no steps yet.
+        ConfigError: the run has no more than ``WARM_UP`` finished steps.
     """
     path = run / "metrics.jsonl"
     written = MetricsLog(path).rows(allow_cut_tail=True) if path.exists() else []
     rows = [row for row in written if "step/update_s" in row]
     if len(rows) <= WARM_UP:
         raise ConfigError(f"has {len(rows)} steps", where=str(run), expected=f"a run with more than {WARM_UP}")
-    return measured_from(rows[WARM_UP:], config)
+    return mean_steps(rows[WARM_UP:], config)
 
 
-def measured_from(rows: Sequence[Any], config: RunConfig) -> MeasuredSteps:
+def mean_steps(rows: Sequence[Any], config: RunConfig) -> MeasuredSteps:
     """Returns the means over rows of ``metrics.jsonl``."""
 
     def mean(name: str) -> float:
@@ -123,12 +143,12 @@ def measured_from(rows: Sequence[Any], config: RunConfig) -> MeasuredSteps:
 
 
 def rates_from(measured: MeasuredSteps, work: Workload, *, what: str) -> Rates:
-    """Returns the rates at which a run like ``work`` did what was measured.
+    """Returns rates with which an estimate of ``work`` gives the measured durations.
 
     Args:
-        measured: its steps.
-        work: its configuration, with the rates to keep where nothing was measured.
-        what: names the measurement, for the reader.
+        measured: means over the measured steps.
+        work: workload of the run that was measured; its rates are kept where nothing was measured.
+        what: description of the measurement, printed as the source of the rates.
     """
     tower, rates, config = work.shape.tower, work.rates, work.config
     images = measured.micro_batches * config.data.batch_size
@@ -136,7 +156,7 @@ def rates_from(measured: MeasuredSteps, work: Workload, *, what: str) -> Rates:
     optimizer_s = OPTIMIZER_BYTES * work.learner.trainable.params / rates.update.value
     backward = images * encoder_backward(tower, checkpointing=work.learner.checkpointing)
     source = f"measured: {what}"
-    found = {
+    measured_rates = {
         "encoder": Rate(images * encoder_forward(tower) / learners / measured.encode_s, source),
         "encode_overhead": Rate(0.0, f"{source}, within the encoder's rate"),
         "backward": Rate(backward / learners / max(measured.update_s - optimizer_s, 1e-3), source),
@@ -144,16 +164,17 @@ def rates_from(measured: MeasuredSteps, work: Workload, *, what: str) -> Rates:
     if measured.replayed_groups:
         token_counts = replace(work.token_counts, completion=measured.replayed_tokens)
         operations = group_operations(work.shape.decoder, token_counts, config.rollout.group_size)
-        done = measured.replayed_groups * operations.replay(stale=config.rollout.max_staleness > 0)
-        found["replay"] = Rate(done / max(1, config.replay.workers) / measured.replay_s, source)
-    if measured.generated_tokens and config.rollout.max_staleness == 0:  # a stale run's rollouts are not waited for
+        total = measured.replayed_groups * operations.replay(stale=config.rollout.max_staleness > 0)
+        measured_rates["replay"] = Rate(total / max(1, config.replay.workers) / measured.replay_s, source)
+    # With prefetched rollouts, rollout_s is only the time the learner waited, so it gives no rate.
+    if measured.generated_tokens and config.rollout.max_staleness == 0:
         workers = 1 if config.runtime.kind == "serial" else config.rollout.workers
-        found["rollout_tokens"] = Rate(measured.generated_tokens / workers / measured.rollout_s, source)
-    return replace(rates, **found)
+        measured_rates["rollout_tokens"] = Rate(measured.generated_tokens / workers / measured.rollout_s, source)
+    return replace(rates, **measured_rates)
 
 
 def _peak_bytes() -> int:
-    """Highest resident memory of this process so far, host memory; 0 where the system does not say."""
+    """Returns the highest resident memory of this process so far, in bytes; 0 where the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text("ascii").splitlines() if status.exists() else []
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)

@@ -1,4 +1,4 @@
-"""Bytes of every part of a run, and which of them are there at the same time."""
+"""Bytes of the parts of a run, and which of them exist at the same time."""
 
 from __future__ import annotations
 
@@ -9,104 +9,113 @@ import torch
 from saga_dist.config import RunConfig
 from saga_dist.estimate.activations import ReplayActivations, TowerActivations, replay_activations, tower_activations
 from saga_dist.estimate.data import DataShape
-from saga_dist.estimate.shapes import ModelShape, Weights
+from saga_dist.estimate.shapes import ModelShape, ParameterCount
 from saga_dist.estimate.token_counts import TokenCounts
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
 
 FLOAT32 = 4
+"""Bytes of one float32 number."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerMemory:
-    """Bytes in the learner's process; a step's phases come one after the other."""
+    """Memory of one learner process, in which the phases of a step run one after the other."""
 
-    tower: Weights
-    pooler: Weights
-    proxies: Weights
+    tower: ParameterCount
+    """Size of the encoder tower."""
+    pooler: ParameterCount
+    """Size of the pooler."""
+    proxies: ParameterCount
+    """Size of the metric loss's proxies."""
     tower_activations: TowerActivations
+    """Bytes that autograd saves in the tower."""
     images: int
-    """Of one micro-batch, in one process."""
+    """Images per micro-batch in this process."""
     token_bytes: int
-    """Of one micro-batch: float32 leaf and its gradient."""
+    """Bytes of one micro-batch's encoder tokens at the autograd boundary: a float32 leaf and its gradient."""
     checkpointing: bool
+    """True when the tower uses gradient checkpointing."""
     fused_temporaries: bool
-    """True on a GPU: AdamW steps all tensors at once and needs room for one more copy of them."""
+    """True on a GPU, where AdamW updates all tensors at once and allocates one more copy of the parameters' size."""
     replay: ReplayMemory | None
-    """Where replay runs in this process."""
+    """Memory of replay when it runs in this process; None when replay has workers, or no MLLM is needed."""
 
     @property
-    def trainable(self) -> Weights:
-        """Tower, pooler and proxies."""
+    def trainable(self) -> ParameterCount:
+        """Size of tower, pooler and proxies together."""
         parts = (self.tower, self.pooler, self.proxies)
-        return Weights(sum(part.params for part in parts), sum(part.tensors for part in parts))
+        return ParameterCount(sum(part.params for part in parts), sum(part.tensors for part in parts))
 
     @property
     def weights(self) -> int:
-        """Trainable weights, float32."""
+        """Bytes of the trainable weights, in float32."""
         return FLOAT32 * self.trainable.params
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments, and a step count per tensor."""
+        """Bytes of AdamW's two moments and of one step count per tensor."""
         return optimizer_bytes(self.trainable)
 
     @property
-    def fixed(self) -> int:
-        """What is there all the time."""
+    def persistent(self) -> int:
+        """Bytes that are allocated during the whole run: weights, optimizer state, and the backbone if it is here."""
         return self.weights + self.optimizer + (self.replay.weights if self.replay else 0)
 
-    def open_batches(self, count: float) -> int:
-        """Returns what so many micro-batches keep until the step ends."""
-        kept = self.tower_activations.bytes(self.images, checkpointing=self.checkpointing)
-        return round(count * (kept + self.token_bytes))
+    def open_micro_batches(self, count: float) -> int:
+        """Returns the bytes of activations and tokens that ``count`` micro-batches hold until the step ends."""
+        activations = self.tower_activations.bytes(self.images, checkpointing=self.checkpointing)
+        return round(count * (activations + self.token_bytes))
 
     def peak(self, count: float) -> int:
-        """Returns the largest sum over a step with so many micro-batches: encode, replay, backward, update."""
+        """Returns the peak bytes of a step with ``count`` micro-batches: the largest of replay, backward and update."""
         gradients = FLOAT32 * self.trainable.params
-        replay = self.replay.work if self.replay else 0
-        backward = self.open_batches(count) + gradients
+        replay = self.replay.working_set if self.replay else 0
+        backward = self.open_micro_batches(count) + gradients
         update = gradients * (2 if self.fused_temporaries else 1)
-        return self.fixed + max(self.open_batches(count) + replay, backward, update)
+        return self.persistent + max(self.open_micro_batches(count) + replay, backward, update)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayMemory:
-    """Bytes of one replay worker."""
+    """Memory of one replay worker, in bytes."""
 
     weights: int
+    """Bytes of the frozen language model."""
     activations: ReplayActivations
+    """Bytes that autograd saves for prefix and chunk."""
     cache_copies: int
-    """Keys and values of prompt and completions, once per completion."""
+    """Bytes of the keys and values of prompt and completions, one copy per completion of a chunk."""
     cache_gradients: int
-    """What completions leave at the prompt's keys and values."""
+    """Bytes of the gradients of the prompt's keys and values, which all completions add to."""
     logits: int
+    """Bytes of the logits of one chunk of positions, with temporaries and gradient."""
 
     @property
-    def work(self) -> int:
-        """On top of the weights, while a chunk is back-propagated."""
-        kept = self.activations
-        return kept.prefix + kept.chunk + self.cache_copies + self.cache_gradients + self.logits
+    def working_set(self) -> int:
+        """Bytes besides the weights during the backward pass of one chunk."""
+        saved = self.activations
+        return saved.prefix + saved.chunk + self.cache_copies + self.cache_gradients + self.logits
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutMemory:
-    """Bytes of one rollout worker."""
+    """Memory of one rollout worker, all its tensor-parallel ranks together."""
 
     weights: int
-    """The whole model: vLLM loads the tower too."""
-    token_bytes: int
-    """Keys and values of one token."""
-    wanted_tokens: int
-    """Cache for the groups that one worker generates at the same time."""
+    """Bytes of the whole model, the tower included, because vLLM loads it too."""
+    kv_token_bytes: int
+    """Bytes of the keys and values of one token."""
+    kv_cache_tokens: int
+    """Tokens of KV cache needed for the groups that one worker generates at the same time."""
 
     @property
-    def wanted_cache(self) -> int:
-        """The same in bytes."""
-        return self.wanted_tokens * self.token_bytes
+    def kv_cache_bytes(self) -> int:
+        """Bytes of KV cache needed for these groups."""
+        return self.kv_cache_tokens * self.kv_token_bytes
 
 
-def optimizer_bytes(trainable: Weights) -> int:
+def optimizer_bytes(trainable: ParameterCount) -> int:
     """Returns the bytes of AdamW's state: two moments per parameter, one float32 step count per tensor."""
     return 2 * FLOAT32 * trainable.params + FLOAT32 * trainable.tensors
 
@@ -114,18 +123,18 @@ def optimizer_bytes(trainable: Weights) -> int:
 def learner_memory(
     config: RunConfig, shape: ModelShape, data: DataShape, *, on_gpu: bool, replay: ReplayMemory | None
 ) -> LearnerMemory:
-    """Returns the bytes of one learner process.
+    """Returns the memory of one learner process.
 
     Args:
-        config: of the run.
-        shape: of its model.
-        data: of its data set: proxies are per class.
-        on_gpu: where it runs.
-        replay: of the replay worker in the same process, if there is one.
+        config: configuration of the run.
+        shape: sizes of its model.
+        data: sizes of its data set; the metric loss has proxies for each class.
+        on_gpu: True when the learner runs on a GPU.
+        replay: memory of replay in the same process; None when it does not run there.
     """
     processes = config.runtime.learner_processes
     images = -(-config.data.batch_size // processes)
-    all_images = config.data.batch_size  # every process holds the tokens of the whole batch
+    all_images = config.data.batch_size  # every process gathers the tokens of the whole batch
     return LearnerMemory(
         tower=shape.tower.weights,
         pooler=pooler_weights(config, shape.decoder.width),
@@ -139,18 +148,18 @@ def learner_memory(
     )
 
 
-def pooler_weights(config: RunConfig, width: int) -> Weights:
+def pooler_weights(config: RunConfig, width: int) -> ParameterCount:
     """Returns the size of the configured pooler."""
     model = config.model
     with torch.device("meta"):
         pooler = Pooler(model.pooler, key=model.pooler_key, width=width, embedding_dim=model.embedding_dim, seed=None)
-    return Weights.of(pooler)
+    return ParameterCount.of(pooler)
 
 
-def proxy_weights(config: RunConfig, num_classes: int) -> Weights:
-    """Returns the size of the metric loss's proxies: as many for every class."""
+def proxy_weights(config: RunConfig, num_classes: int) -> ParameterCount:
+    """Returns the size of the metric loss's proxies, of which every class has the same number."""
 
-    def with_classes(count: int) -> Weights:
+    def loss_size(count: int) -> ParameterCount:
         loss = build_metric_loss(
             config.objective.metric_loss,
             num_classes=count,
@@ -158,23 +167,24 @@ def proxy_weights(config: RunConfig, num_classes: int) -> Weights:
             seed=0,
             **config.objective.metric_params,
         )
-        return Weights.of(loss)
+        return ParameterCount.of(loss)
 
-    two, three = with_classes(2), with_classes(3)
-    return Weights(num_classes * (three.params - two.params), two.tensors)
+    # Losses of two and of three classes give the parameters per class without building the real size.
+    two, three = loss_size(2), loss_size(3)
+    return ParameterCount(num_classes * (three.params - two.params), two.tensors)
 
 
 def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> ReplayMemory:
-    """Returns the bytes of one replay worker at the mean length of a completion."""
+    """Returns the memory of one replay worker for completions of the mean length."""
     decoder, value = shape.decoder, shape.value_bytes
     rows = min(config.rollout.group_size, config.replay.completions_per_chunk)
     columns = round(token_counts.completion) + 1
     logits = min(config.replay.logits_chunk, rows * (columns - 1)) * decoder.vocabulary
-    # The product (in ``dtype``), its float32 copy, log-softmax and gradient, and the gradient in ``dtype`` again.
+    # Logits in ``dtype``, their float32 copy, log-softmax and gradient, and the gradient in ``dtype``.
     logit_bytes = 3 * FLOAT32 + (0 if value == FLOAT32 else 2 * value)
     return ReplayMemory(
         weights=decoder.weights.params * value,
-        activations=replay_activations(shape, prefix=token_counts.prefix, rows=rows, columns=columns),
+        activations=replay_activations(shape, prefix=token_counts.group_prefix, rows=rows, columns=columns),
         cache_copies=rows * (token_counts.prompt - 1 + columns) * decoder.kv_bytes(value),
         cache_gradients=(token_counts.prompt - 1) * decoder.kv_bytes(value),
         logits=logits * logit_bytes,
@@ -182,13 +192,13 @@ def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCount
 
 
 def rollout_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> RolloutMemory:
-    """Returns the bytes of one rollout worker, all its tensor-parallel parts together."""
+    """Returns the memory of one rollout worker."""
     rollout = config.rollout
     groups = min(rollout.groups_per_lease, -(-rollout.pairs_per_batch // max(1, rollout.workers)))
     sequences = min(rollout.max_sequences, groups * rollout.group_size)
     prompts = -(-sequences // rollout.group_size)
     return RolloutMemory(
         weights=(shape.tower.weights.params + shape.decoder.weights.params) * shape.value_bytes,
-        token_bytes=shape.decoder.kv_bytes(shape.value_bytes),
-        wanted_tokens=round(prompts * token_counts.prompt + sequences * token_counts.completion),
+        kv_token_bytes=shape.decoder.kv_bytes(shape.value_bytes),
+        kv_cache_tokens=round(prompts * token_counts.prompt + sequences * token_counts.completion),
     )

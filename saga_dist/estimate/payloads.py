@@ -1,4 +1,4 @@
-"""Bytes that move and bytes that stay: what the wire format makes of a pair, and what a run leaves on the disk."""
+"""Bytes of records in the object store and of files on disk, measured in the wire format itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import FLOAT32, LearnerMemory
-from saga_dist.estimate.sampling import SamplingDemand
+from saga_dist.estimate.sampling import DynamicSampling
 from saga_dist.estimate.shapes import ModelShape
-from saga_dist.estimate.token_counts import ANSWER_LETTERS_PER_TOKEN, TokenCounts
+from saga_dist.estimate.token_counts import ANSWER_CHARACTERS_PER_TOKEN, TokenCounts
 from saga_dist.types import (
     Completions,
     EncoderTokens,
@@ -24,6 +24,7 @@ from saga_dist.types import (
 from saga_dist.wire import gradients_to_batch, groups_to_batch, tokens_to_batch
 
 PAIR_ID = "s000000.m0.p00"
+"""Pair id of usual length, for the example records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,25 @@ class Payloads:
     """Bytes of a run's records."""
 
     tokens: int
-    """Encoder tokens of one pair."""
+    """Bytes of the encoder tokens of one pair."""
     gradients: int
-    """Token gradients of one pair; in the object store only from replay workers of their own."""
+    """Bytes of the token gradients of one pair; they pass the object store only when replay has workers."""
     group: int
-    """One scored group."""
+    """Bytes of one scored group."""
     step: int
-    """Into the object store in an average step."""
+    """Bytes put into the object store in an average step."""
     store_peak: int
-    """In the object store at the same time, in a step of many micro-batches."""
+    """Bytes in the object store at the same time, in a step with the 99th percentile of micro-batches."""
 
-    def recording(self, config: RunConfig, demand: SamplingDemand) -> int:
-        """Returns the bytes of ``rollouts/`` after the whole run."""
+    def recording(self, config: RunConfig, sampling: DynamicSampling) -> int:
+        """Returns the bytes of the recordings in ``rollouts/`` after the whole run; 0 when nothing is recorded."""
         if not (config.rollout.record and config.objective.needs_rollouts):
             return 0
-        return round(config.run.steps * demand.micro_batches * config.rollout.pairs_per_batch * self.group)
+        return round(config.run.steps * sampling.micro_batches_mean * config.rollout.pairs_per_batch * self.group)
 
 
-def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, demand: SamplingDemand) -> Payloads:
-    """Returns the bytes of records, measured on empty ones in the wire format itself."""
+def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, sampling: DynamicSampling) -> Payloads:
+    """Returns the bytes of records, measured on records of the run's sizes that hold zeros."""
     tokens = EncoderTokens(
         pair_id=PAIR_ID,
         values_NW=torch.zeros(2 * shape.tower.tokens, shape.wire_width, dtype=shape.dtype),
@@ -62,15 +63,15 @@ def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, de
     gradient_bytes = int(gradients_to_batch(_gradients(tokens)).nbytes)
     group_bytes = int(groups_to_batch([_group(config.rollout.group_size, round(token_counts.completion))]).nbytes)
     pairs = config.rollout.pairs_per_batch if config.objective.needs_rollouts else 0
-    returned = demand.trained_groups * gradient_bytes if config.replay.workers else 0.0
-    ahead = config.rollout.max_staleness
+    gradients = sampling.trained_groups * gradient_bytes if config.replay.workers else 0.0
+    max_staleness = config.rollout.max_staleness
 
-    def of_batches(count: float, token_copies: int) -> float:
+    def batch_bytes(count: float, token_copies: int) -> float:
         return count * pairs * (token_copies * token_bytes + group_bytes)
 
-    # Batches that run ahead are encoded again when their step comes.
-    step = of_batches(demand.micro_batches, 2 if ahead else 1) + returned
-    peak = of_batches(demand.micro_batches_often, 1 + ahead) + returned
+    # Prefetched batches are encoded again when their step comes.
+    step = batch_bytes(sampling.micro_batches_mean, 2 if max_staleness else 1) + gradients
+    peak = batch_bytes(sampling.micro_batches_p99, 1 + max_staleness) + gradients
     return Payloads(token_bytes, gradient_bytes, group_bytes, round(step), round(peak))
 
 
@@ -80,12 +81,16 @@ def checkpoint_bytes(learner: LearnerMemory) -> int:
 
 
 def disk_bytes(config: RunConfig, learner: LearnerMemory) -> int:
-    """Returns the bytes of checkpoints and deployable encoder: the newest, the best, and one while it is written."""
-    kept = config.checkpoint.keep + 1 + (1 if config.data.val_fraction else 0)
-    return kept * checkpoint_bytes(learner) + FLOAT32 * (learner.tower.params + learner.pooler.params)
+    """Returns the bytes of the deployable encoder and of all checkpoints that can exist at the same time.
+
+    These are the ``checkpoint.keep`` newest ones, the one that is being written and, with validation classes, the best.
+    """
+    count = config.checkpoint.keep + 1 + (1 if config.data.val_fraction else 0)
+    return count * checkpoint_bytes(learner) + FLOAT32 * (learner.tower.params + learner.pooler.params)
 
 
 def _gradients(tokens: EncoderTokens) -> TokenGradients:
+    """Returns token gradients of zeros for a pair's tokens."""
     attention_N = torch.zeros(tokens.lengths[0])
     return TokenGradients(
         pair_id=tokens.pair_id,
@@ -102,7 +107,7 @@ def _gradients(tokens: EncoderTokens) -> TokenGradients:
 
 
 def _group(size: int, length: int) -> ScoredGroup:
-    """A group of answers of one length."""
+    """Returns a group of ``size`` completions of ``length`` tokens each."""
     sampling = Sampling(num_completions=size, temperature=0.7, top_p=0.95, max_tokens=length, seed=0)
     mask_T = np.zeros(length, dtype=bool)
     return ScoredGroup(
@@ -110,7 +115,7 @@ def _group(size: int, length: int) -> ScoredGroup:
         completions=Completions(
             pair_id=PAIR_ID,
             token_ids=((0,) * length,) * size,
-            texts=("x" * round(length * ANSWER_LETTERS_PER_TOKEN),) * size,
+            texts=("x" * round(length * ANSWER_CHARACTERS_PER_TOKEN),) * size,
             log_probs=(np.zeros(length, np.float32),) * size,
             finish_reasons=("stop",) * size,
             sampling=sampling,

@@ -1,4 +1,4 @@
-"""Which actors share which device, how full that makes it, and what fits at most."""
+"""Placement of actors on devices, the memory that each device then uses, and the largest K that fits."""
 
 from __future__ import annotations
 
@@ -8,66 +8,71 @@ from dataclasses import dataclass
 from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory, RolloutMemory
 from saga_dist.estimate.rates import GIB, Card
-from saga_dist.estimate.sampling import SamplingDemand
+from saga_dist.estimate.sampling import DynamicSampling
 from saga_dist.workers.engines.vllm_engine import CPU_KV_CACHE_LIMIT
 
-CONTEXT_BYTES = GIB
-"""Of a process on a GPU: CUDA, cuBLAS workspaces. An assumption."""
+CUDA_CONTEXT_BYTES = GIB
+"""GPU memory of a process besides tensors: CUDA context, cuBLAS workspaces. An assumption."""
 PROCESS_BYTES = GIB
-"""Of a process on the host: Python, torch, transformers, vLLM, Ray. Between 0.6 and 1.3 GB on the machine this was
-written on."""
+"""Host memory of a process besides tensors: Python, torch, transformers, vLLM, Ray. Measured on one machine: 0.6 to 1.3
+GB."""
 GPU_PROCESS_BYTES = 3 * GIB
-"""The same where there is a GPU: CUDA's libraries too. An assumption."""
+"""Host memory of a process that uses a GPU, with CUDA's libraries. An assumption."""
 SLACK = 1.05
-"""For what the allocator cannot use, and temporaries of single operations. An assumption."""
+"""Factor for fragmentation of the allocator and for temporaries of single operations. An assumption."""
 ENGINE_WORK_BYTES = 2 * GIB
-"""Of vLLM on a GPU besides weights and cache: activations of a prefill, captured graphs. An assumption."""
+"""GPU memory of vLLM besides weights and KV cache: activations of a prefill, CUDA graphs. An assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleMemory:
-    """Bytes by role."""
+    """Memory of one process of each role."""
 
     learner: LearnerMemory
+    """Memory of a learner process."""
     rollout: RolloutMemory | None
+    """Memory of a rollout worker; None when the run has no engine."""
     replay: ReplayMemory | None
-    """Of workers of their own."""
+    """Memory of a replay worker; None when replay runs in the learner's process, or the run needs no MLLM."""
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One device, or several alike."""
+class DeviceUsage:
+    """Memory use of a device, or of several devices with the same actors."""
 
     name: str
+    """Name of the card."""
     count: int
+    """Number of such devices."""
     actors: tuple[tuple[str, int], ...]
-    """Role and bytes of every actor on it."""
+    """Role and bytes of each actor on the device."""
     capacity: float
+    """Bytes of the device."""
 
     @property
     def used(self) -> int:
-        """Bytes of all actors."""
+        """Bytes of all actors together."""
         return sum(taken for _, taken in self.actors)
 
     @property
-    def share(self) -> float:
-        """Of the device's memory."""
+    def utilization(self) -> float:
+        """Used share of the device's memory; above 1 when the actors do not fit."""
         return self.used / self.capacity
 
     @property
     def fits(self) -> bool:
-        """True when everything has room."""
+        """True when the device can hold all its actors."""
         return self.used <= self.capacity
 
 
-def place_actors(config: RunConfig, memories: RoleMemory, card: Card, micro_batches: float) -> list[Device]:
-    """Returns every device with what is on it.
+def assign_devices(config: RunConfig, memories: RoleMemory, card: Card, micro_batches: float) -> list[DeviceUsage]:
+    """Returns the devices of a run, each with its actors.
 
     Args:
-        config: says which actor asks for how much of a GPU.
-        memories: bytes by role.
-        card: the device; a processor holds everything.
-        micro_batches: of the step that is looked at.
+        config: configuration of the run, with the GPU share that each actor requests.
+        memories: memory of each role.
+        card: kind of device. A CPU holds all actors, and so does one GPU for a serial run or without GPU requests.
+        micro_batches: micro-batches of the step.
     """
     runtime, rollout, replay = config.runtime, config.rollout, config.replay
     actors: list[tuple[str, float, int]] = []
@@ -79,111 +84,120 @@ def place_actors(config: RunConfig, memories: RoleMemory, card: Card, micro_batc
     if memories.replay is not None:
         actors += [("replay", replay.num_gpus, _replay_bytes(memories.replay, card))] * replay.workers
     if not card.on_gpu or runtime.kind == "serial" or not any(gpus for _, gpus, _ in actors):
-        one = card.name.partition(" on ")[0]
-        return [Device(one, 1, tuple((role, taken) for role, _, taken in actors), card.memory)]
-    return _packed(actors, card)
+        name = card.name.partition(" on ")[0]
+        return [DeviceUsage(name, 1, tuple((role, taken) for role, _, taken in actors), card.memory)]
+    return _pack(actors, card)
 
 
-def _packed(actors: Sequence[tuple[str, float, int]], card: Card) -> list[Device]:
-    """Whole cards for who asks for whole ones; fractions share, the largest first, as Ray places them."""
-    devices: list[Device] = []
+def _pack(actors: Sequence[tuple[str, float, int]], card: Card) -> list[DeviceUsage]:
+    """Returns the cards that actors (role, requested GPUs, bytes) are placed on, in the way Ray places them.
+
+    An actor that requests whole GPUs gets cards of its own, and its bytes are divided evenly among them. Actors that
+    request a fraction share cards, the largest fraction first.
+    """
+    devices: list[DeviceUsage] = []
     for role in dict.fromkeys(role for role, gpus, _ in actors if gpus >= 1):
-        alike = [(gpus, taken) for name, gpus, taken in actors if name == role and gpus >= 1]
-        count, taken = sum(int(gpus) for gpus, _ in alike), alike[0][1]
-        devices.append(Device(card.name, count, ((role, taken // int(alike[0][0])),), card.memory))
-    shared: list[tuple[float, list[tuple[str, int]]]] = []
-    for role, gpus, taken in sorted((one for one in actors if one[1] < 1), key=lambda one: -one[1]):
-        for index, (room, inside) in enumerate(shared):
-            if gpus <= room + 1e-6:
-                shared[index] = (room - gpus, [*inside, (role, taken)])
+        whole = [(gpus, taken) for name, gpus, taken in actors if name == role and gpus >= 1]
+        count, taken = sum(int(gpus) for gpus, _ in whole), whole[0][1]
+        devices.append(DeviceUsage(card.name, count, ((role, taken // int(whole[0][0])),), card.memory))
+    shared: list[tuple[float, list[tuple[str, int]]]] = []  # free fraction and actors of each shared card
+    for role, gpus, taken in sorted((actor for actor in actors if actor[1] < 1), key=lambda actor: -actor[1]):
+        for index, (free, placed) in enumerate(shared):
+            if gpus <= free + 1e-6:
+                shared[index] = (free - gpus, [*placed, (role, taken)])
                 break
         else:
             shared.append((1.0 - gpus, [(role, taken)]))
-    return [*devices, *(Device(card.name, 1, tuple(inside), card.memory) for _, inside in shared)]
+    return [*devices, *(DeviceUsage(card.name, 1, tuple(placed), card.memory) for _, placed in shared)]
 
 
 def _learner_bytes(learner: LearnerMemory, micro_batches: float, *, on_gpu: bool) -> int:
-    return round(learner.peak(micro_batches) * SLACK) + (CONTEXT_BYTES if on_gpu else PROCESS_BYTES)
+    return round(learner.peak(micro_batches) * SLACK) + (CUDA_CONTEXT_BYTES if on_gpu else PROCESS_BYTES)
 
 
 def _replay_bytes(replay: ReplayMemory, card: Card) -> int:
-    return round((replay.weights + replay.work) * SLACK) + (CONTEXT_BYTES if card.on_gpu else PROCESS_BYTES)
+    return round((replay.weights + replay.working_set) * SLACK) + (CUDA_CONTEXT_BYTES if card.on_gpu else PROCESS_BYTES)
 
 
 def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
-    """Returns the bytes that one rollout worker takes.
+    """Returns the bytes that one rollout worker allocates.
 
-    vLLM takes the share of the GPU that it is given, weights and KV cache in it. Of every other engine it is assumed
-    that it takes what the transformers engine does: weights, and the KV cache that its sequences fill.
+    vLLM on a GPU allocates ``rollout.gpu_memory_utilization`` of it, for weights and KV cache. Every other engine is
+    assumed to allocate what the transformers engine does: weights, and the KV cache that its sequences fill.
     """
     settings = config.rollout
     if card.on_gpu and settings.engine == "vllm":
         return round(settings.gpu_memory_utilization * card.memory * settings.tensor_parallel_size)
     if settings.engine == "vllm":
-        return rollout.weights + processor_cache_bytes(config, rollout) + PROCESS_BYTES
-    base = CONTEXT_BYTES if card.on_gpu else PROCESS_BYTES
-    return round((rollout.weights + rollout.wanted_cache) * SLACK) + base
+        return rollout.weights + cpu_kv_cache_bytes(config, rollout) + PROCESS_BYTES
+    base = CUDA_CONTEXT_BYTES if card.on_gpu else PROCESS_BYTES
+    return round((rollout.weights + rollout.kv_cache_bytes) * SLACK) + base
 
 
-def processor_cache_bytes(config: RunConfig, rollout: RolloutMemory) -> int:
-    """Returns the cache that vLLM gets without a GPU: full contexts for all sequences, within limits."""
-    wanted = config.rollout.max_sequences * config.rollout.max_model_len * rollout.token_bytes
+def cpu_kv_cache_bytes(config: RunConfig, rollout: RolloutMemory) -> int:
+    """Returns the bytes of vLLM's KV cache on a CPU: full contexts for all sequences, within the engine's limits."""
+    wanted = config.rollout.max_sequences * config.rollout.max_model_len * rollout.kv_token_bytes
     return min(max(wanted, 64 << 20), CPU_KV_CACHE_LIMIT)
 
 
-def cache_tokens(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
-    """Returns the tokens that the engine's cache holds: negative where not even the weights have room."""
+def kv_cache_capacity(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
+    """Returns the number of tokens that the engine's KV cache can hold; negative when not even the weights fit."""
     settings = config.rollout
     if not card.on_gpu:
-        return processor_cache_bytes(config, rollout) // rollout.token_bytes
-    room = engine_bytes(config, rollout, card) - settings.tensor_parallel_size * ENGINE_WORK_BYTES
-    return int(room - rollout.weights) // rollout.token_bytes
+        return cpu_kv_cache_bytes(config, rollout) // rollout.kv_token_bytes
+    usable = engine_bytes(config, rollout, card) - settings.tensor_parallel_size * ENGINE_WORK_BYTES
+    return int(usable - rollout.weights) // rollout.kv_token_bytes
 
 
-def max_groups(config: RunConfig, memories: RoleMemory, card: Card, demand: SamplingDemand) -> int:
-    """Returns the largest K that the learner's device has room for: K decides how many micro-batches stay open.
+def max_groups(config: RunConfig, memories: RoleMemory, card: Card, sampling: DynamicSampling) -> int:
+    """Returns the largest K (contributing groups per step) with which every device can hold its actors.
 
-    Replay works on one group at a time and on ``completions_per_chunk`` of its completions, so that neither K nor G
-    beyond that takes memory there.
+    K determines how many micro-batches the learner holds until the step ends. Replay processes one group at a time, and
+    ``completions_per_chunk`` of its completions, so its memory does not depend on K, nor on G beyond that.
     """
     batches = 0
-    while batches < 1024 and all(device.fits for device in place_actors(config, memories, card, batches + 1)):
+    while batches < 1024 and all(device.fits for device in assign_devices(config, memories, card, batches + 1)):
         batches += 1
-    return int(batches * config.rollout.pairs_per_batch * demand.contributing_share)
+    return int(batches * config.rollout.pairs_per_batch * sampling.contributing_share)
 
 
 def serial_bytes(config: RunConfig, memories: RoleMemory, micro_batches: int) -> int:
-    """Returns the host memory of one process that holds every role, without a GPU.
+    """Returns the host memory of one process that runs every role on the CPU.
 
-    The replay worker is one of its own there, wherever the configuration has it.
+    Args:
+        config: configuration of the run.
+        memories: memory of each role. Where the configuration has replay workers, the process holds one besides the
+            learner.
+        micro_batches: micro-batches of the step.
     """
-    parts = memories.learner.peak(micro_batches)
+    total = memories.learner.peak(micro_batches)
     if memories.replay is not None:
-        parts += memories.replay.weights + memories.replay.work
+        total += memories.replay.weights + memories.replay.working_set
     if memories.rollout is not None:
-        cache = processor_cache_bytes(config, memories.rollout) if config.rollout.engine == "vllm" else 0
-        parts += memories.rollout.weights + cache
-    return round(parts * SLACK) + PROCESS_BYTES
+        cache = cpu_kv_cache_bytes(config, memories.rollout) if config.rollout.engine == "vllm" else 0
+        total += memories.rollout.weights + cache
+    return round(total * SLACK) + PROCESS_BYTES
 
 
 def host_bytes(config: RunConfig, memories: RoleMemory, card: Card, store: int) -> int:
     """Returns the host memory of all processes together, the object store included.
 
     Args:
-        config: how many processes.
-        memories: bytes by role.
-        card: where tensors live; without a GPU all of them are in host memory.
+        config: configuration of the run, with the number of processes.
+        memories: memory of each role.
+        card: kind of device; without a GPU all tensors are in host memory.
         store: bytes in the object store.
     """
     if not card.on_gpu and config.runtime.kind == "serial":
         return serial_bytes(config, memories, 1)
     if not card.on_gpu:
-        on_devices = sum(device.used for device in place_actors(config, memories, card, 1))
-        return on_devices + PROCESS_BYTES + store  # the coordinator is one more
+        on_devices = sum(device.used for device in assign_devices(config, memories, card, 1))
+        return on_devices + PROCESS_BYTES + store  # PROCESS_BYTES: the coordinator's process
     processes = 1 + config.runtime.learner_processes
     processes += config.rollout.workers if memories.rollout is not None else 0
     processes += config.replay.workers if memories.replay is not None else 0
-    # A checkpoint is copied to the host before it is written: the larger of its two files at a time.
-    copy = max(memories.learner.weights, memories.learner.optimizer)
-    spread = memories.replay.weights if memories.replay is not None and config.replay.num_gpus >= 2 else 0
-    return processes * GPU_PROCESS_BYTES + copy + spread + store
+    # A checkpoint is copied to the host before it is written, one of its two files at a time.
+    checkpoint_copy = max(memories.learner.weights, memories.learner.optimizer)
+    # A backbone that is spread over several GPUs is loaded on the host first.
+    loading = memories.replay.weights if memories.replay is not None and config.replay.num_gpus >= 2 else 0
+    return processes * GPU_PROCESS_BYTES + checkpoint_copy + loading + store

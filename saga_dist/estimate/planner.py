@@ -1,4 +1,4 @@
-"""The whole estimate of a configuration: sizes, bytes, operations, seconds, plans."""
+"""Estimates a configuration: sizes, bytes, operations, seconds, and plans for numbers of GPUs."""
 
 from __future__ import annotations
 
@@ -10,97 +10,111 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.estimate.data import DataShape, data_shape
-from saga_dist.estimate.measure import MeasuredSteps, measure_now, measured_run, rates_from
+from saga_dist.estimate.measure import MeasuredSteps, measure_steps, rates_from, steps_of_run
 from saga_dist.estimate.memory import ReplayMemory, learner_memory, replay_memory, rollout_memory
 from saga_dist.estimate.operations import encoder_forward, group_operations
 from saga_dist.estimate.payloads import Payloads, payloads
-from saga_dist.estimate.placement import Device, RoleMemory, host_bytes, max_groups, place_actors
+from saga_dist.estimate.placement import DeviceUsage, RoleMemory, assign_devices, host_bytes, max_groups
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Card, Rates, card_rates, read_rates
-from saga_dist.estimate.sampling import demand
-from saga_dist.estimate.scaling import Plan, Saturation, best_plan, own_split, saturations
+from saga_dist.estimate.sampling import dynamic_sampling
+from saga_dist.estimate.scaling import Plan, Saturation, best_plan, configured_allocation, saturations
 from saga_dist.estimate.shapes import model_shape
 from saga_dist.estimate.steps import StepTime, StepTimes, Workload, step_times
 from saga_dist.estimate.token_counts import count_tokens
 
 GPUS = (1, 8, 64)
+"""Numbers of GPUs that are planned for unless others are given."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateSource:
-    """What seconds rest on."""
+    """Rates used to compute durations, with the inputs that were measured along with them."""
 
     rates: Rates
-    known: dict[str, float] = field(default_factory=dict)
-    """``contributing_share`` and ``completion_tokens`` where they were measured."""
+    """Rates, each with its source."""
+    inputs: dict[str, float] = field(default_factory=dict)
+    """Measured ``contributing_share`` and ``completion_tokens``; what is absent is assumed."""
     source: str = ""
-    """Of what is known."""
+    """Source of the measured inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanInputs:
-    """A configuration on a kind of device: all that figures are worked out from."""
+    """A configuration on a kind of device: everything that an estimate is computed from."""
 
     work: Workload
+    """Configuration, sizes and rates that the duration of a step depends on."""
     data: DataShape
+    """Sizes of the data set."""
     card: Card
+    """Kind of device that the run is planned on."""
     memories: RoleMemory
+    """Memory of each role that the configuration has."""
     replay: ReplayMemory
-    """Of a replay worker, wherever it would be."""
+    """Memory of a replay worker, also when the configuration has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How full everything gets."""
+    """Memory and object-store use of one configuration."""
 
     plan_inputs: PlanInputs
+    """Inputs of the estimate."""
     payloads: Payloads
-    devices: dict[int, list[Device]]
-    """By micro-batches of a step: as many as one takes mostly, as 99 of 100 stay within, as it may take."""
+    """Bytes of records."""
+    devices: dict[int, list[DeviceUsage]]
+    """Devices by number of micro-batches in a step: the mean rounded up, the 99th percentile, and the maximum."""
     max_groups: int
-    """The largest K with room."""
+    """Largest K with which every device can hold its actors."""
     host: int
-    """Bytes of host memory."""
+    """Bytes of host memory of all processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate(MemoryPlan):
-    """All figures of one configuration."""
+    """Memory, durations and plans of one configuration."""
 
-    own_times: StepTimes
-    """A step as the configuration divides it."""
+    configured_times: StepTimes
+    """Durations of a step with the allocation of the configuration."""
     saturations: list[Saturation]
+    """Number of workers at which each role saturates."""
     plans: list[tuple[Plan | None, Plan | None]]
-    """For every number of GPUs: sync and overlapped; None where a role fits no card."""
+    """Sync and overlapped plan for each number of GPUs; None where a role fits no card."""
 
     @property
-    def own(self) -> StepTime:
-        """A step as the configuration divides it, at the expected rates."""
-        return self.own_times.expected
+    def configured_time(self) -> StepTime:
+        """Durations of a step with the allocation of the configuration, at the expected rates."""
+        return self.configured_times.expected
 
     @property
     def evaluation_s(self) -> Range:
-        """Seconds to embed the test images once, reading left out."""
+        """Seconds to encode the test images once, without reading and preprocessing them."""
         work = self.plan_inputs.work
-        return work.rates.encoder.range.dividing(self.plan_inputs.data.test_images * encoder_forward(work.shape.tower))
+        return self.plan_inputs.data.test_images * encoder_forward(work.shape.tower) / work.rates.encoder.range
 
 
 @contextmanager
 def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Iterator[PlanInputs]:
-    """Yields a configuration's setting; the model's family stays usable inside.
+    """Yields the inputs of an estimate; the model's family is usable only within the context.
+
+    Args:
+        config: configuration of the run.
+        card: kind of device.
+        rate_source: rates and measured inputs.
 
     Raises:
         UserError: model or data cannot be used.
     """
     with model_shape(config) as shape:
         token_counts, data = count_tokens(config, shape), data_shape(config)
-        if "completion_tokens" in rate_source.known:
+        if "completion_tokens" in rate_source.inputs:
             token_counts = replace(
-                token_counts, completion=rate_source.known["completion_tokens"], completion_source=rate_source.source
+                token_counts, completion=rate_source.inputs["completion_tokens"], completion_source=rate_source.source
             )
         replay, rollout = replay_memory(config, shape, token_counts), rollout_memory(config, shape, token_counts)
-        inside = replay if config.needs_mllm and not config.replay.workers else None
-        learner = learner_memory(config, shape, data, on_gpu=card.on_gpu, replay=inside)
+        in_process = replay if config.needs_mllm and not config.replay.workers else None
+        learner = learner_memory(config, shape, data, on_gpu=card.on_gpu, replay=in_process)
         memories = RoleMemory(
             learner=learner,
             rollout=rollout if config.needs_engine else None,
@@ -110,7 +124,7 @@ def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Itera
             config=config,
             shape=shape,
             token_counts=token_counts,
-            demand=demand(config, rate_source.known.get("contributing_share"), rate_source.source),
+            dynamic_sampling=dynamic_sampling(config, rate_source.inputs.get("contributing_share"), rate_source.source),
             group=group_operations(shape.decoder, token_counts, config.rollout.group_size),
             learner=learner,
             rollout=rollout,
@@ -120,36 +134,36 @@ def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Itera
 
 
 def memory_plan(plan_inputs: PlanInputs) -> MemoryPlan:
-    """Returns how full everything gets; rates are not looked at."""
-    config, needed = plan_inputs.work.config, plan_inputs.work.demand
-    counts = (math.ceil(needed.micro_batches), needed.micro_batches_often, needed.micro_batches_most)
-    moved = payloads(config, plan_inputs.work.shape, plan_inputs.work.token_counts, needed)
-    store = moved.store_peak if config.runtime.kind == "ray" else 0
+    """Returns the memory use of a configuration, which does not depend on rates."""
+    config, sampling = plan_inputs.work.config, plan_inputs.work.dynamic_sampling
+    counts = (math.ceil(sampling.micro_batches_mean), sampling.micro_batches_p99, sampling.micro_batches_max)
+    record_bytes = payloads(config, plan_inputs.work.shape, plan_inputs.work.token_counts, sampling)
+    store = record_bytes.store_peak if config.runtime.kind == "ray" else 0
     return MemoryPlan(
         plan_inputs=plan_inputs,
-        payloads=moved,
-        devices={count: place_actors(config, plan_inputs.memories, plan_inputs.card, count) for count in counts},
-        max_groups=max_groups(config, plan_inputs.memories, plan_inputs.card, needed),
+        payloads=record_bytes,
+        devices={count: assign_devices(config, plan_inputs.memories, plan_inputs.card, count) for count in counts},
+        max_groups=max_groups(config, plan_inputs.memories, plan_inputs.card, sampling),
         host=host_bytes(config, plan_inputs.memories, plan_inputs.card, store),
     )
 
 
 def estimate(plan_inputs: PlanInputs, gpus: Sequence[int] = GPUS) -> Estimate:
-    """Returns all figures of a setting.
+    """Returns the estimate of a configuration.
 
     Args:
-        setting: the configuration on a kind of device.
-        gpus: numbers of GPUs to plan for; unread where the device is a processor.
+        plan_inputs: the configuration on a kind of device.
+        gpus: numbers of GPUs to plan for; ignored when the device is a CPU.
     """
-    work, card, filled = plan_inputs.work, plan_inputs.card, memory_plan(plan_inputs)
-    shared = card.on_gpu and sum(device.count for device in next(iter(filled.devices.values()))) == 1
+    work, card, memory = plan_inputs.work, plan_inputs.card, memory_plan(plan_inputs)
+    shared = card.on_gpu and sum(device.count for device in next(iter(memory.devices.values()))) == 1
     return Estimate(
         plan_inputs=plan_inputs,
-        payloads=filled.payloads,
-        devices=filled.devices,
-        max_groups=filled.max_groups,
-        host=filled.host,
-        own_times=step_times(work, own_split(work, shared=shared)),
+        payloads=memory.payloads,
+        devices=memory.devices,
+        max_groups=memory.max_groups,
+        host=memory.host,
+        configured_times=step_times(work, configured_allocation(work, shared=shared)),
         saturations=saturations(work),
         plans=[
             (
@@ -162,42 +176,56 @@ def estimate(plan_inputs: PlanInputs, gpus: Sequence[int] = GPUS) -> Estimate:
 
 
 def wants_gpu(config: RunConfig) -> bool:
-    """Returns whether some role of the configuration asks for a GPU."""
-    asks = (config.runtime.learner_num_gpus, config.rollout.num_gpus, config.replay.num_gpus)
-    return any(asks) or config.model.device.startswith("cuda")
+    """Returns True when some role of the configuration requests a GPU."""
+    requested = (config.runtime.learner_num_gpus, config.rollout.num_gpus, config.replay.num_gpus)
+    return any(requested) or config.model.device.startswith("cuda")
 
 
 def assumed_rates(config: RunConfig, card: Card) -> RateSource:
-    """Returns the rates of a card's data sheet, at assumed utilisations."""
+    """Returns rates from a card's data sheet and assumed utilisations."""
     return RateSource(card_rates(card, images=math.ceil(config.data.batch_size / config.runtime.learner_processes)))
 
 
 def measured_rates(config: RunConfig, card: Card, measured: Path) -> RateSource:
-    """Returns the rates of a file, or of a run directory's steps; assumed ones where it has none.
+    """Returns measured rates, and assumed ones where the measurement has none.
+
+    Args:
+        config: configuration to estimate.
+        card: kind of device.
+        measured: JSON file of rates, or a run directory, whose steps give the rates.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: ``measured`` cannot be read, or has another content.
     """
     assumed, source = assumed_rates(config, card), f"measured: {measured}"
     if not measured.is_dir():
-        rates, known = read_rates(measured, assumed.rates)
-        return RateSource(rates, known, source)
-    ran = load_run_config(measured)
-    steps = measured_run(measured, ran)
-    with plan_inputs(ran, card, assumed_rates(ran, card)) as of_run:
-        rates = rates_from(steps, of_run.work, what=f"{steps.num_steps} steps of {measured}")
-    return RateSource(rates, steps.known, source)
+        rates, inputs = read_rates(measured, assumed.rates)
+        return RateSource(rates, inputs, source)
+    run_config = load_run_config(measured)
+    steps = steps_of_run(measured, run_config)
+    with plan_inputs(run_config, card, assumed_rates(run_config, card)) as run_inputs:
+        rates = rates_from(steps, run_inputs.work, what=f"{steps.num_steps} steps of {measured}")
+    return RateSource(rates, steps.inputs, source)
 
 
 def calibrated_rates(config: RunConfig, card: Card, num_steps: int) -> tuple[RateSource, MeasuredSteps, int]:
-    """Returns the rates of a few real steps of this configuration in this process, what they were like, and the
-    process's peak bytes.
+    """Runs a few training steps of this configuration in this process and measures their rates.
+
+    Args:
+        config: configuration to estimate.
+        card: kind of device of this machine.
+        num_steps: number of steps to measure.
+
+    Returns:
+        rate_source: rates and inputs of the steps.
+        steps: means over the steps.
+        peak: highest resident memory of the process, in bytes.
 
     Raises:
         UserError: model or data cannot be used.
     """
     serial = config.model_copy(update={"runtime": config.runtime.model_copy(update={"kind": "serial"})})
-    steps, peak = measure_now(config, num_steps)
-    with plan_inputs(serial, card, assumed_rates(serial, card)) as here:
-        rates = rates_from(steps, here.work, what=f"{num_steps} steps now, everything in one process")
-    return RateSource(rates, steps.known, "measured: the same steps"), steps, peak
+    steps, peak = measure_steps(config, num_steps)
+    with plan_inputs(serial, card, assumed_rates(serial, card)) as serial_inputs:
+        rates = rates_from(steps, serial_inputs.work, what=f"{num_steps} steps now, everything in one process")
+    return RateSource(rates, steps.inputs, "measured: the same steps"), steps, peak

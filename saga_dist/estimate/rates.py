@@ -1,7 +1,7 @@
-"""How fast and how large the devices are: every number with its source, measured or assumed.
+"""Rates of devices: throughput, bandwidth and overheads, each with its source, measured or assumed.
 
-Without a measurement a rate is the data sheet's peak times a utilisation with a range; all three are named wherever the
-rate is printed.
+Without a measurement a rate is the peak of the data sheet times an assumed utilisation that has a range. The printed
+source of a rate names peak, utilisation and range.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,20 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One device, as its data sheet says."""
+    """Data sheet of one kind of device."""
 
     name: str
+    """Name of the device, for reports."""
     memory: float
-    """Bytes that programs may use."""
+    """Bytes of memory that programs can allocate."""
     operations: float
-    """Per second, bfloat16, dense."""
+    """Peak floating-point operations per second: dense, bfloat16."""
     bandwidth: float
-    """Bytes per second of its memory."""
+    """Peak memory bandwidth, bytes per second."""
     link: float
-    """Bytes per second to another card of the node."""
+    """Peak bandwidth to another card of the node, bytes per second in one direction."""
     on_gpu: bool = True
+    """False for the card that stands for this machine's CPU."""
 
 
 CARDS = {
@@ -47,90 +49,99 @@ CARDS = {
     "b200": Card("B200 180 GB", 178.3 * GIB, 2250e12, 8000 * GB, 900 * GB),
     "l40s": Card("L40S 48 GB", 44.4 * GIB, 362e12, 864 * GB, 32 * GB),
 }
-"""NVIDIA's data sheets: dense bfloat16, one direction of the link; memory is about what CUDA reports of such a card."""
+"""NVIDIA's data sheets, by name of ``--card``. Operations are dense bfloat16, links count one direction, and memory is
+about what CUDA reports for such a card."""
 
-PAPERS_CARD = "h200"
+PAPER_CARD = "h200"
+"""The card that the paper's runs used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A number, where it comes from, and the range in which it plausibly lies."""
+    """A rate with its source and its plausible range."""
 
     value: float
+    """Expected value; its unit depends on the rate."""
     source: str
+    """Source of the value, as printed with it."""
     low: float | None = None
-    """None, like ``high``, where the number was measured."""
+    """Lower end of the plausible range; None when the value was measured."""
     high: float | None = None
+    """Upper end of the plausible range; None when the value was measured."""
 
     @property
     def range(self) -> Range:
-        """The number with its bounds, which are the number itself where it was measured."""
+        """The value with its range; a measured value is both ends of its range."""
         return Range(self.value, *(self.value if bound is None else bound for bound in (self.low, self.high)))
 
 
 NOT_MEASURED = Rate(0.0, "not measured")
+"""Value of an optional rate that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What turns operations and bytes into seconds."""
+    """Rates that convert operations and bytes into seconds."""
 
     encoder: Rate
-    """Operations per second of the tower's forward pass."""
+    """Tower, forward pass: operations per second."""
     backward: Rate
-    """Operations per second of its backward pass."""
+    """Tower, backward pass: operations per second."""
     replay: Rate
-    """Operations per second of replay."""
+    """Replay, forward and backward: operations per second."""
     prefill: Rate
-    """Operations per second of the engine on prompts."""
+    """Engine, prefill: operations per second."""
     decode: Rate
-    """Bytes per second of weights and cache that the engine reads while it generates."""
+    """Engine, decode: bytes of weights and KV cache read per second."""
     decode_operations: Rate
-    """Operations per second while it generates, if it does not wait for memory."""
+    """Engine, decode, when it is bound by compute and not by memory: operations per second."""
     engine_step: Rate
-    """Seconds of every engine step besides."""
+    """Engine, decode: seconds of overhead per step."""
     update: Rate
-    """Bytes per second of the optimizer."""
+    """Optimizer: bytes of memory traffic per second."""
     link: Rate
-    """Bytes per second between processes of a learner."""
+    """Learner processes: bytes per second between two of them."""
     encode_overhead: Rate
-    """Seconds a micro-batch besides: reading images, preprocessing."""
+    """Learner: seconds per micro-batch to read and preprocess images."""
     rollout_tokens: Rate = NOT_MEASURED
-    """Generated tokens per second of one worker, all in all; where measured, the engine's four rates are unread."""
+    """Rollout worker: generated tokens per second, prefill and overheads included. When it is measured, ``prefill``,
+    ``decode``, ``decode_operations`` and ``engine_step`` are not used."""
 
     def fastest(self) -> Rates:
-        """Returns the rates with every assumed one at the end of its range that makes a run short."""
-        return self._at_one_end(fast=True)
+        """Returns the rates with every assumed one at the fast end of its range."""
+        return self._at_bounds(fast=True)
 
     def slowest(self) -> Rates:
-        """Returns the rates with every assumed one at the end of its range that makes a run long."""
-        return self._at_one_end(fast=False)
+        """Returns the rates with every assumed one at the slow end of its range."""
+        return self._at_bounds(fast=False)
 
-    def _at_one_end(self, *, fast: bool) -> Rates:
-        ends = {}
+    def _at_bounds(self, *, fast: bool) -> Rates:
+        bounds = {}
         for field in fields(self):
             rate: Rate = getattr(self, field.name)
             upper = fast != (field.name in DURATIONS)
-            ends[field.name] = replace(rate, value=rate.range.high if upper else rate.range.low)
-        return Rates(**ends)
+            bounds[field.name] = replace(rate, value=rate.range.high if upper else rate.range.low)
+        return Rates(**bounds)
 
 
 DURATIONS = ("engine_step", "encode_overhead")
-"""Rates in seconds, of which the low end of a range is the fast one."""
+"""Names of the rates that are durations in seconds: the low end of their range is the fast one."""
 
 
 def card_rates(card: Card, *, images: int) -> Rates:
-    """Returns the rates of a card by its data sheet and the assumed utilisations.
+    """Returns rates from a card's data sheet and the assumed utilisations.
 
     Args:
         card: the device.
-        images: of one micro-batch and process, for the time to read them.
+        images: images of one micro-batch in one learner process, for the time to read them.
     """
 
-    def share(name: str, peak: float, what: str) -> Rate:
-        used = UTILISATIONS[name]
-        source = f"{card.name}: {what} x {used.value:.0%} (assumed), {used.low:.0%} to {used.high:.0%}: {used.reason}"
-        return Rate(peak * used.value, source, peak * used.low, peak * used.high)
+    def utilised(name: str, peak: float, what: str) -> Rate:
+        share = UTILISATIONS[name]
+        source = (
+            f"{card.name}: {what} x {share.value:.0%} (assumed), {share.low:.0%} to {share.high:.0%}: {share.reason}"
+        )
+        return Rate(peak * share.value, source, peak * share.low, peak * share.high)
 
     def seconds(assumed: Assumption, count: int, what: str) -> Rate:
         source = (
@@ -139,66 +150,69 @@ def card_rates(card: Card, *, images: int) -> Rates:
         )
         return Rate(count * assumed.value, source, count * assumed.low, count * assumed.high)
 
-    product = f"{card.operations / 1e12:.4g} TFLOP/s"
+    compute = f"{card.operations / 1e12:.4g} TFLOP/s"
     memory = f"{card.bandwidth / GB:,.4g} GB/s"
     return Rates(
-        encoder=share("encoder", card.operations, product),
-        backward=share("backward", card.operations, product),
-        replay=share("replay", card.operations, product),
-        prefill=share("prefill", card.operations, product),
-        decode=share("decode", card.bandwidth, memory),
-        decode_operations=share("decode_operations", card.operations, product),
+        encoder=utilised("encoder", card.operations, compute),
+        backward=utilised("backward", card.operations, compute),
+        replay=utilised("replay", card.operations, compute),
+        prefill=utilised("prefill", card.operations, compute),
+        decode=utilised("decode", card.bandwidth, memory),
+        decode_operations=utilised("decode_operations", card.operations, compute),
         engine_step=seconds(ENGINE_STEP_S, 1, "an engine step"),
-        update=share("update", card.bandwidth, memory),
-        link=share("link", card.link, f"{card.link / GB:,.4g} GB/s"),
+        update=utilised("update", card.bandwidth, memory),
+        link=utilised("link", card.link, f"{card.link / GB:,.4g} GB/s"),
         encode_overhead=seconds(IMAGE_S, images, "an image"),
     )
 
 
-def this_machine() -> Card:
-    """Returns this machine's processor as a card: a product and a copy, timed here and now on torch's threads."""
+def cpu_card() -> Card:
+    """Returns this machine's CPU as a card; a float32 matrix product and a copy are timed on torch's threads."""
     size, megabytes = 768, 64
     left, right = torch.randn(size, size), torch.randn(size, size)
     block = torch.ones(megabytes << 18)
-    product_s = _best(lambda: left @ right)
-    copy_s = _best(block.clone)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    bandwidth = 2 * block.nbytes / copy_s
+    product_s = _shortest_s(lambda: left @ right)
+    copy_s = _shortest_s(block.clone)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    bandwidth = 2 * block.nbytes / copy_s  # a copy reads and writes every byte
     name = f"this processor on {torch.get_num_threads()} threads, a product and a copy timed now"
-    return Card(name, float(pages), 2.0 * size**3 / product_s, bandwidth, bandwidth, on_gpu=False)
+    return Card(name, float(memory), 2.0 * size**3 / product_s, bandwidth, bandwidth, on_gpu=False)
 
 
 def choose_card(name: str, *, wants_gpu: bool) -> Card:
-    """Returns the card to reckon with.
+    """Returns the card to plan for.
 
     Args:
-        name: a key of ``CARDS``, ``cpu``, or ``auto``: the GPU that is here; without one the paper's card where the
-            configuration wants GPUs, else this processor.
-        wants_gpu: whether it does.
+        name: a key of ``CARDS``, ``cpu``, or ``auto``. ``auto`` is this machine's GPU; without a GPU it is the paper's
+            card when the configuration requests GPUs, and otherwise this machine's CPU.
+        wants_gpu: True when the configuration requests GPUs.
 
     Raises:
-        ConfigError: no such card.
+        ConfigError: the name is unknown, or this machine's GPU has no data sheet here.
     """
-    present = present_card() if name == "auto" else None
-    if present is not None and not present.operations:
+    gpu = local_gpu() if name == "auto" else None
+    if gpu is not None and not gpu.operations:
         raise ConfigError(
-            f"the GPU here is a {present.name}, whose data sheet is not known",
+            f"the GPU here is a {gpu.name}, whose data sheet is not known",
             expected=f"--card with one of {', '.join(CARDS)}",
             fix="choose the nearest, and measure with --calibrate",
         )
-    if present is not None:
-        return present
+    if gpu is not None:
+        return gpu
     if name == "auto":
-        name = PAPERS_CARD if wants_gpu else "cpu"
+        name = PAPER_CARD if wants_gpu else "cpu"
     if name == "cpu":
-        return this_machine()
+        return cpu_card()
     if name not in CARDS:
         raise ConfigError(f"--card {name}", expected=f"auto, cpu, {', '.join(CARDS)}")
     return CARDS[name]
 
 
-def present_card() -> Card | None:
-    """Returns the first GPU of this machine, with the speed of its data sheet where that is known; None without one."""
+def local_gpu() -> Card | None:
+    """Returns this machine's first GPU, with the rates of its data sheet, or zeros when it has none in ``CARDS``.
+
+    Returns None on a machine without a GPU.
+    """
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
@@ -208,16 +222,20 @@ def present_card() -> Card | None:
 
 
 def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
-    """Returns ``rates`` with those of a measurement in their places, and what else was measured.
+    """Reads measured rates from a JSON file.
 
     Args:
-        path: JSON that ``estimate --calibrate --json`` wrote, or one in its form: ``{"rates": {name: {"value": …,
+        path: file that ``estimate --calibrate --json`` wrote, or one of the same form: ``{"rates": {name: {"value": …,
             "source": …}}, "measured": {"contributing_share": …, "completion_tokens": …}}``; a rate may have ``low``
             and ``high``.
-        rates: where it says nothing.
+        rates: rates to keep where the file has none.
+
+    Returns:
+        rates: ``rates``, with those of the file in their places.
+        inputs: the other measured values of the file, by name.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or has another content.
     """
     expected = '{"rates": {name: {"value": number, "source": text}}}, as estimate --calibrate --json writes'
     try:
@@ -231,12 +249,12 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
     names = {field.name for field in fields(Rates)}
     wrong = [name for name, rate in found.items() if name not in names or not _is_plausible(rate.range)]
     if wrong:
-        raise ConfigError(f"rate {wrong[0]!r}", where=str(path), expected=f"numbers of {', '.join(sorted(names))}")
+        raise ConfigError(f"rate {wrong[0]!r}", where=str(path), expected=f"numbers for {', '.join(sorted(names))}")
     return replace(rates, **found), measured
 
 
 def as_json(rates: Rates) -> dict[str, Any]:
-    """Returns the rates as plain values, in the form that ``read_rates`` takes."""
+    """Returns the rates as JSON values, in the form that ``read_rates`` reads."""
     return asdict(rates)
 
 
@@ -249,7 +267,8 @@ def _is_plausible(rate: Range) -> bool:
     return 0 <= rate.low <= rate.value <= rate.high < float("inf")
 
 
-def _best(work: Any, repeats: int = 5) -> float:
+def _shortest_s(work: Callable[[], object], repeats: int = 5) -> float:
+    """Returns the seconds of the fastest of several calls, after one call to warm up."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

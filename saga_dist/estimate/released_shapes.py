@@ -1,6 +1,6 @@
-"""Shapes of released checkpoints, for a model that is not on this machine yet: what their config.json says.
+"""Sizes of released checkpoints, as in their config.json, for models that are not on this machine yet.
 
-Used only where neither the folder nor the hub's cache has a config.json; whoever prints the result says so.
+They are used only when neither the folder nor the Hugging Face cache has a config.json; the printed source says so.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ _NAMES = {
 
 
 def released_files(name: str) -> dict[str, dict[str, Any]] | None:
-    """Returns ``config.json`` and ``preprocessor_config.json`` of a released checkpoint as far as sizes go, or None.
+    """Returns the parts of ``config.json`` and ``preprocessor_config.json`` that determine a released model's sizes.
+
+    Returns None for a name that is no known release.
 
     Args:
-        name: hub name or folder; only its last part counts, e.g. ``Qwen3-VL-8B-Instruct``.
+        name: hub name or folder; only its last component is compared, e.g. ``Qwen3-VL-8B-Instruct``.
     """
     last = name.rstrip("/").rpartition("/")[2]
     for family, (pattern, sizes) in _NAMES.items():
@@ -55,7 +57,7 @@ def released_files(name: str) -> dict[str, dict[str, Any]] | None:
 
 
 def released_names() -> str:
-    """Returns what ``released_files`` knows, for a message."""
+    """Returns the releases that ``released_files`` has, in one line for error messages."""
     return ", ".join(
         f"{name} {'/'.join(sizes)}"
         for name, sizes in (("Qwen3-VL", _QWEN3_VL), ("Qwen2.5-VL", _QWEN2_5_VL), ("InternVL3.5", _INTERNVL3_5))
@@ -136,7 +138,7 @@ def _internvl(
     tower_heads: int,
     tower_mlp: int,
 ) -> dict[str, dict[str, Any]]:
-    large = tower > 1024  # InternViT-6B: norms on queries and keys, RMS norms, no biases
+    large = tower > 1024  # InternViT-6B has RMS norms, norms on queries and keys, and no attention biases
     vision = {
         "hidden_size": tower,
         "num_hidden_layers": depth,

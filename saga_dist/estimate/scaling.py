@@ -1,4 +1,4 @@
-"""How a number of GPUs is best divided among the roles, and where further ones bring nothing."""
+"""Finds the fastest allocation of a number of GPUs to the roles, and the worker count at which a role saturates."""
 
 from __future__ import annotations
 
@@ -7,44 +7,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory
-from saga_dist.estimate.placement import CONTEXT_BYTES, ENGINE_WORK_BYTES, SLACK
+from saga_dist.estimate.placement import CUDA_CONTEXT_BYTES, ENGINE_WORK_BYTES, SLACK
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Card
-from saga_dist.estimate.steps import Split, StepTimes, Workload, step_time, step_times
+from saga_dist.estimate.steps import Allocation, StepTimes, Workload, step_time, step_times
 
-WHOLE_CARD = 0.95
-"""Share of a card that a role alone on it may fill."""
-ALIKE = 0.02
-"""Of two divisions whose times differ by less, the one with fewer GPUs is taken."""
-ENGINE_SHARE = 0.9
-"""``rollout.gpu_memory_utilization`` of an engine alone on its card."""
+MAX_MEMORY_SHARE = 0.95
+"""Largest share of a card's memory that a role may use when it has the card to itself."""
+TIE_TOLERANCE = 0.02
+"""Relative difference in step time below which the allocation with fewer GPUs is preferred."""
+ENGINE_MEMORY_SHARE = 0.9
+"""``rollout.gpu_memory_utilization`` of an engine that has its card to itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run on a number of GPUs."""
+    """Durations and cost of a run on a number of GPUs."""
 
     gpus: int
-    """That there are."""
-    split: Split
+    """Number of GPUs available."""
+    allocation: Allocation
+    """Allocation of GPUs to the roles; it may leave GPUs idle."""
     times: StepTimes
+    """Durations of a step with this allocation."""
     overlapped: bool
+    """True when rollouts overlap with the learner (``rollout.max_staleness`` of 1 or more)."""
     steps: int
+    """Optimizer steps of the run."""
 
     @property
     def seconds_range(self) -> Range:
-        """Seconds of a step."""
+        """Seconds per step."""
         return self.times.range("overlapped" if self.overlapped else "sync")
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step at the expected rates."""
+        """Seconds per step at the expected rates."""
         return self.seconds_range.value
 
     @property
     def hours_range(self) -> Range:
         """Hours of the whole run."""
-        return self.seconds_range.times(self.steps / 3600)
+        return self.seconds_range * (self.steps / 3600)
 
     @property
     def hours(self) -> float:
@@ -53,12 +57,12 @@ class Plan:
 
     @property
     def idle(self) -> int:
-        """GPUs that have nothing to do."""
-        return self.gpus - self.split.gpus
+        """Number of GPUs that the allocation does not use."""
+        return self.gpus - self.allocation.gpus
 
     def cost_range(self, price: float) -> Range:
-        """Returns what the GPUs cost, idle ones included, at a price per GPU and hour."""
-        return self.hours_range.times(self.gpus * price)
+        """Returns the cost of the GPUs, idle ones included, at ``price`` per GPU and hour."""
+        return self.hours_range * (self.gpus * price)
 
     def cost(self, price: float) -> float:
         """Returns the cost at the expected rates."""
@@ -67,14 +71,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """Where a role stops gaining."""
+    """Number of workers at which a role saturates: further workers do not make it faster."""
 
     role: str
+    """``learner``, ``rollout`` or ``replay``."""
     workers: int
-    """Beyond so many it gains nothing."""
+    """Smallest number of workers with the shortest duration."""
     seconds_range: Range
-    """Seconds of the role in a step, at so many."""
+    """Seconds of the role per step, with that many workers."""
     why: str
+    """Reason of the limit, for reports."""
 
     @property
     def seconds(self) -> float:
@@ -82,16 +88,16 @@ class Saturation:
         return self.seconds_range.value
 
 
-def own_split(work: Workload, *, shared: bool) -> Split:
-    """Returns the split that the configuration asks for.
+def configured_allocation(work: Workload, *, shared: bool) -> Allocation:
+    """Returns the allocation that the configuration sets.
 
     Args:
-        work: of the run.
-        shared: True where all of it is on one device.
+        work: workload of the run.
+        shared: True when all roles are on one device.
     """
     config = work.config
     workers = 1 if config.runtime.kind == "serial" else config.rollout.workers
-    return Split(
+    return Allocation(
         learners=config.runtime.learner_processes,
         rollouts=max(1, workers),
         replays=config.replay.workers,
@@ -102,91 +108,103 @@ def own_split(work: Workload, *, shared: bool) -> Split:
 
 
 def best_plan(work: Workload, card: Card, replay: ReplayMemory, gpus: int, *, overlapped: bool) -> Plan | None:
-    """Returns the fastest division of so many GPUs in which every role fits its cards; None when there is none.
+    """Returns the fastest allocation of ``gpus`` GPUs in which every role fits its cards; None when there is none.
 
-    One GPU is shared by all roles, as the configuration says.
+    With one GPU, all roles share it, and whether they fit is not checked here.
+
+    Args:
+        work: workload of the run.
+        card: kind of GPU.
+        replay: memory of a replay worker.
+        gpus: number of GPUs.
+        overlapped: True to compare step times of overlapped training, False of synchronous training.
     """
 
-    def plan(split: Split) -> Plan:
-        return Plan(gpus, split, step_times(work, split), overlapped, work.config.run.steps)
+    def plan(allocation: Allocation) -> Plan:
+        return Plan(gpus, allocation, step_times(work, allocation), overlapped, work.config.run.steps)
 
     if gpus == 1:
-        return plan(Split(1, 1, 0, shared=True))
-    plans = [plan(split) for split in _splits(work, card, replay, gpus)]
+        return plan(Allocation(1, 1, 0, shared=True))
+    plans = [plan(allocation) for allocation in _allocations(work, card, replay, gpus)]
     if not plans:
         return None
-    fastest = min(one.seconds for one in plans)
-    fast = [one for one in plans if one.seconds <= (1 + ALIKE) * fastest]
-    return min(fast, key=lambda one: (one.split.gpus, one.seconds))
+    shortest = min(candidate.seconds for candidate in plans)
+    fast = [candidate for candidate in plans if candidate.seconds <= (1 + TIE_TOLERANCE) * shortest]
+    return min(fast, key=lambda candidate: (candidate.allocation.gpus, candidate.seconds))
 
 
-def _splits(work: Workload, card: Card, replay: ReplayMemory, gpus: int) -> Iterator[Split]:
+def _allocations(work: Workload, card: Card, replay: ReplayMemory, gpus: int) -> Iterator[Allocation]:
+    """Yields the allocations in which every role fits: powers of two of learners, any number of replay workers."""
     engine_gpus, replay_gpus = _engine_gpus(work, card), _replay_gpus(card, replay)
     rollouts = work.config.objective.needs_rollouts
-    for learners in _doubling(min(gpus, work.config.data.batch_size)):
-        most_replays = math.ceil(work.demand.trained_groups)
-        for replays in range(most_replays + 1) if rollouts else (0,):
+    for learners in _powers_of_two(min(gpus, work.config.data.batch_size)):
+        max_replays = math.ceil(work.dynamic_sampling.trained_groups)
+        for replays in range(max_replays + 1) if rollouts else (0,):
             if learners > 1 and rollouts and not replays:
-                continue  # token gradients must reach every process
+                continue  # several learner processes need replay workers, whose gradients reach all of them
             if not _learner_fits(work, card, learners, replay if rollouts and not replays else None):
                 continue
             if not rollouts:
-                yield Split(learners, 1, 0, rollout_gpus=0)
+                yield Allocation(learners, 1, 0, rollout_gpus=0)
                 continue
-            room = gpus - learners - replays * replay_gpus
-            workers = min(room // engine_gpus, work.config.rollout.pairs_per_batch)
+            remaining = gpus - learners - replays * replay_gpus
+            workers = min(remaining // engine_gpus, work.config.rollout.pairs_per_batch)
             if workers >= 1:
-                yield Split(learners, workers, replays, engine_gpus, replay_gpus)
+                yield Allocation(learners, workers, replays, engine_gpus, replay_gpus)
 
 
 def _learner_fits(work: Workload, card: Card, learners: int, replay: ReplayMemory | None) -> bool:
     images = math.ceil(work.config.data.batch_size / learners)
     memory: LearnerMemory = replace(work.learner, images=images, replay=replay)
-    needed = memory.peak(work.demand.micro_batches_often) * SLACK + CONTEXT_BYTES
-    return needed <= WHOLE_CARD * card.memory
+    needed = memory.peak(work.dynamic_sampling.micro_batches_p99) * SLACK + CUDA_CONTEXT_BYTES
+    return needed <= MAX_MEMORY_SHARE * card.memory
 
 
 def _engine_gpus(work: Workload, card: Card) -> int:
-    """Smallest power of two of cards with room for weights and the cache of one group."""
+    """Returns the cards of one engine: the smallest power of two that holds the weights and one group's KV cache.
+
+    The result is at least ``rollout.tensor_parallel_size`` and at most 64.
+    """
     one_group = work.token_counts.prompt + work.config.rollout.group_size * work.token_counts.completion
-    cache = one_group * work.rollout.token_bytes
-    for count in _doubling(64):
-        if (work.rollout.weights + cache) / count + ENGINE_WORK_BYTES <= ENGINE_SHARE * card.memory:
+    cache = one_group * work.rollout.kv_token_bytes
+    for count in _powers_of_two(64):
+        if (work.rollout.weights + cache) / count + ENGINE_WORK_BYTES <= ENGINE_MEMORY_SHARE * card.memory:
             return max(count, work.config.rollout.tensor_parallel_size)
     return 64
 
 
 def _replay_gpus(card: Card, replay: ReplayMemory) -> int:
-    """Fewest cards over which layers and what they keep have room."""
-    needed = (replay.weights + replay.work) * SLACK
-    return max(1, math.ceil(needed / (WHOLE_CARD * card.memory - CONTEXT_BYTES)))
+    """Returns the smallest number of cards that hold the layers and working set of a replay worker."""
+    needed = (replay.weights + replay.working_set) * SLACK
+    return max(1, math.ceil(needed / (MAX_MEMORY_SHARE * card.memory - CUDA_CONTEXT_BYTES)))
 
 
 def saturations(work: Workload) -> list[Saturation]:
-    """Returns for every role how many workers are the most that it gains from."""
+    """Returns for every role the number of workers at which it saturates."""
     best = min(
-        (Split(learners, 1, 1) for learners in _doubling(work.config.data.batch_size)),
-        key=lambda split: step_time(work, split).learner,
+        (Allocation(learners, 1, 1) for learners in _powers_of_two(work.config.data.batch_size)),
+        key=lambda allocation: step_time(work, allocation).learner,
     )
     found = [
         Saturation(
             "learner",
             best.learners,
             step_times(work, best).range("learner"),
-            "then optimizer and gradients on their way take longer than what is divided",
+            "limited by the all-reduce of gradients, and by one image per process",
         )
     ]
     if work.config.objective.needs_rollouts:
         pairs = work.config.rollout.pairs_per_batch
-        groups = max(1, math.ceil(work.demand.trained_groups))
-        rollout = step_times(work, Split(1, pairs, 1)).range("rollout")
-        replay = step_times(work, Split(1, 1, groups)).range("replay")
+        groups = max(1, math.ceil(work.dynamic_sampling.trained_groups))
+        rollout = step_times(work, Allocation(1, pairs, 1)).range("rollout")
+        replay = step_times(work, Allocation(1, 1, groups)).range("replay")
         found += [
-            Saturation("rollout", pairs, rollout, "a worker for every pair; tokens come one after the other"),
+            Saturation("rollout", pairs, rollout, "a worker for every pair; tokens are generated one after the other"),
             Saturation("replay", groups, replay, "a worker for every group that trains"),
         ]
     return found
 
 
-def _doubling(most: int) -> list[int]:
-    return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+def _powers_of_two(limit: int) -> list[int]:
+    """Returns the powers of two up to ``limit``."""
+    return [1 << power for power in range(limit.bit_length()) if 1 << power <= limit]

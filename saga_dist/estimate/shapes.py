@@ -1,6 +1,6 @@
-"""Sizes of the model behind a configuration: from its config.json, on torch's meta device, without weights.
+"""Sizes of the configured model, from its config.json alone, on torch's meta device.
 
-Parameters are counted on the modules that training builds, so that they are what training has.
+Parameters are counted on the modules that training builds, so the counts are those of a real run.
 """
 
 from __future__ import annotations
@@ -27,88 +27,108 @@ from saga_dist.runtime.build import model_path, torch_dtype
 from saga_dist.types import Grid
 
 MERGERS = ("merger", "multi_modal_projector")
-"""In the names of tower modules that see tokens; all others see patches."""
+"""Names of the tower modules that process tokens after merging; all other modules process patches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """A part's parameters."""
+class ParameterCount:
+    """Number of parameters of a part of the model."""
 
     params: int
+    """Number of scalar parameters."""
     tensors: int
+    """Number of parameter tensors."""
 
     @classmethod
-    def of(cls, module: nn.Module) -> Weights:
-        """Returns the size of a module, on whatever device; a tensor that is used twice counts once."""
+    def of(cls, module: nn.Module) -> ParameterCount:
+        """Returns the size of a module on any device; a shared tensor counts once."""
         parameters = list(module.parameters())
         return cls(sum(parameter.numel() for parameter in parameters), len(parameters))
 
 
 @dataclass(frozen=True, slots=True)
 class TowerShape:
-    """The encoder's tower, at the run's image size."""
+    """Sizes of the encoder tower at the run's image size."""
 
-    weights: Weights
+    weights: ParameterCount
+    """Parameters of the tower, mergers included."""
     patches: int
-    """That one image has, before merging."""
+    """Patches of one image, before merging."""
     tokens: int
-    """N."""
-    patch_products: int
-    """Weights that every patch is multiplied with."""
-    token_products: int
-    """Weights that every token is multiplied with: mergers."""
-    attention_products: int
-    """Query-key products of one image, all layers, times the tower's width."""
+    """N, tokens of one image, after merging."""
+    patch_matmul_params: int
+    """Number of weights that every patch is multiplied with: patch embedding and layers."""
+    token_matmul_params: int
+    """Number of weights that every token is multiplied with: mergers."""
+    attention_macs: int
+    """Multiply-accumulates of all attention scores of one image: query-key pairs of all layers, times ``width``."""
     layers: int
+    """Number of transformer layers."""
     width: int
+    """Width of the hidden states of a patch."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """The frozen language model."""
+    """Sizes of the frozen language model."""
 
-    weights: Weights
-    """Embedding table and output layer included."""
-    layer_products: int
-    """Weights that every token is multiplied with, in all layers."""
+    weights: ParameterCount
+    """Parameters, embedding table and output layer included."""
+    layer_matmul_params: int
+    """Number of weights that every token is multiplied with, in all layers together."""
     layers: int
+    """Number of decoder layers."""
     width: int
+    """D, width of the hidden states."""
     heads: int
+    """H, number of query heads."""
     kv_heads: int
+    """Number of key and value heads."""
     head_dim: int
+    """Width of one head."""
     vocabulary: int
+    """V, size of the vocabulary."""
     tied: bool
+    """True when the output layer is the transposed embedding table."""
 
     @property
     def attention_width(self) -> int:
-        """Heads x width of one, over all layers: what a query-key product costs, and a value."""
+        """Multiply-accumulates of one query-key pair's scores in all layers and heads: layers x heads x head_dim.
+
+        The weighted sum of values takes as many again.
+        """
         return self.layers * self.heads * self.head_dim
 
     @property
-    def head_products(self) -> int:
-        """Weights of the output layer."""
+    def output_matmul_params(self) -> int:
+        """Number of weights of the output layer."""
         return self.vocabulary * self.width
 
     def kv_bytes(self, value_bytes: int) -> int:
-        """Returns the bytes of one token's keys and values in all layers."""
+        """Returns the bytes of one token's keys and values in all layers, at ``value_bytes`` bytes per number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * value_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a run's model is made of."""
+    """Sizes of the configured model."""
 
     name: str
+    """Path or hub name of the model."""
     source: str
-    """Where the sizes come from, for the reader."""
+    """Source of the sizes, as printed with them."""
     family: CheckpointFamily
+    """Family of the model, bound to the checkpoint's configuration."""
     grid: Grid
+    """Patch grid of an image of the run's size: frames, rows, columns."""
     tower: TowerShape
+    """Sizes of the encoder tower."""
     decoder: DecoderShape
+    """Sizes of the language model."""
     wire_width: int
-    """W."""
+    """W = (1 + L) * D, width of encoder tokens on the wire."""
     dtype: torch.dtype
-    """Of frozen weights and of tokens on the wire."""
+    """Data type of the frozen weights and of tokens on the wire."""
 
     @property
     def value_bytes(self) -> int:
@@ -118,20 +138,20 @@ class ModelShape:
 
 @contextmanager
 def model_shape(config: RunConfig) -> Iterator[ModelShape]:
-    """Yields the sizes of the configured model; its family stays usable inside, for probes.
+    """Yields the sizes of the configured model; its family is usable only within the context.
 
     Raises:
-        ModelError: there is no config.json, here or on the hub, and the name is of no known release.
-        DataError: the tower does not take images of this size.
+        ModelError: there is no config.json on this machine or on the hub, and the name is no known release.
+        DataError: the tower does not take images of the configured size.
     """
     path, revision = model_path(config), config.model.revision
-    here = at_hand(path, "config.json", revision)
-    files = None if here else released_files(path)
+    is_local = at_hand(path, "config.json", revision)
+    files = None if is_local else released_files(path)
     if files is None:
         try:
             family = resolve_family(path, revision=revision, family=config.model.family)
         except ModelError as error:
-            if here:
+            if is_local:
                 raise
             raise ModelError(
                 f"{error}; and its name is of no release whose sizes are known",
@@ -178,24 +198,27 @@ def _shape(config: RunConfig, family: Family, name: str, source: str) -> ModelSh
 def _tower_shape(family: CheckpointFamily, tower: Any, grid: Grid) -> TowerShape:
     vision = family.parsed.vision_config
     layers = int(vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers)
-    patches, products = grid[1] * grid[2], {True: 0, False: 0}
+    patches, token_params, patch_params = grid[1] * grid[2], 0, 0
     for name, module in tower.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-            products[any(merger in name for merger in MERGERS)] += module.weight.numel()
+            if any(merger in name for merger in MERGERS):
+                token_params += module.weight.numel()
+            else:
+                patch_params += module.weight.numel()
     return TowerShape(
-        weights=Weights.of(tower),
+        weights=ParameterCount.of(tower),
         patches=patches,
         tokens=family.layout.num_tokens(grid),
-        patch_products=products[False],
-        token_products=products[True],
-        attention_products=int(vision.hidden_size) * sum(_attended(vision, layers, patches)),
+        patch_matmul_params=patch_params,
+        token_matmul_params=token_params,
+        attention_macs=int(vision.hidden_size) * sum(_query_key_pairs(vision, layers, patches)),
         layers=layers,
         width=int(vision.hidden_size),
     )
 
 
-def _attended(vision: Any, layers: int, patches: int) -> list[int]:
-    """Query-key products of one image in each layer: all with all, or within windows (Qwen2.5-VL)."""
+def _query_key_pairs(vision: Any, layers: int, patches: int) -> list[int]:
+    """Returns the query-key pairs of one image in each layer: of all patches, or within windows (Qwen2.5-VL)."""
     if not hasattr(vision, "fullatt_block_indexes"):
         return [patches**2] * layers
     window = min(patches, (vision.window_size // vision.patch_size) ** 2)
@@ -207,10 +230,10 @@ def _decoder_shape(family: CheckpointFamily, backbone: Any) -> DecoderShape:
     layers = backbone.language_model.layers
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     heads = int(text.num_attention_heads)
-    head_dim = getattr(text, "head_dim", None)  # Qwen2.5-VL's configuration has none
+    head_dim = getattr(text, "head_dim", None)  # absent in Qwen2.5-VL's configuration
     return DecoderShape(
-        weights=Weights.of(backbone),
-        layer_products=sum(module.weight.numel() for module in linear),
+        weights=ParameterCount.of(backbone),
+        layer_matmul_params=sum(module.weight.numel() for module in linear),
         layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
         heads=heads,

@@ -1,10 +1,10 @@
-"""Seconds of one step: each role on its own, then one after the other, or rollouts beside the learner.
+"""Seconds of one step: of each role, and of the whole step with and without overlap of rollouts and learner.
 
-    sync        encode ──► rollout ──► replay ──► update                 their sum
-    overlapped  encode, replay, update of step s │ rollouts of s + 1     the longer of the two
+    sync        encode ──► rollout ──► replay ──► update                 sum of all four
+    overlapped  encode, replay, update of step s │ rollouts of s + 1     maximum of the two
 
-Rollout and replay workers share groups evenly; nobody works on less than one group. So a role stops gaining when it has
-a worker for every group: rollouts at the pairs of a micro-batch, replay at the groups that train.
+Groups are distributed evenly over rollout and replay workers, and a group is not divided. So a role saturates when it
+has one worker for every group: rollouts at the pairs of a micro-batch, replay at the groups that train.
 """
 
 from __future__ import annotations
@@ -17,47 +17,56 @@ from saga_dist.estimate.memory import FLOAT32, LearnerMemory, RolloutMemory
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, GroupOperations, encoder_backward, encoder_forward
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Rates
-from saga_dist.estimate.sampling import SamplingDemand
+from saga_dist.estimate.sampling import DynamicSampling
 from saga_dist.estimate.shapes import ModelShape
 from saga_dist.estimate.token_counts import TokenCounts
 
 ROLES = ("encode", "rollout", "replay", "update")
+"""Phases of a sync step, in order; names of attributes of ``StepTime``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """All that a step's time depends on, but for how many do it."""
+    """Everything that the duration of a step depends on, except the allocation of devices."""
 
     config: RunConfig
+    """Configuration of the run."""
     shape: ModelShape
+    """Sizes of the model."""
     token_counts: TokenCounts
-    demand: SamplingDemand
+    """Tokens of prompt and completions."""
+    dynamic_sampling: DynamicSampling
+    """Expected micro-batches and trained groups of a step."""
     group: GroupOperations
+    """Operations of one group."""
     learner: LearnerMemory
+    """Memory of a learner process of the configuration."""
     rollout: RolloutMemory
+    """Memory of a rollout worker, also when the run has no engine."""
     rates: Rates
+    """Rates that convert operations and bytes into seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Who does what."""
+class Allocation:
+    """Allocation of processes and GPUs to the roles."""
 
     learners: int
-    """Processes of the learner."""
+    """Number of learner processes."""
     rollouts: int
-    """Rollout workers."""
+    """Number of rollout workers."""
     replays: int
-    """Replay workers; 0: in the learner's process."""
+    """Number of replay workers; 0 when replay runs in the learner's process."""
     rollout_gpus: int = 1
-    """Of one rollout worker."""
+    """GPUs per rollout worker."""
     replay_gpus: int = 1
-    """Of one replay worker."""
+    """GPUs per replay worker."""
     shared: bool = False
-    """True when all of it is on one device."""
+    """True when all roles share one device."""
 
     @property
     def gpus(self) -> int:
-        """Devices in all."""
+        """Number of devices used."""
         if self.shared:
             return 1
         return self.learners + self.rollouts * self.rollout_gpus + self.replays * self.replay_gpus
@@ -68,117 +77,129 @@ class StepTime:
     """Seconds of an average step."""
 
     encode: float
+    """Seconds to encode the images of all micro-batches."""
     rollout: float
+    """Seconds to generate the groups of all micro-batches."""
     replay: float
+    """Seconds to replay on-policy groups."""
     update: float
+    """Seconds of tower backward, gradient all-reduce and optimizer."""
     encode_no_grad: float
-    """Further encoding where rollouts run ahead."""
+    """Seconds of the additional encoding of prefetched batches."""
     stale_replay: float
-    """Replay where rollouts are stale."""
+    """Seconds to replay stale groups, which have a second forward pass."""
     overlaps: bool
-    """True when rollouts have devices of their own."""
+    """True when rollouts have devices of their own, so that they can overlap with the learner."""
 
     @property
     def sync(self) -> float:
-        """Of a step whose rollouts come from its own encoder."""
+        """Seconds of a step whose rollouts come from the encoder of the same step."""
         return self.encode + self.rollout + self.replay + self.update
 
     @property
     def overlapped(self) -> float:
-        """With ``rollout.max_staleness`` of 1 or more; on one device nothing is gained."""
+        """Seconds of a step with ``rollout.max_staleness`` of 1 or more; on one device the roles do not overlap."""
         learner = self.encode_no_grad + self.encode + self.stale_replay + self.update
         return max(self.rollout, learner) if self.overlaps else self.rollout + learner
 
     @property
     def learner(self) -> float:
-        """Seconds of encode and update, the phases that the learner's processes divide among themselves."""
+        """Seconds of encode and update, the phases that are divided among the learner's processes."""
         return self.encode + self.update
 
     @property
     def longest(self) -> str:
-        """Name of the role that takes most of a sync step."""
+        """Name of the phase that takes the largest share of a sync step."""
         return max(ROLES, key=lambda role: float(getattr(self, role)))
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """The same step at the expected rates, and at either end of the ranges of the assumed ones."""
+    """Durations of a step at the expected rates, and at both ends of the ranges of assumed rates."""
 
     expected: StepTime
+    """Durations at the expected rates."""
     fastest: StepTime
+    """Durations with every assumed rate at the fast end of its range."""
     slowest: StepTime
+    """Durations with every assumed rate at the slow end of its range."""
 
-    def range(self, figure: str) -> Range:
-        """Returns the range of an attribute of ``StepTime``."""
-        value, low, high = (float(getattr(time, figure)) for time in (self.expected, self.fastest, self.slowest))
+    def range(self, attribute: str) -> Range:
+        """Returns the range of the attribute of ``StepTime`` with this name, in seconds."""
+        value, low, high = (float(getattr(time, attribute)) for time in (self.expected, self.fastest, self.slowest))
         return Range(value, low, high)
 
 
-def step_times(work: Workload, split: Split) -> StepTimes:
-    """Returns the seconds of an average step with this split, and their bounds."""
+def step_times(work: Workload, allocation: Allocation) -> StepTimes:
+    """Returns the durations of an average step with this allocation, at expected, fast and slow rates."""
     fastest, slowest = (replace(work, rates=rates) for rates in (work.rates.fastest(), work.rates.slowest()))
-    return StepTimes(step_time(work, split), step_time(fastest, split), step_time(slowest, split))
+    return StepTimes(step_time(work, allocation), step_time(fastest, allocation), step_time(slowest, allocation))
 
 
-def step_time(work: Workload, split: Split) -> StepTime:
-    """Returns the seconds of an average step with this split."""
+def step_time(work: Workload, allocation: Allocation) -> StepTime:
+    """Returns the durations of an average step with this allocation, at the workload's rates."""
     rollouts = work.config.objective.needs_rollouts
-    encode, update = _encode(work, split), _update(work, split)
-    rollout = work.demand.micro_batches * _rollout(work, split) if rollouts else 0.0
-    replay = _replay(work, split, stale=False) if rollouts else 0.0
+    encode, update = _encode_s(work, allocation), _update_s(work, allocation)
+    rollout = work.dynamic_sampling.micro_batches_mean * _rollout_s(work, allocation) if rollouts else 0.0
+    replay = _replay_s(work, allocation, stale=False) if rollouts else 0.0
     return StepTime(
         encode=encode,
         rollout=rollout,
         replay=replay,
         update=update,
         encode_no_grad=encode if rollouts else 0.0,
-        stale_replay=_replay(work, split, stale=True) if rollouts else 0.0,
-        overlaps=not split.shared and rollouts,
+        stale_replay=_replay_s(work, allocation, stale=True) if rollouts else 0.0,
+        overlaps=not allocation.shared and rollouts,
     )
 
 
-def _encode(work: Workload, split: Split) -> float:
-    images = math.ceil(work.config.data.batch_size / split.learners)
+def _encode_s(work: Workload, allocation: Allocation) -> float:
+    """Returns the seconds to encode all micro-batches of a step."""
+    images = math.ceil(work.config.data.batch_size / allocation.learners)
     forward = images * encoder_forward(work.shape.tower) / work.rates.encoder.value
     reading = work.rates.encode_overhead.value * images / work.learner.images
-    return work.demand.micro_batches * (forward + reading)
+    return work.dynamic_sampling.micro_batches_mean * (forward + reading)
 
 
-def _update(work: Workload, split: Split) -> float:
-    images = math.ceil(work.config.data.batch_size / split.learners)
+def _update_s(work: Workload, allocation: Allocation) -> float:
+    """Returns the seconds of tower backward, gradient all-reduce and optimizer in a step."""
+    images = math.ceil(work.config.data.batch_size / allocation.learners)
     operations = images * encoder_backward(work.shape.tower, checkpointing=work.learner.checkpointing)
-    backward = work.demand.micro_batches * operations / work.rates.backward.value
+    backward = work.dynamic_sampling.micro_batches_mean * operations / work.rates.backward.value
     optimizer = OPTIMIZER_BYTES * work.learner.trainable.params / work.rates.update.value
-    # A ring passes every gradient twice, but for its own share.
-    travelling = 2 * FLOAT32 * work.learner.trainable.params * (split.learners - 1) / split.learners
-    return backward + optimizer + travelling / work.rates.link.value
+    # A ring all-reduce sends 2 (n - 1) / n times the gradients' bytes from each process.
+    sent = 2 * FLOAT32 * work.learner.trainable.params * (allocation.learners - 1) / allocation.learners
+    return backward + optimizer + sent / work.rates.link.value
 
 
-def _rollout(work: Workload, split: Split) -> float:
-    """Seconds of one micro-batch on the worker with most groups."""
+def _rollout_s(work: Workload, allocation: Allocation) -> float:
+    """Returns the seconds of one micro-batch on the worker with the most groups."""
     rollout, group, rates = work.config.rollout, work.group, work.rates
-    groups = math.ceil(rollout.pairs_per_batch / split.rollouts)
+    groups = math.ceil(rollout.pairs_per_batch / allocation.rollouts)
     if rates.rollout_tokens.value:
         return groups * rollout.group_size * work.token_counts.completion / rates.rollout_tokens.value
-    prefill = groups * group.prefill / (rates.prefill.value * split.rollout_gpus)
+    prefill = groups * group.prefill / (rates.prefill.value * allocation.rollout_gpus)
     sequences = groups * rollout.group_size
-    waves = math.ceil(sequences / rollout.max_sequences)
-    at_once = sequences / waves
-    context = work.token_counts.prompt + work.token_counts.completion / 2
-    products = work.shape.decoder.layer_products + work.shape.decoder.head_products
-    read = products * work.shape.value_bytes + at_once * context * work.rollout.token_bytes
-    operations = at_once * group.decode / (rollout.group_size * work.token_counts.completion)
-    one_step = max(
-        read / (rates.decode.value * split.rollout_gpus),
-        operations / (rates.decode_operations.value * split.rollout_gpus),
+    rounds = math.ceil(sequences / rollout.max_sequences)
+    concurrent = sequences / rounds
+    context = work.token_counts.prompt + work.token_counts.completion / 2  # mean over the tokens of a completion
+    weights = work.shape.decoder.layer_matmul_params + work.shape.decoder.output_matmul_params
+    read_bytes = weights * work.shape.value_bytes + concurrent * context * work.rollout.kv_token_bytes
+    operations = concurrent * group.decode / (rollout.group_size * work.token_counts.completion)
+    engine_step = max(
+        read_bytes / (rates.decode.value * allocation.rollout_gpus),
+        operations / (rates.decode_operations.value * allocation.rollout_gpus),
     )
-    return prefill + waves * work.token_counts.completion * (one_step + rates.engine_step.value)
+    return prefill + rounds * work.token_counts.completion * (engine_step + rates.engine_step.value)
 
 
-def _replay(work: Workload, split: Split, *, stale: bool) -> float:
-    """Seconds of the worker with most groups; layers over several devices work one after the other."""
-    groups = work.demand.trained_groups
-    most = math.ceil(groups / split.replays) if split.replays else groups
-    if split.replays and groups < split.replays:
+def _replay_s(work: Workload, allocation: Allocation, *, stale: bool) -> float:
+    """Returns the seconds of the replay worker with the most groups.
+
+    A worker with several devices is no faster: they hold consecutive layers and work one after the other.
+    """
+    groups = work.dynamic_sampling.trained_groups
+    most = math.ceil(groups / allocation.replays) if allocation.replays else groups
+    if allocation.replays and groups < allocation.replays:
         most = 1
     return most * work.group.replay(stale=stale) / work.rates.replay.value

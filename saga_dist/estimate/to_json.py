@@ -1,4 +1,4 @@
-"""An estimate as plain values, for JSON: rates in the form that ``--measured`` takes."""
+"""Converts an estimate into JSON values; the rates have the form that ``--measured`` reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saga_dist.estimate.measure import MeasuredSteps
 from saga_dist.estimate.memory import FLOAT32
 from saga_dist.estimate.operations import encoder_backward, encoder_forward
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes
-from saga_dist.estimate.placement import Device, cache_tokens
+from saga_dist.estimate.placement import DeviceUsage, kv_cache_capacity
 from saga_dist.estimate.planner import Estimate
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import as_json as rates_as_json
@@ -18,16 +18,16 @@ from saga_dist.estimate.steps import StepTime
 
 
 def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | None = None) -> dict[str, Any]:
-    """Returns all figures; those that rest on rates also at the fast and slow ends of assumed ones.
+    """Returns the estimate as a dictionary; durations and costs also at the fast and slow ends of assumed rates.
 
     Args:
-        estimate: the figures.
-        price: of a GPU and hour.
-        measured: steps that the rates were taken from just now.
+        estimate: the estimate.
+        price: price of a GPU for an hour; None leaves out the costs.
+        measured: means over the steps that were run for the rates; None when none were run.
     """
     plan_inputs = estimate.plan_inputs
     work, learner, rollout = plan_inputs.work, plan_inputs.work.learner, plan_inputs.work.rollout
-    demand = work.demand
+    sampling = work.dynamic_sampling
     return {
         "model": {"name": work.shape.name, "source": work.shape.source},
         "device": asdict(plan_inputs.card),
@@ -35,8 +35,8 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
             "prompt_tokens": work.token_counts.prompt,
             "completion_tokens": work.token_counts.completion,
             "completion_source": work.token_counts.completion_source,
-            "contributing_share": demand.contributing_share,
-            "contributing_source": demand.source,
+            "contributing_share": sampling.contributing_share,
+            "contributing_source": sampling.source,
             "train_classes": plan_inputs.data.train_classes,
         },
         "parameters": {
@@ -49,12 +49,12 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
             "trainable_weights": learner.weights,
             "optimizer": learner.optimizer,
             "gradients": FLOAT32 * learner.trainable.params,
-            "micro_batch": learner.open_batches(1),
+            "micro_batch": learner.open_micro_batches(1),
             "backbone": plan_inputs.replay.weights,
-            "replay": plan_inputs.replay.work,
+            "replay": plan_inputs.replay.working_set,
             "engine_weights": rollout.weights,
-            "cache_token": rollout.token_bytes,
-            "cache_wanted": rollout.wanted_cache,
+            "cache_token": rollout.kv_token_bytes,
+            "cache_wanted": rollout.kv_cache_bytes,
             "pair_tokens": estimate.payloads.tokens,
             "pair_gradients": estimate.payloads.gradients,
             "object_store_step": estimate.payloads.step,
@@ -62,7 +62,7 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
             "disk": disk_bytes(work.config, learner),
             "host": estimate.host,
         },
-        "cache_tokens": cache_tokens(work.config, rollout, plan_inputs.card),
+        "cache_tokens": kv_cache_capacity(work.config, rollout, plan_inputs.card),
         "devices": {str(count): [_device(device) for device in devices] for count, devices in estimate.devices.items()},
         "most_groups": estimate.max_groups,
         "operations": {
@@ -70,28 +70,33 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
             "encoder_backward_image": encoder_backward(work.shape.tower, checkpointing=learner.checkpointing),
             **asdict(work.group),
         },
-        "micro_batches": demand.micro_batches,
-        "trained_groups": demand.trained_groups,
-        "seconds": _seconds(estimate.own_times.expected),
-        "seconds_low": _seconds(estimate.own_times.fastest),
-        "seconds_high": _seconds(estimate.own_times.slowest),
-        "saturation": [_saturation(one) for one in estimate.saturations],
+        "micro_batches": sampling.micro_batches_mean,
+        "trained_groups": sampling.trained_groups,
+        "seconds": _seconds(estimate.configured_times.expected),
+        "seconds_low": _seconds(estimate.configured_times.fastest),
+        "seconds_high": _seconds(estimate.configured_times.slowest),
+        "saturation": [_saturation(saturation) for saturation in estimate.saturations],
         "plans": [_plan(plan, price) for pair in estimate.plans for plan in pair if plan is not None],
         "rates": rates_as_json(work.rates),
-        "measured": {} if measured is None else {**measured.known, **measured.seconds},
+        "measured": {} if measured is None else {**measured.inputs, **measured.seconds},
     }
 
 
-def _device(device: Device) -> dict[str, Any]:
-    actors = [list(actor) for actor in device.actors]
-    return {"name": device.name, "count": device.count, "actors": actors, "share": device.share, "fits": device.fits}
+def _device(device: DeviceUsage) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "count": device.count,
+        "actors": [list(actor) for actor in device.actors],
+        "share": device.utilization,
+        "fits": device.fits,
+    }
 
 
 def _plan(plan: Plan, price: float | None) -> dict[str, Any]:
     return {
         "gpus": plan.gpus,
         "overlapped": plan.overlapped,
-        "split": asdict(plan.split),
+        "split": asdict(plan.allocation),
         "idle": plan.idle,
         **_with_bounds("seconds", plan.seconds_range),
         **_with_bounds("hours", plan.hours_range),
@@ -99,12 +104,12 @@ def _plan(plan: Plan, price: float | None) -> dict[str, Any]:
     }
 
 
-def _saturation(one: Saturation) -> dict[str, Any]:
+def _saturation(saturation: Saturation) -> dict[str, Any]:
     return {
-        "role": one.role,
-        "workers": one.workers,
-        **_with_bounds("seconds", one.seconds_range),
-        "why": one.why,
+        "role": saturation.role,
+        "workers": saturation.workers,
+        **_with_bounds("seconds", saturation.seconds_range),
+        "why": saturation.why,
     }
 
 
@@ -112,6 +117,8 @@ def _seconds(time: StepTime) -> dict[str, Any]:
     return {**asdict(time), "sync": time.sync, "overlapped_step": time.overlapped}
 
 
-def _with_bounds(name: str, found: Range | None) -> dict[str, float | None]:
-    names = (name, f"{name}_low", f"{name}_high")
-    return dict(zip(names, (None, None, None) if found is None else (found.value, found.low, found.high), strict=True))
+def _with_bounds(name: str, quantity: Range | None) -> dict[str, float | None]:
+    """Returns the value of a quantity and its bounds, under ``name`` and two names derived from it."""
+    if quantity is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: quantity.value, f"{name}_low": quantity.low, f"{name}_high": quantity.high}

@@ -1,4 +1,4 @@
-"""How many tokens a prompt and an answer have: by the checkpoint's tokenizer, or by the letter where there is none."""
+"""Token counts of prompt and completions: from the checkpoint's tokenizer or, without one, from character counts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from saga_dist.errors import ModelError
 from saga_dist.estimate.shapes import ModelShape
 from saga_dist.runtime.build import build_prompt, prompt_text
 
-PROMPT_LETTERS_PER_TOKEN = 3.67
-ANSWER_LETTERS_PER_TOKEN = 3.85
-"""Of the birds prompt and of an answer to it, counted once with Qwen's published vocabulary: 2,235 letters are 609
-tokens, 2,586 letters of JSON 669."""
+PROMPT_CHARACTERS_PER_TOKEN = 3.67
+"""Characters per token of the birds prompt: 2,235 characters are 609 tokens with Qwen's published vocabulary."""
+ANSWER_CHARACTERS_PER_TOKEN = 3.85
+"""Characters per token of an answer to that prompt: 2,586 characters of JSON are 669 tokens."""
 
 VALUE = "medium, slightly curved"
+"""Assumed description of one attribute in a completion."""
 SENTENCE = "The first has a longer bill and a darker crown; the second shows white wing bars and a buff belly."
-"""What an answer says of an attribute, and at the end: an assumption, until a run has measured its answers."""
+"""Assumed value of every other text field of a completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +27,40 @@ class TokenCounts:
     """Token counts of one group."""
 
     prompt: int
-    """P, both images' tokens included."""
-    head: int
-    """Of those, before the first image: a constant of the run."""
+    """Tokens of the prompt, both images included."""
+    common_prefix: int
+    """Tokens of the prompt before the first image, which are the same for all groups of a run."""
     completion: float
     """Mean tokens of a completion."""
     prompt_source: str
+    """Source of the prompt's counts, as printed with them."""
     completion_source: str
+    """Source of ``completion``, as printed with it."""
 
     @property
-    def prefix(self) -> int:
-        """Prompt tokens that replay runs for every group: after the head, but for the last, which goes with the
-        completions."""
-        return self.prompt - self.head - 1
+    def group_prefix(self) -> int:
+        """Prompt tokens that replay runs once per group: all after the common prefix, except the last.
+
+        The last one runs with every completion, because its output predicts the first generated token.
+        """
+        return self.prompt - self.common_prefix - 1
 
     @property
     def cached(self) -> int:
-        """Prompt tokens that the engine has in its prefix cache from the group before."""
-        return self.head
+        """Prompt tokens that the engine finds in its prefix cache, because an earlier group put them there."""
+        return self.common_prefix
 
 
 def count_tokens(config: RunConfig, shape: ModelShape) -> TokenCounts:
-    """Returns the token counts of a group of this configuration."""
+    """Returns the token counts of a group.
+
+    Prompt tokens are counted; completions are assumed to be as long as ``example_answer``, at most
+    ``rollout.max_tokens``.
+
+    Args:
+        config: configuration of the run.
+        shape: sizes of the model.
+    """
     text, images = prompt_text(config, shape.family), 2 * shape.tower.tokens
     placeholder = shape.family.image_placeholder
     answer = example_answer(build_prompt(config))
@@ -56,28 +69,29 @@ def count_tokens(config: RunConfig, shape: ModelShape) -> TokenCounts:
     except ModelError:
         markers = 2 * 2  # one before and one after each image
         before, _, after = text.partition(placeholder)
-        head = round(len(before) / PROMPT_LETTERS_PER_TOKEN) + 1
-        prompt = head - 1 + round(len(after.replace(placeholder, "")) / PROMPT_LETTERS_PER_TOKEN) + markers + images
-        completion = len(answer) / ANSWER_LETTERS_PER_TOKEN
-        source = f"{len(text)} letters of text, {PROMPT_LETTERS_PER_TOKEN} a token (no tokenizer here)"
+        common_prefix = round(len(before) / PROMPT_CHARACTERS_PER_TOKEN) + 1
+        rest = round(len(after.replace(placeholder, "")) / PROMPT_CHARACTERS_PER_TOKEN)
+        prompt = common_prefix - 1 + rest + markers + images
+        completion = len(answer) / ANSWER_CHARACTERS_PER_TOKEN
+        source = f"{len(text)} characters of text, {PROMPT_CHARACTERS_PER_TOKEN} per token (no tokenizer here)"
     else:
         ids = tokenizer.encode(text, add_special_tokens=False)
         image = shape.family.parsed.image_token_id
-        head, prompt = ids.index(image), len(ids) - 2 + images
+        common_prefix, prompt = ids.index(image), len(ids) - 2 + images
         completion = float(len(tokenizer.encode(answer, add_special_tokens=False)))
         source = "the checkpoint's tokenizer"
-    longest = config.rollout.max_tokens
+    limit = config.rollout.max_tokens
     return TokenCounts(
         prompt=prompt,
-        head=head,
-        completion=min(completion, float(longest)),
+        common_prefix=common_prefix,
+        completion=min(completion, float(limit)),
         prompt_source=source,
-        completion_source=f"assumed: JSON with a few words for each attribute, at most rollout.max_tokens = {longest}",
+        completion_source=f"assumed: JSON with a few words for each attribute, at most rollout.max_tokens = {limit}",
     )
 
 
 def example_answer(spec: PromptSpec) -> str:
-    """Returns an answer of plausible length."""
+    """Returns a completion of plausible length: JSON with the prompt's keys and a short value for each."""
     described = dict.fromkeys(spec.vocabulary.attribute_keys, VALUE)
     values: dict[str, object] = {
         spec.key_a: described,

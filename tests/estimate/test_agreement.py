@@ -13,8 +13,8 @@ from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError
 from saga_dist.estimate import planner
-from saga_dist.estimate.measure import measured_run
-from saga_dist.estimate.rates import Rates, as_json, card_rates, read_rates, this_machine
+from saga_dist.estimate.measure import steps_of_run
+from saga_dist.estimate.rates import Rates, as_json, card_rates, cpu_card, read_rates
 from saga_dist.runtime.run import train
 from saga_dist.wire import groups_to_batch, read_recording
 
@@ -49,15 +49,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bytes_and_seconds_of_a_short_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rates from a run with groups of eight, for a run with groups of four."""
-    config, card = config_with("rollout.group_size=4"), this_machine()
+    config, card = config_with("rollout.group_size=4"), cpu_card()
     directory = tmp_path / "four"
     train(config, directory)
-    real = measured_run(directory, config)
+    real = steps_of_run(directory, config)
     with planner.plan_inputs(config, card, planner.measured_rates(config, card, run)) as plan_inputs:
         found = planner.estimate(plan_inputs)
         work = plan_inputs.work
     for role, seconds in real.seconds.items():
-        expected = float(getattr(found.own, role))
+        expected = float(getattr(found.configured_time, role))
         with capsys.disabled():
             line = f"{role}: estimated {expected:.3f} s, run {seconds:.3f} s, ratio {expected / seconds:.2f}\n"
             sys.stdout.write(line)
@@ -69,16 +69,16 @@ def test_bytes_and_seconds_of_a_short_training(run: Path, tmp_path: Path, capsys
     assert len(groups) == 4 * 8
     # Recorded groups, at the length that was measured, within the letters of a token.
     assert 0.5 < found.payloads.group * len(groups) / groups_to_batch(groups).nbytes < 2
-    assert work.token_counts.completion == measured_run(run, config_with()).completion_tokens
-    assert work.demand.contributing_share == measured_run(run, config_with()).contributing_share
+    assert work.token_counts.completion == steps_of_run(run, config_with()).completion_tokens
+    assert work.dynamic_sampling.contributing_share == steps_of_run(run, config_with()).contributing_share
 
 
 def test_a_runs_rates_give_back_its_own_seconds(run: Path) -> None:
-    config, card = config_with(), this_machine()
-    real = measured_run(run, config)
+    config, card = config_with(), cpu_card()
+    real = steps_of_run(run, config)
     assert (real.num_steps, real.micro_batches) == (3, 1.0)
     with planner.plan_inputs(config, card, planner.measured_rates(config, card, run)) as plan_inputs:
-        own = planner.estimate(plan_inputs).own
+        own = planner.estimate(plan_inputs).configured_time
     assert own.encode == pytest.approx(real.encode_s)
     assert own.rollout == pytest.approx(real.rollout_s, rel=1e-3)
     # As many groups train as the share says, and completions that train are as long as all.
@@ -132,7 +132,7 @@ def test_a_gpu_run_on_a_machine_without_one(tmp_path: Path) -> None:
 def test_a_file_of_rates_that_is_none(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
     file.write_text(text)
-    rates: Rates = card_rates(this_machine(), images=4)
+    rates: Rates = card_rates(cpu_card(), images=4)
     with pytest.raises(ConfigError, match=message) as caught:
         read_rates(file, rates)
     assert "\n" not in str(caught.value)

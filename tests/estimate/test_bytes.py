@@ -12,9 +12,9 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.estimate.activations import saved_bytes
 from saga_dist.estimate.data import data_shape
-from saga_dist.estimate.memory import Weights, learner_memory
+from saga_dist.estimate.memory import ParameterCount, learner_memory
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes, payloads
-from saga_dist.estimate.sampling import demand
+from saga_dist.estimate.sampling import dynamic_sampling
 from saga_dist.estimate.shapes import model_shape
 from saga_dist.estimate.token_counts import count_tokens
 from saga_dist.runtime.build import build_learner
@@ -47,7 +47,7 @@ def test_optimizer_and_checkpoint(overrides: list[str], tiny_checkpoint: Path, t
     parts = (learner.encoder.tower, learner.encoder.pooler, learner.metric_loss)
     with model_shape(config) as shape:
         found = learner_memory(config, shape, data_shape(config), on_gpu=False, replay=None)
-    assert (found.tower, found.pooler, found.proxies) == tuple(map(Weights.of, parts))
+    assert (found.tower, found.pooler, found.proxies) == tuple(map(ParameterCount.of, parts))
     assert found.weights == sum(parameter.nbytes for part in parts for parameter in part.parameters())
     assert found.optimizer == sum(tensor.nbytes for entry in state.values() for tensor in entry.values())
     learner.save(tmp_path)
@@ -66,13 +66,13 @@ def test_payloads_are_those_on_the_wire(dtype: str, family_checkpoint: Path) -> 
     _, records = stepped(config)
     real = [tokens_to_batch(record).nbytes for record in records]  # type: ignore[arg-type]
     with model_shape(config) as shape:
-        token_counts, needed = count_tokens(config, shape), demand(config, 0.5)
+        token_counts, needed = count_tokens(config, shape), dynamic_sampling(config, 0.5)
         found = payloads(config, shape, token_counts, needed)
         values = 2 * shape.tower.tokens * shape.wire_width
     assert set(real) == {found.tokens}
     assert 0 < found.tokens - values * shape.value_bytes < 300
     assert 0 < found.gradients - 4 * values - 2 * 4 * shape.tower.tokens < 300
-    assert needed.micro_batches == 1
+    assert needed.micro_batches_mean == 1
     expected = 16 * (found.tokens + found.group) + needed.trained_groups * found.gradients
     assert found.step == found.store_peak == round(expected)
     assert found.recording(config, needed) == 40 * 16 * found.group
@@ -83,7 +83,7 @@ def test_running_ahead_keeps_a_second_copy(tiny_checkpoint: Path) -> None:
         ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", "rollout.max_staleness=1", *FEW]
     )
     with model_shape(config) as shape:
-        found = payloads(config, shape, count_tokens(config, shape), demand(config))
+        found = payloads(config, shape, count_tokens(config, shape), dynamic_sampling(config))
     assert found.step == found.store_peak == 16 * (2 * found.tokens + found.group)
 
 

@@ -17,13 +17,13 @@ from saga_dist.estimate.capacity import (
     fits_with,
     fitting_overrides,
     machine_limits,
-    starts_own_ray,
+    runs_on_this_machine,
 )
-from saga_dist.estimate.placement import place_actors
+from saga_dist.estimate.placement import assign_devices
 from saga_dist.estimate.rates import CARDS, Card
 
 ROOT = Path(__file__).resolve().parents[2]
-PLENTY = MachineLimits(gpus=64, host=1 << 50, shared=1 << 50, disk=1 << 50)
+PLENTY = MachineLimits(gpus=64, host=1 << 50, shm=1 << 50, disk=1 << 50)
 FEW = ["data.birds.val_images_per_class=2", "data.birds.test_images_per_class=2", "data.birds.probe_images=0"]
 
 
@@ -50,7 +50,7 @@ def test_each_limit_has_its_line(cub: planner.PlanInputs) -> None:
         (replace(PLENTY, gpus=0), "1 GPUs wanted, 0 here"),
         (replace(PLENTY, host=1 << 30), "of host memory, 1.07 GB are free"),
         (replace(PLENTY, disk=20 << 30), "21.5 GB are free; lower checkpoint.keep"),
-        (replace(PLENTY, shared=1 << 28), "runtime.object_store_mb = 512 but /dev/shm has 268 MB free"),
+        (replace(PLENTY, shm=1 << 28), "runtime.object_store_mb = 512 but /dev/shm has 268 MB free"),
     ):
         (line,) = capacity_warnings(filled, limits)
         assert token_counts in line and "\n" not in line
@@ -58,7 +58,7 @@ def test_each_limit_has_its_line(cub: planner.PlanInputs) -> None:
 
 def test_a_card_that_is_too_small_and_the_way_out(cub: planner.PlanInputs) -> None:
     filled = on(cub, CARDS["h200"])
-    most = cub.work.demand.micro_batches_most
+    most = cub.work.dynamic_sampling.micro_batches_max
     (line,) = capacity_warnings(filled, PLENTY)
     assert "learner and rollout on one H200 SXM 141 GB take" in line
     assert f"in a step of {most} micro-batches" in line
@@ -67,7 +67,7 @@ def test_a_card_that_is_too_small_and_the_way_out(cub: planner.PlanInputs) -> No
     # The change as a configuration of its own really fits.
     config = load_config(ROOT / "configs" / "cub.toml", [*GREEDY, *change])
     with planner.plan_inputs(config, cub.card, planner.assumed_rates(config, cub.card)) as changed:
-        assert all(device.fits for device in place_actors(config, changed.memories, cub.card, most))
+        assert all(device.fits for device in assign_devices(config, changed.memories, cub.card, most))
     assert not fits_with(cub, most)
     assert fits_with(cub, most, change)
 
@@ -108,16 +108,16 @@ def test_this_machines_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert here.gpus == 0
     assert here.host > 0 and here.disk > 0
     config = load_config(ROOT / "configs" / "birds.toml")
-    assert starts_own_ray(config)
+    assert runs_on_this_machine(config)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert not starts_own_ray(config)
+    assert not runs_on_this_machine(config)
 
 
 def test_the_doctor_warns_and_says_what_is_expected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "saga_dist.estimate.capacity.limits_here", lambda *_: MachineLimits(0, host=1 << 20, shared=0, disk=1000)
+        "saga_dist.estimate.capacity.machine_limits", lambda *_: MachineLimits(0, host=1 << 20, shm=0, disk=1000)
     )
     assert run_checks(None, [*FEW, "rollout.engine=transformers"], smoke=False) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " capacity: " in line]

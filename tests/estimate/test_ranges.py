@@ -18,7 +18,7 @@ from saga_dist.estimate.formatting import number, size
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, encoder_backward, encoder_forward
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import CARDS, Rate, card_rates, read_rates
-from saga_dist.estimate.steps import Split, step_times
+from saga_dist.estimate.steps import Allocation, step_times
 
 ROOT = Path(__file__).resolve().parents[2]
 CUB = ROOT / "configs" / "cub.toml"
@@ -42,8 +42,8 @@ def test_counted_bytes_have_three_digits(count: float, text: str) -> None:
 def test_a_range_reads_as_its_value_and_its_ends() -> None:
     assert str(Range(1.52, 1.08, 2.77)) == "1.5 (1.1–2.8)"
     assert str(Range(1.52, 1.52, 1.52)) == "1.5"
-    assert Range(2.0, 1.0, 8.0).times(3.0) == Range(6.0, 3.0, 24.0)
-    assert Range(2.0, 1.0, 8.0).dividing(16.0) == Range(8.0, 2.0, 16.0)
+    assert Range(2.0, 1.0, 8.0) * 3.0 == Range(6.0, 3.0, 24.0)
+    assert 16.0 / Range(2.0, 1.0, 8.0) == Range(8.0, 2.0, 16.0)
 
 
 def test_fast_and_slow_ends() -> None:
@@ -61,8 +61,8 @@ def test_bounds_of_a_step_by_hand() -> None:
     card = CARDS["h200"]
     with planner.plan_inputs(config, card, planner.assumed_rates(config, card)) as plan_inputs:
         work = plan_inputs.work
-        times = step_times(work, Split(1, 1, 0, shared=True))
-    batches, tower = work.demand.micro_batches, work.shape.tower
+        times = step_times(work, Allocation(1, 1, 0, shared=True))
+    batches, tower = work.dynamic_sampling.micro_batches_mean, work.shape.tower
     backward = encoder_backward(tower, checkpointing=True)
     moved = OPTIMIZER_BYTES * work.learner.trainable.params
     for share, moving, image_s, end in ((0.5, 0.8, 0.002, "low"), (0.2, 0.4, 0.020, "high")):

@@ -86,21 +86,25 @@ def test_tokens_through_the_layers(scene: Scene) -> None:
     hook = layer.register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[union-attr]
     scene.worker.replay(scene.task, scene.task.tokens)
     hook.remove()
-    assert scene.token_counts.prefix == scene.token_counts.prompt - scene.token_counts.head - 1
-    assert passed == scene.token_counts.prefix + SIZE * (LENGTH + 1)
+    assert scene.token_counts.group_prefix == scene.token_counts.prompt - scene.token_counts.common_prefix - 1
+    assert passed == scene.token_counts.group_prefix + SIZE * (LENGTH + 1)
 
 
 def test_operations_by_hand(scene: Scene) -> None:
     """The demo's decoder: 3 layers, 4 heads of 32, 442,368 weights in its layers, 352 x 128 in the output layer."""
     token_counts, decoder = scene.token_counts, scene.shape.decoder
-    assert (decoder.layer_products, decoder.head_products, decoder.attention_width) == (442_368, 45_056, 384)
+    assert (decoder.layer_matmul_params, decoder.output_matmul_params, decoder.attention_width) == (
+        442_368,
+        45_056,
+        384,
+    )
     found = group_operations(decoder, token_counts, SIZE)
-    prompt, head = token_counts.prompt, token_counts.head
+    prompt, head = token_counts.prompt, token_counts.common_prefix
     in_prompt = sum(position for position in range(head + 1, prompt + 1))
     in_completions = SIZE * sum(prompt + position for position in range(1, LENGTH + 1))
     assert found.prefill == 2 * 442_368 * (prompt - head) + 4 * 384 * in_prompt
     assert found.decode == SIZE * LENGTH * 2 * (442_368 + 45_056) + 4 * 384 * in_completions
-    tokens = token_counts.prefix + SIZE * (LENGTH + 1)
+    tokens = token_counts.group_prefix + SIZE * (LENGTH + 1)
     linear = 2 * 442_368 * tokens + 2 * 45_056 * SIZE * LENGTH
     attention = 4 * 384 * (in_prompt + in_completions + SIZE * prompt)
     assert found.replay_forward == linear + attention

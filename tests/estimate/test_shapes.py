@@ -14,7 +14,7 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import DataError, ModelError
 from saga_dist.estimate.activations import replay_activations, saved_bytes, tower_activations
 from saga_dist.estimate.operations import encoder_forward
-from saga_dist.estimate.shapes import Weights, model_shape
+from saga_dist.estimate.shapes import ParameterCount, model_shape
 from saga_dist.estimate.token_counts import count_tokens
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
@@ -55,9 +55,9 @@ def test_every_part_has_the_parameters_of_the_loaded_one(family_checkpoint: Path
     with model_shape(birds(family_checkpoint)) as shape:
         assert shape.source == f"config.json of {family_checkpoint}"
         for found, part in ((shape.tower.weights, tower), (shape.decoder.weights, backbone)):
-            assert found == Weights(sum(p.numel() for p in part.parameters()), sum(1 for _ in part.parameters()))
+            assert found == ParameterCount(sum(p.numel() for p in part.parameters()), sum(1 for _ in part.parameters()))
         assert (shape.tower.patches, shape.tower.tokens) == (100, 25)
-        assert shape.decoder.head_products == (
+        assert shape.decoder.output_matmul_params == (
             backbone.language_model.embed_tokens.weight.numel()
             if backbone.head is None
             else backbone.head.weight.numel()
@@ -66,10 +66,10 @@ def test_every_part_has_the_parameters_of_the_loaded_one(family_checkpoint: Path
         counted = products(tower, lambda: tower(pixels))
         if not hasattr(tower.model, "vision_tower"):  # Qwen's patch embedding is no module call of its own
             counted += IMAGES * 100 * tower.model.patch_embed.proj.weight.numel()
-        linear = shape.tower.patch_products * 100 + shape.tower.token_products * 25
+        linear = shape.tower.patch_matmul_params * 100 + shape.tower.token_matmul_params * 25
         # InternVL's class token passes through its layers too: a hundredth.
         assert counted == pytest.approx(IMAGES * linear, rel=0.011 if shape.family.name == "internvl" else 0)
-        assert encoder_forward(shape.tower) == 2 * linear + 4 * shape.tower.attention_products
+        assert encoder_forward(shape.tower) == 2 * linear + 4 * shape.tower.attention_macs
 
         ids_GT = torch.zeros(2, 7, dtype=torch.int64)
         past = backbone.prefill(
@@ -78,7 +78,7 @@ def test_every_part_has_the_parameters_of_the_loaded_one(family_checkpoint: Path
         tokens = ids_GT.numel()
         layers = backbone.language_model.layers
         counted = products(layers, lambda: backbone.forward_completions(past, ids_GT, 26))
-        assert counted == shape.decoder.layer_products * tokens
+        assert counted == shape.decoder.layer_matmul_params * tokens
         keys, values = past[0]
         assert shape.decoder.kv_bytes(4) == len(past) * (keys.nbytes + values.nbytes)
 
@@ -96,7 +96,7 @@ def test_the_tower_keeps_what_is_said(family_checkpoint: Path, autocast: bool) -
     with model_shape(birds(family_checkpoint)) as shape:
         found = tower_activations(shape, autocast=autocast)
     assert found.bytes(4) == pytest.approx(kept, rel=0.1)
-    assert (found.whole.of(found.layers) > 0.8 * 2 * shape.tower.weights.params) == autocast
+    assert (found.per_pass.total(found.num_layers) > 0.8 * 2 * shape.tower.weights.params) == autocast
     assert found.bytes(4, checkpointing=True) < found.bytes(4)
 
 

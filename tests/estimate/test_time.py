@@ -12,11 +12,11 @@ import pytest
 from saga_dist.config import RunConfig, load_config
 from saga_dist.estimate import planner
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, encoder_backward, encoder_forward
-from saga_dist.estimate.placement import CONTEXT_BYTES, SLACK, max_groups, place_actors
+from saga_dist.estimate.placement import CUDA_CONTEXT_BYTES, SLACK, assign_devices, max_groups
 from saga_dist.estimate.rates import CARDS, Card, Rate, Rates, card_rates
-from saga_dist.estimate.sampling import demand
+from saga_dist.estimate.sampling import dynamic_sampling
 from saga_dist.estimate.scaling import best_plan, saturations
-from saga_dist.estimate.steps import Split, step_time
+from saga_dist.estimate.steps import Allocation, step_time
 
 ROOT = Path(__file__).resolve().parents[2]
 BIRDS = ROOT / "configs" / "birds.toml"
@@ -52,36 +52,36 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.PlanInput
 
 def test_seconds_by_hand(here: planner.PlanInputs) -> None:
     work = here.work
-    work = replace(work, demand=replace(work.demand, micro_batches=1.5, trained_groups=6.0))
+    work = replace(work, dynamic_sampling=replace(work.dynamic_sampling, micro_batches_mean=1.5, trained_groups=6.0))
     tower, group, trainable = work.shape.tower, work.group, work.learner.trainable.params
-    alone = step_time(work, Split(1, 1, 0))
+    alone = step_time(work, Allocation(1, 1, 0))
     assert alone.encode == pytest.approx(1.5 * (64 * encoder_forward(tower) / 1e9 + 0.5))
     backward = 1.5 * 64 * encoder_backward(tower, checkpointing=False) / 2e9
     assert alone.update == pytest.approx(backward + OPTIMIZER_BYTES * trainable / 8e8)
     assert alone.replay == pytest.approx(6 * (group.replay_forward + group.replay_backward) / 3e9)
     decoder = work.shape.decoder
-    read = 4 * (decoder.layer_products + decoder.head_products) + 40 * (
+    read = 4 * (decoder.layer_matmul_params + decoder.output_matmul_params) + 40 * (
         work.token_counts.prompt + 15
     ) * decoder.kv_bytes(4)
     one_step = max(read / 5e9, 40 * (group.decode / 120) / 6e9) + 0.007
     assert alone.rollout == pytest.approx(1.5 * (10 * group.prefill / 4e9 + 30 * one_step))
     assert alone.sync == alone.encode + alone.rollout + alone.replay + alone.update
 
-    shared_out = step_time(work, Split(2, 3, 4))
+    shared_out = step_time(work, Allocation(2, 3, 4))
     assert shared_out.encode == pytest.approx(alone.encode / 2)
     assert shared_out.replay == pytest.approx(alone.replay / 3)  # six groups on four workers: two on some
     travelling = 2 * 4 * trainable / 2 / 9e7
     assert shared_out.update == pytest.approx(backward / 2 + OPTIMIZER_BYTES * trainable / 8e8 + travelling)
     learner = shared_out.encode_no_grad + shared_out.encode + shared_out.stale_replay + shared_out.update
     assert shared_out.overlapped == max(shared_out.rollout, learner)
-    assert step_time(work, Split(1, 1, 0, shared=True)).overlapped > alone.sync
+    assert step_time(work, Allocation(1, 1, 0, shared=True)).overlapped > alone.sync
 
 
 def test_measured_tokens_replace_the_engines_rates(here: planner.PlanInputs) -> None:
     work = replace(here.work, rates=replace(RATES, rollout_tokens=Rate(1000.0, "made up")))
-    work = replace(work, demand=replace(work.demand, micro_batches=1.0))
-    assert step_time(work, Split(1, 1, 0)).rollout == pytest.approx(10 * 4 * 30 / 1000)
-    assert step_time(work, Split(1, 4, 0)).rollout == pytest.approx(3 * 4 * 30 / 1000)
+    work = replace(work, dynamic_sampling=replace(work.dynamic_sampling, micro_batches_mean=1.0))
+    assert step_time(work, Allocation(1, 1, 0)).rollout == pytest.approx(10 * 4 * 30 / 1000)
+    assert step_time(work, Allocation(1, 4, 0)).rollout == pytest.approx(3 * 4 * 30 / 1000)
 
 
 @pytest.mark.parametrize(("share", "pairs", "wanted", "most"), [(0.5, 16, 8, 8), (0.2, 16, 8, 4), (0.9, 48, 24, 1)])
@@ -94,7 +94,7 @@ def test_micro_batches_are_those_of_a_simulation(share: float, pairs: int, wante
             f"rollout.max_micro_batches={most}",
         ],
     )
-    found = demand(config, share, "made up")
+    found = dynamic_sampling(config, share, "made up")
     drawn, counts = random.Random(0), []
     for _ in range(4000):
         hits = batches = 0
@@ -102,21 +102,21 @@ def test_micro_batches_are_those_of_a_simulation(share: float, pairs: int, wante
             hits += sum(drawn.random() < share for _ in range(pairs))
             batches += 1
         counts.append(batches)
-    assert found.micro_batches == pytest.approx(sum(counts) / len(counts), rel=0.03)
-    assert sum(count <= found.micro_batches_often for count in counts) / len(counts) >= 0.98
-    assert found.micro_batches_most == most
+    assert found.micro_batches_mean == pytest.approx(sum(counts) / len(counts), rel=0.03)
+    assert sum(count <= found.micro_batches_p99 for count in counts) / len(counts) >= 0.98
+    assert found.micro_batches_max == most
 
 
 def test_without_rollouts_there_is_nothing_to_sample() -> None:
-    found = demand(load_config(BIRDS, ["objective.lambda_lm=0", "objective.lambda_kl=0"]))
-    assert (found.micro_batches, found.trained_groups) == (1.0, 0.0)
+    found = dynamic_sampling(load_config(BIRDS, ["objective.lambda_lm=0", "objective.lambda_kl=0"]))
+    assert (found.micro_batches_mean, found.trained_groups) == (1.0, 0.0)
 
 
 def test_roles_saturate_at_pairs_and_groups(here: planner.PlanInputs) -> None:
     found = {one.role: one for one in saturations(here.work)}
     assert found["rollout"].workers == 10
     assert found["replay"].workers == 6
-    more = step_time(here.work, Split(1, 20, 20))
+    more = step_time(here.work, Allocation(1, 20, 20))
     assert more.rollout == pytest.approx(found["rollout"].seconds)
     assert more.replay == pytest.approx(found["replay"].seconds)
 
@@ -126,13 +126,13 @@ def test_the_best_division_is_no_slower_than_any_other(here: planner.PlanInputs)
     for gpus in (2, 5, 9):
         for overlapped in (False, True):
             plan = best_plan(here.work, large, here.replay, gpus, overlapped=overlapped)
-            assert plan is not None and plan.split.gpus <= gpus
+            assert plan is not None and plan.allocation.gpus <= gpus
             for learners in (1, 2, 4, 8):
                 for replays in range(7):
                     rollouts = gpus - learners - replays
                     if rollouts < 1 or (learners > 1 and not replays):
                         continue
-                    time = step_time(here.work, Split(learners, rollouts, replays))
+                    time = step_time(here.work, Allocation(learners, rollouts, replays))
                     assert plan.seconds <= 1.021 * (time.overlapped if overlapped else time.sync)
             assert plan.hours == pytest.approx(40 * plan.seconds / 3600)
             assert plan.cost(2.0) == pytest.approx(2 * gpus * plan.hours)
@@ -146,7 +146,7 @@ def test_actors_share_cards_as_ray_places_them(here: planner.PlanInputs) -> None
     def devices(*overrides: str) -> list[tuple[int, tuple[str, ...]]]:
         config = load_config(BIRDS, ["rollout.engine=vllm", *overrides])
         memories = replace(here.memories, replay=here.replay if config.replay.workers else None)
-        placed = place_actors(config, memories, SMALL, 1)
+        placed = assign_devices(config, memories, SMALL, 1)
         return [(device.count, tuple(role for role, _ in device.actors)) for device in placed]
 
     assert devices("runtime.learner_num_gpus=0.7", "rollout.num_gpus=0.3") == [(1, ("learner", "rollout"))]
@@ -163,10 +163,10 @@ def test_actors_share_cards_as_ray_places_them(here: planner.PlanInputs) -> None
 def test_the_largest_k_is_the_last_that_fits(here: planner.PlanInputs) -> None:
     config = load_config(BIRDS, ["runtime.learner_num_gpus=1", "rollout.num_gpus=1", "rollout.pairs_per_batch=10"])
     learner = here.memories.learner
-    room = learner.peak(3.0) * SLACK + CONTEXT_BYTES + 1000
+    room = learner.peak(3.0) * SLACK + CUDA_CONTEXT_BYTES + 1000
     card = replace(SMALL, memory=room)
-    assert max_groups(config, here.memories, card, here.work.demand) == int(3 * 10 * 2 / 3)
-    assert max_groups(config, here.memories, replace(card, memory=1e6), here.work.demand) == 0
+    assert max_groups(config, here.memories, card, here.work.dynamic_sampling) == int(3 * 10 * 2 / 3)
+    assert max_groups(config, here.memories, replace(card, memory=1e6), here.work.dynamic_sampling) == 0
 
 
 def test_a_data_sheet_is_named_with_its_assumption() -> None:
