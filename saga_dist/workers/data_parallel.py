@@ -1,18 +1,18 @@
-"""A learner of several processes: the token boundary makes data parallelism exact and simple.
+"""Data parallelism over several learner processes, exact because the graph is cut at the encoder tokens.
 
-Every rank holds the whole encoder and the same optimizer. Of a micro-batch each runs the tower on its own share of the
-images; all others' tokens are gathered as constants, so that every rank has the leaf of the whole batch:
+Every rank holds the whole encoder and the same optimizer. Each rank runs the tower on its own share of a micro-batch's
+images. The tokens of the other ranks are gathered as constants, so that every rank has the leaf of the whole batch:
 
     own images ──tower──► own rows ──gather──► X of the whole batch ──► pooler, L_DML, dL_GRPO/dX, L_KL: as one process
                               ▲                                              │
                               └──────── own rows of dL/dX, backward ◄────────┘      then: sum of tower gradients
 
-So the losses see the whole batch (no loss averaged over shards, no batch-wise statistic cut), the result is that of one
-process up to the order of a sum, and the pooler's and the proxies' gradients, computed by every rank, are taken from
-rank 0: the ranks stay equal to the bit, whatever their devices round.
+So the losses are computed on the whole batch, never averaged over shards, and the result is that of one process up to
+the order of a sum. Every rank computes the gradients of pooler and proxies; rank 0's are broadcast, so that the weights
+of all ranks stay bit-identical even when their devices round differently.
 
-Who waits for whom: ranks wait for each other in collectives only, for at most the group's timeout; a rank that dies
-ends the others' wait at once. Whoever drives them must send every collective call to all ranks, in the same order.
+Waiting: ranks wait for each other in collectives only, for at most the timeout of the process group; when a rank dies,
+the collectives of the others fail at once. The caller must send every collective call to all ranks, in the same order.
 """
 
 from __future__ import annotations
@@ -29,30 +29,37 @@ import torch.distributed as dist
 from saga_dist.errors import LearnerLost
 
 BUCKET_ELEMENTS = 1 << 24
-"""Gradients that travel in one piece, float32: 64 MiB."""
+"""Largest number of gradient elements in one collective; 64 MiB in float32."""
 
 
 class PeerLost(LearnerLost):
-    """Another rank did not take part in a collective; why, that rank itself knows best."""
+    """A collective failed because another rank did not join it; the cause is in the error of that rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One rank's view of the learner's processes; ``ALONE`` is the learner of one process, for which nothing moves."""
+    """One rank's view of the learner's processes; in ``ALONE``, the learner of one process, nothing is communicated."""
 
     rank: int = 0
+    """Number of this process, 0 to ``size`` - 1."""
     size: int = 1
+    """Number of processes."""
 
     def share(self, number: int, rank: int | None = None) -> slice:
-        """Returns the contiguous share of ``number`` things that a rank has (this one, if not said)."""
+        """Returns the contiguous share of ``number`` items that belongs to a rank.
+
+        Args:
+            number: number of items.
+            rank: rank whose share is returned; None for this rank.
+        """
         rank = self.rank if rank is None else rank
         return slice(number * rank // self.size, number * (rank + 1) // self.size)
 
     def gather_rows(self, own_RW: torch.Tensor) -> torch.Tensor:
-        """Returns the rows of all ranks, rank 0's first; the gradient reaches this rank's own rows only.
+        """Returns the rows of all ranks in the order of ranks; gradients flow to this rank's own rows only.
 
         Args:
-            own_RW: [R, W], any dtype, equal on all ranks; R may differ, and be 0.
+            own_RW: [R, W], rows of this rank. W and dtype must be equal on all ranks; R may differ, and may be 0.
         """
         if self.size == 1:
             return own_RW
@@ -61,23 +68,23 @@ class Ranks:
         return gathered
 
     def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Adds up the gradients of all ranks in place; every rank has them for the same parameters."""
+        """Replaces every gradient with its sum over all ranks, which must have gradients for the same parameters."""
         for bucket in _buckets(parameters, self.size):
             flat = torch.cat([gradient.flatten().float() for gradient in bucket])
             with _collective():
                 dist.all_reduce(flat)
             _unpack(flat, bucket)
 
-    def adopt_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Replaces the gradients, computed by every rank, with rank 0's."""
+    def broadcast_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Replaces the gradients, which every rank has computed, with those of rank 0."""
         for bucket in _buckets(parameters, self.size):
             flat = torch.cat([gradient.flatten().float() for gradient in bucket])
             with _collective():
                 dist.broadcast(flat, src=0)
             _unpack(flat, bucket)
 
-    def adopt_weights(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces tensors with rank 0's: all ranks start equal, wherever each of them read its files."""
+    def broadcast_weights(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replaces tensors with those of rank 0, so that all ranks start with the same weights."""
         if self.size == 1:
             return
         with torch.no_grad(), _collective():
@@ -85,7 +92,14 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def all_rows(self, own_RW: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """Returns ``gather_rows`` without a graph, for known row counts. The bits travel, whatever they mean."""
+        """Returns the rows of all ranks without a graph.
+
+        The rows are sent as bytes, whatever their dtype.
+
+        Args:
+            own_RW: [R, W], rows of this rank.
+            counts: R of each rank.
+        """
         padded = own_RW.new_zeros(max(counts), own_RW.shape[1])
         padded[: len(own_RW)] = own_RW
         received = [torch.empty_like(padded) for _ in counts]
@@ -94,6 +108,7 @@ class Ranks:
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
 
     def _gather_counts(self, count: int, device: torch.device) -> list[int]:
+        """Returns the ``count`` of every rank."""
         own = torch.tensor([count], device=device)
         counts = [torch.zeros_like(own) for _ in range(self.size)]
         with _collective():
@@ -102,11 +117,11 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""A learner of one process."""
+"""The only rank of a learner of one process."""
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks, of which only the own ones have a past."""
+    """Gathers the rows of all ranks; only the rows of this rank are differentiable."""
 
     @staticmethod
     def forward(ctx: Any, own_RW: torch.Tensor, ranks: Ranks, counts: list[int]) -> torch.Tensor:
@@ -120,16 +135,32 @@ class _GatherRows(torch.autograd.Function):
         return gradient_RW[ctx.own], None, None
 
 
-# ---------------------------------------------------------------------- coming together
+# ---------------------------------------------------------------------- rendezvous
 
 
 def open_store(host: str, *, size: int, timeout_s: float) -> dist.TCPStore:
-    """Returns the meeting point of the ranks, served by this process on a free port (``store.port``) of ``host``."""
+    """Returns the rendezvous store of the ranks, served by this process on a free port (``store.port``) of ``host``.
+
+    Args:
+        host: address at which the other ranks reach this process.
+        size: number of ranks.
+        timeout_s: longest wait for a key of the store, seconds.
+    """
     return dist.TCPStore(host, 0, size, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 def join_store(host: str, port: int, *, size: int, timeout_s: float) -> dist.TCPStore:
-    """Returns the meeting point that another process serves."""
+    """Returns a client of the rendezvous store that another process serves.
+
+    Args:
+        host: address of that process.
+        port: port of the store.
+        size: number of ranks.
+        timeout_s: longest wait for the connection and for a key of the store, seconds.
+
+    Raises:
+        PeerLost: the store cannot be reached.
+    """
     with _collective():
         return dist.TCPStore(
             host, port, size, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
@@ -137,17 +168,17 @@ def join_store(host: str, port: int, *, size: int, timeout_s: float) -> dist.TCP
 
 
 def join(store: dist.TCPStore, *, rank: int, size: int, device: torch.device, timeout_s: float) -> Ranks:
-    """Returns this process's view of the ranks once all of them are there: NCCL between GPUs, Gloo otherwise.
+    """Joins the process group of the learner, NCCL between GPUs and Gloo otherwise; returns this process's rank.
 
     Args:
-        store: the meeting point.
-        rank: from 0; the one that publishes, saves and answers.
-        size: how many ranks.
-        device: of the learner's weights.
-        timeout_s: longest wait of a collective, and for the others to come.
+        store: rendezvous store.
+        rank: number of this process, from 0. Rank 0 publishes tokens, saves checkpoints and returns results.
+        size: number of ranks.
+        device: device of the learner's weights.
+        timeout_s: longest wait for the other ranks to join, and of every collective, seconds.
 
     Raises:
-        PeerLost: they did not all come in time.
+        PeerLost: not all ranks joined in time.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -163,25 +194,28 @@ def join(store: dist.TCPStore, *, rank: int, size: int, device: torch.device, ti
 
 
 def leave() -> None:
-    """Ends this process's membership, if it has one."""
+    """Leaves the process group, if this process has joined one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _buckets(parameters: Sequence[torch.Tensor], size: int) -> list[list[torch.Tensor]]:
-    """The gradients in pieces of about BUCKET_ELEMENTS; none when there is nobody to share them with."""
+    """Returns the gradients in buckets of at most ``BUCKET_ELEMENTS`` (a larger tensor alone); none for one process."""
+    if size == 1:
+        return []
     buckets: list[list[torch.Tensor]] = []
-    room = 0
-    for gradient in [parameter.grad for parameter in parameters if parameter.grad is not None] if size > 1 else []:
-        if gradient.numel() > room:
+    remaining = 0
+    for gradient in [parameter.grad for parameter in parameters if parameter.grad is not None]:
+        if gradient.numel() > remaining:
             buckets.append([])
-            room = BUCKET_ELEMENTS
+            remaining = BUCKET_ELEMENTS
         buckets[-1].append(gradient)
-        room -= gradient.numel()
+        remaining -= gradient.numel()
     return buckets
 
 
 def _unpack(flat: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
+    """Copies consecutive pieces of a flat tensor into the gradients."""
     pieces = flat.split([gradient.numel() for gradient in gradients])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
@@ -189,11 +223,11 @@ def _unpack(flat: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """What torch.distributed raises, as one of ours."""
+    """Converts errors of torch.distributed within the context to ``PeerLost``."""
     try:
         yield
-    except RuntimeError as error:  # DistError and its kin among them
-        words = " ".join(str(error).split())[:200]
+    except RuntimeError as error:  # DistError and its subclasses are RuntimeErrors
+        reason = " ".join(str(error).split())[:200]
         raise PeerLost(
-            f"another rank is gone or silent ({words})", where="learner", fix="the same command resumes"
+            f"another rank is gone or silent ({reason})", where="learner", fix="the same command resumes"
         ) from error

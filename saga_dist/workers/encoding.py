@@ -1,6 +1,7 @@
-"""From image ids to encoder tokens: reading, augmentation, the tower, and the payload of a pair.
+"""Encoding of images: reading, augmentation, forward pass of the tower, and the payload of a pair.
 
-The learner's forward passes, apart from what it does with them. Pixels never leave the learner's process.
+These are the learner's forward passes; losses and backward passes are in ``learner.py``. Pixels never leave the
+learner's process.
 """
 
 from __future__ import annotations
@@ -24,26 +25,38 @@ from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
 EVALUATION_BATCH = 64
+"""Images per forward pass in evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Encoder tokens of several images, one below the other."""
+    """Encoder tokens of several images, concatenated along the rows."""
 
     values_NW: torch.Tensor
     """[sum of N, (1 + L) * D]; in training with the tower's graph attached."""
     rows: dict[int, slice]
-    """Image id to its rows."""
+    """Rows of each image, by image id."""
     grids: dict[int, Grid]
+    """Patch grid of each image before merging, by image id."""
     layout: TokenLayout
+    """Sizes of the tokens."""
 
     def main(self, values_NW: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Returns the main tokens [N_i, D] of each image, in order; of ``values_NW`` where given."""
+        """Returns the main tokens of each image, [N_i, D] views, in the order of ``rows``.
+
+        Args:
+            values_NW: other values with the same rows; None for the batch's own.
+        """
         main_ND = self.layout.main(self.values_NW if values_NW is None else values_NW)
         return [main_ND[rows] for rows in self.rows.values()]
 
     def of_pair(self, pair: ImagePair, *, encoder_version: int) -> EncoderTokens:
-        """Returns the payload of a pair: image a's tokens, then image b's, detached."""
+        """Returns the payload of a pair: the tokens of image a, then those of image b, detached from the graph.
+
+        Args:
+            pair: two images of this batch.
+            encoder_version: optimizer steps of the encoder that the tokens come from.
+        """
         images = (pair.image_a, pair.image_b)
         return EncoderTokens(
             pair_id=pair.pair_id,
@@ -60,10 +73,10 @@ class SplitEncoder:
 
     Args:
         encoder: tower and pooler.
-        splits: the images.
-        data: for the augmentation.
-        autocast_dtype: bfloat16 to run the tower under autocast (its weights stay float32), or None.
-        ranks: the learner's processes; ``train_batch`` and ``embed`` share their images among them.
+        splits: image sets of the run.
+        data: section with the augmentation settings.
+        autocast_dtype: bfloat16 to run the tower under autocast (its weights stay float32); None for no autocast.
+        ranks: processes of the learner; ``train_batch`` and ``embed`` divide their images among them.
     """
 
     def __init__(
@@ -79,16 +92,21 @@ class SplitEncoder:
         self._ranks = ranks
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
+        """Returns the labels of a split, int64 [I]; empty when the data has no such split."""
         return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
 
     @cached_property
     def split_hash(self) -> str:
-        """Sha256 of which images, classes and labels the splits hold."""
+        """Sha256 of the images, classes and labels of all splits."""
         return self._splits.split_hash()
 
     def train_batch(self, image_ids: Sequence[int], *, augmentation_seed: int) -> TokenBatch:
-        """Returns the tokens of augmented training images, the graph attached: on each rank that of its own share."""
+        """Returns the tokens of augmented training images, on each rank with the graph of its own share attached.
+
+        Args:
+            image_ids: [I] indices into the training split.
+            augmentation_seed: seed of the batch's augmentation; with the image id it determines each image's.
+        """
         self._encoder.train()
         own_ids = image_ids[self._ranks.share(len(image_ids))]
         arrays = [
@@ -109,23 +127,34 @@ class SplitEncoder:
         return TokenBatch(values_NW, _rows(image_ids, [size[0] for size in sizes_I4]), grids, own.layout)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair], *, encoder_version: int) -> list[EncoderTokens]:
-        """Returns the payloads of evaluation pairs, without gradient or augmentation."""
-        wanted = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
-        batches = list(self._evaluation_batches(self._splits.named(split), wanted))
+        """Returns the payloads of evaluation pairs, without gradient or augmentation.
+
+        Args:
+            split: name of the split.
+            pairs: pairs of images of that split.
+            encoder_version: optimizer steps of the encoder.
+        """
+        image_ids = sorted({image for pair in pairs for image in (pair.image_a, pair.image_b)})
+        batches = list(self._evaluation_batches(self._splits.named(split), image_ids))
         lengths = [rows.stop - rows.start for batch in batches for rows in batch.rows.values()]
         joined = replace(
             batches[0],
             values_NW=torch.cat([batch.values_NW for batch in batches]),
-            rows=_rows(wanted, lengths),
+            rows=_rows(image_ids, lengths),
             grids={image: grid for batch in batches for image, grid in batch.grids.items()},
         )
         return [joined.of_pair(pair, encoder_version=encoder_version) for pair in pairs]
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
-        """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
+        """Returns the embeddings of a split, float32 [I, E], l2-normalised.
+
+        Args:
+            split: name of the split.
+            pretrained: True for the normalised mean of the main tokens, without the pooler; E is then D.
+        """
         images = self._splits.named(split)
         width = self._encoder.tower.layout.width if pretrained else self._encoder.embedding_dim
-        # Whole evaluation batches are shared, so that the bits do not depend on the number of ranks.
+        # Each rank gets whole evaluation batches, so that the result is bit-identical for any number of ranks.
         batches = self._ranks.share(-(-len(images) // EVALUATION_BATCH))
         first, last = (min(end * EVALUATION_BATCH, len(images)) for end in (batches.start, batches.stop))
         chunks = [torch.zeros(0, width, device=self._encoder.device)]
@@ -142,6 +171,7 @@ class SplitEncoder:
         return Embeddings(values_IE, images.labels_I, images.attributes_IA, self._splits.attribute_names)
 
     def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[TokenBatch]:
+        """Yields the tokens of images in batches of ``EVALUATION_BATCH``, without graph or augmentation."""
         self._encoder.eval()
         for start in range(0, len(image_ids), EVALUATION_BATCH):
             chunk = image_ids[start : start + EVALUATION_BATCH]
@@ -150,6 +180,7 @@ class SplitEncoder:
             yield batch
 
     def _run(self, image_ids: Sequence[int], arrays: Sequence[np.ndarray]) -> TokenBatch:
+        """Returns the tower's tokens of uint8 [height, width, 3] images."""
         tower = self._encoder.tower
         pixels = tower.preprocess(arrays)
         with torch.autocast(
@@ -163,12 +194,12 @@ class SplitEncoder:
 
 
 def _sizes(batch: TokenBatch) -> torch.Tensor:
-    """[I, 4] int64, on the tokens' device: token count and grid of each image."""
+    """Returns int64 [I, 4] on the tokens' device: number of tokens, then grid, of each image."""
     sizes = [(rows.stop - rows.start, *batch.grids[image]) for image, rows in batch.rows.items()]
     return torch.tensor(sizes, device=batch.values_NW.device)
 
 
 def _rows(image_ids: Sequence[int], lengths: Sequence[int]) -> dict[int, slice]:
-    """Image id to its rows of the concatenated tokens."""
+    """Returns the rows of each image in the concatenated tokens, by image id."""
     ends = np.cumsum(lengths).tolist()
     return {image: slice(end - length, end) for image, length, end in zip(image_ids, lengths, ends, strict=True)}

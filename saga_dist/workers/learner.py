@@ -1,15 +1,16 @@
-"""The learner: the only part that changes anything.
+"""The learner: owns encoder, metric loss and optimizer, the only parts of the system that training changes.
 
-One optimizer step is a series of ``encode`` calls and one ``finish_step``:
+One optimizer step is one or more ``encode`` calls and one ``finish_step``:
 
     encode       images ──tower──► X ──detach──► leaf ──pooler──► z ──► L_DML, backward to the leaf and the pooler
     (elsewhere)  rollout and replay turn X into dL_GRPO/dX
     finish_step  leaf.grad += dL_GRPO/dX;  L_KL into the pooler;  X.backward(leaf.grad): one backward through the tower
 
-Cutting the graph at the tokens and adding what comes back is the chain rule: the result is that of end-to-end autograd.
+The graph is cut at the tokens, and the gradients of all losses at the tokens are added at the leaf. By the chain rule
+the result equals that of end-to-end autograd.
 
-What the paper leaves open and how it is read here: a step's further micro-batches add their metric gradients (a sum, as
-the paper writes the step); see ``optimization.py`` for clipping.
+The paper does not say how several micro-batches of a step combine; here their metric gradients are added, because the
+paper writes the step as a sum. See ``optimization.py`` for clipping.
 """
 
 from __future__ import annotations
@@ -39,26 +40,29 @@ from saga_dist.workers.optimization import build_optimizer, clip_gradients, sche
 
 @dataclass(slots=True)
 class _OpenBatch:
-    """A micro-batch whose tower graph waits for its token gradients."""
+    """A micro-batch of the present step; its tower graph is kept until ``finish_step``."""
 
     tokens: TokenBatch
-    """Tower output, graph attached."""
+    """Output of the tower with the graph attached."""
     leaf_NW: torch.Tensor
-    """The same values, detached, float32; ``leaf_NW.grad`` collects dL/dX of all losses."""
+    """The same values as a float32 leaf; dL/dX of all losses is added up in ``leaf_NW.grad``."""
 
 
 class Learner:
     """Owns encoder, metric loss and optimizer; implements ``protocols.Learner``.
 
     Args:
-        encoder: tower (trainable) and pooler.
-        metric_loss: maps ([I, E] float32 embeddings, [I] labels) to L_DML; its parameters are the proxies.
-        splits: the images; the learner reads them itself, so pixels never travel.
-        data, objective, optimizer: their sections of the configuration.
-        num_steps: optimizer steps of the whole run, for the schedule.
-        autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32), or None.
-        ranks: the processes of this learner, see ``data_parallel.py``; ``encode``, ``encode_no_grad``,
-            ``finish_step`` and ``embed`` are then calls of all of them.
+        encoder: trainable tower and pooler.
+        metric_loss: maps float32 embeddings [I, E] and labels [I] to L_DML; its parameters are the proxies.
+        splits: image sets of the run, read in this process.
+        data: section ``[data]`` of the configuration, with the augmentation.
+        objective: section ``[objective]``, with the weights of the losses.
+        optimizer: section ``[optimizer]``.
+        num_steps: optimizer steps of the whole run, for the learning-rate schedule.
+        autocast_dtype: bfloat16 to run the tower under autocast (weights and losses stay float32); None for no
+            autocast.
+        ranks: processes of this learner, see ``data_parallel.py``. With several ranks, ``encode``,
+            ``encode_no_grad``, ``finish_step`` and ``embed`` are collective calls.
     """
 
     def __init__(
@@ -86,27 +90,30 @@ class Learner:
         self.optimizer = build_optimizer(
             optimizer, encoder=encoder, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
         )
-        ranks.adopt_weights([*encoder.parameters(), *self.metric_loss.parameters()])
+        ranks.broadcast_weights([*encoder.parameters(), *self.metric_loss.parameters()])
 
     @property
     def step(self) -> int:
-        """Optimizer steps done so far; also the encoder version."""
+        """Number of optimizer steps done; also the encoder version."""
         return self._step
 
     # ------------------------------------------------------------------ one training step
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a micro-batch, back-propagates lambda_dml * L_DML to the tokens, and publishes each pair's tokens.
+        """Encodes a micro-batch of the present step and back-propagates lambda_dml * L_DML to its tokens.
 
-        Returns one ``EncoderTokens`` per pair, in the order of the batch's pairs (phase A of the step).
+        Returns one ``EncoderTokens`` per pair, in the order of the batch's pairs.
+
+        Raises:
+            TrainingError: the micro-batch belongs to another step.
         """
         if batch.step != self._step:
             raise TrainingError(f"micro-batch of step {batch.step}", where="learner", expected=f"step {self._step}")
-        if batch.index == 0:  # a step that was given up half-way must leave nothing in this one
+        if batch.index == 0:  # drop the batches and gradients of a step that was abandoned before finish_step
             self._forget_open_batches()
             self.optimizer.zero_grad(set_to_none=True)
         tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
-        # float32 whatever the tower's dtype: gradients of several losses and pairs add up here.
+        # The leaf is float32 for any dtype of the tower, because gradients of several losses and pairs add up in it.
         opened = _OpenBatch(tokens, tokens.values_NW.detach().float().requires_grad_())
         self._back_propagate_metric_loss(opened, batch.labels)
         self._open.append(opened)
@@ -114,16 +121,16 @@ class Learner:
         return self._publish(tokens, batch)
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Publishes the tokens of every pair of a later step's batch, as today's encoder sees them.
+        """Encodes a later step's micro-batch with the present encoder; returns one ``EncoderTokens`` per pair.
 
-        No graph is kept and the open step is left alone: when its own step comes, the batch is encoded anew.
+        No graph is kept, and the state of the present step does not change. The batch is encoded again in its own step.
         """
         with torch.no_grad():
             tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
         return self._publish(tokens, batch)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one optimizer step from the token gradients of its groups (phase C).
+        """Takes one optimizer step with the token gradients of its groups; returns the step's losses and norms.
 
         Args:
             handles: token gradients of the contributing groups; empty when only the metric loss trains.
@@ -150,9 +157,10 @@ class Learner:
         return StepResult(step=self._step, metrics=metrics)
 
     def accumulate(self, handles: Sequence[TokenGradients]) -> float:
-        """Back-propagates the open step's losses into all parameters and returns the norm of lambda_lm * dL_GRPO/dX.
+        """Back-propagates the losses of the step into all parameters; returns the norm of lambda_lm * dL_GRPO/dX.
 
-        The first half of ``finish_step``: the gradients are there, on all ranks, neither clipped nor used.
+        This is the first half of ``finish_step``. Afterwards ``grad`` of every parameter is complete on all ranks, and
+        not yet clipped.
 
         Args:
             handles: token gradients of the contributing groups.
@@ -167,21 +175,23 @@ class Learner:
             opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
         self._forget_open_batches()
         self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
-        self._ranks.adopt_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
+        self._ranks.broadcast_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
         return grpo_norm
 
     def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
+        """Returns the payloads of a batch's pairs."""
         records = tuple(tokens.of_pair(pair, encoder_version=self._step) for pair in batch.pairs)
         return EncodedBatch(records, num_bytes=sum(record.values_NW.nbytes for record in records))
 
     def _back_propagate_metric_loss(self, opened: _OpenBatch, labels: Sequence[int]) -> None:
+        """Back-propagates lambda_dml * L_DML to the leaf, the pooler and the proxies."""
         embeddings_IE = self.encoder.pooler(opened.tokens.main(opened.leaf_NW)).embeddings_IE
         loss = self.metric_loss(embeddings_IE.float(), torch.as_tensor(labels, device=embeddings_IE.device))
         (self._objective.lambda_dml * loss).backward()
-        if opened.leaf_NW.grad is None:  # max pooling of a constant, lambda_dml = 0: nothing reached the tokens
+        if opened.leaf_NW.grad is None:  # no gradient reached the tokens: lambda_dml = 0, max pooling of a constant
             opened.leaf_NW.grad = torch.zeros_like(opened.leaf_NW)
-        self._note("loss/dml", loss.item())
-        self._note("gradient/dml_at_tokens_norm", opened.leaf_NW.grad.norm().item())
+        self._record("loss/dml", loss.item())
+        self._record("gradient/dml_at_tokens_norm", opened.leaf_NW.grad.norm().item())
 
     def _inject(self, gradients: Sequence[TokenGradients]) -> float:
         """Adds lambda_lm * dL_GRPO/dX to the leaves and returns its norm."""
@@ -202,7 +212,7 @@ class Learner:
         return math.sqrt(squared)
 
     def _back_propagate_alignment(self, gradients: Sequence[TokenGradients]) -> None:
-        """lambda_kl * L_KL into the pooler only: tokens and targets are constants."""
+        """Back-propagates lambda_kl * L_KL into the pooler only; tokens and targets are constants."""
         attended = [gradient for gradient in gradients if gradient.num_attended]
         if not self._objective.lambda_kl or not attended:
             return
@@ -210,10 +220,10 @@ class Learner:
         losses_P = torch.stack([self._alignment(gradient) for gradient in attended])
         loss = buffer_alignment_loss(losses_P, counts_P, int(counts_P.sum()))
         (self._objective.lambda_kl * loss).backward()
-        self._note("loss/kl", loss.item())
+        self._record("loss/kl", loss.item())
 
     def _alignment(self, gradient: TokenGradients) -> torch.Tensor:
-        """Mean over a group's correct completions of KL(target || beta), both images added."""
+        """Returns the mean over a group's correct completions of KL(target || beta), summed over both images."""
         opened, pair = self._of_this_step(gradient)
         assert gradient.attention_a_N is not None
         assert gradient.attention_b_N is not None
@@ -225,6 +235,11 @@ class Learner:
         return torch.stack(losses).sum() + gradient.negative_entropy
 
     def _of_this_step(self, gradient: TokenGradients) -> tuple[_OpenBatch, ImagePair]:
+        """Returns batch and pair of a token gradient.
+
+        Raises:
+            TrainingError: the gradient belongs to another step.
+        """
         found = self._batch_of_pair.get(gradient.pair_id)
         if found is None or gradient.encoder_version != self._step:
             raise TrainingError(
@@ -234,7 +249,8 @@ class Learner:
             )
         return found
 
-    def _note(self, name: str, value: float) -> None:
+    def _record(self, name: str, value: float) -> None:
+        """Adds a value of a metric, which is averaged over the step."""
         self._metrics.setdefault(name, []).append(value)
 
     def _forget_open_batches(self) -> None:
@@ -244,34 +260,39 @@ class Learner:
     # ------------------------------------------------------------------ evaluation
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split, empty where this data has no such split."""
+        """Returns the labels of a split, int64 [I]; empty when the data has no such split."""
         return self._images.labels(split)
 
     def split_hash(self) -> str:
-        """Returns the sha256 of which images, classes and labels the splits hold."""
+        """Returns the sha256 of the images, classes and labels of all splits."""
         return self._images.split_hash
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
-        """Returns the embeddings of a split; with ``pretrained`` the normalised mean of the main tokens, no pooler."""
+        """Returns the embeddings of a split, float32 [I, E], l2-normalised.
+
+        Args:
+            split: name of the split.
+            pretrained: True for the normalised mean of the main tokens, without the pooler.
+        """
         return self._images.embed(split, pretrained=pretrained)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
-        """Returns the tokens of evaluation pairs, without gradient or augmentation."""
+        """Returns one ``EncoderTokens`` per evaluation pair, without gradient or augmentation."""
         return self._images.encode_pairs(split, pairs, encoder_version=self._step)
 
     # ------------------------------------------------------------------ state
 
     def save(self, folder: Path) -> None:
-        """Writes weights, optimizer state and step into ``folder`` (safetensors and JSON, no pickle)."""
+        """Writes weights, optimizer state and step into an existing folder (safetensors and JSON, no pickle)."""
         save_tensors(folder / "learner.safetensors", self._state())
         save_optimizer(folder, self.optimizer)
         (folder / "learner.json").write_text(json.dumps({"step": self._step}), "utf-8")
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote.
+        """Restores the state that ``save`` wrote.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape than this configuration's model.
+            CheckpointError: a tensor is missing, or its shape differs from the configured model's.
         """
         saved, own = load_tensors(folder / "learner.safetensors"), self._state()
         shapes, expected = ({name: tensor.shape for name, tensor in state.items()} for state in (saved, own))
@@ -291,10 +312,11 @@ class Learner:
         self._forget_open_batches()
 
     def save_encoder(self, folder: Path) -> None:
-        """Writes the deployable encoder: tower and pooler, no MLLM."""
+        """Writes the deployable encoder (tower and pooler, no MLLM)."""
         self.encoder.save(folder)
 
     def _state(self) -> dict[str, torch.Tensor]:
+        """Returns all weights by name, ``part.parameter``."""
         parts = {"tower": self.encoder.tower, "pooler": self.encoder.pooler, "metric_loss": self.metric_loss}
         return {
             f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()

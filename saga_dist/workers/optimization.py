@@ -1,8 +1,9 @@
-"""How the learner steps: parameter groups, learning-rate schedule, clipping.
+"""Optimizer of the learner: parameter groups, learning-rate schedule, gradient clipping.
 
-Encoder and pooler have rates of their own; proxies learn faster by a factor and do not decay. The global norm of
-encoder and pooler is clipped together, that of the proxies apart (the paper says only "clip 1.0"): proxies meet every
-class of a batch at once and would otherwise decide how far the encoder may move.
+Encoder and pooler have separate learning rates. Proxies have the pooler's rate times a factor, and no weight decay. The
+gradients of encoder and pooler are clipped by their joint global norm, those of the proxies separately (the paper says
+only "clip 1.0"). Proxies get gradients from every class of a batch, so in a joint norm they would determine how much
+the encoder's gradients are scaled down.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ def build_optimizer(
     """Returns AdamW over three groups named ``encoder``, ``pooler`` and, where the metric loss has any, ``proxies``.
 
     Args:
-        settings: rates and decay.
-        encoder: all that is deployed; nothing of it may stay untrained unnoticed.
-        tower: its part with the encoder's rate.
-        pooler: its part with the pooler's rate.
-        metric_loss: with the proxies, if it has any.
+        settings: learning rates and weight decay.
+        encoder: the deployed model; all its parameters must be in a group.
+        tower: part of the encoder that has the encoder's learning rate.
+        pooler: part of the encoder that has the pooler's learning rate.
+        metric_loss: metric loss, whose parameters are the proxies; it may have none.
 
     Raises:
-        TrainingError: a trainable tensor is in no group or in two.
+        TrainingError: a parameter of the encoder is in no group, a parameter is in two groups, or one is frozen.
     """
     groups: list[dict[str, Any]] = [
         {"name": "encoder", "params": list(tower.parameters()), "lr": settings.lr_encoder},
@@ -49,10 +50,10 @@ def build_optimizer(
         raise TrainingError(
             "a tensor is in two groups", where="optimizer", expected="encoder, pooler and proxies apart"
         )
-    forgotten = [name for name, parameter in encoder.named_parameters() if id(parameter) not in grouped]
-    if forgotten:
+    ungrouped = [name for name, parameter in encoder.named_parameters() if id(parameter) not in grouped]
+    if ungrouped:
         raise TrainingError(
-            f"tensor {forgotten[0]} of the encoder is in no group", where="optimizer", expected="tower and pooler alone"
+            f"tensor {ungrouped[0]} of the encoder is in no group", where="optimizer", expected="tower and pooler alone"
         )
     frozen = [group["name"] for group in groups for parameter in group["params"] if not parameter.requires_grad]
     if frozen:
@@ -63,9 +64,14 @@ def build_optimizer(
 
 
 def schedule_factor(settings: OptimizerSection, step: int, num_steps: int) -> float:
-    """Returns the learning-rate factor of optimizer step ``step`` (from 0): linear warm-up, then cosine towards 0.
+    """Returns the learning-rate factor of a step, in (0, 1]: linear warm-up, then cosine decay towards 0, or constant.
 
-    A pure function of the step, so that there is no schedule to save.
+    It is a pure function of the step, so that a checkpoint holds no state of the schedule.
+
+    Args:
+        settings: schedule and warm-up fraction.
+        step: optimizer step, from 0.
+        num_steps: optimizer steps of the whole run.
     """
     warmup = round(settings.warmup_fraction * num_steps)
     if step < warmup:
@@ -76,7 +82,14 @@ def schedule_factor(settings: OptimizerSection, step: int, num_steps: int) -> fl
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
-    """Clips encoder and pooler together and proxies apart; returns the norm of the former before clipping.
+    """Clips the gradients of encoder and pooler together, and those of the proxies separately.
+
+    Args:
+        optimizer: optimizer with the groups of ``build_optimizer``.
+        clip_norm: largest global norm of each of the two sets.
+
+    Returns:
+        The global norm of encoder and pooler before clipping.
 
     Raises:
         TrainingError: a gradient is not finite.
@@ -94,4 +107,5 @@ def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
 
 
 def _clip(parameters: Sequence[nn.Parameter], clip_norm: float) -> float:
+    """Clips gradients in place by their global norm; returns the norm before clipping, 0 without parameters."""
     return torch.nn.utils.clip_grad_norm_(parameters, clip_norm).item() if parameters else 0.0

@@ -1,20 +1,20 @@
-"""Replay: the gradient of L_GRPO at the encoder tokens, and where the MLLM looked while it described the images.
+"""Replay: computes the gradient of L_GRPO at the encoder tokens, and the MLLM's attention to the images.
 
-The language model is frozen, so dL/d(tokens) is all the encoder needs from it. One group:
+The language model is frozen, so the encoder needs nothing from it but dL/d(tokens). One group:
 
-    head ── prompt ── K, V ──detach──► leaves ──► completions, some at a time ──► log-probs ──► L, backward to leaves
-    (constant)  │                                         └► attention rows of one layer (no gradient)
-                └◄── one backward through the prompt, from what the leaves collected
+    common prefix ── prompt ── K, V ──detach──► leaves ──► completions, in chunks ──► log-probs ──► L, backward to leaf
+    (constant)          │                                     └► attention rows of one layer (no gradient)
+                        └◄── one backward through the prompt, from the gradients of the leaves
 
-So the prompt runs once for all G completions, equal completions run once with their advantages added up, activations
-exist for at most ``completions_per_chunk`` of them, and logits for ``logits_chunk`` positions. What stands before the
-first image is a constant of the run and is read once.
+The prompt runs once for all G completions. Equal completions run once, with their advantages added up. Activations
+exist for at most ``completions_per_chunk`` completions at a time, and logits for ``logits_chunk`` positions. The keys
+and values of the text before the first image are constants of the run and are computed once.
 
 Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
-completions are also read on the tokens that they were sampled from, without gradient. Both numbers then come from one
-program and from one distribution, the model at the sampling temperature, so that their ratio, the importance weight,
-says how the encoder moved and nothing else; what the engine computes differently is measured apart
-(``LogProbMismatch``). The cut at top-p is left out on both sides.
+completions also run on the tokens that they were sampled from, without gradient. Both log-probabilities then come from
+one program and from one distribution, the model at the sampling temperature, without the cut at top-p. So their ratio,
+the importance weight, depends on the change of the encoder alone. The difference between engine and replay on the same
+tokens is reported separately (``LogProbMismatch``).
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from saga_dist.workers.replay_chunks import (
 class ReplayWorker:
     """Teacher-forced forward and backward through the frozen language model; implements ``protocols.ReplayWorker``.
 
-    It keeps nothing of a task: the same task gives the same gradients on any worker.
+    It keeps no state of a task: the same task gives the same gradients on any worker.
 
     Args:
         backbone: the frozen language model.
-        family: of the same checkpoint; its tokenizer reads the prompt.
-        prompt_text: the whole prompt as the engine gets it, with one placeholder per image.
+        family: family bound to the same checkpoint; its tokenizer encodes the prompt.
+        prompt_text: the whole prompt, as the engine receives it, with one placeholder per image.
         kl_layer: decoder layer of the attention targets, counted from 0.
-        completions_per_chunk: completions whose activations exist at once.
-        logits_chunk: completion positions whose logits exist at once.
+        completions_per_chunk: largest number of completions whose activations exist at the same time.
+        logits_chunk: largest number of positions whose logits exist at the same time.
 
     Raises:
         ModelError: ``kl_layer`` is not a layer of this model.
@@ -82,7 +82,8 @@ class ReplayWorker:
         self._completions_per_chunk = completions_per_chunk
         self._logits_chunk = logits_chunk
         self._layouts: dict[tuple[Grid, ...], PromptLayout] = {}
-        self._head: KeyValues | None = None
+        self._common_prefix: KeyValues | None = None
+        """Keys and values of the text before the first image; None before the first task."""
 
     def backbone_digest(self) -> str:
         """Returns the sha256 of the frozen weights."""
@@ -92,27 +93,32 @@ class ReplayWorker:
         """Returns dL_GRPO/d(tokens) and the attention targets of one group.
 
         Args:
-            task: the group, the denominator of the step's buffer, and whether tokens carry importance weights.
-            tokens: where the gradient is taken; any floating dtype, any device.
-            behaviour: what the group was sampled from, where that is something else.
+            task: the group, the denominator of the step's buffer, and the truncation of importance weights.
+            tokens: encoder tokens at which the gradient is taken; any floating dtype, any device.
+            behaviour: older encoder tokens that the group was sampled from; None when they are ``tokens`` or lost.
 
         Raises:
             TokenError: the tokens do not fit the model.
         """
-        prompt, values_NW = self._read_tokens(tokens)
+        prompt, values_NW = self._load_tokens(tokens)
         values_NW.requires_grad_()
-        prefix = self._read_prefix(prompt, values_NW)
+        prefix = self._prefill(prompt, values_NW)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
 
         chunks = self._chunks(task.group, prompt)
-        sampled = self._sampled_log_probs(task.group, chunks, behaviour)
-        results = ReplayTotals()
-        for chunk, sampled_chunk in zip(chunks, sampled, strict=True):
-            self._replay_chunk(task, chunk, prompt, sampled_chunk, leaves, results)
+        behaviours = self._behaviour_log_probs(task.group, chunks, behaviour)
+        totals = ReplayTotals()
+        for chunk, log_probs in zip(chunks, behaviours, strict=True):
+            self._replay_chunk(task, chunk, prompt, log_probs, leaves, totals)
         _back_propagate(prefix, leaves)
-        return results.collect(task, values_NW, tokens)
+        return totals.collect(task, values_NW, tokens)
 
-    def _read_tokens(self, tokens: EncoderTokens) -> tuple[PromptLayout, torch.Tensor]:
+    def _load_tokens(self, tokens: EncoderTokens) -> tuple[PromptLayout, torch.Tensor]:
+        """Returns the prompt with the tokens' grids, and the tokens' values in float32 on the backbone's device.
+
+        Raises:
+            TokenError: the tokens do not fit the model.
+        """
         layout = self._backbone.layout
         validate_tokens(
             tokens,
@@ -121,15 +127,18 @@ class ReplayWorker:
             merge_size=layout.merge_size,
             dtype=tokens.values_NW.dtype,
         )
-        return self._lay_out(tokens.grids), tokens.values_NW.detach().to(self._backbone.device, torch.float32)
+        return self._prompt_layout(tokens.grids), tokens.values_NW.detach().to(self._backbone.device, torch.float32)
 
-    def _read_prefix(self, prompt: PromptLayout, values_NW: torch.Tensor) -> KeyValues:
-        """Keys and values of the prompt without its last token, which is read together with the completions: its
-        hidden state predicts their first token."""
+    def _prefill(self, prompt: PromptLayout, values_NW: torch.Tensor) -> KeyValues:
+        """Returns keys and values of the prompt without its last token.
+
+        The last token runs with every completion, because its hidden state predicts the first generated token.
+        """
         columns = slice(prompt.images[0].start, len(prompt.token_ids_S) - 1)
-        return self._backbone.prefill(prompt, values_NW, columns, self._constant_head(prompt))
+        return self._backbone.prefill(prompt, values_NW, columns, self._common_prefix_of(prompt))
 
     def _chunks(self, group: ScoredGroup, prompt: PromptLayout) -> list[Chunk]:
+        """Returns the distinct completions of a group, divided into chunks."""
         token_ids = group.completions.token_ids
         copies = distinct_completions(token_ids)
         divide = packed_chunks if self._backbone.supports_packing else padded_chunks
@@ -137,17 +146,17 @@ class ReplayWorker:
         return [Chunk.of(group, [copies[row] for row in part], prompt, self._backbone.device) for part in parts]
 
     @torch.no_grad()
-    def _sampled_log_probs(
+    def _behaviour_log_probs(
         self, group: ScoredGroup, chunks: Sequence[Chunk], behaviour: EncoderTokens | None
     ) -> list[BehaviourLogProbs]:
-        """For each chunk, what its tokens were worth to the encoder that they were sampled with."""
+        """Returns for each chunk the log-probabilities with the tokens that the group was sampled from."""
         log_probs = [torch.tensor(log_probs_T) for log_probs_T in group.completions.log_probs]
         engine = [chunk.in_order(log_probs) for chunk in chunks]
         if behaviour is None:
             return [BehaviourLogProbs(engine_R) for engine_R in engine]
-        prompt, values_NW = self._read_tokens(behaviour)
-        prefix = self._read_prefix(prompt, values_NW)
-        sampled = []
+        prompt, values_NW = self._load_tokens(behaviour)
+        prefix = self._prefill(prompt, values_NW)
+        behaviours = []
         for chunk, engine_R in zip(chunks, engine, strict=True):
             hidden_SD = self._backbone.forward_packed(prefix, chunk.sequences, prompt.next_position - 1).hidden_RD
             pieces = zip(
@@ -161,18 +170,19 @@ class ReplayWorker:
                 plain.append(_log_probs(logits_UV, targets_U))
                 tempered.append(_log_probs(logits_UV / group.completions.sampling.temperature, targets_U))
             plain_R, tempered_R = (torch.cat(each).repeat_interleave(chunk.counts()) for each in (plain, tempered))
-            sampled.append(BehaviourLogProbs(engine_R, plain_R, tempered_R))
-        return sampled
+            behaviours.append(BehaviourLogProbs(engine_R, plain_R, tempered_R))
+        return behaviours
 
     def _replay_chunk(
         self,
         task: ReplayTask,
         chunk: Chunk,
         prompt: PromptLayout,
-        sampled: BehaviourLogProbs,
+        behaviour: BehaviourLogProbs,
         leaves: KeyValues,
-        results: ReplayTotals,
+        totals: ReplayTotals,
     ) -> None:
+        """Back-propagates the loss of one chunk to the leaves and adds its results to ``totals``."""
         attended = [
             (row, index)
             for row, indices in enumerate(chunk.copies)
@@ -182,22 +192,27 @@ class ReplayWorker:
         run = self._backbone.forward_packed(
             leaves, chunk.sequences, prompt.next_position - 1, probe_layer=self._kl_layer if attended else None
         )
-        log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_RD), sampled, results)
-        results.compare(chunk, sampled.engine_R, log_probs_R if sampled.replay_R is None else sampled.replay_R)
+        log_probs_R = self._back_propagate_loss(task, chunk, chunk.predictors(run.hidden_RD), behaviour, totals)
+        totals.compare(chunk, behaviour.engine_R, log_probs_R if behaviour.replay_R is None else behaviour.replay_R)
         for row, index in attended:
             assert run.probe is not None
-            self._read_attention(run.probe, row, task.group, index, prompt, results)
+            self._add_attention_targets(run.probe, row, task.group, index, prompt, totals)
 
     def _back_propagate_loss(
-        self, task: ReplayTask, chunk: Chunk, hidden_UD: torch.Tensor, sampled: BehaviourLogProbs, results: ReplayTotals
+        self,
+        task: ReplayTask,
+        chunk: Chunk,
+        hidden_UD: torch.Tensor,
+        behaviour: BehaviourLogProbs,
+        totals: ReplayTotals,
     ) -> torch.Tensor:
-        """Back-propagates L_GRPO of R generated tokens to the cache leaves; returns their log-probabilities [R]."""
+        """Back-propagates L_GRPO of R generated tokens to the leaves; returns their log-probabilities [R]."""
         size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
         advantages_R, counts = chunk.per_token(torch.tensor(task.group.advantages_G)), chunk.counts().split(size)
-        if sampled.tempered_R is None:  # the engine knows the untempered model only
-            reference_R, temperature = sampled.engine_R.to(hidden_UD.device), 1.0
+        if behaviour.tempered_R is None:  # the engine reports log-probabilities at temperature 1 only
+            reference_R, temperature = behaviour.engine_R.to(hidden_UD.device), 1.0
         else:
-            reference_R = sampled.tempered_R
+            reference_R = behaviour.tempered_R
         sizes = [int(counts_U.sum()) for counts_U in counts]
         gradients, log_probs = [], []
         for leaf_UD, targets_U, counts_U, advantages, reference in zip(
@@ -212,59 +227,67 @@ class ReplayWorker:
             log_probs_R1 = _log_probs(logits_UV, targets_U).repeat_interleave(counts_U)[:, None]
             weights_R1 = None
             if task.truncate_at is not None:
-                today = _log_probs(logits_UV.detach() / temperature, targets_U).repeat_interleave(counts_U)
-                results.weights.append(importance_weights(today, reference, float("inf")))
-                weights_R1 = importance_weights(today, reference, task.truncate_at)[:, None]
-            # The loss is a sum over tokens, so each token stands as a completion of its own and chunks add up.
-            every_R1 = torch.ones_like(log_probs_R1, dtype=torch.bool)
-            loss = grpo_loss(log_probs_R1, every_R1, advantages, task.num_tokens_total, weights_R1)
+                current = _log_probs(logits_UV.detach() / temperature, targets_U).repeat_interleave(counts_U)
+                totals.weights.append(importance_weights(current, reference, float("inf")))
+                weights_R1 = importance_weights(current, reference, task.truncate_at)[:, None]
+            # The loss is a sum over tokens, so each token can be passed as a completion of length 1, and the losses of
+            # chunks add up to that of the group.
+            mask_R1 = torch.ones_like(log_probs_R1, dtype=torch.bool)
+            loss = grpo_loss(log_probs_R1, mask_R1, advantages, task.num_tokens_total, weights_R1)
             gradients += torch.autograd.grad(loss, leaf_UD)
-            results.loss += loss.item()
+            totals.loss += loss.item()
             log_probs.append(log_probs_R1.detach()[:, 0])
         hidden_UD.backward(torch.cat(gradients))
         return torch.cat(log_probs)
 
-    def _read_attention(
+    def _add_attention_targets(
         self,
         probe: AttentionProbe,
         row: int,
         group: ScoredGroup,
         index: int,
         prompt: PromptLayout,
-        results: ReplayTotals,
+        totals: ReplayTotals,
     ) -> None:
+        """Adds the attention targets of one completion, row ``row`` of the probe, to ``totals``."""
         masks = (group.describes_a[index], group.describes_b[index])
-        for image, mask_T, targets in zip(prompt.images, masks, results.targets, strict=True):
-            # A token looks from the position where it is read, one column after the one that predicts it.
+        for image, mask_T, targets in zip(prompt.images, masks, totals.targets, strict=True):
+            # The attention of a token is that of the query at its own position, one column after the position that
+            # predicts it.
             columns_R = torch.from_numpy(np.flatnonzero(mask_T) + 1).to(self._backbone.device)
             rows_RN = renormalised_attention(probe.rows(row, columns_R)[:, image])
             targets.append(attention_targets(rows_RN))
 
-    def _lay_out(self, grids: tuple[Grid, ...]) -> PromptLayout:
+    def _prompt_layout(self, grids: tuple[Grid, ...]) -> PromptLayout:
+        """Returns the prompt for images with these patch grids, from a cache."""
         if grids not in self._layouts:
             self._layouts[grids] = self._backbone.build_layout(self._prompt_ids, grids)
         return self._layouts[grids]
 
     @torch.no_grad()
-    def _constant_head(self, prompt: PromptLayout) -> KeyValues | None:
-        """Keys and values of the text before the first image; of text-first prompts that is nearly all of the text."""
+    def _common_prefix_of(self, prompt: PromptLayout) -> KeyValues | None:
+        """Returns keys and values of the text before the first image, from a cache; None when there is no such text.
+
+        In text-first prompts this is nearly all of the text.
+        """
         start = prompt.images[0].start
-        if self._head is None and start:
-            self._head = self._backbone.prefill(prompt, None, slice(0, start))
-        return self._head
+        if self._common_prefix is None and start:
+            self._common_prefix = self._backbone.prefill(prompt, None, slice(0, start))
+        return self._common_prefix
 
 
 def _has_targets(group: ScoredGroup, index: int) -> bool:
-    """True for a correct completion that describes both images: no other has attention targets."""
+    """Returns True for a correct completion that describes both images; no other completion has attention targets."""
     return bool(group.is_correct_G[index] and group.describes_a[index].any() and group.describes_b[index].any())
 
 
 def _log_probs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """Returns the log-probabilities [R] of the targets."""
     return -F.cross_entropy(logits_RV, targets_R, reduction="none")
 
 
 def _back_propagate(prefix: KeyValues, leaves: KeyValues) -> None:
-    """One backward through the prompt, from what all chunks left at its keys and values."""
+    """Runs one backward pass through the prompt, from the gradients of all chunks at its keys and values."""
     outputs = [tensor for layer in prefix for tensor in layer]
     gradients = [leaf.grad for layer in leaves for leaf in layer]
     torch.autograd.backward(outputs, gradients)

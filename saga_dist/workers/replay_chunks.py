@@ -1,4 +1,4 @@
-"""What replay works with: some completions of a group at a time, what sampling thought of them, and what adds up."""
+"""Data of replay: chunks of a group's completions, their log-probabilities at sampling, and the group's totals."""
 
 from __future__ import annotations
 
@@ -13,62 +13,78 @@ from saga_dist.objectives.attention import attention_statistics
 from saga_dist.types import WEIGHT_QUANTILES, EncoderTokens, LogProbMismatch, ReplayTask, ScoredGroup, TokenGradients
 
 MAX_PADDING = 64
-"""Columns that a completion is padded by at most; about what one more pass over the weights costs in tokens."""
+"""Largest number of padding tokens per completion; they cost about as much as one more pass over the weights."""
 PACKED_TOKENS = 1024
-"""Of a packed chunk: larger matrices are not faster any more, and their activations leave the processor's cache."""
+"""Largest number of tokens in a packed chunk: larger matrices are no faster, and their activations exceed the CPU's
+cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some distinct completions of a group, on top of the prompt's last token.
+    """Some distinct completions of a group, to be run after the prompt's last token.
 
-    Completions of the same tokens are read once: U tokens are predicted, R >= U generated tokens get their numbers
-    from them. In a row of R, the copies of a token are neighbours.
+    Equal completions run once: the U tokens of the distinct completions are predicted, and the R >= U tokens of all
+    their copies get the same values. In tensors of size R, the copies of a token are adjacent.
     """
 
     copies: tuple[tuple[int, ...], ...]
-    """For each distinct completion, which ones of the group it is."""
+    """Indices in the group of each distinct completion's copies."""
     sequences: tuple[torch.Tensor, ...]
-    """int64: the prompt's last token and the completion, without its own last token where nobody asks what that one
-    looks at: it predicts nothing."""
+    """int64 input tokens of each distinct completion: the prompt's last token, then the completion. Its last token is
+    left out, because it predicts nothing, unless its attention is needed."""
     lengths: tuple[int, ...]
-    """Of the distinct completions; they add up to U."""
+    """Number of tokens of each distinct completion; the sum is U."""
     targets_U: torch.Tensor
-    """int64, the tokens to predict."""
+    """int64 [U], tokens to predict."""
 
     @classmethod
     def of(
         cls, group: ScoredGroup, copies: Sequence[Sequence[int]], prompt: PromptLayout, device: torch.device
     ) -> Chunk:
-        """Returns the distinct completions that ``copies`` names."""
+        """Returns a chunk of some distinct completions.
+
+        Args:
+            group: the group.
+            copies: indices in the group of each distinct completion's copies.
+            prompt: the prompt, whose last token starts every sequence.
+            device: device of the chunk's tensors.
+        """
         sequences, targets = [], []
         for indices in copies:
             ids = torch.tensor(group.completions.token_ids[indices[0]], device=device)
-            to_the_end = any(group.describes_a[index][-1] or group.describes_b[index][-1] for index in indices)
-            sequences.append(torch.cat([prompt.token_ids_S[-1:], ids if to_the_end else ids[:-1]]))
+            needs_last = any(group.describes_a[index][-1] or group.describes_b[index][-1] for index in indices)
+            sequences.append(torch.cat([prompt.token_ids_S[-1:], ids if needs_last else ids[:-1]]))
             targets.append(ids)
         lengths = tuple(map(len, targets))
         return cls(tuple(map(tuple, copies)), tuple(sequences), lengths, torch.cat(targets))
 
     def predictors(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden state [U, D] that predicts each token: the one that stands before it."""
+        """Returns the hidden states [U, D] that predict the targets, each from the position before its target.
+
+        Args:
+            hidden_SD: [S, D], hidden states of all sequences, concatenated.
+        """
         rows = hidden_SD.split([len(sequence) for sequence in self.sequences])
         if len(hidden_SD) == len(self.targets_U):
             return hidden_SD
         return torch.cat([row_TD[:length] for row_TD, length in zip(rows, self.lengths, strict=True)])
 
     def counts(self) -> torch.Tensor:
-        """Returns how many generated tokens get their numbers from each of the U, int64."""
+        """Returns int64 [U], the number of generated tokens (copies) behind each predicted token."""
         per_row = torch.tensor([len(indices) for indices in self.copies], device=self.targets_U.device)
         return per_row.repeat_interleave(torch.tensor(self.lengths, device=self.targets_U.device))
 
     def in_order(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns what stands in [T_g] tensors of all completions of the group as [R]."""
+        """Returns the values of this chunk's completions as one tensor [R].
+
+        Args:
+            values: a tensor [T_g] for every completion of the group.
+        """
         rows = [torch.stack([values[index] for index in indices], dim=1).flatten() for indices in self.copies]
         return torch.cat(rows)
 
     def by_completion(self, values_R: torch.Tensor) -> dict[int, np.ndarray]:
-        """Returns the numbers [T_g] of each completion by its index in the group: the way back from ``in_order``."""
+        """Returns the values [T_g] of each completion, by its index in the group; the inverse of ``in_order``."""
         rows = values_R.split(
             [len(indices) * length for indices, length in zip(self.copies, self.lengths, strict=True)]
         )
@@ -79,45 +95,54 @@ class Chunk:
         }
 
     def per_token(self, values_G: torch.Tensor) -> torch.Tensor:
-        """Returns a number per completion of the whole group as [R], one for each generated token."""
+        """Returns a value per completion, repeated for each of its tokens, as [R].
+
+        Args:
+            values_G: [G], one value per completion of the whole group.
+        """
         rows = zip(self.copies, self.lengths, strict=True)
         return torch.cat([values_G[list(indices)].repeat(length) for indices, length in rows]).to(self.targets_U.device)
 
 
 @dataclass(frozen=True, slots=True)
 class BehaviourLogProbs:
-    """Log-probabilities of a chunk's R generated tokens where they were sampled."""
+    """Log-probabilities of a chunk's R generated tokens with the encoder tokens that they were sampled from."""
 
     engine_R: torch.Tensor
-    """As the engine said."""
+    """Values of the engine, at temperature 1."""
     replay_R: torch.Tensor | None = None
-    """As computed here, where the encoder has moved since; None where it has not, or the tokens are lost."""
+    """Values computed by replay, at temperature 1; None when the group is on-policy, or its older tokens are lost."""
     tempered_R: torch.Tensor | None = None
-    """Likewise at the sampling temperature."""
+    """Values computed by replay at the sampling temperature; None in the same cases."""
 
 
 @dataclass(slots=True)
 class ReplayTotals:
-    """What the chunks of one group add up to."""
+    """Results of one group, accumulated over its chunks."""
 
     loss: float = 0.0
+    """The group's part of L_GRPO, denominator included."""
     differences: list[torch.Tensor] = field(default_factory=list)
-    """Replay minus engine log-probabilities with the same encoder tokens, [R] of each chunk."""
+    """Replay minus engine log-probabilities with the same encoder tokens, [R] for each chunk."""
     replayed: dict[int, np.ndarray] = field(default_factory=dict)
-    """Index of a completion to its replay log-probabilities, float32 [T]."""
+    """Replay log-probabilities of each completion, float32 [T_g], by its index in the group."""
     weights: list[torch.Tensor] = field(default_factory=list)
-    """Importance weights before truncation, [R] of each piece."""
+    """Importance weights before truncation, one tensor per ``logits_chunk`` positions."""
     targets: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
-    """For image a and image b, the attention target [N] of every completion that has one for both."""
+    """Attention targets [N] for image a and for image b, of every correct completion that describes both."""
 
     def compare(self, chunk: Chunk, engine_R: torch.Tensor, replay_R: torch.Tensor) -> None:
-        """Notes what engine and replay say about the same tokens."""
+        """Adds the log-probabilities of engine and replay, [R] each, for the tokens of a chunk."""
         replay_R = replay_R.cpu()
         self.differences.append(replay_R - engine_R)
         self.replayed.update(chunk.by_completion(replay_R))
 
     def mismatch(self, truncate_at: float | None) -> LogProbMismatch:
-        """Returns how replay and sampler compare."""
+        """Returns the differences between engine and replay, and statistics of the importance weights.
+
+        Args:
+            truncate_at: largest importance weight; None for an on-policy group, which has no weights.
+        """
         differences_R = torch.cat(self.differences).double()
         mismatch = LogProbMismatch(
             log_prob_gap=differences_R.abs().mean().item(),
@@ -135,7 +160,13 @@ class ReplayTotals:
         )
 
     def collect(self, task: ReplayTask, values_NW: torch.Tensor, tokens: EncoderTokens) -> TokenGradients:
-        """Returns the record, on the device the tokens came from."""
+        """Returns the token gradients of the group, on the device of ``tokens``.
+
+        Args:
+            task: the replayed group.
+            values_NW: leaf whose ``grad`` is dL_GRPO/d(tokens).
+            tokens: encoder tokens of the pair.
+        """
         device = tokens.values_NW.device
         num_attended = len(self.targets[0])
         means: list[torch.Tensor | None] = [None, None]
@@ -160,7 +191,7 @@ class ReplayTotals:
 
 
 def distinct_completions(token_ids: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Returns the indices of equal completions together, in the order of their first ones."""
+    """Returns the indices of each distinct completion's copies, in the order of first occurrence."""
     copies: dict[tuple[int, ...], list[int]] = {}
     for index, ids in enumerate(token_ids):
         copies.setdefault(ids, []).append(index)
@@ -168,7 +199,15 @@ def distinct_completions(token_ids: Sequence[tuple[int, ...]]) -> list[list[int]
 
 
 def padded_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
-    """Returns completions of similar length together, at most ``largest``: padding costs what tokens cost."""
+    """Returns chunks of completions of similar length, because padding costs as much as tokens do.
+
+    Args:
+        lengths: tokens of each completion.
+        largest: largest number of completions in a chunk.
+
+    Returns:
+        Indices of each chunk's completions, ascending.
+    """
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
         if not chunks or len(chunks[-1]) == largest or lengths[chunks[-1][0]] - lengths[index] > MAX_PADDING:
@@ -178,7 +217,15 @@ def padded_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
 
 
 def packed_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
-    """Returns completions in their order, at most ``largest`` and ``PACKED_TOKENS`` together; a longer one alone."""
+    """Returns chunks of consecutive completions with at most ``PACKED_TOKENS`` tokens; a longer completion is alone.
+
+    Args:
+        lengths: tokens of each completion.
+        largest: largest number of completions in a chunk.
+
+    Returns:
+        Indices of each chunk's completions, ascending.
+    """
     chunks: list[list[int]] = []
     num_tokens = 0
     for index, length in enumerate(lengths):

@@ -1,10 +1,10 @@
-"""The rollout worker: encoder tokens of pairs in, scored groups of completions out.
+"""The rollout worker: generates completions from the encoder tokens of pairs and scores them.
 
-It holds one engine and no state that matters: a task gives the same group on any worker and on every retry. Three kinds
-of trouble are told apart. Tokens that do not fit the model are the caller's mistake: the call fails, and no engine ever
-sees them. An engine that raises or runs out of time is thrown away; the error goes to the caller, who may retry here or
-lease the task elsewhere, and the next call starts a new engine. Text that makes no sense is no trouble:
-the reward scores it.
+It holds one engine and no state that affects results: a task gives the same group on any worker and on every retry.
+Failures are of two kinds. Tokens that do not fit the model are an error of the caller: the call fails before the tokens
+reach the engine. An engine that raises or exceeds its deadline is discarded; the caller gets the error and may retry
+here or on another worker, and the next call starts a new engine. Completions that cannot be parsed are no failure: the
+reward scores them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class RolloutWorker:
     """Generates and scores groups; implements ``protocols.RolloutWorker``.
 
     Args:
-        engine_factory: starts an engine; called once now and again after every failure of an engine.
-        family: of the MLLM: knows the sizes of its tokens and its tokenizer.
-        prompt: the comparison prompt that the engine asks; names the JSON keys.
-        reward: scores each distinct completion of a pair.
-        dtype: of token values on the wire.
+        engine_factory: starts an engine; called by the constructor, and again after every failure of an engine.
+        family: family of the MLLM, with the sizes of its tokens and its tokenizer.
+        prompt: the comparison prompt of the engine; it has the JSON keys of the answer.
+        dtype: dtype of the token values on the wire.
         advantage_epsilon: added to the standard deviation of a group's rewards.
-        deadline_s: longest time for one call, seconds.
+        deadline_s: longest time for one call of the engine, seconds.
+        reward: scores each distinct completion of a pair.
 
     Raises:
         EngineError: the first engine did not start.
@@ -62,14 +62,19 @@ class RolloutWorker:
         self._tokenizer, self._prompt, self._reward = family.load_tokenizer(), prompt, reward
         self._advantage_epsilon, self._deadline_s = advantage_epsilon, deadline_s
         self.num_groups = 0
+        """Number of groups generated."""
         self.num_tokens = 0
+        """Number of tokens generated."""
         self.num_refused = 0
-        """Calls refused because of their tokens."""
+        """Number of calls that failed because their tokens do not fit the model."""
         self.num_engine_failures = 0
+        """Number of engines discarded."""
         self.num_engines = 0
-        """Engines started, the first one included."""
+        """Number of engines started, the first one included."""
         self.generate_s = 0.0
+        """Seconds spent in the engine, failed calls not counted."""
         self.start_s = 0.0
+        """Seconds spent on starting engines."""
         self._engine: Engine | None = None
         self._ready_engine()
 
@@ -78,13 +83,13 @@ class RolloutWorker:
 
         Args:
             tasks: the groups to generate.
-            tokens: the opened token handle of each task.
+            tokens: encoder tokens of each task's pair.
 
         Raises:
             TokenError: tokens do not fit the model or belong to another pair; nothing was generated.
             EngineError: the engine failed, or a new one did not start; the call may be repeated.
-            DeadlineExceeded: not finished in time; the call may be repeated.
-            ConfigError: a reward of the user's own failed, or its result is none.
+            DeadlineExceeded: the engine did not finish in time; the call may be repeated.
+            ConfigError: a user's reward function raised, or returned something that is not a reward.
 
         Source: SAGA Eq. 2 (G completions of a pair, sampled without gradient).
         """
@@ -94,11 +99,11 @@ class RolloutWorker:
         try:
             completions = engine.generate(tokens, [task.sampling for task in tasks], deadline_s=self._deadline_s)
         except UserError:
-            raise  # refused before the engine did anything
+            raise  # the request was rejected before the engine started on it, so the engine is intact
         except WorkerError as error:
             self._discard_engine(error)
             raise
-        except Exception as error:  # decided here: whatever an engine raises, it is not used again
+        except Exception as error:  # handled here: an engine that raised anything is not used again
             self._discard_engine(error)
             raise EngineError(f"{type(error).__name__}: {error}", where="rollout engine") from error
         self.generate_s += time.monotonic() - started
@@ -108,7 +113,7 @@ class RolloutWorker:
         return groups
 
     def stats(self) -> dict[str, float]:
-        """Returns this worker's counters since it began."""
+        """Returns the worker's counters since its start."""
         return {
             "groups": float(self.num_groups),
             "tokens": float(self.num_tokens),
@@ -120,12 +125,17 @@ class RolloutWorker:
         }
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Closes the engine."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
 
     def _check(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> None:
+        """Checks that all tokens belong to their tasks and fit the model.
+
+        Raises:
+            TokenError: they do not.
+        """
         try:
             for task, record in zip(tasks, tokens, strict=True):
                 if record.pair_id != task.pair.pair_id:
@@ -147,6 +157,7 @@ class RolloutWorker:
             raise
 
     def _ready_engine(self) -> Engine:
+        """Returns the engine; starts one when there is none."""
         if self._engine is None:
             started = time.monotonic()
             self._engine = self._engine_factory()
@@ -156,19 +167,19 @@ class RolloutWorker:
         return self._engine
 
     def _discard_engine(self, error: Exception) -> None:
-        """Frees a failed engine at once; the next call starts another, so the caller hears of the failure first."""
+        """Closes a failed engine. The next call starts a new one, so that the caller gets the error without delay."""
         self.num_engine_failures += 1
         log.warning("rollout engine failed, a new one will be started: %s", error)
         engine, self._engine = self._engine, None
         try:
             if engine is not None:
                 engine.close()
-        except Exception:  # decided here: a broken engine that cannot even be closed must not hide why it broke
+        except Exception:  # handled here: an error on closing must not hide the error that broke the engine
             log.warning("the failed engine could not be closed", exc_info=True)
 
     def _score(self, pair: ImagePair, completions: Completions) -> ScoredGroup:
-        """Verdicts, rewards, advantages and the tokens that describe each image."""
-        # Completions of a group are often equal: each distinct one is read once.
+        """Returns the group with verdicts, rewards, advantages and the tokens that describe each image."""
+        # Completions of a group are often equal, so each distinct one is parsed and scored once.
         result_of = {text: self._reward(text, pair, self._prompt) for text in dict.fromkeys(completions.texts)}
         verdict_of = {text: parse_verdict(text, self._prompt.verdict_key) for text in result_of}
         values, is_correct = zip(*(result_of[text] for text in completions.texts), strict=True)
@@ -188,13 +199,13 @@ class RolloutWorker:
         )
 
     def _advantages(self, rewards_G: torch.Tensor) -> np.ndarray:
-        """Float32 [G]; a single completion, as evaluation asks for, has nothing to be better than."""
+        """Returns float32 [G]; 0 for a single completion (evaluation), which has no group to be compared with."""
         if len(rewards_G) == 1:
             return np.zeros(1, dtype=np.float32)
         return group_advantages(rewards_G, self._advantage_epsilon).advantages.numpy()
 
     def _masks(self, text: str, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Bool [T] for image a and image b; all False where the text describes neither."""
+        """Returns bool [T] for image a and for image b, True for its description; all False without a description."""
         if not self._prompt.describes_images:
             return np.zeros(len(token_ids), dtype=bool), np.zeros(len(token_ids), dtype=bool)
         span_a, span_b = description_spans(text, self._prompt.key_a, self._prompt.key_b)

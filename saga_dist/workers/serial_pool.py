@@ -1,4 +1,4 @@
-"""Worker pools without Ray: the serial pool, and the way everybody runs a set of tasks to its end."""
+"""The serial worker pool, which needs no Ray, and functions that run a set of tasks on any pool."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from saga_dist.workers.work_queue import WorkQueue
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
-_HERE = "here"
-"""The name of the one worker."""
+_WORKER = "serial"
+"""Name of the only worker in the work queue."""
 
 
 def run_all(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
@@ -34,8 +34,13 @@ def run_all(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
 
 
 def run_tasks(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
-    """Returns the results of all tasks, ``Quarantined`` ones among them, in order of arrival. Ends because every
-    ``collect`` does."""
+    """Returns the results of all tasks, ``Quarantined`` ones included, in order of arrival.
+
+    It waits in ``collect`` only, which always ends.
+
+    Raises:
+        TrainingError: the pool returned fewer results than it was given tasks.
+    """
     pool.submit(tasks)
     results: list[Any] = []
     while len(results) < len(tasks):
@@ -47,23 +52,24 @@ def run_tasks(pool: WorkerPool[Any, Any], tasks: Sequence[Any]) -> list[Any]:
 
 
 class SerialTask(Protocol):
-    """What the serial pool must know of a task."""
+    """A task of the serial pool."""
 
     @property
-    def pair_id(self) -> str: ...
+    def pair_id(self) -> str:
+        """Id of the pair, by which the pool identifies the task."""
 
 
 TaskT = TypeVar("TaskT", bound=SerialTask)
 
 
 class SerialPool(Generic[TaskT, ResultT]):
-    """One worker in this process behind the pool protocol: ``collect`` runs the next lease and returns its results.
+    """Pool of one worker in this process; ``collect`` runs the next lease and returns its results.
 
     Args:
-        run: does the work of one lease; returns one result per task, in order.
-        lease: tasks handed to ``run`` at once.
-        max_attempts: tries per task before it is set aside; the first may be shared by a lease.
-        max_quarantined: tasks that may be set aside before that is an error.
+        run: runs the tasks of one lease; returns one result per task, in order.
+        lease: largest number of tasks in a lease.
+        max_attempts: failed attempts after which a task is quarantined; a failed lease counts for all its tasks.
+        max_quarantined: number of quarantined tasks above which the pool raises.
     """
 
     def __init__(
@@ -78,44 +84,48 @@ class SerialPool(Generic[TaskT, ResultT]):
         self._queue: WorkQueue[TaskT] = WorkQueue(max_attempts=max_attempts, max_quarantined=max_quarantined)
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
-        """Queues tasks; returns at once. A task whose pair is already pending is dropped."""
+        """Queues tasks; does not wait for them. A task whose pair is already pending is dropped."""
         for task in tasks:
             self._queue.add(task.pair_id, task)
 
     def collect(self) -> list[ResultT | Quarantined]:
         """Runs leases until there is a result; returns an empty list when nothing is pending.
 
-        Ends because every lease ends, and a task is on a bounded number of them.
+        It always ends, because every lease ends and the number of attempts per task is bounded.
+
+        Raises:
+            UserError: a task shows a mistake of the user.
+            WorkerError: more than ``max_quarantined`` tasks were quarantined.
         """
-        while given := self._queue.hand_out([_HERE], num_coming=0, most=self._lease):
+        while leases := self._queue.hand_out([_WORKER], num_coming=0, most=self._lease):
             try:
-                return list(self._run(given[_HERE]))
+                return list(self._run(leases[_WORKER]))
             except WorkerError as error:
-                if lost := self._queue.fail(_HERE, str(error)):
-                    log.warning("pair %s is set aside: %s", lost[0].pair_id, error)
-                    return list(lost)
-                log.warning("trying again, each group alone: %s", error)
+                if quarantined := self._queue.fail(_WORKER, str(error)):
+                    log.warning("pair %s is quarantined: %s", quarantined[0].pair_id, error)
+                    return list(quarantined)
+                log.warning("a lease failed, each of its groups is tried again alone: %s", error)
             finally:
-                self._queue.finish(_HERE)
+                self._queue.finish(_WORKER)
         return []
 
     def poll(self) -> list[ResultT | Quarantined]:
-        """Returns nothing: the work is done in ``collect``, while somebody waits for it."""
+        """Returns an empty list, because all tasks run within ``collect``."""
         return []
 
     @property
     def num_pending(self) -> int:
-        """Tasks submitted and not yet collected."""
+        """Number of tasks that were submitted and whose results were not collected."""
         return len(self._queue)
 
     def metrics(self) -> dict[str, float]:
-        """Nothing to report: one process has no leases, heartbeats or replacements."""
+        """Returns no metrics: one process has no leases, heartbeats or replacements to report."""
         return {}
 
     def forget(self) -> None:
-        """Drops queued tasks."""
+        """Drops all queued tasks."""
         self._queue.forget()
 
     def close(self) -> None:
-        """Forgets queued tasks."""
+        """Drops all queued tasks."""
         self.forget()

@@ -1,11 +1,11 @@
-"""What a pool has to do, who is doing it, and how often it went wrong: the bookkeeping of leases, without any waiting.
+"""Work queue of a pool: waiting tasks, leases, failed attempts and quarantine. It does no I/O and never waits.
 
     add ──► fresh ──hand_out──► lease ──finish──► done
-              ▲                  │ └─give_back─► fresh (nobody's fault)
-              │                  └──fail──► suspects, each alone ──► ... ──► Quarantined
+                                 │ └─give_back─► fresh (no attempt is counted)
+                                 └──fail──► suspects, each leased alone ──► ... ──► Quarantined
 
-Who is guilty when a worker fails on a lease of many tasks? Each of them is tried again alone: the innocent succeed, and
-with the default of three attempts a task that also fails alone on two workers is set aside.
+When a worker fails on a lease of several tasks, each of them is retried in a lease of its own, to isolate the one that
+causes the failure. With the default of three attempts, a task is quarantined when it also fails alone on two workers.
 """
 
 from __future__ import annotations
@@ -24,45 +24,51 @@ WorkerT = TypeVar("WorkerT", bound=Hashable)
 
 @dataclass(slots=True)
 class _Entry(Generic[TaskT]):
+    """A pending task."""
+
     task: TaskT
+    """The task."""
     attempts: int = 0
+    """Number of failed attempts."""
 
 
 class WorkQueue(Generic[TaskT]):
-    """Pending tasks by key, each waiting or on exactly one lease; one lease per worker at most.
+    """Pending tasks by key. Each task is waiting or on exactly one lease, and a worker has at most one lease.
 
     Args:
-        max_attempts: failures of a task, the first perhaps of its whole lease, before it is set aside.
-        max_quarantined: tasks that may be set aside before that is an error.
+        max_attempts: failed attempts after which a task is quarantined; a failed lease counts for all its tasks.
+        max_quarantined: number of quarantined tasks above which ``fail`` raises.
     """
 
     def __init__(self, *, max_attempts: int, max_quarantined: int) -> None:
         self._max_attempts, self._max_quarantined = max_attempts, max_quarantined
         self._entries: dict[str, _Entry[TaskT]] = {}
-        """Every task that is not done."""
+        """Tasks that are not done, by key."""
         self._fresh: deque[str] = deque()
+        """Keys of waiting tasks that have not failed."""
         self._suspects: deque[str] = deque()
-        """Tasks that were on a lease that failed; leased alone from now on."""
+        """Keys of waiting tasks whose lease has failed; each is leased alone."""
         self._leases: dict[Hashable, tuple[str, ...]] = {}
-        """By worker; empty for a lease whose tasks were forgotten."""
+        """Keys on each worker's lease; empty when the tasks were forgotten."""
         self._num_quarantined = 0
         self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates"), 0)
 
     def __len__(self) -> int:
+        """Returns the number of tasks that are waiting or on a lease."""
         return len(self._entries)
 
     @property
     def num_waiting(self) -> int:
-        """Tasks on no lease."""
+        """Number of tasks that are on no lease."""
         return len(self._fresh) + len(self._suspects)
 
     @property
     def num_leases(self) -> int:
-        """Workers with a lease."""
+        """Number of workers that have a lease."""
         return len(self._leases)
 
     def add(self, key: str, task: TaskT) -> None:
-        """Queues a task; one whose key is pending already is dropped and counted."""
+        """Queues a task; a task whose key is already pending is dropped and counted as a duplicate."""
         if key in self._entries:
             self.count_duplicates(1)
             return
@@ -70,56 +76,62 @@ class WorkQueue(Generic[TaskT]):
         self._fresh.append(key)
 
     def count_duplicates(self, number: int) -> None:
-        """Counts results or tasks that were dropped because their keys are in other hands."""
+        """Adds to the count of tasks or results that were dropped because their key is handled elsewhere."""
         self._counts["duplicates"] += number
 
     def hand_out(self, idle: Sequence[WorkerT], *, num_coming: int, most: int) -> dict[WorkerT, list[TaskT]]:
-        """Leases waiting tasks to idle workers, the first ones first: a suspect alone, or an even part of the fresh
-        tasks. Looks at no more workers than get a lease.
+        """Leases waiting tasks to idle workers, in the order of both: suspects alone, fresh tasks in even shares.
 
         Args:
             idle: workers without a lease.
-            num_coming: workers about to be idle for the first time; they count, or the first one up would take all.
-            most: tasks on one lease.
+            num_coming: workers that are starting. They count in the shares; otherwise the first worker that is ready
+                would get all tasks.
+            most: largest number of tasks in a lease.
 
-        Returns the tasks of each worker that got any.
+        Returns:
+            The tasks of each worker that got a lease.
         """
-        given = dict[WorkerT, list[TaskT]]()
+        leases = dict[WorkerT, list[TaskT]]()
         for worker in idle[: len(self._suspects)]:
-            given[worker] = self._lease(worker, (self._suspects.popleft(),))
-        num_free = len(idle) - len(given)
+            leases[worker] = self._lease(worker, (self._suspects.popleft(),))
+        num_free = len(idle) - len(leases)
         if num_free and self._fresh:
             share = min(most, -(-len(self._fresh) // (num_free + num_coming)))
             num_leases = min(num_free, -(-len(self._fresh) // share))
-            for worker in idle[len(given) : len(given) + num_leases]:
+            for worker in idle[len(leases) : len(leases) + num_leases]:
                 keys = tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
-                given[worker] = self._lease(worker, keys)
-        return given
+                leases[worker] = self._lease(worker, keys)
+        return leases
 
     def on_lease(self, worker: Hashable) -> tuple[str, ...]:
-        """Returns the keys a worker works on: empty when it does not, or when they were forgotten."""
+        """Returns the keys on a worker's lease; empty when it has none, or when its tasks were forgotten."""
         return self._leases.get(worker, ())
 
     def finish(self, worker: Hashable) -> tuple[str, ...]:
-        """Ends a lease for good; returns the keys that are no longer pending."""
+        """Ends a lease whose tasks are done; returns their keys, which are no longer pending."""
         keys = self._leases.pop(worker, ())
         for key in keys:
             del self._entries[key]
         return keys
 
     def give_back(self, worker: Hashable) -> None:
-        """Ends a lease that came to nothing without anybody's fault: its tasks wait again, at the front."""
+        """Ends a lease without counting an attempt; its tasks go back to the front of the queue."""
         self._fresh.extendleft(reversed(self._leases.pop(worker, ())))
 
     def fail(self, worker: Hashable, reason: str) -> list[Quarantined]:
-        """Ends a lease on which its worker failed; its tasks wait again, each to be leased alone.
+        """Ends a lease on which the worker failed; each of its tasks will be leased alone.
 
-        Returns the tasks that have now failed too often; they are no longer pending.
+        Args:
+            worker: the worker.
+            reason: the failure, one line.
+
+        Returns:
+            The tasks that are quarantined now, because they reached ``max_attempts``; they are no longer pending.
 
         Raises:
-            WorkerError: more tasks were set aside than allowed.
+            WorkerError: more than ``max_quarantined`` tasks were quarantined.
         """
-        lost = []
+        quarantined = []
         for key in self._leases.pop(worker, ()):
             entry = self._entries[key]
             entry.attempts += 1
@@ -129,28 +141,29 @@ class WorkQueue(Generic[TaskT]):
             del self._entries[key]
             self._num_quarantined += 1
             self._counts["quarantined"] += 1
-            lost.append(Quarantined(key, reason, entry.attempts))
-        if lost and self._num_quarantined > self._max_quarantined:
+            quarantined.append(Quarantined(key, reason, entry.attempts))
+        if quarantined and self._num_quarantined > self._max_quarantined:
             raise WorkerError(
                 f"{self._num_quarantined} groups failed on {self._max_attempts} workers each, the last one: {reason}",
-                where=f"pair {lost[-1].pair_id}",
+                where=f"pair {quarantined[-1].pair_id}",
                 expected=f"at most {self._max_quarantined} (rollout.max_quarantined)",
-                fix="mend the cause, then the same command resumes",
+                fix="fix the cause, then the same command resumes",
             )
-        return lost
+        return quarantined
 
     def forget(self) -> None:
-        """Drops all tasks; what is on a lease is nobody's result any more."""
+        """Drops all tasks; workers keep their leases, whose results are then ignored."""
         self._leases = dict.fromkeys(self._leases, ())
-        for store in (self._entries, self._fresh, self._suspects):
-            store.clear()
+        for container in (self._entries, self._fresh, self._suspects):
+            container.clear()
 
     def take_counts(self) -> dict[str, int]:
-        """Returns leases, retries, tasks set aside and duplicates since the last call."""
+        """Returns the numbers of leases, retries, quarantined tasks and duplicates since the last call."""
         counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
         return counts
 
     def _lease(self, worker: Hashable, keys: tuple[str, ...]) -> list[TaskT]:
+        """Puts tasks on a lease of the worker; returns the tasks."""
         assert worker not in self._leases, f"{worker} has a lease already"
         self._leases[worker] = keys
         entries = [self._entries[key] for key in keys]

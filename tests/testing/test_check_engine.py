@@ -19,7 +19,7 @@ from saga_dist.types import Completions
 from saga_dist.workers.engines.factory import EngineContext
 from saga_dist.workers.engines.scripted import ScriptedEngine
 from saga_dist.workers.engines.transformers_engine import TransformersEngine, end_token_ids
-from saga_dist.workers.engines.validation import check_room
+from saga_dist.workers.engines.validation import check_context_length
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ class RuleEngine(ScriptedEngine):
 
     def generate(self, tokens: Any, samplings: Any, *, deadline_s: float) -> list[Completions]:
         for record, sampling in zip(tokens, samplings, strict=True):
-            check_room(record, sampling, num_text_tokens=0, max_model_len=self._max_model_len)
+            check_context_length(record, sampling, num_text_tokens=0, max_model_len=self._max_model_len)
         return super().generate(tokens, samplings, deadline_s=deadline_s)
 
 

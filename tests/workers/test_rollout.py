@@ -20,7 +20,7 @@ from saga_dist.objectives.reward_fn import CheckedReward
 from saga_dist.protocols import Engine
 from saga_dist.protocols import RolloutWorker as RolloutWorkerProtocol
 from saga_dist.types import EncoderTokens, ImagePair, RolloutTask, Sampling
-from saga_dist.workers.engines.scripted import FaultPlan, ScriptedEngine
+from saga_dist.workers.engines.scripted import CompletionScript, ScriptedEngine
 from saga_dist.workers.engines.transformers_engine import TransformersEngine
 from saga_dist.workers.engines.vllm_engine import VllmEngine
 from saga_dist.workers.rollout import RolloutWorker
@@ -58,7 +58,7 @@ def make_worker(
     )
 
 
-def scripted(family: Family, script: FaultPlan) -> Callable[[], ScriptedEngine]:
+def scripted(family: Family, script: CompletionScript) -> Callable[[], ScriptedEngine]:
     tokenizer = family.load_tokenizer()
     return lambda: ScriptedEngine(script, tokenizer, end_token_id=tokenizer.eos_token_id)
 

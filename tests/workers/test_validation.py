@@ -9,7 +9,7 @@ import torch
 
 from saga_dist.errors import ConfigError, TokenError
 from saga_dist.types import EncoderTokens, Sampling
-from saga_dist.workers.engines.validation import check_room, validate_tokens
+from saga_dist.workers.engines.validation import check_context_length, validate_tokens
 
 WIDTH, LEVELS, MERGE = 4, 2, 2
 
@@ -71,8 +71,8 @@ def test_tokens_that_do_not_fit_are_named(tokens: EncoderTokens, said: str) -> N
 
 def test_room_is_checked_to_the_token() -> None:
     sampling = Sampling(num_completions=2, temperature=0.7, top_p=1.0, max_tokens=20, seed=0)
-    check_room(good_tokens(), sampling, num_text_tokens=14, max_model_len=44)
+    check_context_length(good_tokens(), sampling, num_text_tokens=14, max_model_len=44)
     with pytest.raises(
         ConfigError, match=r"14 \+ images 10 \+ rollout.max_tokens 20 = 44 .* set rollout.max_model_len = 44"
     ):
-        check_room(good_tokens(), sampling, num_text_tokens=14, max_model_len=43)
+        check_context_length(good_tokens(), sampling, num_text_tokens=14, max_model_len=43)

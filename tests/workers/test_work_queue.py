@@ -1,4 +1,4 @@
-"""The bookkeeping of leases, without Ray: who gets what, who is tried again alone, who is set aside."""
+"""The work queue without Ray: which worker gets which tasks, retries of single tasks, and quarantine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the configured rollout engine: the arguments that every engine's factory gets, and the call."""
+"""Construction of the configured rollout engine, and the arguments of every engine factory."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class EngineContext:
     """The arguments of an engine factory (``rollout.engine``)."""
 
     family: Family
-    """The MLLM, bound to its checkpoint: ``files.name`` and ``files.revision`` say where it is, ``load_backbone`` loads
-    its language model, ``image_inputs`` and ``engine_prompt_ids`` make a serving engine's request. Its
-    ``forbidden_token_ids`` must never be sampled: a completion that holds one cannot be replayed."""
+    """Family of the MLLM, bound to its checkpoint. ``files.name`` and ``files.revision`` locate the checkpoint,
+    ``load_backbone`` loads its language model, ``image_inputs`` and ``engine_prompt_ids`` build a serving engine's
+    request. The engine must never sample ``forbidden_token_ids``: a completion that has one cannot be replayed."""
     prompt_text: str
-    """The whole prompt, with ``family.image_placeholder`` once per image; ends with text."""
+    """The whole prompt, with ``family.image_placeholder`` once per image; it ends with text."""
     dtype: torch.dtype
-    """Dtype of weights and of the encoder tokens that arrive: float32 or bfloat16."""
+    """Dtype of the weights and of the encoder tokens: float32 or bfloat16."""
     device: torch.device
-    """Device of the weights (``model.device``); an engine that places itself may ignore it."""
+    """Device of the weights (``model.device``); an engine that chooses its own device may ignore it."""
     max_model_len: int
-    """Longest prompt and completion together, tokens, image tokens included."""
+    """Largest length of prompt and completion together, in tokens, image tokens included."""
     max_num_seqs: int
-    """Completions that the largest call asks for; an engine with less memory may generate them in turns."""
+    """Number of completions in the largest call; an engine with less memory may divide them."""
     gpu_memory_share: float
     """Share of its GPU's memory, in (0, 1], that the engine may use for weights and KV cache."""
     tensor_parallel_size: int
-    """GPUs of this node that the weights are sharded over; 1: none."""
+    """Number of this node's GPUs that the weights are sharded over; 1 for no sharding."""
     seed: int
-    """Seed of the engine itself; the randomness of completions comes from ``Sampling.seed`` alone."""
+    """Seed of the engine itself; completions depend on ``Sampling.seed`` alone."""
 
 
 EngineFactory = Callable[[EngineContext], Engine]
 """Returns an engine that is ready to generate.
 
-It is called once when the worker starts and again after every failure of an engine. ``saga_dist.testing.check_engine``
-checks what it returns.
+The worker calls it at its start, and again after every failure of an engine. ``saga_dist.testing.check_engine`` checks
+the returned engine.
 """
 
 
@@ -55,15 +55,15 @@ def make_engine(name: str, context: EngineContext) -> Engine:
         context: arguments of the factory.
 
     Raises:
-        ConfigError: no such factory, or it returns no engine.
-        EngineError: the engine did not start; it may elsewhere, or later.
+        ConfigError: there is no such factory, or it returned no engine.
+        EngineError: the engine did not start; it may start on another worker, or later.
     """
     factory = load_engine_factory(name)
     try:
         engine = factory(context)
     except SagaError:
         raise
-    except Exception as error:  # decided here: the start of an engine may fail for any reason of its own
+    except Exception as error:  # handled here: a user's factory may raise any error
         if name in ENGINES.builtin:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -78,10 +78,13 @@ def make_engine(name: str, context: EngineContext) -> Engine:
 
 
 def load_engine_factory(name: str) -> EngineFactory:
-    """Returns the factory of an engine; no engine is started.
+    """Returns the factory of an engine, without starting one.
+
+    Args:
+        name: built-in name, or import path of an ``EngineFactory``.
 
     Raises:
-        ConfigError: no such factory.
+        ConfigError: there is no such factory.
     """
     factory: EngineFactory = ENGINES.load_callable(name, "context")
     return factory

@@ -1,4 +1,4 @@
-"""Keeps what a library's start-up changes in this process beyond its own affairs."""
+"""Restores process-wide state that the start of a library changes as a side effect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Returns to the former state afterwards; for the start of vLLM's engine in the process of the learner.
+    """Restores process-wide state at the end of the context, in which vLLM's engine is started.
 
-    On CPU it replaces ``torch.set_num_threads`` by a function that does nothing and sets ``LD_PRELOAD`` for all later
-    child processes; everywhere it seeds the global random generators. Warnings of torch about vLLM's code are dropped.
+    The engine may share its process with the learner. On CPU, vLLM replaces ``torch.set_num_threads`` by a function
+    without effect, and sets ``LD_PRELOAD`` for all later child processes; on every device it seeds the global random
+    generators. Within the context, FutureWarnings are suppressed, because torch warns about vLLM's code.
     """
     set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -1,6 +1,6 @@
-"""An engine that says what a function tells it to: for tests, for dry runs of a cluster, and for debugging rewards.
+"""An engine whose completions are written by a function: for tests, dry runs of a cluster, and debugging of rewards.
 
-It is a supported part of the package: no model, no GPU, deterministic, milliseconds per group.
+It is a supported part of the package. It needs no model and no GPU, is deterministic, and takes milliseconds per group.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ import numpy as np
 from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 
-FaultPlan = Callable[[str, int, EncoderTokens], str]
-"""(pair id, index of the completion, tokens) to the text of that completion. It may raise, as a real engine may."""
+CompletionScript = Callable[[str, int, EncoderTokens], str]
+"""Returns the text of a completion from pair id, index of the completion and encoder tokens. It may raise, as an engine
+may."""
 
 
 class ScriptedEngine:
     """Returns the texts of a script as if a model had sampled them; implements ``protocols.Engine``.
 
     Args:
-        script: writes each completion.
-        tokenizer: ``encode(text, add_special_tokens=False)`` and ``decode(ids, skip_special_tokens=True)``.
-        end_token_id: appended to every completion that is not cut off by ``max_tokens``; None appends nothing.
+        script: returns the text of each completion.
+        tokenizer: has ``encode(text, add_special_tokens=False)`` and ``decode(ids, skip_special_tokens=True)``.
+        end_token_id: id appended to every completion that ``max_tokens`` does not truncate; None appends nothing.
         log_prob: log-probability reported for every token.
     """
 
     def __init__(
-        self, script: FaultPlan, tokenizer: Any, *, end_token_id: int | None = None, log_prob: float = -1.0
+        self, script: CompletionScript, tokenizer: Any, *, end_token_id: int | None = None, log_prob: float = -1.0
     ) -> None:
         self.broken = ""
-        """Why the engine cannot be used any more; empty while it can."""
+        """Reason why the engine cannot be used any more; empty while it can."""
         self._script, self._tokenizer = script, tokenizer
         self._end, self._log_prob = end_token_id, log_prob
 
@@ -41,14 +42,19 @@ class ScriptedEngine:
     ) -> list[Completions]:
         """Returns one ``Completions`` per pair, in order.
 
+        Args:
+            tokens: encoder tokens of each pair.
+            samplings: sampling parameters of each pair; only ``num_completions`` and ``max_tokens`` are used.
+            deadline_s: longest time for the call, seconds; checked after every group.
+
         Raises:
-            EngineError: the engine is broken or closed, or the script raised it.
-            DeadlineExceeded: the script took longer than ``deadline_s`` seconds, or raised it.
+            EngineError: the engine failed before or was closed, or the script raised this error.
+            DeadlineExceeded: the script took longer than ``deadline_s``, or raised this error.
         """
         if self.broken:
             raise EngineError(f"the engine cannot be used any more: {self.broken}", where="scripted engine")
         deadline = time.monotonic() + deadline_s
-        self.broken = "a call failed"  # stays so unless the script ends well
+        self.broken = "a call failed"  # reset below, unless the script raises
         results = []
         for record, sampling in zip(tokens, samplings, strict=True):
             results.append(self._group(record, sampling))
@@ -58,10 +64,11 @@ class ScriptedEngine:
         return results
 
     def close(self) -> None:
-        """Ends the engine."""
+        """Closes the engine; later calls raise."""
         self.broken = "it was closed"
 
     def _group(self, record: EncoderTokens, sampling: Sampling) -> Completions:
+        """Returns the completions of one pair."""
         ids: list[tuple[int, ...]] = []
         reasons: list[str] = []
         for completion in range(sampling.num_completions):

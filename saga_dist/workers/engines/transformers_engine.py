@@ -1,7 +1,8 @@
-"""Rollouts without vLLM: a batched sampling loop over the frozen backbone.
+"""Rollout engine without vLLM: a batched sampling loop over the frozen backbone.
 
-The same backbone replays the completions later, so the two log-probabilities differ by rounding alone. Nothing to
-install; the faster one for small models without a GPU (docs/benches.md), where vLLM's bookkeeping outweighs the model.
+Replay uses the same backbone, so that the log-probabilities of engine and replay differ by rounding only. It needs no
+further package, and it is the faster engine for small models without a GPU (docs/benches.md), where vLLM's overhead
+exceeds the model's own computation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.engines.sampler import sample
-from saga_dist.workers.engines.validation import check_room
+from saga_dist.workers.engines.validation import check_context_length
 
 if TYPE_CHECKING:
     from saga_dist.models.families.base import Family, FrozenBackbone, PromptLayout
@@ -31,26 +32,31 @@ class _Row:
     """One completion during decoding."""
 
     sampling: Sampling
+    """Sampling parameters."""
     uniforms_T: np.ndarray
-    """[max_tokens] float64 in [0, 1): the randomness of each position, fixed by seed and completion alone."""
+    """[max_tokens] float64 in [0, 1): random number of each position, a function of seed and completion index."""
     token_ids: list[int] = field(default_factory=list)
+    """Tokens generated so far."""
     log_probs: list[float] = field(default_factory=list)
+    """Log-probability of each generated token, before temperature and top-p."""
     finish_reason: str = ""
-    """Empty while unfinished."""
+    """``stop`` or ``length``; empty while the completion is not finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """Sampling settings and random numbers of the rows of a batch, side by side."""
+    """Sampling parameters and random numbers of a batch of rows."""
 
     temperature_B: torch.Tensor
+    """float64 [B]."""
     top_p_B: torch.Tensor
+    """float64 [B]."""
     uniforms_BT: torch.Tensor
-    """float64; behind a row's own end: zeros, never used."""
+    """float64 [B, T] in [0, 1), T the largest ``max_tokens``; zeros, never used, after a row's own ``max_tokens``."""
 
     @classmethod
     def of(cls, rows: Sequence[_Row], device: torch.device) -> _Draws:
-        """Returns those of rows that have no token yet."""
+        """Returns parameters and random numbers of rows that have no token yet."""
         uniforms_BT = np.zeros((len(rows), max(len(row.uniforms_T) for row in rows)))
         for target, row in zip(uniforms_BT, rows, strict=True):
             target[: len(row.uniforms_T)] = row.uniforms_T
@@ -60,11 +66,11 @@ class _Draws:
 
     @property
     def num_steps(self) -> int:
-        """Tokens of the longest row."""
+        """Largest ``max_tokens`` of the rows."""
         return self.uniforms_BT.shape[1]
 
     def of_rows(self, rows_R: torch.Tensor) -> _Draws:
-        """Returns those of some rows, in the given order."""
+        """Returns parameters and random numbers of some rows, int64 [R], in the given order."""
         return _Draws(self.temperature_B[rows_R], self.top_p_B[rows_R], self.uniforms_BT[rows_R])
 
 
@@ -72,12 +78,12 @@ class TransformersEngine:
     """Samples completions with the frozen backbone; implements ``protocols.Engine``.
 
     Args:
-        backbone: the language model.
-        family: of the same checkpoint. Its marker ids are never sampled: a completion that holds one cannot be
-            replayed.
-        prompt_text: the whole prompt, with the family's placeholder once per image; ends with text.
-        max_model_len: longest prompt and completion together, tokens; None sets no limit.
-        max_rows: completions generated at the same time.
+        backbone: the frozen language model.
+        family: family bound to the same checkpoint. Its ``forbidden_token_ids`` are never sampled, because a completion
+            that has one cannot be replayed.
+        prompt_text: the whole prompt, with the family's placeholder once per image; it ends with text.
+        max_model_len: largest length of prompt and completion together, in tokens; None for no limit.
+        max_rows: largest number of completions that are generated at the same time.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class TransformersEngine:
         max_rows: int = 128,
     ) -> None:
         self.broken = ""
-        """Why the engine cannot be used any more; empty while it can."""
+        """Reason why the engine cannot be used any more; empty while it can."""
         self._backbone: FrozenBackbone | None = backbone
         self._max_model_len, self._max_rows = max_model_len, max_rows
         self._tokenizer = family.load_tokenizer()
@@ -98,12 +104,13 @@ class TransformersEngine:
         self._num_text_tokens = len(self._prompt_ids) - prompt_text.count(family.image_placeholder)
         self._forbidden = torch.tensor(family.forbidden_token_ids, dtype=torch.int64, device=backbone.device)
         self._end_ids = end_token_ids(family)
-        self._opening: KeyValues | None = None
-        """Keys and values of the text before the first image: constants, whatever the images are."""
+        self._common_prefix: KeyValues | None = None
+        """Keys and values of the text before the first image, which do not depend on the images; None before the first
+        call."""
 
     @classmethod
     def from_context(cls, context: EngineContext) -> TransformersEngine:
-        """Returns the engine that a run's configuration describes; loads the backbone."""
+        """Returns the configured engine; loads the backbone."""
         return cls(
             context.family.load_backbone(dtype=context.dtype, device=context.device),
             family=context.family,
@@ -115,23 +122,25 @@ class TransformersEngine:
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
     ) -> list[Completions]:
-        """Returns one ``Completions`` per pair, in order; a group does not depend on what else is in the call.
+        """Returns one ``Completions`` per pair, in order; a group does not depend on the other groups of the call.
 
         Args:
-            tokens: checked tokens (``validation.validate_tokens``) of each pair.
-            samplings: how to draw each pair's completions.
-            deadline_s: longest time for the whole call, seconds; looked at before every token.
+            tokens: encoder tokens of each pair, checked with ``validation.validate_tokens``.
+            samplings: sampling parameters of each pair.
+            deadline_s: longest time for the whole call, seconds; checked before every token.
 
         Raises:
-            ConfigError: a prompt with its longest completion does not fit ``max_model_len``.
-            DeadlineExceeded: not finished in time.
+            ConfigError: a prompt with its longest completion exceeds ``max_model_len``.
+            DeadlineExceeded: the completions were not finished in time.
             EngineError: the model raised, or the engine was closed.
         """
         if self._backbone is None or self.broken:
             raise EngineError(f"the engine cannot be used any more: {self.broken}", where="transformers engine")
         if self._max_model_len is not None:
             for record, sampling in zip(tokens, samplings, strict=True):
-                check_room(record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len)
+                check_context_length(
+                    record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len
+                )
         deadline = time.monotonic() + deadline_s
         groups = [_rows(sampling) for sampling in samplings]
         try:
@@ -145,18 +154,19 @@ class TransformersEngine:
                 where="transformers engine",
                 fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
             ) from None
-        except RuntimeError as error:  # what torch raises, out of memory included
+        except RuntimeError as error:  # torch's errors, out of memory included
             self.broken = " ".join(str(error).split())[:600]
             raise EngineError(self.broken, where="transformers engine", fix="the worker starts a new engine") from error
         return [self._completions(record, rows) for record, rows in zip(tokens, groups, strict=True)]
 
     def close(self) -> None:
-        """Lets go of the backbone."""
+        """Releases the backbone; later calls raise."""
         self.broken = self.broken or "it was closed"
-        self._backbone = self._opening = None
+        self._backbone = self._common_prefix = None
 
     def _batches(self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling]) -> Iterator[list[int]]:
-        """Indices of pairs with equal grids, up to ``max_rows`` completions: their prefixes stack without padding."""
+        """Yields indices of pairs to generate together: equal grids, so that prefixes stack without padding, and up to
+        ``max_rows`` completions unless a single pair has more."""
         by_grids: dict[tuple[object, ...], list[int]] = {}
         for index, record in enumerate(tokens):
             by_grids.setdefault(record.grids, []).append(index)
@@ -172,42 +182,50 @@ class TransformersEngine:
             yield batch
 
     def _decode(self, tokens: Sequence[EncoderTokens], groups: Sequence[list[_Row]], deadline: float) -> None:
-        """Samples until every row of these groups is finished."""
+        """Samples tokens until every row of these groups is finished.
+
+        Raises:
+            DeadlineExceeded: the clock passed ``deadline`` (of ``time.monotonic``).
+        """
         assert self._backbone is not None
         backbone = self._backbone
         prompt = backbone.build_layout(self._prompt_ids, tokens[0].grids)
         prefixes = []
         for record in tokens:
-            _check_clock(deadline)
-            prefixes.append(self._read_prefix(prompt, record))
+            _check_deadline(deadline)
+            prefixes.append(self._prefill(prompt, record))
         cache = backbone.start_decode(prefixes, [len(group) for group in groups])
         del prefixes
-        alive = [row for group in groups for row in group]
-        draws = _Draws.of(alive, backbone.device)
-        ids_B = prompt.token_ids_S[-1:].expand(len(alive))
+        unfinished = [row for group in groups for row in group]
+        draws = _Draws.of(unfinished, backbone.device)
+        ids_B = prompt.token_ids_S[-1:].expand(len(unfinished))
         for step in range(draws.num_steps):
-            _check_clock(deadline)
+            _check_deadline(deadline)
             hidden_BD = backbone.decode_step(cache, ids_B, prompt.next_position - 1 + step)
             ids_B, log_probs_B = self._sample(backbone.logits(hidden_BD), draws, step)
-            if finished := self._append(alive, ids_B.tolist(), log_probs_B.tolist()):
+            if finished := self._append(unfinished, ids_B.tolist(), log_probs_B.tolist()):
                 order = cache.drop(finished)
                 if not order:
                     return
-                alive = [alive[row] for row in order]
+                unfinished = [unfinished[row] for row in order]
                 order_B = torch.tensor(order, device=ids_B.device)
                 ids_B, draws = ids_B[order_B], draws.of_rows(order_B)
 
-    def _read_prefix(self, prompt: PromptLayout, record: EncoderTokens) -> KeyValues:
-        """Keys and values of the prompt but for its last token, which starts the sampling."""
+    def _prefill(self, prompt: PromptLayout, record: EncoderTokens) -> KeyValues:
+        """Returns keys and values of the prompt without its last token, which is the input of the first decode step."""
         assert self._backbone is not None
         first_image, last = prompt.images[0].start, len(prompt.token_ids_S) - 1
-        if self._opening is None and first_image:
-            self._opening = self._backbone.prefill(prompt, None, slice(0, first_image))
+        if self._common_prefix is None and first_image:
+            self._common_prefix = self._backbone.prefill(prompt, None, slice(0, first_image))
         values_NW = record.values_NW.to(self._backbone.device)
-        return self._backbone.prefill(prompt, values_NW, slice(first_image, last), self._opening)
+        return self._backbone.prefill(prompt, values_NW, slice(first_image, last), self._common_prefix)
 
     def _sample(self, logits_BV: torch.Tensor, draws: _Draws, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next token of each row and its log-probability under the untempered, untruncated distribution."""
+        """Returns each row's next token, int64 [B], and its log-probability [B] before temperature and top-p.
+
+        Raises:
+            RuntimeError: a log-probability is NaN.
+        """
         log_probs_BV = logits_BV.log_softmax(-1)
         if bool(log_probs_BV.isnan().any()):
             raise RuntimeError("log-probabilities are NaN or infinite: the model overflows on these tokens")
@@ -221,7 +239,7 @@ class TransformersEngine:
         return ids_B, log_probs_BV.gather(1, ids_B[:, None])[:, 0]
 
     def _append(self, rows: Sequence[_Row], ids: Sequence[int], log_probs: Sequence[float]) -> list[int]:
-        """Adds one token to each row; returns those that it finishes."""
+        """Adds one token to each row; returns the indices of the rows that are finished now."""
         finished = []
         for index, (row, token_id, log_prob) in enumerate(zip(rows, ids, log_probs, strict=True)):
             row.token_ids.append(token_id)
@@ -235,6 +253,7 @@ class TransformersEngine:
         return finished
 
     def _completions(self, record: EncoderTokens, rows: Sequence[_Row]) -> Completions:
+        """Returns the completions of one pair from its finished rows."""
         return Completions(
             pair_id=record.pair_id,
             token_ids=tuple(tuple(row.token_ids) for row in rows),
@@ -247,7 +266,7 @@ class TransformersEngine:
 
 
 def end_token_ids(family: Family) -> frozenset[int]:
-    """Returns the ids that end a completion: the tokenizer's, and those of the checkpoint's generation config."""
+    """Returns the ids that end a completion: those of the tokenizer and of the checkpoint's generation config."""
     ids = {family.load_tokenizer().eos_token_id}
     if family.files.find("generation_config.json") is not None:
         named = family.files.json("generation_config.json").get("eos_token_id")
@@ -256,13 +275,14 @@ def end_token_ids(family: Family) -> frozenset[int]:
 
 
 def _rows(sampling: Sampling) -> list[_Row]:
-    """Rows of one group; the k-th has the same randomness whatever the group's size."""
+    """Returns the rows of one group; the random numbers of a row do not depend on the group's size."""
     return [
         _Row(sampling, counter_generator(sampling.seed, completion).random(sampling.max_tokens))
         for completion in range(sampling.num_completions)
     ]
 
 
-def _check_clock(deadline: float) -> None:
+def _check_deadline(deadline: float) -> None:
+    """Raises ``DeadlineExceeded`` when the clock has passed ``deadline`` (of ``time.monotonic``)."""
     if time.monotonic() >= deadline:
         raise DeadlineExceeded("the time is up")

@@ -1,7 +1,7 @@
-"""Checks of encoder tokens before an engine sees them.
+"""Checks of encoder tokens before they reach an engine.
 
-vLLM checks none of this: a wrong width runs with DeepStack silently dropped or kills the engine, a wrong length makes
-the next request hang, and NaN yields garbage text. Here each is one line that names the pair.
+vLLM checks none of this. With a wrong width it silently drops DeepStack or the engine dies, with a wrong length the
+next request hangs, and NaN gives meaningless text. Here each of these is an error of one line that names the pair.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ def validate_tokens(
     dtype: torch.dtype,
     num_images: int = 2,
 ) -> None:
-    """Returns when the tokens fit the model.
+    """Checks that the tokens of a pair fit the model.
 
     Args:
-        tokens: the tokens of one pair.
+        tokens: encoder tokens of one pair.
         width: D, hidden size of the language model.
-        num_deepstack: L, DeepStack levels of the model (0 without DeepStack).
-        merge_size: patches along one side that the merger joins into one token.
+        num_deepstack: L, number of DeepStack levels of the model (0 without DeepStack).
+        merge_size: number of patches along one side that the merger joins into one token.
         dtype: dtype of the values on the wire.
-        num_images: images of the prompt.
+        num_images: number of images in the prompt.
 
     Raises:
-        TokenError: wrong count, width, grid, dtype, or a value that is not finite.
+        TokenError: number of images, width, grid or dtype is wrong, or a value is not finite.
     """
     where = f"pair {tokens.pair_id}"
     if len(tokens.lengths) != num_images:
@@ -75,15 +75,17 @@ def validate_tokens(
         )
 
 
-def check_room(tokens: EncoderTokens, sampling: Sampling, *, num_text_tokens: int, max_model_len: int) -> None:
-    """Returns when prompt, images and the longest completion fit into the context.
+def check_context_length(
+    tokens: EncoderTokens, sampling: Sampling, *, num_text_tokens: int, max_model_len: int
+) -> None:
+    """Checks that prompt, images and the longest completion fit into the engine's context.
 
-    Without this check completions would be cut short without a word, and count as wrong.
+    Without this check, completions would be truncated silently, and scored as wrong.
 
     Args:
-        tokens: the tokens of one pair.
-        sampling: holds the longest completion.
-        num_text_tokens: tokens of the prompt without image placeholders.
+        tokens: encoder tokens of one pair.
+        sampling: sampling parameters, with the length of the longest completion.
+        num_text_tokens: number of tokens of the prompt without image placeholders.
         max_model_len: context length of the engine, in tokens.
 
     Raises:
@@ -102,6 +104,7 @@ def check_room(tokens: EncoderTokens, sampling: Sampling, *, num_text_tokens: in
 
 
 def _fits(grid: Grid, length: int, merge_size: int) -> bool:
+    """Returns True when an image with this patch grid has ``length`` tokens."""
     if len(grid) != 3 or min(grid) < 1:
         return False
     frames, rows, columns = grid

@@ -1,9 +1,9 @@
-"""Rollouts through vLLM, with its engine core in this process: the same code on CPU and on GPU.
+"""Rollout engine on vLLM, with vLLM's engine core in this process; the code is the same on CPU and on GPU.
 
-Three facts about vLLM 0.32 shape this file. After any exception inside the engine the next, valid request can hang
-for ever, so an engine that raised is never used again. Nothing inside vLLM bounds a call in time, so the loop over
-``step`` is ours and looks at the clock. And on CPU a seeded request whose prompt is computed in several chunks crashes
-the engine (random generators cannot be rewound there), so chunking is off and a step has room for a whole prompt.
+Three properties of vLLM 0.32 determine the design. After any exception inside the engine, the next valid request can
+hang forever, so an engine that raised is never used again. vLLM has no time limit for a call, so the loop over ``step``
+is in this file and checks the clock. On CPU, a seeded request whose prompt is prefilled in several chunks crashes the
+engine (random generators cannot be rewound there), so chunked prefill is off and a step can hold a whole prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.workers.engines.process_state import process_state_kept
-from saga_dist.workers.engines.validation import check_room
+from saga_dist.workers.engines.validation import check_context_length
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -33,33 +33,38 @@ if TYPE_CHECKING:
     from saga_dist.workers.engines.factory import EngineContext
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would survive us and need its own supervision
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a separate engine process could outlive the worker
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-"""Set before vLLM is imported, where the user has not set them."""
+"""Environment variables that are set before vLLM is imported, unless the user has set them."""
 
-MAX_LAST_WORDS = 600
-CPU_BLOCK_SIZE = 32  # the smallest that CPU attention takes: completions of a pair share the prompt's full blocks
+MAX_ERROR_LENGTH = 600
+"""Largest number of characters of an error of vLLM that is passed on."""
+CPU_BLOCK_SIZE = 32
+"""Tokens per block of the KV cache on CPU: the smallest block that CPU attention accepts, so that the completions of a
+pair share as many full blocks of the prompt as possible."""
 CPU_KV_CACHE_LIMIT = 4 << 30
-SEED_MASK = (1 << 62) - 1  # vLLM adds the completion's index to the seed, and the sum must stay an int64
+"""Largest default size of the KV cache on CPU, bytes."""
+SEED_MASK = (1 << 62) - 1
+"""Mask for seeds: vLLM adds the index of a completion to the seed, and the sum must fit into an int64."""
 
 
 class VllmEngine:
     """Samples completions with vLLM; implements ``protocols.Engine``.
 
     Args:
-        family: of the MLLM, bound to its checkpoint. Its marker ids are never sampled: a completion that holds one
-            cannot be replayed.
+        family: family of the MLLM, bound to its checkpoint. Its ``forbidden_token_ids`` are never sampled, because a
+            completion that has one cannot be replayed.
         prompt_text: the whole prompt, with the family's placeholder once per image.
-        dtype: ``float32`` or ``bfloat16``.
-        max_model_len: context length, tokens.
-        max_num_seqs: completions generated at the same time.
-        seed: of the engine; completions have their own (``Sampling.seed``).
-        gpu_memory_utilization: share of the GPU's memory for weights and cache.
-        cpu_kv_cache_bytes: size of the key/value cache without a GPU; None: what ``max_num_seqs`` full contexts need,
-            at most ``CPU_KV_CACHE_LIMIT``.
-        tensor_parallel_size: parts that the weights are spread over, each a process beside this one with a GPU of this
+        dtype: dtype of weights and KV cache, ``float32`` or ``bfloat16``.
+        max_model_len: context length, in tokens.
+        max_num_seqs: largest number of completions that are generated at the same time.
+        seed: seed of the engine itself; completions depend on ``Sampling.seed`` alone.
+        gpu_memory_utilization: share of the GPU's memory for weights and KV cache, in (0, 1].
+        cpu_kv_cache_bytes: size of the KV cache on CPU; None for the size that ``max_num_seqs`` full contexts need, at
+            most ``CPU_KV_CACHE_LIMIT``.
+        tensor_parallel_size: number of shards of the weights; each shard has a process of its own, with one GPU of this
             machine (or some of its CPUs).
 
     Raises:
@@ -81,9 +86,9 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ) -> None:
         self.broken = ""
-        """Why the engine cannot be used any more; empty while it can."""
+        """Reason why the engine cannot be used any more; empty while it can."""
         self.num_cached_tokens: list[int] = []
-        """Of every prompt of the last call: tokens whose keys and values were there already."""
+        """Number of tokens of each prompt of the last call that were found in the prefix cache."""
         self._llm: LLMEngine | None = None
         self._max_model_len = max_model_len
         self._family = family
@@ -106,28 +111,29 @@ class VllmEngine:
             "max_num_seqs": max_num_seqs,
             "seed": seed,
             "tensor_parallel_size": tensor_parallel_size,
-            # An image limit of 0 would skip the tower and with it DeepStack; profiling would run a tower nobody calls.
+            # With an image limit of 0, vLLM would leave out the tower, and DeepStack with it. Profiling is skipped
+            # because it would run the tower, which no request uses.
             "limit_mm_per_prompt": {"image": num_images, "video": 0},
             "enable_mm_embeds": True,
             "skip_mm_profiling": True,
-            "mm_processor_cache_gb": 0,  # tokens change with every encoder version: it would only fill up
+            "mm_processor_cache_gb": 0,  # tokens differ with every encoder version, so a cache would have no hits
             "enable_prefix_caching": True,
             "logprobs_mode": "raw_logprobs",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
-        if tensor_parallel_size > 1:  # processes of its own beside this one, also where Ray could give it actors
+        if tensor_parallel_size > 1:  # multiprocessing also within a Ray actor, where vLLM could use Ray
             arguments["distributed_executor_backend"] = "mp"
         try:
             cpu_kv_cache_bytes = cpu_kv_cache_bytes or _cache_bytes(family, dtype, max_num_seqs * max_model_len)
             self._llm = _start(arguments, gpu_memory_utilization, cpu_kv_cache_bytes)
-        except Exception as error:  # decided here: whatever vLLM raised, the caller may try again elsewhere
+        except Exception as error:  # handled here: after any error of vLLM, the caller may retry elsewhere
             self.close()
-            raise EngineError(f"vLLM did not start: {_last_words(error)}", where=family.files.name) from error
+            raise EngineError(f"vLLM did not start: {_error_line(error)}", where=family.files.name) from error
 
     @classmethod
     def from_context(cls, context: EngineContext) -> VllmEngine:
-        """Returns the engine that a run's configuration describes; vLLM itself chooses the device."""
+        """Returns the configured engine; vLLM chooses the device itself."""
         return cls(
             family=context.family,
             prompt_text=context.prompt_text,
@@ -145,25 +151,27 @@ class VllmEngine:
         """Returns one ``Completions`` per pair, in order; the same tokens and sampling give the same completions.
 
         Args:
-            tokens: checked tokens (``validation.validate_tokens``) of each pair.
-            samplings: how to draw each pair's completions.
-            deadline_s: longest time for the whole call, seconds.
+            tokens: encoder tokens of each pair, checked with ``validation.validate_tokens``.
+            samplings: sampling parameters of each pair.
+            deadline_s: longest time for the whole call, seconds; checked before every step of the engine.
 
         Raises:
-            ConfigError: a prompt with its longest completion does not fit the context. The engine stays usable.
-            DeadlineExceeded: not finished in time. The engine must be replaced.
-            EngineError: vLLM raised, or the engine is already broken. The engine must be replaced.
+            ConfigError: a prompt with its longest completion exceeds ``max_model_len``; the engine remains usable.
+            DeadlineExceeded: the completions were not finished in time; the engine must be replaced.
+            EngineError: vLLM raised, or the engine failed before; it must be replaced.
         """
         if self._llm is None or self.broken:
             raise EngineError(f"the engine cannot be used any more: {self.broken}", where="vLLM")
         for record, sampling in zip(tokens, samplings, strict=True):
-            check_room(record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len)
+            check_context_length(
+                record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len
+            )
         deadline = time.monotonic() + deadline_s
         names: list[str] = []
-        self.broken = "a call was interrupted"  # stays so unless the call below ends well
+        self.broken = "a call was interrupted"  # reset below, unless the call raises
         try:
             names += [self._add(record, sampling) for record, sampling in zip(tokens, samplings, strict=True)]
-            outputs = self._drive(names, deadline, deadline_s)
+            outputs = self._run(names, deadline, deadline_s)
             results = [
                 self._completions(outputs[name], record, sampling)
                 for name, record, sampling in zip(names, tokens, samplings, strict=True)
@@ -175,15 +183,15 @@ class VllmEngine:
         except EngineError as error:
             self.broken = str(error)
             raise
-        except Exception as error:  # decided here: any exception out of vLLM ends this engine
-            self.broken = _last_words(error)
+        except Exception as error:  # handled here: after any exception of vLLM the engine is not used again
+            self.broken = _error_line(error)
             raise EngineError(self.broken, where="vLLM", fix="the worker starts a new engine") from error
         self.broken = ""
         self.num_cached_tokens = [outputs[name].num_cached_tokens or 0 for name in names]
         return results
 
     def close(self) -> None:
-        """Frees the engine's memory and vLLM's process-wide state, so that another engine can start in this process."""
+        """Frees the engine's memory and vLLM's process-wide state, so that a new engine can start in this process."""
         self.broken = self.broken or "it was closed"
         llm, self._llm = self._llm, None
         if llm is not None:
@@ -195,7 +203,7 @@ class VllmEngine:
             torch.cuda.empty_cache()
 
     def _add(self, record: EncoderTokens, sampling: Sampling) -> str:
-        """Queues one group as one request, so that its completions share prompt and payload."""
+        """Adds one group as one request, so that its completions share prompt and payload; returns the request's id."""
         assert self._llm is not None
         name = f"{next(self._request_numbers)}"
         prompt = {
@@ -224,8 +232,13 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _drive(self, names: Sequence[str], deadline: float, deadline_s: float) -> dict[str, RequestOutput]:
-        """Steps the engine until every request is finished or time is up."""
+    def _run(self, names: Sequence[str], deadline: float, deadline_s: float) -> dict[str, RequestOutput]:
+        """Steps the engine until every request is finished; returns the outputs by request id.
+
+        Raises:
+            DeadlineExceeded: the clock passed ``deadline`` (of ``time.monotonic``).
+            EngineError: vLLM has dropped a request.
+        """
         assert self._llm is not None
         finished: dict[str, RequestOutput] = {}
         while len(finished) < len(names):
@@ -241,6 +254,7 @@ class VllmEngine:
         return finished
 
     def _completions(self, output: RequestOutput, record: EncoderTokens, sampling: Sampling) -> Completions:
+        """Returns the completions of one pair from the output of its request."""
         drawn = sorted(output.outputs, key=lambda completion: completion.index)
         if sampling.temperature <= 0:
             drawn = drawn * sampling.num_completions
@@ -257,7 +271,10 @@ class VllmEngine:
 
 
 def content_ids(record: EncoderTokens) -> list[str]:
-    """Returns one name per image from content, grid and encoder version: vLLM's only cache key for it."""
+    """Returns one id per image, a hash of its tokens and grid with the encoder version.
+
+    vLLM uses the id as the cache key of the image and does not compare the tokens themselves.
+    """
     names = []
     for values_NW, grid in zip(record.values_NW.split(record.lengths), record.grids, strict=True):
         digest = hashlib.blake2b(values_NW.contiguous().view(torch.uint8).cpu().numpy(), digest_size=16)
@@ -267,16 +284,18 @@ def content_ids(record: EncoderTokens) -> list[str]:
 
 
 def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cache_bytes: int) -> LLMEngine:
+    """Returns vLLM's engine with these arguments and those of the platform."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        # By default vLLM compiles its small helpers with inductor: seconds at the first token, and a C++ compiler.
+        # By default vLLM compiles small helper functions with inductor, which needs a C++ compiler and takes seconds at
+        # the first token.
         type(current_platform).simple_compile_backend = "eager"
-        if arguments["tensor_parallel_size"] > 1:  # the default binds each part to a NUMA node of its own, or refuses
+        if arguments["tensor_parallel_size"] > 1:  # by default vLLM binds each shard to a NUMA node, or fails
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import EngineArgs, LLMEngine
 
-    # On an exception vLLM logs the whole batch with its tensors: pages of numbers around a line that we raise anyway.
+    # On an exception vLLM logs the whole batch with its tensors; the error itself is raised and reported anyway.
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     if current_platform.is_cpu():
         arguments |= {
@@ -293,7 +312,7 @@ def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cach
 
 
 def _cache_bytes(family: Family, dtype: str, num_tokens: int) -> int:
-    """Keys and values of so many tokens in all layers, within sensible limits."""
+    """Returns the bytes of the keys and values of ``num_tokens`` tokens in all layers, 64 MiB to CPU_KV_CACHE_LIMIT."""
     text = family.config.get("text_config", family.config)
     heads = text["num_attention_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
@@ -302,8 +321,12 @@ def _cache_bytes(family: Family, dtype: str, num_tokens: int) -> int:
 
 
 def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
-    """[T] float32 of one completion; the sampled token comes first at each position."""
-    flat = completion.logprobs
+    """Returns the log-probabilities of a completion's sampled tokens, float32 [T].
+
+    Raises:
+        EngineError: one is missing or not finite.
+    """
+    flat = completion.logprobs  # at each position the sampled token comes first
     if flat is None or len(flat.start_indices) != len(completion.token_ids):
         raise EngineError("vLLM returned no log-probability for some token", where="vLLM")
     log_probs_T = np.array([flat.logprobs[start] for start in flat.start_indices], dtype=np.float32)
@@ -312,7 +335,7 @@ def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
     return log_probs_T
 
 
-def _last_words(error: BaseException) -> str:
-    """One line of what the engine said, with its kind."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return words if len(words) <= MAX_LAST_WORDS else words[:MAX_LAST_WORDS] + "…"
+def _error_line(error: BaseException) -> str:
+    """Returns type and message of an error in one line of at most ``MAX_ERROR_LENGTH`` characters."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= MAX_ERROR_LENGTH else line[:MAX_ERROR_LENGTH] + "…"
