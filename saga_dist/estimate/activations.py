@@ -126,7 +126,7 @@ def tower_activations(shape: ModelShape, *, autocast: bool) -> TowerActivations:
 
 def _count_tower(shape: ModelShape, layers: int, *, autocast: bool) -> tuple[int, int]:
     """Returns the bytes saved by a tower of ``layers`` layers: per image of the run's size, and per pass."""
-    tower = shape.family.shaped_like(_with_layers(shape, tower=layers)).empty_tower("cpu")
+    tower = shape.family.with_config(_with_layers(shape, tower=layers)).empty_tower("cpu")
     layout = shape.family.layout
     side = layout.pixels_per_token
     one, two = (_saved_by_tower(tower, side, count, autocast=autocast) for count in (1, 2))
@@ -170,7 +170,7 @@ def replay_activations(shape: ModelShape, *, prefix: int, rows: int, columns: in
 
 
 def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, columns: int) -> ReplayActivations:
-    family, tokens = shape.family.shaped_like(_with_layers(shape, decoder=layers)), 2 * shape.tower.tokens
+    family, tokens = shape.family.with_config(_with_layers(shape, decoder=layers)), 2 * shape.tower.tokens
     # Tied embeddings leave out the output layer: logits are counted separately, and creating the layer would initialise
     # its weights.
     backbone = family.empty_backbone("cpu", dtype=shape.dtype, tied=True)

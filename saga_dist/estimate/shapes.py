@@ -22,7 +22,7 @@ from saga_dist.estimate.released_shapes import released_files, released_names
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
-from saga_dist.models.model_files import at_hand
+from saga_dist.models.model_files import is_local
 from saga_dist.runtime.build import model_path, torch_dtype
 from saga_dist.types import Grid
 
@@ -145,13 +145,13 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
         DataError: the tower does not take images of the configured size.
     """
     path, revision = model_path(config), config.model.revision
-    is_local = at_hand(path, "config.json", revision)
-    files = None if is_local else released_files(path)
+    has_config = is_local(path, "config.json", revision)
+    files = None if has_config else released_files(path)
     if files is None:
         try:
             family = resolve_family(path, revision=revision, family=config.model.family)
         except ModelError as error:
-            if is_local:
+            if has_config:
                 raise
             raise ModelError(
                 f"{error}; and its name is of no release whose sizes are known",

@@ -4,8 +4,8 @@ A saved encoder is a folder:
 
     config.json                format version, family, vision and pooler configuration, image size, package versions
     model.safetensors          weights, ``tower.*`` and ``pooler.*``
-    preprocessor_config.json   the family's own
-    manifest.json              sha256 of each of them
+    preprocessor_config.json   preprocessing, in the family's own format
+    manifest.json              sha256 of each of these files
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ FORMAT_VERSION = 1
 CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME = "config.json", "model.safetensors", "manifest.json"
 CONTENT = (CONFIG_NAME, WEIGHTS_NAME, "preprocessor_config.json")
 PACKAGES = ("saga_dist", "torch", "transformers", "safetensors", "numpy", "pillow")
+"""Packages whose versions are saved with an encoder."""
 
 
 class Encoder(nn.Module):
-    """f_theta and c_phi: what is trained, and all that is left at inference.
+    """The deployable model: the tower f_theta and the pooler c_phi.
 
     Args:
         tower: vision tower.
-        pooler: pooler for its tokens.
-        image_size: side of the square every image is brought to, pixels.
+        pooler: pooler of its tokens.
+        image_size: side of the square that every image is resized to, in pixels.
     """
 
     def __init__(self, tower: VisionTower, pooler: Pooler, *, image_size: int) -> None:
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.tower.parameters()).device
 
     @property
@@ -69,9 +70,9 @@ class Encoder(nn.Module):
         """Returns embeddings [I, E] float32, l2-normalised.
 
         Args:
-            images: PIL images, uint8 arrays [height, width, 3] (or [height, width]), or paths, mixed as you like;
-                turned upright, to RGB and to the saved image size.
-            batch_size: images that go through the tower at once.
+            images: PIL images, uint8 arrays [height, width, 3] (or [height, width]), or paths, in any mixture. They are
+                rotated as their EXIF data says, converted to RGB and resized to the saved image size.
+            batch_size: images per forward pass of the tower.
 
         Raises:
             DataError: an image cannot be read.
@@ -85,6 +86,7 @@ class Encoder(nn.Module):
         return np.concatenate(embeddings) if embeddings else np.zeros((0, self.embedding_dim), np.float32)
 
     def _embed_batches(self, images: Sequence[ImageLike], batch_size: int) -> Iterator[np.ndarray]:
+        """Yields the embeddings of one batch after the other, float32 [batch, E]."""
         layout = self.tower.layout
         for start in range(0, len(images), batch_size):
             pixels = self.tower.preprocess(
@@ -94,7 +96,7 @@ class Encoder(nn.Module):
             yield self.pooler(main_ND.split(list(pixels.lengths))).embeddings_IE.cpu().numpy()
 
     def save(self, folder: str | Path) -> None:
-        """Writes the encoder into a folder, which is made if need be; the manifest comes last.
+        """Writes the encoder into a folder, which is created if it does not exist; the manifest is written last.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -116,7 +118,7 @@ class Encoder(nn.Module):
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         try:
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
-        except SafetensorError as error:  # how safetensors says that the disk is full
+        except SafetensorError as error:  # raised by safetensors when the disk is full
             raise OSError(str(error)) from error
         self.tower.save_preprocessing(folder)
         manifest = {"sha256": {name: file_sha256(folder / name) for name in CONTENT}}
@@ -124,18 +126,18 @@ class Encoder(nn.Module):
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", family: str = "") -> Encoder:
-    """Returns a saved encoder, in evaluation mode; no language model, Ray or vLLM is needed.
+    """Returns a saved encoder in evaluation mode; no language model, Ray or vLLM is needed.
 
     Args:
         path: folder that ``Encoder.save`` wrote.
-        device: where to put it.
-        family: import path ``package.module:object`` of the model family, where it is not a built-in one. A folder
-            alone never makes code run: the import path in it is not followed unless it is named here too.
+        device: device of the weights.
+        family: import path ``package.module:object`` of the model family; empty for a built-in family. The import path
+            in the folder is not followed unless it is given here too, so that a folder alone never makes code run.
 
     Raises:
-        CheckpointError: a file is missing or altered, or the format is of another version.
-        ModelError: the family is not built in, and none is named.
-        ConfigError: the named family cannot be imported.
+        CheckpointError: a file is missing or altered, or the format has another version.
+        ModelError: the family is not built in, and ``family`` is empty.
+        ConfigError: the given family cannot be imported.
     """
     from safetensors.torch import load_file
 
@@ -162,7 +164,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", family: str = 
 
 
 def _square_rgb(image: ImageLike, size: int) -> np.ndarray:
-    """An upright uint8 RGB square, made the same way as in training."""
+    """Returns an image as uint8 [size, size, 3], processed in the same way as in training.
+
+    Raises:
+        DataError: the image cannot be read, or is an array of another dtype or shape.
+    """
     from PIL import Image
 
     if isinstance(image, str | Path):
@@ -177,6 +183,11 @@ def _square_rgb(image: ImageLike, size: int) -> np.ndarray:
 
 
 def _verify(folder: Path) -> None:
+    """Checks that a folder has the files of an encoder with the sha256 of its manifest.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     if not folder.is_dir():
         raise CheckpointError("no such folder", where=str(folder), expected="a folder with a saved encoder")
     recorded = _read_json(folder / MANIFEST_NAME).get("sha256")
@@ -193,6 +204,11 @@ def _verify(folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not hold a JSON object.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -205,6 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    """Returns the version of an installed package; empty when it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

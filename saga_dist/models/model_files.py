@@ -1,4 +1,4 @@
-"""Files of a Hugging Face checkpoint, in a local folder or on the hub; reads only the tensors that are asked for."""
+"""Files of a Hugging Face checkpoint, in a local folder or on the hub; only the requested tensors are read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 
-def at_hand(path: str, name: str, revision: str = "main") -> bool:
-    """Returns whether a file of a checkpoint is on this machine, in its folder or in the hub's cache; asks nobody."""
+def is_local(path: str, name: str, revision: str = "main") -> bool:
+    """Returns True when a file of a checkpoint is on this machine, in its folder or in the Hugging Face cache.
+
+    No network is used.
+
+    Args:
+        path: folder, or hub name.
+        name: name of the file.
+        revision: hub revision; ignored for a folder.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
@@ -25,7 +33,7 @@ def at_hand(path: str, name: str, revision: str = "main") -> bool:
         return (Path(path).expanduser() / name).is_file()
     try:
         return isinstance(huggingface_hub.try_to_load_from_cache(path, name, revision=revision), str)
-    except HFValidationError:  # a folder that is not there
+    except HFValidationError:  # the path of a folder that does not exist is no valid hub name
         return False
 
 
@@ -34,10 +42,10 @@ class ModelFiles:
 
     Args:
         path: folder, or hub name such as ``Qwen/Qwen3-VL-8B-Instruct``.
-        revision: hub revision; a folder has none.
+        revision: hub revision; ignored for a folder.
 
     Raises:
-        ModelError: ``path`` can only be a folder and there is none.
+        ModelError: ``path`` can only be a folder, and the folder does not exist.
     """
 
     def __init__(self, path: str | Path, revision: str = "main") -> None:
@@ -50,11 +58,11 @@ class ModelFiles:
 
     @property
     def revision(self) -> str | None:
-        """Revision on the hub; None for a folder."""
+        """Hub revision; None for a folder."""
         return None if self._folder is not None else self._revision
 
     def file(self, name: str) -> Path:
-        """Returns the local path of one file, fetching it from the hub (or its cache) if need be.
+        """Returns the local path of one file; a hub repository's file is downloaded unless it is in the cache.
 
         Raises:
             ModelError: there is no such file, or the hub cannot be reached.
@@ -91,10 +99,10 @@ class ModelFiles:
         return content
 
     def tensors(self, prefixes: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields name and tensor, one at a time, where the name starts with one of ``prefixes``; others are never read.
+        """Yields name and value of every tensor whose name starts with one of ``prefixes``; no other tensor is read.
 
         Raises:
-            ModelError: no safetensors files, or one that is damaged.
+            ModelError: a safetensors file is missing or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -112,16 +120,19 @@ class ModelFiles:
                 ) from error
 
     def has_tensor(self, prefixes: Sequence[str]) -> bool:
-        """Returns whether some tensor's name starts with one of ``prefixes``; none is read more than that takes.
+        """Returns True when the name of some tensor starts with one of ``prefixes``.
+
+        With an index file no tensor is read; without one, at most one.
 
         Raises:
-            ModelError: no safetensors files, or one that is damaged.
+            ModelError: a safetensors file is missing or damaged.
         """
         if self.find(INDEX_NAME) is not None:
             return bool(self._shards(tuple(prefixes)))
         return next(iter(self.tensors(prefixes)), None) is not None
 
     def _shards(self, prefixes: tuple[str, ...]) -> list[str]:
+        """Returns the files that have tensors whose names start with one of the prefixes."""
         if self.find(INDEX_NAME) is None:
             return [SINGLE_NAME]
         weight_map = self.json(INDEX_NAME).get("weight_map")
@@ -130,12 +141,17 @@ class ModelFiles:
         return sorted({shard for name, shard in weight_map.items() if name.startswith(prefixes)})
 
     def _find_on_hub(self, name: str) -> Path | None:
+        """Returns the local path of a file from the hub or its cache; None when the repository does not have it.
+
+        Raises:
+            ModelError: the hub cannot be reached, or does not have the repository or revision.
+        """
         import huggingface_hub
         from huggingface_hub import errors
 
         try:
             return Path(huggingface_hub.hf_hub_download(self.name, name, revision=self._revision))
-        except errors.LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but it says nothing of the hub
+        except errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError for an unreachable hub
             raise ModelError(
                 f"is not a folder, and {name} is neither on this machine nor can the hub be reached",
                 where=self.name,

@@ -1,7 +1,7 @@
-"""The pooler c_phi: encoder tokens of an image to one l2-normalised embedding.
+"""The pooler c_phi: reduces the encoder tokens of an image to one l2-normalised embedding.
 
 Declared deviations from the paper, both off by default: a two-layer key (``key="mlp"``) and layer-normed tokens before
-the key (``layer_norm=True``). The embedding is always pooled from the tokens as they are.
+the key (``layer_norm=True``). The values that are pooled are always the tokens without layer norm.
 """
 
 from __future__ import annotations
@@ -18,42 +18,47 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class PooledOutput:
-    """Embeddings of I images and, from the attention pooler, the weights behind them."""
+    """Embeddings of I images and the attention weights that they were pooled with."""
 
     embeddings_IE: torch.Tensor
     """[I, E] float32, l2-normalised."""
     log_weights_IN: torch.Tensor | None
-    """[I, N] float32, log beta; -inf where an image has no token. None from the mean and the max pooler."""
+    """[I, N] float32, log beta; -inf at padding. None for the mean and the max pooler."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolerConfig:
-    """All that decides a pooler's shape, as saved with an encoder."""
+    """Constructor arguments of a pooler, as saved with an encoder."""
 
     kind: Literal["mean", "max", "attention"]
+    """Pooling over the tokens."""
     key: Literal["linear", "mlp"]
+    """Key of the attention pooler: one linear map, or Linear-GELU-Linear."""
     width: int
+    """D, width of a token."""
     embedding_dim: int | None
+    """E, width of an embedding; None for no projection (E = D)."""
     layer_norm: bool
+    """True when tokens are layer-normed before the key."""
 
 
 class Pooler(nn.Module):
-    """Mean, max or attention over tokens, then a linear projection and l2 normalisation; in float32 throughout.
+    """Mean, max or attention pooling over tokens, then a linear projection and l2 normalisation, all in float32.
 
-    ``Pooler("mean", width=D, embedding_dim=None)`` has no parameters: the normalised mean of the tokens, which is how
-    the pre-trained tower is judged.
+    ``Pooler("mean", width=D, embedding_dim=None)`` has no parameters: it is the normalised mean of the tokens, with
+    which the pre-trained tower is evaluated.
 
-    Initial state: a query so small that the attention starts out nearly uniform, and orthogonal maps, so that cosines
-    of mean-pooled tokens survive the projection (exactly where E >= D).
+    Initial weights: the query is small, so that the attention is nearly uniform at first. The maps are orthogonal, so
+    that the projection preserves the cosines of mean-pooled tokens (exactly for E >= D).
 
     Args:
-        kind: how tokens are weighed; ``attention`` is the paper's.
+        kind: pooling over the tokens; ``attention`` is the paper's.
         key: ``linear`` is W_k; ``mlp`` is Linear-GELU-Linear of the same width.
-        width: D.
-        embedding_dim: E; None for no projection (E = D).
-        layer_norm: normalise tokens, without learned scale, before the key.
-        seed: of the initial weights; the global random state is neither used nor changed. None leaves the weights
-            unset, for a caller that fills them: orthogonal maps 4096 wide take half a minute.
+        width: D, width of a token.
+        embedding_dim: E, width of an embedding; None for no projection (E = D).
+        layer_norm: True to layer-norm tokens, without learned scale, before the key.
+        seed: seed of the initial weights; the global random state is neither used nor changed. None leaves the weights
+            uninitialised, for a caller that loads them: orthogonal maps of width 4096 take half a minute.
     """
 
     def __init__(
@@ -91,8 +96,8 @@ class Pooler(nn.Module):
         """Returns embeddings and log-weights of I images.
 
         Args:
-            tokens: one [N_i, D] tensor per image, or all padded as [I, N, D].
-            mask_IN: with padded tokens, bool [I, N], True where there is a token; None: everywhere.
+            tokens: one [N_i, D] tensor per image, or one padded tensor [I, N, D].
+            mask_IN: bool [I, N], False at the padding of a padded tensor; None when it has no padding.
 
         Source: SAGA Appendix B, beta = softmax(q W_k X^T / sqrt(D)), z = normalize(Linear(beta X)).
         """
@@ -111,7 +116,11 @@ class Pooler(nn.Module):
     def log_weights(
         self, tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns log beta [I, N] of detached tokens: the gradient reaches the pooler only.
+        """Returns log beta, float32 [I, N], of detached tokens, so that gradients reach the pooler only.
+
+        Args:
+            tokens: tokens as in ``forward``.
+            mask_IN: mask as in ``forward``.
 
         Raises:
             TypeError: the pooler is not the attention pooler.
@@ -122,10 +131,11 @@ class Pooler(nn.Module):
         return self._log_weights(tokens_IND.detach(), mask_IN)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, less the seed, as JSON values."""
+        """Returns the constructor's arguments without the seed, as JSON values."""
         return asdict(self.config)
 
     def _log_weights(self, tokens_IND: torch.Tensor, mask_IN: torch.Tensor | None) -> torch.Tensor:
+        """Returns log beta [I, N]."""
         width = self.config.width
         normed_IND = F.layer_norm(tokens_IND, (width,)) if self.config.layer_norm else tokens_IND
         scores_IN = self.key(normed_IND) @ self.query / math.sqrt(width)
@@ -137,7 +147,7 @@ class Pooler(nn.Module):
 def _pad(
     tokens: Sequence[torch.Tensor] | torch.Tensor, mask_IN: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tokens as float32 [I, N, D], and a mask only where images differ in length."""
+    """Returns tokens as float32 [I, N, D], with a mask [I, N] when images differ in length."""
     if isinstance(tokens, torch.Tensor):
         return tokens.float(), mask_IN
     lengths = [len(image_ND) for image_ND in tokens]
@@ -149,10 +159,12 @@ def _pad(
 
 
 def _without_padding(tokens_IND: torch.Tensor, mask_IN: torch.Tensor | None, value: float) -> torch.Tensor:
+    """Returns the tokens with padding replaced by ``value``."""
     return tokens_IND if mask_IN is None else tokens_IND.masked_fill(~mask_IN[..., None], value)
 
 
 def _orthogonal(width: int, out: int, *, bias: bool, generator: torch.Generator | None) -> nn.Linear:
+    """Returns a linear layer with orthogonal weights and zero bias; uninitialised without a generator."""
     linear = nn.utils.skip_init(nn.Linear, width, out, bias=bias)
     if generator is not None:
         nn.init.orthogonal_(linear.weight, generator=generator)

@@ -1,4 +1,4 @@
-"""The built-in model family of a checkpoint, found from its config.json alone; imports neither torch nor a family."""
+"""Finds the built-in model family of a checkpoint from its config.json; imports neither torch nor a family."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ SUPPORTED_FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",
 }
-"""``model_type`` of a checkpoint's config.json, which is the family's name, to its architecture."""
+"""Architecture of each family, by ``model_type`` of config.json, which is also the family's name."""
 
 INTERNVL_TEXT = "qwen3"
-"""``text_config.model_type`` of InternVL3.5; older InternVL3 has qwen2 or llama there, the largest have experts."""
+"""``text_config.model_type`` of dense InternVL3.5; InternVL3 has qwen2 or llama, the largest models have experts."""
 
-RELATIVES: dict[str, str] = {
+ADVICE: dict[str, str] = {
     "qwen3_vl_moe": "choose a dense Qwen3-VL (2B, 4B, 8B or 32B)",
     "qwen2_vl": "choose a Qwen2.5-VL or a Qwen3-VL",
     "internvl_chat": "choose the same checkpoint in Hugging Face format, its name ends in -HF",
 }
-"""Advice for checkpoints that are easily mistaken for supported ones, by ``model_type``."""
+"""Advice in the error for unsupported checkpoints that resemble supported ones, by ``model_type``."""
 
 
 def supported_family(config: Mapping[str, Any], *, where: str) -> str:
-    """Returns the name of the built-in family (``MODEL_FAMILIES``) that a checkpoint's configuration names.
+    """Returns the name of a checkpoint's built-in family (a key of ``MODEL_FAMILIES``).
 
     Args:
-        config: content of its config.json.
-        where: its folder or hub name, for the error.
+        config: content of the checkpoint's config.json.
+        where: folder or hub name of the checkpoint, for the error.
 
     Raises:
-        ModelError: it is of no supported family.
+        ModelError: the checkpoint belongs to no supported family.
     """
     name, architectures = str(config.get("model_type")), config.get("architectures") or []
     if name not in SUPPORTED_FAMILIES:
@@ -41,7 +41,7 @@ def supported_family(config: Mapping[str, Any], *, where: str) -> str:
             f"model family {name!r} is not supported",
             where=where,
             expected=supported_list(),
-            fix=RELATIVES.get(name, "choose such a checkpoint"),
+            fix=ADVICE.get(name, "choose such a checkpoint"),
         )
     if architectures and SUPPORTED_FAMILIES[name] not in architectures:
         raise ModelError(f"architecture {architectures[0]} is not supported", where=where, expected=supported_list())
@@ -57,5 +57,5 @@ def supported_family(config: Mapping[str, Any], *, where: str) -> str:
 
 
 def supported_list() -> str:
-    """Returns all families with their architectures, for a message."""
+    """Returns all families with their architectures, in one line for error messages."""
     return ", ".join(f"{name} ({architecture})" for name, architecture in SUPPORTED_FAMILIES.items())

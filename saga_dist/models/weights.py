@@ -1,4 +1,4 @@
-"""Putting checkpoint tensors into modules that were built without weights."""
+"""Loads tensors of a checkpoint into modules that were built without weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def build_empty(build: Callable[[], ModuleT], *, device: str | torch.device) -> ModuleT:
-    """Returns a module with memory on ``device`` and no values in it: drawing 8 billion random weights takes minutes.
+    """Returns a module with uninitialised memory on ``device``; to initialise 8 billion weights would take minutes.
 
-    Buffers that are computed rather than loaded have no values either; the caller makes them again.
+    Buffers that are computed, not loaded, are uninitialised too; the caller must compute them again.
+
+    Args:
+        build: constructor of the module.
+        device: device of parameters and buffers.
     """
     with torch.device("meta"):
         module = build()
@@ -26,17 +30,27 @@ def build_empty(build: Callable[[], ModuleT], *, device: str | torch.device) -> 
 def renamed(
     tensors: Iterable[tuple[str, torch.Tensor]], prefixes: Mapping[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors with the first fitting prefix of their names replaced; other names stay."""
+    """Yields the tensors with the prefix of their names replaced; names without such a prefix do not change.
+
+    Args:
+        tensors: names and tensors.
+        prefixes: replacement of each prefix; the first one that fits is used.
+    """
     for name, tensor in tensors:
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
         yield prefixes.get(prefix, "") + name.removeprefix(prefix), tensor
 
 
 def fill(module: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], *, where: str) -> None:
-    """Copies tensors into a module one by one, casting to its types; every weight must come, and nothing else.
+    """Copies tensors into the parameters and buffers of a module, converted to their dtypes.
+
+    Args:
+        module: the module; every entry of its state dict must be among the tensors.
+        tensors: names and tensors; nothing else may be among them.
+        where: source of the tensors, for the error.
 
     Raises:
-        ModelError: a weight is missing, unknown, or of another shape; the module is then half filled.
+        ModelError: a tensor is missing or unknown, or has another shape; the module is then partly loaded.
     """
     own = module.state_dict()
     missing = set(own)

@@ -16,7 +16,7 @@ from saga_dist.errors import DataError, TokenError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.families.base import Family, FrozenBackbone, PixelBatch, PromptLayout, VisionTower
 from saga_dist.models.families.key_values import KeyValues
-from saga_dist.models.families.kv_cache import ROOM
+from saga_dist.models.families.kv_cache import TOKENS_PER_ALLOCATION
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.pooler import Pooler
 from saga_dist.types import EncoderTokens
@@ -207,7 +207,7 @@ def _check_group_forward(backbone: FrozenBackbone, prompt: PromptLayout, values_
 
 def _check_decoding(family: Family, backbone: FrozenBackbone, prompt: PromptLayout) -> None:
     """Compares decoding token by token, rows leaving on the way, with whole sequences."""
-    counts, num_tokens = [2, 3], ROOM + 5
+    counts, num_tokens = [2, 3], TOKENS_PER_ALLOCATION + 5
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         prefixes = [
@@ -222,7 +222,11 @@ def _check_decoding(family: Family, backbone: FrozenBackbone, prompt: PromptLayo
             for row, prefix in enumerate([0, 0, 1, 1, 1])
         ]
         cache, alive = backbone.start_decode(prefixes, counts), list(range(5))
-        leaving = {2: [0, 3], 5: [], ROOM + 2: [1]}  # rows that leave after a step, by their place in the cache then
+        leaving = {
+            2: [0, 3],
+            5: [],
+            TOKENS_PER_ALLOCATION + 2: [1],
+        }  # rows that leave after a step, by their place in the cache then
         for step in range(num_tokens):
             hidden_BD = backbone.decode_step(cache, ids_BT[alive, step], prompt.next_position + step)
             expected_BD = torch.stack([whole[row][step] for row in alive])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from saga_dist.models.families import load_family_class
-from saga_dist.models.families.base import Continuation, GroupRun, PixelBatch, PromptLayout
+from saga_dist.models.families.base import PackedOutput, PaddedOutput, PixelBatch, PromptLayout
 from saga_dist.models.families.qwen3_vl.backbone import Qwen3VLBackbone
 from saga_dist.models.families.qwen3_vl.family import Qwen3VLFamily
 from saga_dist.models.families.qwen3_vl.tower import Qwen3VLTower
@@ -91,14 +91,14 @@ class DropsDeepStackInPrefill(Qwen3VLBackbone):
 
 
 class PacksWrongly(Qwen3VLBackbone):
-    def forward_packed(self, *args: Any, **kwargs: Any) -> GroupRun:
+    def forward_packed(self, *args: Any, **kwargs: Any) -> PackedOutput:
         run = super().forward_packed(*args, **kwargs)
-        return GroupRun(run.hidden_RD.flip(0), run.probe)
+        return PackedOutput(run.hidden_RD.flip(0), run.probe)
 
 
 class HasNoProbe(Qwen3VLBackbone):
-    def forward_completions(self, *args: Any, **kwargs: Any) -> Continuation:
-        return Continuation(super().forward_completions(*args, **kwargs).hidden_GTD, None)
+    def forward_completions(self, *args: Any, **kwargs: Any) -> PaddedOutput:
+        return PaddedOutput(super().forward_completions(*args, **kwargs).hidden_GTD, None)
 
 
 class DecodesOneBehind(Qwen3VLBackbone):

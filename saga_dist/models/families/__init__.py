@@ -1,4 +1,4 @@
-"""Families of multimodal LLMs: built-in ones are found by a checkpoint's configuration, others by their import path."""
+"""Families of multimodal LLMs: built-in ones are found by the checkpoint's config.json, others by import path."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def resolve_family(path: str | Path, revision: str = "main", *, family: str = AU
     Args:
         path: folder, or hub name.
         revision: hub revision.
-        family: built-in name or import path of the family; ``auto``: the built-in one that config.json names.
+        family: built-in name or import path of the family; ``auto`` for the built-in family that config.json names.
 
     Raises:
-        ModelError: no such checkpoint, an unreadable configuration, or a family that is not supported.
-        ConfigError: no such family, or a family of the user's own raises.
+        ModelError: the checkpoint does not exist, its config.json cannot be read, or its family is not supported.
+        ConfigError: there is no such family, or a user's family raised.
     """
     files = ModelFiles(path, revision)
     config = files.json("config.json")
@@ -34,10 +34,13 @@ def resolve_family(path: str | Path, revision: str = "main", *, family: str = AU
 
 
 def load_family_class(name: str) -> type[Family]:
-    """Returns the family with this built-in name or import path.
+    """Returns the class of a family.
+
+    Args:
+        name: built-in name, or import path.
 
     Raises:
-        ConfigError: there is none, or it is no whole subclass of ``Family``.
+        ConfigError: there is no such class, or it is no complete subclass of ``Family``.
     """
     found = MODEL_FAMILIES.load(name)
     if not (isinstance(found, type) and issubclass(found, Family)):
@@ -52,17 +55,18 @@ def load_family_class(name: str) -> type[Family]:
 
 
 def saved_family_class(name: str, named: str, *, where: str) -> type[Family]:
-    """Returns the family of a saved encoder.
+    """Returns the class of a saved encoder's family.
 
-    A folder of weights must not decide which code runs: an import path in it is followed only when the caller names it.
+    A folder of weights must not determine which code runs. So an import path in the folder is never followed; the
+    caller must give it.
 
     Args:
-        name: the family that the saved encoder names.
-        named: the family that the caller names, instead; empty when it names none.
+        name: family as saved with the encoder.
+        named: built-in name or import path given by the caller, used in place of ``name``; empty for none.
         where: source of ``name``, for the error.
 
     Raises:
-        ModelError: the saved family is not built in, and the caller names none.
+        ModelError: the saved family is not built in, and ``named`` is empty.
         ConfigError: the named family cannot be imported.
     """
     if named:

@@ -1,8 +1,9 @@
-"""Interface of a family of multimodal LLMs: a trainable tower, a frozen language model, and the wire between them.
+"""Interface of a family of multimodal LLMs: a trainable tower, a frozen language model, and the tokens between them.
 
     images ──preprocess──► PixelBatch ──VisionTower──► values_NW ──(the wire)──► FrozenBackbone ──► log-probs, attention
 
-The wire layout is what vLLM takes as image embeddings: main tokens first, then the L DeepStack maps, side by side.
+On the wire, the columns of ``values_NW`` are the main tokens, then the L DeepStack maps; this is the layout that vLLM
+takes as image embeddings.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ class TokenLayout:
     """Sizes of the encoder tokens of one checkpoint."""
 
     width: int
-    """D, the width of one level."""
+    """D, width of the main tokens and of each DeepStack map."""
     num_deepstack: int
-    """L, the DeepStack maps that follow the main tokens."""
+    """L, number of DeepStack maps."""
     patch_size: int
+    """Side of a patch, in pixels."""
     merge_size: int
-    """Patches per side that make one token."""
+    """Number of patches along one side that are merged into one token."""
 
     @property
     def wire_width(self) -> int:
-        """W = (1 + L) * D."""
+        """W = (1 + L) * D, width of the tokens on the wire."""
         return (1 + self.num_deepstack) * self.width
 
     @property
     def pixels_per_token(self) -> int:
-        """Side of the square of pixels behind one token; image sides are multiples of it."""
+        """Side of the square of pixels that one token covers; image sides must be multiples of it."""
         return self.patch_size * self.merge_size
 
     def num_tokens(self, grid: Grid) -> int:
-        """Returns N, the tokens of an image with this patch grid."""
+        """Returns N, the number of tokens of an image with this patch grid."""
         frames, rows, columns = grid
         return frames * rows * columns // self.merge_size**2
 
@@ -69,23 +71,24 @@ class PixelBatch:
     """Preprocessed images, ready for a tower."""
 
     pixel_values: torch.Tensor
-    """float32, as the family's tower takes it: [sum of patches, channels * frames * patch * patch] in Qwen's families,
-    [I, 3, size, size] in InternVL."""
+    """float32, in the form that the tower takes: [sum of patches, channels * frames * patch * patch] for Qwen's
+    families, [I, 3, size, size] for InternVL."""
     grids: tuple[Grid, ...]
+    """Patch grid of each image, before merging."""
     lengths: tuple[int, ...]
-    """Tokens of each image after merging."""
+    """Number of tokens of each image, after merging."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLayout:
-    """A prompt with its image placeholders opened to one position per encoder token."""
+    """A prompt whose image placeholders are expanded to one position per encoder token."""
 
     token_ids_S: torch.Tensor
-    """[S] int64."""
+    """[S] int64; the image token at all positions of encoder tokens."""
     images: tuple[slice, ...]
-    """Positions of each image's tokens."""
+    """Positions of each image's tokens, in 0 .. S - 1."""
     position_ids_RS: torch.Tensor
-    """[R, S] int64, one row per rotary axis."""
+    """[R, S] int64, rotary positions, one row per rotary axis."""
     next_position: int
     """Rotary position of the first generated token, on every axis."""
 
@@ -95,16 +98,17 @@ class PromptLayout:
 
 
 class VisionTower(nn.Module, ABC):
-    """The trainable vision encoder f_theta: images to encoder tokens."""
+    """The trainable vision encoder f_theta, which maps images to encoder tokens."""
 
     family: ClassVar[str]
-    """The family whose ``rebuild_tower`` makes this tower again, as a saved encoder names it: a built-in name or
+    """Family whose ``rebuild_tower`` builds this tower from a saved encoder: a built-in name or
     ``package.module:object``."""
     layout: TokenLayout
+    """Sizes of the encoder tokens."""
 
     @abstractmethod
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
-        """Returns pixels of uint8 [height, width, 3] images at exactly their size.
+        """Returns the pixels of uint8 [height, width, 3] images, not resized.
 
         Raises:
             DataError: an image is not uint8 RGB, or a side is not a multiple of ``layout.pixels_per_token``.
@@ -112,15 +116,15 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: PixelBatch) -> torch.Tensor:
-        """Returns values_NW [sum of N, (1 + L) * D] of all images one below the other, in wire layout."""
+        """Returns values_NW [sum of N, (1 + L) * D], the tokens of all images, concatenated, in wire layout."""
 
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
-        """Trades time for memory: layers are run again in the backward pass."""
+        """Makes the backward pass recompute the activations of the layers, which saves memory and takes time."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Returns what ``Family.rebuild_tower`` needs besides weights and preprocessing files, as JSON values."""
+        """Returns the description from which ``Family.rebuild_tower`` builds the tower, as JSON values."""
 
     @abstractmethod
     def save_preprocessing(self, folder: Path) -> None:
@@ -128,22 +132,24 @@ class VisionTower(nn.Module, ABC):
 
 
 class FrozenBackbone(nn.Module, ABC):
-    """The language model p_psi: gradients flow through it, never into it."""
+    """The frozen language model p_psi: gradients flow through it to its inputs; its weights never change."""
 
     layout: TokenLayout
+    """Sizes of the encoder tokens."""
     num_layers: int
+    """Number of decoder layers."""
 
     def freeze(self) -> None:
-        """Takes all parameters out of training, for good; call once the weights are in place."""
+        """Makes all parameters constant and switches to evaluation mode; to be called when the weights are loaded."""
         self.requires_grad_(False)
         super().train(False)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
-        """Stays in evaluation mode whatever is asked, so that a parent's ``train()`` cannot wake it."""
+        """Keeps evaluation mode for any ``mode``, so that a parent module's ``train()`` has no effect."""
         return super().train(False)
 
     def digest(self) -> str:
-        """Returns the sha256 over names, types, shapes and bytes of all weights."""
+        """Returns the sha256 over names, dtypes, shapes and bytes of all weights."""
         total = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -157,61 +163,65 @@ class FrozenBackbone(nn.Module, ABC):
 
     @abstractmethod
     def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
-        """Returns the prompt with one position per encoder token; ``prompt_ids`` has one placeholder per image.
+        """Returns the prompt with one position per encoder token.
+
+        Args:
+            prompt_ids: token ids of the prompt, with one placeholder token per image.
+            grids: patch grid of each image.
 
         Raises:
-            TokenError: the prompt has another number of placeholders than there are images.
+            TokenError: the number of placeholders differs from the number of images.
         """
 
     @abstractmethod
     def prefill(
         self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
     ) -> KeyValues:
-        """Returns keys and values of the positions up to ``span.stop``, the graph to ``values_NW`` attached.
+        """Returns keys and values of the positions 0 to ``span.stop``, with the graph to ``values_NW`` attached.
 
         Args:
             prompt: the prompt.
-            values_NW: encoder tokens of all images; None when the span holds no image.
-            span: positions to run; what lies before them is in ``past``. An image lies wholly inside or outside.
-            past: keys and values of the positions before the span.
+            values_NW: encoder tokens of all images, [N, W]; None when the span has no image.
+            span: positions to run. The tokens of an image must be all inside or all outside.
+            past: keys and values of the positions before the span; None when the span starts at 0.
         """
 
     @abstractmethod
     def forward_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
-    ) -> Continuation:
-        """Runs the decoder over completions, padded, on the prefix that they share.
+    ) -> PaddedOutput:
+        """Runs the decoder over padded completions on the prefix that they share.
 
         Args:
-            past: keys and values of all earlier positions; batch size 1 (shared, never copied G times) or G.
-            token_ids_GT: int64, right-padded; by causality padding reaches no earlier position.
+            past: keys and values of all earlier positions, with batch size 1 (shared by all completions) or G.
+            token_ids_GT: int64 [G, T], right-padded; attention is causal, so padding does not affect earlier positions.
             first_position: rotary position of the first column.
-            probe_layer: decoder layer (from 0) whose attention is wanted.
+            probe_layer: decoder layer (from 0) whose attention will be read; None for none.
         """
 
     @abstractmethod
     def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
-        """Returns the KV cache of rows that ``decode_step`` extends token by token.
+        """Returns a KV cache for ``decode_step``.
 
         Args:
-            prefixes: keys and values of what comes before, batch size 1 each, all of one length.
-            counts: rows on each prefix.
+            prefixes: keys and values of the prefixes, batch size 1 each, all of the same length.
+            counts: number of rows (completions) on each prefix.
         """
 
     @abstractmethod
     def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
-        """Returns hidden states [B, D] of one more token in each row, after the last norm.
+        """Returns the hidden states [B, D], after the last norm, of one more token in each row.
 
         Args:
-            cache: keys and values of the rows so far; the token's are appended.
-            token_ids_B: int64.
-            position: rotary position of the token.
+            cache: keys and values of the rows; those of the new tokens are appended.
+            token_ids_B: int64 [B], the new token of each row.
+            position: rotary position of the new tokens.
         """
 
     @property
     @abstractmethod
     def supports_packing(self) -> bool:
-        """True when ``forward_packed`` takes sequences of any lengths without padding them."""
+        """True when ``forward_packed`` runs sequences of different lengths without padding."""
 
     @abstractmethod
     def forward_packed(
@@ -221,44 +231,44 @@ class FrozenBackbone(nn.Module, ABC):
         first_position: int,
         *,
         probe_layer: int | None = None,
-    ) -> GroupRun:
-        """Runs the decoder over a group of sequences, one behind the other, on the prefix that they share.
+    ) -> PackedOutput:
+        """Runs the decoder over concatenated sequences on the prefix that they share.
 
         Args:
             past: keys and values of all earlier positions, batch size 1.
             sequences: int64 [T_g] each, of any lengths.
             first_position: rotary position of every sequence's first token.
-            probe_layer: decoder layer (from 0) whose attention is wanted.
+            probe_layer: decoder layer (from 0) whose attention will be read; None for none.
         """
 
     @abstractmethod
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits [R, V]."""
+        """Returns float32 logits [R, V] of hidden states [R, D]."""
 
 
 class AttentionProbe(ABC):
-    """Queries and keys of one decoder layer, kept from a run so that a few rows of attention can be read."""
+    """Queries and keys of one decoder layer, stored in a forward pass, from which rows of attention are computed."""
 
     @abstractmethod
     def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
-        """Returns attention [R, prefix + T] float32, full softmax, mean over heads, from the chosen tokens.
+        """Returns rows of attention, float32 [R, prefix + T]: full causal softmax, mean over heads.
 
         Args:
-            completion: row of the batch.
-            columns: [R] int64, columns of ``token_ids_GT`` that look.
+            completion: index of the completion in the forward pass.
+            columns: int64 [R], positions of the queries in the completion's sequence.
         """
 
 
 def attention_rows(
     query_HRd: torch.Tensor, keys_HKd: torch.Tensor, positions_R: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Returns attention [R, K] float32 from queries on keys: full causal softmax, mean over heads.
+    """Returns the attention of queries to keys, float32 [R, K]: full causal softmax, mean over heads.
 
     Args:
-        query_HRd: [H, R, d] after rotation.
-        keys_HKd: [H, K, d] after rotation.
-        positions_R: int64 [R], the column of each query's own key; later ones are not seen.
-        scale: of the products.
+        query_HRd: [H, R, d], queries after rotation.
+        keys_HKd: [H, K, d], keys after rotation.
+        positions_R: int64 [R], index of each query's own key; later keys are masked.
+        scale: factor of the query-key products.
     """
     scores_HRK = torch.einsum("hrd,hkd->hrk", query_HRd.float(), keys_HKd.float()) * scale
     later_RK = torch.arange(keys_HKd.shape[1], device=positions_R.device)[None] > positions_R[:, None]
@@ -266,34 +276,34 @@ def attention_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
-    """Output of the decoder over G completions."""
+class PaddedOutput:
+    """Output of the decoder for G padded completions."""
 
     hidden_GTD: torch.Tensor
-    """[G, T, D] after the last norm, in the backbone's dtype."""
+    """[G, T, D], hidden states after the last norm, in the backbone's dtype."""
     probe: AttentionProbe | None
-    """Attention of the probed layer, when one was asked for."""
+    """Attention of the probed layer; None without ``probe_layer``."""
 
 
 @dataclass(frozen=True, slots=True)
-class GroupRun:
-    """Output of the decoder over a group of sequences."""
+class PackedOutput:
+    """Output of the decoder for concatenated sequences."""
 
     hidden_RD: torch.Tensor
-    """[sum of T_g, D] after the last norm, one sequence behind the other."""
+    """[sum of T_g, D], hidden states of all sequences after the last norm."""
     probe: AttentionProbe | None
-    """Attention of the probed layer, when one was asked for."""
+    """Attention of the probed layer; None without ``probe_layer``."""
 
 
 class Family(ABC):
-    """A family of multimodal LLMs, bound to one checkpoint: loads its parts and holds its strings and ids.
+    """A family of multimodal LLMs, bound to one checkpoint: loads its parts, and has its token ids and prompt strings.
 
-    A subclass of one's own is named by import path (``model.family``); ``saga_dist.testing.check_model_family`` checks
-    it. Checkpoints whose parts are modules of transformers are less work through ``CheckpointFamily``.
+    A user's subclass is selected by import path (``model.family``); ``saga_dist.testing.check_model_family`` checks it.
+    ``CheckpointFamily`` implements most of it for checkpoints whose parts are modules of transformers.
 
     Args:
-        files: the checkpoint.
-        config: content of its config.json.
+        files: files of the checkpoint.
+        config: content of the checkpoint's config.json.
     """
 
     name: ClassVar[str]
@@ -301,9 +311,9 @@ class Family(ABC):
     architecture: ClassVar[str]
     """Class of the whole model in transformers, as in ``architectures`` of config.json."""
     image_placeholder: ClassVar[str]
-    """Text that stands for one image in a prompt; holds the image token once."""
+    """Text of one image in a prompt; it contains the image token exactly once."""
     chat_format: ClassVar[ChatFormat]
-    """Turn markers before and after the user's text."""
+    """Text before and after the user's text in a chat prompt."""
 
     def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
         self.files = files
@@ -312,12 +322,12 @@ class Family(ABC):
     @property
     @abstractmethod
     def layout(self) -> TokenLayout:
-        """Sizes of the encoder tokens, from the configuration alone."""
+        """Sizes of the encoder tokens, computed from the configuration alone."""
 
     @property
     @abstractmethod
     def forbidden_token_ids(self) -> tuple[int, ...]:
-        """Image, video and vision markers: never sampled, because a completion that holds one cannot be replayed."""
+        """Ids of image, video and vision tokens; never sampled, because a completion with one cannot be replayed."""
 
     @abstractmethod
     def load_tower(self, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VisionTower:
@@ -337,8 +347,8 @@ class Family(ABC):
     def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
         """Returns the images of one request to a serving engine: encoder tokens in place of pixels, on the host.
 
-        The form is what the model's own class takes as image embeddings, by modality: ``{"image": ...}``, the
-        ``multi_modal_data`` of a vLLM request.
+        The result is the ``multi_modal_data`` of a vLLM request, ``{"image": ...}``, in the form that the model's class
+        accepts as image embeddings.
         """
 
     def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
@@ -348,4 +358,10 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> VisionTower:
-        """Returns a tower from ``VisionTower.describe`` and preprocessing files, its weights not yet set."""
+        """Returns a tower with uninitialised weights.
+
+        Args:
+            description: result of ``VisionTower.describe``.
+            folder: folder with the preprocessing files.
+            dtype: dtype of the weights.
+        """

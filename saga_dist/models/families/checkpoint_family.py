@@ -1,6 +1,6 @@
-"""Families whose parts are modules of transformers: parsing the configuration, loading tower, decoder and tokenizer.
+"""Base of families whose parts are modules of transformers: reads the configuration, loads tower, decoder, tokenizer.
 
-A family names the classes of its parts, and which tensors of a checkpoint belong to which part.
+A subclass sets the classes of the parts, and the prefixes of each part's tensors in a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 
 PREPROCESSING_NAME = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""Files that a tokenizer may need besides ``tokenizer_config.json``."""
 
 
 class ModelTower(VisionTower):
-    """A tower around one module of transformers, whose weights are the tower's.
+    """A tower that wraps one module of transformers; the weights are uninitialised.
 
     Args:
-        config: the part of the checkpoint's configuration that describes the tower.
+        config: part of the checkpoint's configuration that describes the tower.
         preprocessing: path of ``preprocessor_config.json``.
-        dtype: of the weights.
-        device: where they are put; their values are not set.
+        dtype: dtype of the weights.
+        device: device of the weights.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]]
-    """Class of ``config``; its ``from_dict`` reads what ``describe`` returns."""
+    """Class of ``config``; its ``from_dict`` reads the result of ``describe``."""
 
     def __init__(
         self, config: PreTrainedConfig, preprocessing: Path, *, dtype: torch.dtype, device: str | torch.device
@@ -57,31 +58,34 @@ class ModelTower(VisionTower):
     def _empty_model(
         self, config: PreTrainedConfig, *, dtype: torch.dtype, device: str | torch.device
     ) -> PreTrainedModel:
-        """Returns the module of transformers, its weights not yet set."""
+        """Returns the module of transformers with uninitialised weights."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Runs the layers again in the backward pass instead of keeping their activations."""
+        """Makes the backward pass recompute the activations of the layers instead of storing them."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def save_preprocessing(self, folder: Path) -> None:
-        """Writes ``preprocessor_config.json``."""
+        """Writes ``preprocessor_config.json`` into a folder."""
         self._processor.save_pretrained(folder)
 
 
 class CheckpointFamily(Family):
-    """A family whose parts are modules of transformers, in a checkpoint of Hugging Face's format."""
+    """A family whose parts are modules of transformers, in checkpoints of Hugging Face format."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
-    """Configuration of the whole checkpoint."""
+    """Class of the whole checkpoint's configuration."""
     tower_class: ClassVar[type[ModelTower]]
+    """Class of the tower."""
     backbone_class: ClassVar[type[DecoderBackbone]]
+    """Class of the frozen language model."""
     tower_prefixes: ClassVar[dict[str, str]]
     """Prefixes of the tower's tensors in a checkpoint, each with its replacement in ``tower.model``."""
     language_prefixes: ClassVar[dict[str, str]]
-    """The same for the decoder, in the backbone."""
+    """Prefixes of the decoder's tensors in a checkpoint, each with its replacement in the backbone."""
     head_prefixes: ClassVar[dict[str, str]] = {"lm_head.": "head."}
+    """Prefixes of the output layer's tensors in a checkpoint, each with its replacement in the backbone."""
     markers: ClassVar[tuple[str, ...]]
-    """Tokens around and in place of images and videos, as far as the tokenizer knows them."""
+    """Image, video and vision tokens; those that the tokenizer does not have are ignored."""
 
     def __init__(self, files: ModelFiles, config: dict[str, Any]) -> None:
         super().__init__(files, config)
@@ -92,7 +96,10 @@ class CheckpointFamily(Family):
             raise ModelError(f"config.json cannot be used ({reason})", where=files.name) from error
 
     def _refuse_sliding_windows(self) -> None:
-        """Replay keeps the keys of every position, which a layer with a window would throw away."""
+        """Raises ``ModelError`` for sliding-window layers.
+
+        Replay needs the keys and values of every position, and a cache with a window drops old ones.
+        """
         if "sliding_attention" in self._parsed.text_config.layer_types:
             raise ModelError(
                 "the language model has sliding-window attention",
@@ -108,62 +115,68 @@ class CheckpointFamily(Family):
 
     @property
     def _tower_config(self) -> PreTrainedConfig:
-        """The part of the configuration that the tower takes."""
+        """Part of the configuration that describes the tower."""
         return self._parsed
 
     def _empty_tower(self, *, dtype: torch.dtype, device: str | torch.device) -> ModelTower:
-        """Returns the tower, its weights not yet set."""
+        """Returns the tower with uninitialised weights."""
         preprocessing = self.files.file(PREPROCESSING_NAME)
         return self.tower_class(self._tower_config, preprocessing, dtype=dtype, device=device)
 
     def _empty_backbone(self, *, tied: bool, dtype: torch.dtype, device: str | torch.device) -> DecoderBackbone:
-        """Returns the language model, its weights not yet set."""
+        """Returns the language model with uninitialised weights."""
         return self.backbone_class(self._parsed, self.layout, tied=tied, dtype=dtype, device=device)
 
     @classmethod
     def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> ModelTower:
-        """Returns a tower from its ``describe()`` and preprocessing files, its weights not yet set."""
+        """Returns a tower with uninitialised weights from its ``describe()`` and its preprocessing files."""
         config = cls.tower_class.config_class.from_dict(description)
         return cls.tower_class(config, folder / PREPROCESSING_NAME, dtype=dtype, device="cpu")
 
     @property
     def parsed(self) -> PreTrainedConfig:
-        """The checkpoint's configuration as transformers reads it, defaults filled in."""
+        """The checkpoint's configuration as read by transformers, with defaults."""
         return self._parsed
 
     @property
     def tied(self) -> bool:
         """True when the output layer is the transposed embedding table."""
-        # A hub's only file is not fetched to look: it is all of the weights.
+        # A single weight file on the hub is not downloaded for this, because it holds all weights.
         has_index = self.files.find(INDEX_NAME) is not None
-        look = has_index or (self.files.revision is None and self.files.find(SINGLE_NAME) is not None)
-        return self._tied_by_weights() if look else bool(self._parsed.tie_word_embeddings)
+        is_readable = has_index or (self.files.revision is None and self.files.find(SINGLE_NAME) is not None)
+        return self._tied_by_weights() if is_readable else bool(self._parsed.tie_word_embeddings)
 
-    def shaped_like(self, config: dict[str, Any]) -> CheckpointFamily:
-        """Returns the same family with another configuration, e.g. of fewer layers."""
+    def with_config(self, config: dict[str, Any]) -> CheckpointFamily:
+        """Returns the same family with another configuration, e.g. with fewer layers."""
         return type(self)(self.files, config)
 
     def empty_tower(self, device: str = "meta") -> ModelTower:
-        """Returns the tower, its weights not set; on torch's meta device it takes no memory."""
+        """Returns the tower with uninitialised weights; on torch's meta device it takes no memory."""
         return self._empty_tower(dtype=torch.float32, device=device)
 
     def empty_backbone(
         self, device: str = "meta", *, dtype: torch.dtype = torch.float32, tied: bool | None = None
     ) -> DecoderBackbone:
-        """Returns the frozen language model, its weights not set; ``tied`` (None: as it is) leaves no output layer."""
+        """Returns the frozen language model with uninitialised weights.
+
+        Args:
+            device: device of the weights; ``meta`` takes no memory.
+            dtype: dtype of the weights.
+            tied: True for no output layer of its own; None for the checkpoint's own setting.
+        """
         backbone = self._empty_backbone(tied=self.tied if tied is None else tied, dtype=dtype, device=device)
         backbone.freeze()
         return backbone
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:
-        """Ids of every image, video and vision marker the tokenizer knows, and of the image token."""
+        """Ids of the ``markers`` that the tokenizer has, and of the image token."""
         added = self.load_tokenizer().get_added_vocab()
-        known = {added[marker] for marker in self.markers if marker in added}
-        return tuple(sorted(known | {int(self._parsed.image_token_id)}))
+        ids = {added[marker] for marker in self.markers if marker in added}
+        return tuple(sorted(ids | {int(self._parsed.image_token_id)}))
 
     def load_tower(self, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> ModelTower:
-        """Returns the tower with the checkpoint's weights; the language model's are not read."""
+        """Returns the tower with the checkpoint's weights; the language model's weights are not read."""
         tower = self._empty_tower(dtype=dtype, device=device)
         tensors = self.files.tensors(tuple(self.tower_prefixes))
         fill(tower.model, renamed(tensors, self.tower_prefixes), where=self.files.name)
@@ -181,7 +194,10 @@ class CheckpointFamily(Family):
         return backbone
 
     def _tied_by_weights(self) -> bool:
-        """As transformers does: an output layer that is in the checkpoint counts, whatever the configuration says."""
+        """Returns True when the embeddings are tied and the checkpoint has no output layer.
+
+        As in transformers, an output layer in the checkpoint takes precedence over ``tie_word_embeddings``.
+        """
         return bool(self._parsed.tie_word_embeddings) and not self.files.has_tensor(tuple(self.head_prefixes))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -190,7 +206,7 @@ class CheckpointFamily(Family):
 
         folder: Path = self.files.file("tokenizer_config.json").parent
         for name in TOKENIZER_FILES:
-            self.files.find(name)  # puts a hub checkpoint's files next to each other in the cache
+            self.files.find(name)  # downloads a hub checkpoint's file into the same folder of the cache
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:

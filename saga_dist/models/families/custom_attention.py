@@ -1,4 +1,4 @@
-"""A custom attention registered with transformers: the context passed to the decoder computes each layer."""
+"""Registers a custom attention with transformers; the context passed to the decoder computes each layer's attention."""
 
 from __future__ import annotations
 
@@ -10,30 +10,41 @@ import torch
 from transformers import AttentionInterface, PreTrainedConfig
 
 _NAME = "saga_dist"
-"""Name of this attention among those of transformers."""
+"""Name of the attention in transformers' registry."""
 
 
 class AttentionContext(Protocol):
-    """Computes the attention of every layer in one or more passes of a decoder."""
+    """Computes the attention of every layer in one or several forward passes of a decoder."""
 
     def attend(
         self, layer: int, query_BHRd: torch.Tensor, key_BhRd: torch.Tensor, value_BhRd: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Stores new tokens' keys and values in one layer; returns the attention output of the tokens, [B, R, H, d]."""
+        """Stores the keys and values of new tokens in one layer; returns their attention output.
+
+        Args:
+            layer: index of the layer.
+            query_BHRd: [B, H, R, d], queries of R tokens in B rows, after rotation.
+            key_BhRd: [B, h, R, d], keys after rotation, for h key heads.
+            value_BhRd: [B, h, R, d], values.
+            scale: factor of the query-key products.
+
+        Returns:
+            [B, R, H, d], the attention output before the output projection.
+        """
 
 
 @contextmanager
 def use_custom_attention(config: PreTrainedConfig) -> Iterator[None]:
-    """Switches the decoder of this configuration to the ``attention_context`` among its call's arguments.
+    """Makes the decoder with this configuration use the argument ``attention_context`` of its calls.
 
-    transformers then makes no attention mask.
+    Within the context, transformers builds no attention mask.
     """
-    usual = config._attn_implementation
-    config._attn_implementation = _NAME  # read by every layer in every pass
+    previous = config._attn_implementation
+    config._attn_implementation = _NAME  # every layer reads it in every forward pass
     try:
         yield
     finally:
-        config._attn_implementation = usual
+        config._attn_implementation = previous
 
 
 def _attend(
@@ -47,7 +58,7 @@ def _attend(
     attention_context: AttentionContext,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Forwards the call that transformers makes in every layer."""
+    """Passes transformers' call of a layer's attention on to the context."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     return attention_context.attend(layer, query_BHRd, key_BhRd, value_BhRd, scaling), None
 

@@ -1,9 +1,10 @@
-"""A frozen decoder of transformers: prompts with encoder tokens, completions on top, one layer's attention.
+"""Frozen decoder on a module of transformers: prefill with encoder tokens, completions, attention of one layer.
 
-Families differ in the decoder's class, in the rotary positions of an image, and in the query that a layer makes.
+Families differ in the decoder's class, in the rotary positions of an image, and in how a layer computes its queries.
 
-On a CPU, prompts and groups run packed (``packed_attention``): one row of tokens, no padding, the prefix not copied.
-Elsewhere transformers' cache and its attention do it. Autoregressive decoding has a KV cache of its own (``kv_cache``).
+On a CPU, prompts and groups run packed (``packed_attention``): one row of tokens without padding, and without a copy of
+the prefix. On other devices they use transformers' cache and attention. Autoregressive decoding has a KV cache of its
+own (``kv_cache``) on every device.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 from saga_dist.errors import ModelError, TokenError
 from saga_dist.models.families.base import (
     AttentionProbe,
-    Continuation,
     FrozenBackbone,
-    GroupRun,
+    PackedOutput,
+    PaddedOutput,
     PromptLayout,
     TokenLayout,
     attention_rows,
@@ -38,23 +39,23 @@ from saga_dist.types import Grid
 
 
 class DecoderBackbone(FrozenBackbone):
-    """Decoder and output layer of a checkpoint.
+    """Decoder and output layer of a checkpoint, with uninitialised weights.
 
     Args:
-        config: the whole checkpoint's configuration.
+        config: configuration of the whole checkpoint.
         layout: sizes of the encoder tokens.
         tied: True when the output layer is the transposed embedding table.
-        dtype: of the weights.
-        device: where they are put; their values are not set.
+        dtype: dtype of the weights.
+        device: device of the weights.
 
     Raises:
         ModelError: the tokens have more DeepStack levels than the decoder has layers.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
-    """The decoder's class in transformers."""
+    """Class of the decoder in transformers."""
     rotary_class: ClassVar[type[nn.Module]]
-    """The class of its rotary embedding, whose buffers are computed rather than loaded."""
+    """Class of the decoder's rotary embedding, whose buffers are computed, not loaded."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class DecoderBackbone(FrozenBackbone):
         )
         self.language_model.rotary_emb = self.rotary_class(config=text).to(device)
         self.head: nn.Linear | None = None
-        """None where the output layer is the transposed embedding table."""
+        """Output layer; None when it is the transposed embedding table."""
         if not tied:
             self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, device=self.device)
 
@@ -93,19 +94,19 @@ class DecoderBackbone(FrozenBackbone):
 
     @property
     def supports_packing(self) -> bool:
-        """True when groups run packed; the kernel for that is the CPU's."""
+        """True when groups run packed, which needs a kernel that torch has for CPUs only."""
         return self.device.type == "cpu" and AVAILABLE
 
     @abstractmethod
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
-        """Returns rotary positions [R, N] of one image's tokens from 0, and by how much the text after it moves on."""
+        """Returns the rotary positions of one image's tokens, [R, N] from 0, and the offset of the text after it."""
 
     def _queries(self, attention: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns a layer's queries [R, H, d] before their rotation, normalised as in Qwen3."""
+        """Returns a layer's queries [R, H, d] before rotation, with the norm of Qwen3."""
         return attention.q_norm(attention.q_proj(hidden_RD).unflatten(-1, (-1, attention.head_dim)))
 
     def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
-        """Returns the prompt with one position per encoder token; text advances all rotary axes together."""
+        """Returns the prompt with one position per encoder token; a text token advances all rotary axes by one."""
         placeholders = sum(token_id == self._image_token_id for token_id in prompt_ids)
         if placeholders != len(grids):
             raise TokenError(
@@ -138,14 +139,14 @@ class DecoderBackbone(FrozenBackbone):
     def prefill(
         self, prompt: PromptLayout, values_NW: torch.Tensor | None, span: slice, past: KeyValues | None = None
     ) -> KeyValues:
-        """Returns keys and values up to ``span.stop``, the graph to ``values_NW`` attached."""
+        """Returns keys and values of the positions up to ``span.stop``, with the graph to ``values_NW`` attached."""
         start, stop = span.start, span.stop
         inputs_SD = self.language_model.embed_tokens(prompt.token_ids_S[start:stop])
         deepstack: dict[str, Any] = {}
         if values_NW is not None:
             values_NW = values_NW.to(inputs_SD.dtype)
             positions_N = prompt.image_positions().to(self.device) - start
-            # Out of place, so that the embedding table's rows stay constants of the graph.
+            # Not in place, so that the rows of the embedding table remain constants of the graph.
             inputs_SD = inputs_SD.index_copy(0, positions_N, self.layout.main(values_NW))
             if self.layout.num_deepstack:
                 mask_1S = torch.zeros(1, stop - start, dtype=torch.bool, device=self.device)
@@ -155,13 +156,13 @@ class DecoderBackbone(FrozenBackbone):
         positions_RS = prompt.position_ids_RS[:, start:stop]
         if self.supports_packing:
             context = PackedContext(past, (stop - start,), num_layers=self.num_layers)
-            with contextlib.suppress(StopForward):  # what follows the last layer's keys and values is of no use
+            with contextlib.suppress(StopForward):  # nothing after the last layer's keys and values is needed
                 self._forward(context, inputs_SD[None], positions_RS, **deepstack)
             return context.key_values()
         cache = self._cache(past, batch=1)
         self.language_model(
             inputs_embeds=inputs_SD[None],
-            position_ids=_of_batch(positions_RS, 1),
+            position_ids=_batch_positions(positions_RS, 1),
             past_key_values=cache,
             use_cache=True,
             **deepstack,
@@ -175,24 +176,24 @@ class DecoderBackbone(FrozenBackbone):
         first_position: int,
         *,
         probe_layer: int | None = None,
-    ) -> GroupRun:
-        """Returns the hidden states of sequences on a shared prefix, one behind the other."""
+    ) -> PackedOutput:
+        """Returns the hidden states of concatenated sequences on a shared prefix; pads them unless packing works."""
         lengths = [len(sequence) for sequence in sequences]
         if not self.supports_packing:
             padded_GT = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
             run = self.forward_completions(past, padded_GT, first_position, probe_layer=probe_layer)
             rows = zip(run.hidden_GTD, lengths, strict=True)
-            return GroupRun(torch.cat([row_TD[:length] for row_TD, length in rows]), run.probe)
+            return PackedOutput(torch.cat([row_TD[:length] for row_TD, length in rows]), run.probe)
         context = PackedContext(past, lengths, probe_layer)
         positions_RT = torch.cat([self._text_positions(first_position, length) for length in lengths], dim=1)
         inputs_TD = self.language_model.embed_tokens(torch.cat(list(sequences)))
         hidden_TD = self._forward(context, inputs_TD[None], positions_RT)[0]
-        return GroupRun(hidden_TD, context.probe)
+        return PackedOutput(hidden_TD, context.probe)
 
     def forward_completions(
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
-    ) -> Continuation:
-        """Runs the decoder over completions, padded, on the prefix that they share."""
+    ) -> PaddedOutput:
+        """Runs the decoder over padded completions on the prefix that they share."""
         num_completions, num_tokens = token_ids_GT.shape
         positions_RT = self._text_positions(first_position, num_tokens).to(self.device)
         cache = self._cache(past, batch=num_completions)
@@ -200,38 +201,38 @@ class DecoderBackbone(FrozenBackbone):
         try:
             output = self.language_model(
                 inputs_embeds=self.language_model.embed_tokens(token_ids_GT),
-                position_ids=_of_batch(positions_RT, num_completions),
+                position_ids=_batch_positions(positions_RT, num_completions),
                 past_key_values=cache,
                 use_cache=True,
             )
         finally:
             if probe is not None:
                 probe.detach()
-        return Continuation(output.last_hidden_state, probe)
+        return PaddedOutput(output.last_hidden_state, probe)
 
     def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
-        """Returns the KV cache of rows that ``decode_step`` extends, ``counts`` of them on each prefix."""
+        """Returns a KV cache for ``decode_step``, with ``counts`` rows on each prefix."""
         return SharedPrefixKVCache(prefixes, counts)
 
     def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
-        """Returns hidden states [B, D] of one more token in each row."""
+        """Returns the hidden states [B, D] of one more token in each row."""
         inputs_B1D = self.language_model.embed_tokens(token_ids_B[:, None])
         positions_R1 = self._text_positions(position, 1).to(self.device)
         return self._forward(cache, inputs_B1D, positions_R1)[:, 0]
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits [R, V]."""
+        """Returns float32 logits [R, V] of hidden states [R, D]."""
         weight = self.language_model.embed_tokens.weight if self.head is None else self.head.weight
         return nn.functional.linear(hidden_RD, weight).float()
 
     def _forward(
         self, context: AttentionContext, inputs_BTD: torch.Tensor, positions_RT: torch.Tensor, **deepstack: Any
     ) -> torch.Tensor:
-        """Returns hidden states [B, T, D] of a pass whose attention ``context`` computes."""
+        """Returns the hidden states [B, T, D] of a forward pass whose attention is computed by ``context``."""
         with use_custom_attention(self.language_model.config):
             output = self.language_model(
                 inputs_embeds=inputs_BTD,
-                position_ids=_of_batch(positions_RT, len(inputs_BTD)),
+                position_ids=_batch_positions(positions_RT, len(inputs_BTD)),
                 use_cache=False,
                 attention_context=context,
                 **deepstack,
@@ -240,11 +241,11 @@ class DecoderBackbone(FrozenBackbone):
         return hidden_BTD
 
     def _text_positions(self, first: int, count: int) -> torch.Tensor:
-        """Positions [R, count] of text, the same on every axis."""
+        """Returns rotary positions of text, [R, count], the same on every axis."""
         return torch.arange(first, first + count)[None]
 
     def _cache(self, past: KeyValues | None, *, batch: int) -> DynamicCache:
-        """A cache that starts with ``past``, repeated without a copy: the layers copy once when they append."""
+        """Returns a cache that starts with ``past`` expanded to ``batch``; it is copied once, when a layer appends."""
         cache = DynamicCache(config=self._text_config)
         for layer, (keys, values) in zip(cache.layers, past or (), strict=past is not None):
             layer.lazy_initialization(keys, values)
@@ -256,7 +257,7 @@ class MropeBackbone(DecoderBackbone):
     """A decoder with three rotary axes: frame, row and column."""
 
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
-        """Tokens stand at (frame, row, column); the text after them goes on behind the larger side."""
+        """Returns (frame, row, column) of each token, and the larger side in tokens, after which the text continues."""
         rows, columns = (side // self.layout.merge_size for side in grid[1:])
         axes = torch.meshgrid(torch.arange(grid[0]), torch.arange(rows), torch.arange(columns), indexing="ij")
         return torch.stack(axes).flatten(1), max(rows, columns)
@@ -265,19 +266,20 @@ class MropeBackbone(DecoderBackbone):
         return super()._text_positions(first, count).expand(3, -1)
 
 
-def _of_batch(positions_RS: torch.Tensor, batch: int) -> torch.Tensor:
-    """[B, S] of one axis, [3, B, S] of three: what decoders of either kind take."""
+def _batch_positions(positions_RS: torch.Tensor, batch: int) -> torch.Tensor:
+    """Returns positions in the form that decoders take: [B, S] for one rotary axis, [3, B, S] for three."""
     if len(positions_RS) == 1:
         return positions_RS.expand(batch, -1)
     return positions_RS[:, None].expand(-1, batch, -1)
 
 
 def _key_values(cache: DynamicCache) -> KeyValues:
+    """Returns the keys and values of a cache of transformers."""
     return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 class _DecoderProbe(AttentionProbe):
-    """Keeps what goes into one layer's attention: its input, the rotation, and the cache with all keys."""
+    """Stores the inputs of one layer's attention: hidden states, rotation, and the cache with all keys."""
 
     def __init__(self, backbone: DecoderBackbone, layer: int, cache: DynamicCache) -> None:
         self._backbone = backbone
@@ -285,27 +287,27 @@ class _DecoderProbe(AttentionProbe):
         self._cache_layer = cache.layers[layer]
         self._hidden_GTD: torch.Tensor | None = None
         self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._handle = self._attention.register_forward_pre_hook(self._keep, with_kwargs=True)
+        self._handle = self._attention.register_forward_pre_hook(self._store, with_kwargs=True)
 
-    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _store(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._hidden_GTD = kwargs["hidden_states"].detach()
         self._rotation = kwargs["position_embeddings"]
 
     def detach(self) -> None:
-        """Takes the hook off again."""
+        """Removes the hook from the layer."""
         self._handle.remove()
 
     @torch.no_grad()
     def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
-        """Returns attention [R, prefix + T] float32 from the chosen tokens: full causal softmax, mean over heads."""
+        """Returns rows of attention, float32 [R, prefix + T]: full causal softmax, mean over heads."""
         assert self._hidden_GTD is not None
         assert self._rotation is not None
-        attention, asked_from = self._attention, columns.device
-        columns = columns.to(self._hidden_GTD.device)  # the layer's own device, where layers are spread
+        attention, result_device = self._attention, columns.device
+        columns = columns.to(self._hidden_GTD.device)  # with several devices, that of the layer
         query_RHd = self._backbone._queries(attention, self._hidden_GTD[completion, columns])
         cos_Rd, sin_Rd = (part.expand(len(self._hidden_GTD), -1, -1)[completion, columns] for part in self._rotation)
-        # The same function turns queries and keys; the keys in the cache are turned already.
+        # The function rotates queries and keys; the keys in the cache are already rotated, so the queries go in twice.
         query_RHd, _ = apply_rotary_pos_emb(query_RHd, query_RHd, cos_Rd, sin_Rd, unsqueeze_dim=1)
         keys_HKd = self._cache_layer.keys[completion].detach().repeat_interleave(attention.num_key_value_groups, dim=0)
         positions_R = keys_HKd.shape[1] - self._hidden_GTD.shape[1] + columns
-        return attention_rows(query_RHd.transpose(0, 1), keys_HKd, positions_R, attention.scaling).to(asked_from)
+        return attention_rows(query_RHd.transpose(0, 1), keys_HKd, positions_R, attention.scaling).to(result_device)

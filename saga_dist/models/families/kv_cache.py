@@ -1,12 +1,12 @@
-"""The KV cache of autoregressive decoding: several completions per prompt, the prompt's keys and values stored once.
+"""KV cache of autoregressive decoding that stores the keys and values of a prefix once for all its completions.
 
-    softmax over [prompt | own],  the prompt's part one matrix product for all rows of a group
+    softmax over [prefix | own],  with one matrix product for the prefix part of all rows of a group
 
-transformers' own cache stores the prompt for every row, reads all of it for every token, and copies it for every token.
-Here a prompt's keys and values are stored and read once for all its rows; a row's own tokens are appended to memory
-allocated in advance; the last row moves into the place of a finished one.
+transformers' cache stores the prefix for every row, and for every token it reads and copies all of it. In this cache, a
+prefix is stored once, and read once per token for all its rows. The own tokens of a row are appended to memory that is
+allocated in advance. When a row finishes, the last row is moved into its place.
 
-Products and softmax are float32 whatever the dtype of the cache, as in the fused kernels.
+Products and softmax are float32 for any dtype of the cache, as in fused attention kernels.
 """
 
 from __future__ import annotations
@@ -17,64 +17,65 @@ import torch
 
 from saga_dist.models.families.key_values import KeyValues
 
-ROOM = 64
-"""Tokens that a layer allocates memory for at a time: one copy instead of so many."""
+TOKENS_PER_ALLOCATION = 64
+"""Number of tokens for which a layer allocates memory at a time, so that it copies once per that many tokens."""
 
 
 class SharedPrefixKVCache:
-    """Keys and values of several rows, each on one of several prefixes of one length; an ``AttentionContext``.
+    """Keys and values of several rows, each on one of several prefixes of equal length; an ``AttentionContext``.
 
     Args:
-        prefixes: keys and values of each, batch size 1; copied.
-        counts: rows on each; those of the first prefix come first.
+        prefixes: keys and values of each prefix, batch size 1; they are copied.
+        counts: number of rows on each prefix; the rows of the first prefix come first.
     """
 
     def __init__(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> None:
         self._layers = [
-            _Layer(*(torch.cat([prefix[part] for prefix in layer]) for part in (0, 1)))
+            _LayerCache(*(torch.cat([prefix[part] for prefix in layer]) for part in (0, 1)))
             for layer in zip(*prefixes, strict=True)
         ]
         self._prefix_of = [prefix for prefix, count in enumerate(counts) for _ in range(count)]
-        self._places = self._build_places()
+        """Index of each row's prefix."""
+        self._grouping = self._build_grouping()
 
     def attend(
         self, layer: int, query_BH1d: torch.Tensor, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Stores one more token of each row in one layer; returns its attention output there, [B, 1, H, d]."""
-        kept = self._layers[layer]
-        keys_BhTd, values_BhTd = kept.append(key_Bh1d, value_Bh1d)
+        """Stores one more token of each row in one layer; returns the token's attention output, [B, 1, H, d]."""
+        stored = self._layers[layer]
+        keys_BhTd, values_BhTd = stored.append(key_Bh1d, value_Bh1d)
         query_Bhnd = query_BH1d.unflatten(1, (key_Bh1d.shape[1], -1))[:, :, :, 0].float() * scale
-        places = self._places.to(query_Bhnd.device)
-        prefix_length = kept.prefix_keys_PhSd.shape[2]
-        to_prefix_BhnS = places.from_prefixes(places.to_prefixes(query_Bhnd) @ kept.prefix_keys_PhSd.float().mT)
+        grouping = self._grouping.to(query_Bhnd.device)
+        prefix_length = stored.prefix_keys_PhSd.shape[2]
+        to_prefix_BhnS = grouping.ungroup(grouping.group(query_Bhnd) @ stored.prefix_keys_PhSd.float().mT)
         weights_BhnK = torch.cat([to_prefix_BhnS, query_Bhnd @ keys_BhTd.float().mT], dim=-1).softmax(-1)
         to_prefix_BhnS, to_own_BhnT = weights_BhnK.split((prefix_length, keys_BhTd.shape[2]), dim=-1)
-        seen_Bhnd = places.from_prefixes(places.to_prefixes(to_prefix_BhnS) @ kept.prefix_values_PhSd.float())
-        seen_Bhnd = seen_Bhnd + to_own_BhnT @ values_BhTd.float()
-        return seen_Bhnd.flatten(1, 2)[:, None].to(query_BH1d.dtype)
+        out_Bhnd = grouping.ungroup(grouping.group(to_prefix_BhnS) @ stored.prefix_values_PhSd.float())
+        out_Bhnd = out_Bhnd + to_own_BhnT @ values_BhTd.float()
+        return out_Bhnd.flatten(1, 2)[:, None].to(query_BH1d.dtype)
 
     def drop(self, rows: Collection[int]) -> list[int]:
-        """Removes rows; returns the indices of those that stay, in their new order."""
-        gone, before = set(rows), len(self._prefix_of)
-        staying = before - len(rows)
-        order = list(range(staying))
-        holes = [row for row in order if row in gone]
-        movers = [row for row in range(staying, before) if row not in gone]
-        for hole, mover in zip(holes, movers, strict=True):
-            order[hole] = mover
+        """Removes rows; returns the former indices of the remaining rows, in their new order."""
+        dropped, num_before = set(rows), len(self._prefix_of)
+        num_remaining = num_before - len(rows)
+        order = list(range(num_remaining))
+        targets = [row for row in order if row in dropped]
+        sources = [row for row in range(num_remaining, num_before) if row not in dropped]
+        for target, source in zip(targets, sources, strict=True):
+            order[target] = source
         for layer in self._layers:
-            layer.move(movers, holes, staying)
+            layer.move(sources, targets, num_remaining)
         self._prefix_of = [self._prefix_of[row] for row in order]
         self._release_unused_prefixes()
-        self._places = self._build_places()
+        self._grouping = self._build_grouping()
         return order
 
-    def _build_places(self) -> _Places:
+    def _build_grouping(self) -> _PrefixGrouping:
         first = self._layers[0].prefix_keys_PhSd
-        return _Places.of(self._prefix_of, len(first), first.device)
+        return _PrefixGrouping.of(self._prefix_of, len(first), first.device)
 
     def _release_unused_prefixes(self) -> None:
-        """Drops the prefixes without rows once they are half of all; the others are copied."""
+        """Drops the prefixes without rows when at least half of all prefixes have none; the others are copied."""
         needed = sorted(set(self._prefix_of))
         if 2 * len(needed) > len(self._layers[0].prefix_keys_PhSd):
             return
@@ -83,71 +84,73 @@ class SharedPrefixKVCache:
         self._prefix_of = [needed.index(prefix) for prefix in self._prefix_of]
 
 
-class _Places:
-    """Arranges rows by their prefix, for one matrix product: C places per prefix, some of them empty.
+class _PrefixGrouping:
+    """Groups rows by their prefix into one padded batch: C slots per prefix, some of them empty.
 
     Args:
-        places_B: int64, place of each row among all P * C.
+        slots_B: int64 [B], slot of each row, in 0 .. P * C - 1.
         shape: (P, C).
     """
 
-    def __init__(self, places_B: torch.Tensor, shape: tuple[int, int]) -> None:
-        self._places_B, self._shape = places_B, shape
+    def __init__(self, slots_B: torch.Tensor, shape: tuple[int, int]) -> None:
+        self._slots_B, self._shape = slots_B, shape
 
     @classmethod
-    def of(cls, prefix_of: Sequence[int], num_prefixes: int, device: torch.device) -> _Places:
-        """Returns the places of rows on these prefixes."""
-        taken = [0] * num_prefixes
+    def of(cls, prefix_of: Sequence[int], num_prefixes: int, device: torch.device) -> _PrefixGrouping:
+        """Returns the grouping of rows, given the index of each row's prefix."""
+        counts = [0] * num_prefixes
         columns = []
         for prefix in prefix_of:
-            columns.append(taken[prefix])
-            taken[prefix] += 1
-        width = max(taken, default=0)
-        places = [prefix * width + column for prefix, column in zip(prefix_of, columns, strict=True)]
-        return cls(torch.tensor(places, dtype=torch.int64, device=device), (num_prefixes, width))
+            columns.append(counts[prefix])
+            counts[prefix] += 1
+        width = max(counts, default=0)
+        slots = [prefix * width + column for prefix, column in zip(prefix_of, columns, strict=True)]
+        return cls(torch.tensor(slots, dtype=torch.int64, device=device), (num_prefixes, width))
 
-    def to(self, device: torch.device) -> _Places:
-        """Returns the same places for a layer on another device."""
-        return _Places(self._places_B.to(device), self._shape)
+    def to(self, device: torch.device) -> _PrefixGrouping:
+        """Returns the same grouping for a layer on another device."""
+        return _PrefixGrouping(self._slots_B.to(device), self._shape)
 
-    def to_prefixes(self, values_Bhnx: torch.Tensor) -> torch.Tensor:
-        """Returns [P, h, C * n, x]: the rows of each prefix below each other, zeros in empty places."""
+    def group(self, values_Bhnx: torch.Tensor) -> torch.Tensor:
+        """Returns [P, h, C * n, x], the rows of each prefix, with zeros in empty slots."""
         num_prefixes, width = self._shape
-        placed = values_Bhnx.new_zeros(num_prefixes * width, *values_Bhnx.shape[1:])
-        placed[self._places_B] = values_Bhnx
-        return placed.unflatten(0, self._shape).transpose(1, 2).flatten(2, 3)
+        grouped = values_Bhnx.new_zeros(num_prefixes * width, *values_Bhnx.shape[1:])
+        grouped[self._slots_B] = values_Bhnx
+        return grouped.unflatten(0, self._shape).transpose(1, 2).flatten(2, 3)
 
-    def from_prefixes(self, values_Phmx: torch.Tensor) -> torch.Tensor:
-        """Returns [B, h, n, x], the inverse of ``to_prefixes``."""
-        placed = values_Phmx.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
-        return placed[self._places_B]
+    def ungroup(self, values_Phmx: torch.Tensor) -> torch.Tensor:
+        """Returns [B, h, n, x], the inverse of ``group``."""
+        grouped = values_Phmx.unflatten(2, (self._shape[1], -1)).transpose(1, 2).flatten(0, 1)
+        return grouped[self._slots_B]
 
 
-class _Layer:
-    """Keys and values of one layer: the prefixes' [P, h, S, d], and the rows' own in allocated memory [B, h, R, d]."""
+class _LayerCache:
+    """Keys and values of one layer: of the prefixes, [P, h, S, d], and of the rows' own tokens.
+
+    The own tokens are in buffers [B, h, allocated, d], of which the first ``_length`` tokens are used.
+    """
 
     def __init__(self, prefix_keys_PhSd: torch.Tensor, prefix_values_PhSd: torch.Tensor) -> None:
         self.prefix_keys_PhSd, self.prefix_values_PhSd = prefix_keys_PhSd, prefix_values_PhSd
         self._length = 0
-        self._room: tuple[torch.Tensor, ...] = ()
+        self._buffers: tuple[torch.Tensor, ...] = ()
 
     def append(self, key_Bh1d: torch.Tensor, value_Bh1d: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Appends a token to each row; returns keys and values [B, h, T, d] of all own tokens."""
-        if not self._length % ROOM:
-            news = (key_Bh1d, value_Bh1d)
-            olds = self._room or tuple(new[:, :, :0] for new in news)
-            self._room = tuple(_with_room(old, self._length + ROOM) for old in olds)
-        for room, new in zip(self._room, (key_Bh1d, value_Bh1d), strict=True):
-            room[:, :, self._length] = new[:, :, 0]
+        """Appends a token to each row; returns keys and values of all own tokens, [B, h, T, d] each."""
+        if not self._length % TOKENS_PER_ALLOCATION:
+            used = self._buffers or tuple(new[:, :, :0] for new in (key_Bh1d, value_Bh1d))
+            self._buffers = tuple(_enlarged(buffer, self._length + TOKENS_PER_ALLOCATION) for buffer in used)
+        for buffer, new in zip(self._buffers, (key_Bh1d, value_Bh1d), strict=True):
+            buffer[:, :, self._length] = new[:, :, 0]
         self._length += 1
-        return tuple(room[:, :, : self._length] for room in self._room)
+        return tuple(buffer[:, :, : self._length] for buffer in self._buffers)
 
     def move(self, sources: Sequence[int], targets: Sequence[int], num_rows: int) -> None:
-        """Copies rows over others, then keeps the first ``num_rows``."""
-        for room in self._room:
+        """Copies the rows ``sources`` over the rows ``targets``, then drops all but the first ``num_rows``."""
+        for buffer in self._buffers:
             for source, target in zip(sources, targets, strict=True):
-                room[target, :, : self._length] = room[source, :, : self._length]
-        self._room = tuple(room[:num_rows] for room in self._room)
+                buffer[target, :, : self._length] = buffer[source, :, : self._length]
+        self._buffers = tuple(buffer[:num_rows] for buffer in self._buffers)
 
     def keep_prefixes(self, prefixes: Sequence[int]) -> None:
         """Drops all other prefixes."""
@@ -155,7 +158,8 @@ class _Layer:
         self.prefix_values_PhSd = self.prefix_values_PhSd[list(prefixes)]
 
 
-def _with_room(used_BhTd: torch.Tensor, length: int) -> torch.Tensor:
-    room = used_BhTd.new_empty(*used_BhTd.shape[:2], length, used_BhTd.shape[3])
-    room[:, :, : used_BhTd.shape[2]] = used_BhTd
-    return room
+def _enlarged(used_BhTd: torch.Tensor, length: int) -> torch.Tensor:
+    """Returns a buffer for ``length`` tokens that starts with the used tokens."""
+    buffer = used_BhTd.new_empty(*used_BhTd.shape[:2], length, used_BhTd.shape[3])
+    buffer[:, :, : used_BhTd.shape[2]] = used_BhTd
+    return buffer

@@ -1,13 +1,15 @@
-"""Attention of several sequences on one shared prefix: no copy of the prefix, no mask, no padding.
+"""Attention of several packed sequences on one shared prefix, without a copy of the prefix, a mask, or padding.
 
-    softmax over [prefix | own]  =  attention to the prefix and attention to one's own, weighed by their log-sum-exp
+    softmax over [prefix | own]  =  attention to the prefix and attention to own tokens, weighted by their log-sum-exp
 
-All sequences' queries, of all heads that share a key head, meet the prefix in one rectangle; each sequence meets its
-own tokens causally. Backward, either part needs only the whole's output and log-sum-exp (its weights are
-exp(score - log-sum-exp)), so the two gradients add up to the exact one. Both parts are torch's flash kernel for CPUs.
+The attention to the prefix is one non-causal call for the queries of all sequences and of all heads that share a key
+head. The attention of each sequence to its own tokens is one causal call. In the backward pass, each part needs only
+output and log-sum-exp of the whole softmax (the attention weights are exp(score - log-sum-exp)), so the gradients of
+the two parts add up to the exact gradient. Both parts use torch's flash attention kernel for CPUs.
 
-Floor, per layer with H heads of width d, R own tokens, prefix P, sequences of T: 14 * H * d * R * (P + T / 2)
-operations forward and backward. The rectangle runs at the rate of matrix products, the causal part at about half.
+Lower bound per layer, with H heads of width d, R own tokens, a prefix of P tokens and sequences of T tokens:
+14 * H * d * R * (P + T / 2) operations, forward and backward. The prefix part runs at the rate of matrix products, the
+causal part at about half of it.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import torch
 from saga_dist.models.families.base import AttentionProbe, attention_rows
 from saga_dist.models.families.key_values import KeyValues
 
-# Not part of torch's public interface, which gives no log-sum-exp: another version may lack them.
+# torch's public functions do not return the log-sum-exp. These are internal functions, which other versions of torch
+# may not have.
 _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 AVAILABLE = _flash is not None and _flash_backward is not None
-"""True where this torch has the kernel; without it, groups are padded."""
+"""True when this version of torch has the kernel; otherwise groups are padded."""
 
 
 class StopForward(Exception):
@@ -35,23 +38,29 @@ class StopForward(Exception):
 
 @dataclass(slots=True)
 class PackedContext:
-    """One pass of the decoder over packed sequences; an ``AttentionContext``."""
+    """One forward pass of the decoder over packed sequences; an ``AttentionContext``."""
 
     past: KeyValues | None
-    """Keys and values of the prefix that all sequences share, batch size 1; None without one."""
+    """Keys and values of the prefix that all sequences share, batch size 1; None for no prefix."""
     lengths: Sequence[int]
-    """Tokens of each sequence, in order; they add up to the pass's tokens."""
+    """Number of tokens of each sequence, in order; the sum is R, the tokens of the pass."""
     probe_layer: int | None = None
+    """Layer (from 0) whose queries and keys are stored in ``probe``; None for none."""
     num_layers: int | None = None
-    """Layers after which the pass ends with ``StopForward``, where only keys and values are needed; None runs all."""
+    """Number of layers after which the pass ends with ``StopForward``; None runs the pass to its end."""
     own: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """Keys (after rotation) and values of each layer, [1, H_kv, R, d]."""
+    """Keys (after rotation) and values of the pass's tokens in each layer, [1, h, R, d] for h key heads."""
     probe: AttentionProbe | None = None
+    """Attention of ``probe_layer``, after the pass."""
 
     def attend(
         self, layer: int, query_1HRd: torch.Tensor, key_1hRd: torch.Tensor, value_1hRd: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Returns the attention's output [1, R, H, d] of one layer."""
+        """Returns the attention output [1, R, H, d] of one layer.
+
+        Raises:
+            StopForward: keys and values of all ``num_layers`` layers are stored.
+        """
         self.own.append((key_1hRd, value_1hRd))
         if len(self.own) == self.num_layers:
             raise StopForward
@@ -72,7 +81,7 @@ class PackedContext:
         return out_hnRd.permute(2, 0, 1, 3).flatten(1, 2)[None]
 
     def key_values(self) -> KeyValues:
-        """Returns keys and values of prefix and own tokens; for a single sequence."""
+        """Returns keys and values of the prefix and of the pass's tokens; valid for a single sequence."""
         if self.past is None:
             return tuple(self.own)
         return tuple(
@@ -82,7 +91,10 @@ class PackedContext:
 
 
 class _SharedPrefixAttention(torch.autograd.Function):
-    """Queries [h, n, R, d] (n heads to a key head) on prefix [h, P, d] and own [h, R, d] keys and values."""
+    """Attention of queries [h, n, R, d] to keys and values of the prefix [h, P, d] and of their own sequence [h, R, d].
+
+    h is the number of key heads, n the number of query heads per key head.
+    """
 
     @staticmethod
     def forward(
@@ -96,17 +108,17 @@ class _SharedPrefixAttention(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         parts = [
-            _flash(*_shared(query_hnRd[:, :, own], key_hRd[:, own], value_hRd[:, own]), 0.0, True, scale=scale)
+            _flash(*_expand_keys(query_hnRd[:, :, own], key_hRd[:, own], value_hRd[:, own]), 0.0, True, scale=scale)
             for own in _spans(lengths)
         ]
-        out_hnRd, lse_hnR = _joined(parts)
+        out_hnRd, lse_hnR = _concatenate(parts)
         if prefix_key_hPd is not None and prefix_value_hPd is not None:
-            whole = _shared(query_hnRd, prefix_key_hPd, prefix_value_hPd)
-            prefix_out_hnRd, prefix_lse_hnR = _flash(*whole, 0.0, False, scale=scale)
-            both_hnR = torch.logaddexp(lse_hnR, prefix_lse_hnR)
-            share_hnR1 = (prefix_lse_hnR - both_hnR).exp_()[..., None]
+            inputs = _expand_keys(query_hnRd, prefix_key_hPd, prefix_value_hPd)
+            prefix_out_hnRd, prefix_lse_hnR = _flash(*inputs, 0.0, False, scale=scale)
+            total_lse_hnR = torch.logaddexp(lse_hnR, prefix_lse_hnR)
+            share_hnR1 = (prefix_lse_hnR - total_lse_hnR).exp_()[..., None]
             out_hnRd = out_hnRd.float().lerp_(prefix_out_hnRd.float(), share_hnR1).to(query_hnRd.dtype)
-            lse_hnR = both_hnR
+            lse_hnR = total_lse_hnR
         ctx.save_for_backward(query_hnRd, key_hRd, value_hRd, prefix_key_hPd, prefix_value_hPd, out_hnRd, lse_hnR)
         ctx.lengths, ctx.scale = lengths, scale
         return out_hnRd
@@ -118,27 +130,27 @@ class _SharedPrefixAttention(torch.autograd.Function):
         needed = ctx.needs_input_grad
         query_grad = key_grad = value_grad = prefix_key_grad = prefix_value_grad = None
         if prefix_key is not None:
-            whole = _shared(query, prefix_key, prefix_value)
+            inputs = _expand_keys(query, prefix_key, prefix_value)
             query_grad, prefix_key_grad, prefix_value_grad = _flash_backward(
-                gradient, *whole, out, lse, 0.0, False, scale=ctx.scale
+                gradient, *inputs, out, lse, 0.0, False, scale=ctx.scale
             )
             prefix_key_grad, prefix_value_grad = prefix_key_grad.sum(1), prefix_value_grad.sum(1)
-        if any(needed[:3]):  # of the first layer's own tokens nothing is wanted: text has no gradient
+        if any(needed[:3]):  # False in the first layer over text tokens, whose embeddings need no gradient
             parts = [
                 _flash_backward(
-                    gradient[:, :, own], *_shared(query[:, :, own], key[:, own], value[:, own]),
+                    gradient[:, :, own], *_expand_keys(query[:, :, own], key[:, own], value[:, own]),
                     out[:, :, own], lse[:, :, own], 0.0, True, scale=ctx.scale,
                 )
                 for own in _spans(ctx.lengths)
             ]  # fmt: skip
-            own_query_grad, key_grad, value_grad = _joined(parts)
+            own_query_grad, key_grad, value_grad = _concatenate(parts)
             query_grad = own_query_grad if query_grad is None else query_grad.add_(own_query_grad)
             key_grad, value_grad = key_grad.sum(1), value_grad.sum(1)
         return query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, None, None
 
 
 class _PackedProbe(AttentionProbe):
-    """Queries and keys of one layer as its attention got them."""
+    """Stores the queries and keys of one layer's attention."""
 
     def __init__(
         self,
@@ -153,7 +165,7 @@ class _PackedProbe(AttentionProbe):
 
     @torch.no_grad()
     def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
-        """Returns attention [R, prefix + T] float32 from the chosen tokens: full causal softmax, mean over heads."""
+        """Returns rows of attention, float32 [R, prefix + T]: full causal softmax, mean over heads."""
         own = self._spans[completion]
         keys_hKd = self._key_hRd[:, own]
         if self._prefix_hPd is not None:
@@ -165,17 +177,18 @@ class _PackedProbe(AttentionProbe):
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
+    """Returns the positions of each sequence in the packed row."""
     return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
 
 
-def _joined(parts: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """The parts' tensors, one behind the other in the token dimension."""
+def _concatenate(parts: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """Returns the tensors of all parts, concatenated along the token dimension."""
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=2) for part in zip(*parts, strict=True))
 
 
-def _shared(
+def _expand_keys(
     query_hnRd: torch.Tensor, key_hKd: torch.Tensor, value_hKd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Key heads as the batch, each seen by its n query heads without a copy."""
+    """Returns the inputs of the kernel, with each key head expanded to its n query heads without a copy."""
     heads = query_hnRd.shape[1]
     return query_hnRd, key_hKd[:, None].expand(-1, heads, -1, -1), value_hKd[:, None].expand(-1, heads, -1, -1)

@@ -1,4 +1,4 @@
-"""Checks and loading that all families' preprocessing shares; the numbers are the family's own processor's."""
+"""Preprocessing that all families share; scale, mean and deviation come from the family's own processor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def load_processor(path: Path) -> Any:
     """Returns the image processor of a ``preprocessor_config.json``.
 
     Raises:
-        ModelError: transformers cannot make one of it.
+        ModelError: transformers cannot load it.
     """
     from transformers import AutoImageProcessor
 
     try:
-        # The PIL backend: the same numbers, and a deployed encoder needs no torchvision.
+        # With the PIL backend the values are the same, and a deployed encoder needs no torchvision.
         return AutoImageProcessor.from_pretrained(path.parent, backend="pil", trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -28,9 +28,10 @@ def load_processor(path: Path) -> Any:
 
 
 def value_table(processor: Any) -> np.ndarray:
-    """Returns what a PIL-backed processor makes of every pixel value, float32 [3, 256].
+    """Returns the processor's output for every pixel value of every channel, float32 [3, 256].
 
-    It rescales and normalises each value by itself, in float64; looking its own results up gives the same bits.
+    The PIL backend rescales and normalises each value independently, in float64, so a lookup in this table gives
+    bit-identical results.
     """
     values_C1V = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
     if processor.do_rescale:
@@ -41,10 +42,10 @@ def value_table(processor: Any) -> np.ndarray:
 
 
 def check_images(images: Sequence[np.ndarray], multiple: int) -> None:
-    """Returns when all images are uint8 RGB with sides that are multiples of ``multiple`` pixels.
+    """Checks that all images are uint8 RGB with sides that are multiples of ``multiple`` pixels.
 
     Raises:
-        DataError: one is not.
+        DataError: an image is not.
     """
     for index, image in enumerate(images):
         where = f"image {index}"

@@ -1,4 +1,4 @@
-"""The language model of InternVL3.5, frozen: a Qwen3 decoder that sees image tokens as it sees text."""
+"""The frozen language model of InternVL3.5: a Qwen3 decoder that treats image tokens like text tokens."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class InternVLBackbone(DecoderBackbone):
     rotary_class = Qwen3RotaryEmbedding
 
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
-        """Returns positions that count on as in text, one per image token."""
+        """Returns consecutive positions, one per image token, as in text."""
         num_tokens = self.layout.num_tokens(grid)
         return self._text_positions(0, num_tokens), num_tokens

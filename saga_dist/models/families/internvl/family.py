@@ -1,9 +1,9 @@
 """The family of dense InternVL3.5 checkpoints in Hugging Face format.
 
-Declared choice: an image is one tile at the size of the run. The family's processor may cut a large image into up to
-twelve tiles and add a thumbnail; here every image has the same number of tokens, (size / 28)^2 in the released models:
-64 at the paper's 224 pixels, 256 at the tower's own 448. Off its own size the tower interpolates its position table, as
-transformers does. A square image up to the tower's size is one tile for the family's processor as well.
+Declared choice: an image is one tile of the run's image size. The family's processor may divide a large image into up
+to twelve tiles and add a thumbnail; here every image has the same number of tokens, (size / 28)^2 in the released
+models: 64 at the paper's 224 pixels, 256 at the tower's native 448. At other sizes than 448 the tower interpolates its
+position embeddings, as transformers does. Of a square image up to 448 the family's processor makes one tile, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class InternVLFamily(CheckpointFamily):
     config_class = InternVLConfig
     tower_class = InternVLTower
     backbone_class = InternVLBackbone
-    # Its vocabulary is Qwen3's, vision markers of other Qwen models included.
+    # The vocabulary is Qwen3's, which includes the vision markers of Qwen's multimodal models.
     markers = (
         IMAGE_TOKEN,
         IMAGE_START,
@@ -68,10 +68,10 @@ class InternVLFamily(CheckpointFamily):
             )
 
     def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one request to a serving engine: one [N, D] tensor per image, no grid."""
+        """Returns the images of one request to a serving engine: one [N, D] tensor per image, without grids."""
         return {"image": list(tokens.values_NW.detach().cpu().split(tokens.lengths))}
 
     def engine_prompt_ids(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Returns the prompt without the markers around its images: the engine puts them there itself."""
-        around = set(self.load_tokenizer().convert_tokens_to_ids([IMAGE_START, IMAGE_END]))
-        return [token_id for token_id in prompt_ids if token_id not in around]
+        """Returns the prompt without the start and end markers of its images, which the engine inserts itself."""
+        markers = set(self.load_tokenizer().convert_tokens_to_ids([IMAGE_START, IMAGE_END]))
+        return [token_id for token_id in prompt_ids if token_id not in markers]

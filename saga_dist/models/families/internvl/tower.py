@@ -1,4 +1,4 @@
-"""The vision side of InternVL: InternViT, pixel shuffle, projector; all computed by transformers' own model."""
+"""The vision tower of InternVL: InternViT, pixel shuffle and projector, computed by transformers' own model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from saga_dist.models.families.checkpoint_family import ModelTower
 from saga_dist.models.families.preprocessing import check_images
 from saga_dist.models.weights import build_empty
 
-DESCRIBED = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
-"""Keys that decide the tower's shape and result, besides the vision configuration and the width of the tokens."""
+DESCRIBED_KEYS = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
+"""Configuration keys that determine the tower, besides the vision configuration and the width of the tokens."""
 
 
 class VisionModel(InternVLModel):
-    """The family's model without its language model: ``get_image_features`` is inherited as it is."""
+    """InternVL's model without its language model; ``get_image_features`` is inherited unchanged."""
 
     def __init__(self, config: InternVLConfig) -> None:
         super(InternVLModel, self).__init__(config)
@@ -30,7 +30,10 @@ class VisionModel(InternVLModel):
 
 
 class InternVLTower(ModelTower):
-    """Vision tower and projector for images of one tile; the text configuration only gives the width of the tokens."""
+    """Vision tower and projector for images of one tile.
+
+    Of the text configuration, only the width of the tokens is used.
+    """
 
     family = "internvl"
     config_class = InternVLConfig
@@ -53,10 +56,10 @@ class InternVLTower(ModelTower):
         )
 
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
-        """Returns pixels of uint8 [size, size, 3] images, one tile each, rescaled and normalised, never resized.
+        """Returns the pixels of uint8 [size, size, 3] images, one tile each, rescaled and normalised, not resized.
 
         Raises:
-            DataError: an image is not uint8 RGB, its side no multiple of ``layout.pixels_per_token``, or the images
+            DataError: an image is not uint8 RGB, a side is no multiple of ``layout.pixels_per_token``, or the images
                 are not squares of one size.
         """
         check_images(images, self.layout.pixels_per_token)
@@ -84,7 +87,7 @@ class InternVLTower(ModelTower):
         )
 
     def forward(self, batch: PixelBatch) -> torch.Tensor:
-        """Returns values_NW [sum of N, D]."""
+        """Returns values_NW [sum of N, D], the tokens of all images, concatenated."""
         features_IND = self.model.get_image_features(batch.pixel_values.to(self.model.device)).pooler_output
         return features_IND.flatten(0, 1)
 
@@ -92,4 +95,4 @@ class InternVLTower(ModelTower):
         """Returns the vision and projector configuration as JSON values."""
         config = self.model.config.to_dict()
         text = {"model_type": config["text_config"]["model_type"], "hidden_size": self.layout.width}
-        return {name: config[name] for name in ("vision_config", *DESCRIBED)} | {"text_config": text}
+        return {name: config[name] for name in ("vision_config", *DESCRIBED_KEYS)} | {"text_config": text}

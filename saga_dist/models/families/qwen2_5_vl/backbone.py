@@ -1,4 +1,4 @@
-"""The language model of Qwen2.5-VL, frozen: a Qwen2.5 decoder with biases and no norms on queries and keys."""
+"""The frozen language model of Qwen2.5-VL: a Qwen2.5 decoder, with biases and without norms on queries and keys."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Qwen25VLBackbone(MropeBackbone):
     rotary_class = Qwen2_5_VLRotaryEmbedding
 
     def _queries(self, attention: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns a layer's queries [R, H, d] before their rotation; this family's have no norm."""
+        """Returns a layer's queries [R, H, d] before rotation; this family has no norm on queries."""
         return attention.q_proj(hidden_RD).unflatten(-1, (-1, attention.head_dim))

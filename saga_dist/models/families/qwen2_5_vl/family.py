@@ -13,7 +13,7 @@ from saga_dist.models.families.qwen_vl.family import QwenVLFamily
 from saga_dist.models.model_files import ModelFiles
 
 SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-"""The turn that the family's chat template puts first where the user has not."""
+"""System turn that the family's chat template inserts when a chat has none."""
 
 
 class Qwen25VLFamily(QwenVLFamily):
@@ -25,7 +25,7 @@ class Qwen25VLFamily(QwenVLFamily):
     config_class = Qwen2_5_VLConfig
     tower_class = Qwen25VLTower
     backbone_class = Qwen25VLBackbone
-    # The released files have the decoder's tensors right below "model.".
+    # In the released files, the names of the decoder's tensors start with "model." alone.
     language_prefixes: ClassVar[dict[str, str]] = {
         **QwenVLFamily.language_prefixes,
         **{f"model.{part}.": f"language_model.{part}." for part in ("embed_tokens", "layers", "norm")},

@@ -1,7 +1,8 @@
 """The vision tower of Qwen2.5-VL: attention within windows, and over the whole image in a few layers.
 
-Order of patches, windows and rotations are transformers' own; only equally long stretches are attended as one batch. A
-224-pixel image has 2 x 2 windows of 64 patches, so that is the usual case in every layer.
+Order of patches, windows and rotations are those of transformers. Only the attention of sequences (windows or images)
+of equal length is changed: it runs as one batch. A 224-pixel image has 2 x 2 windows of 64 patches each, so this is the
+usual case in every layer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Qwen25VLAttention(EqualLengthAttention, Qwen2_5_VLVisionAttention):
 
 
 class Qwen25VLTower(QwenVLTower):
-    """Vision tower with merger; its tokens are D wide on the wire."""
+    """Vision tower with merger and without DeepStack; the width of its tokens on the wire is D."""
 
     family = "qwen2_5_vl"
     config_class = Qwen2_5_VLVisionConfig

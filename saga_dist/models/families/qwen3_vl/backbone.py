@@ -1,4 +1,4 @@
-"""The language model of Qwen3-VL, frozen: DeepStack maps are added in its first layers."""
+"""The frozen language model of Qwen3-VL, which adds the DeepStack maps in its first layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a family that Qwen2.5-VL and Qwen3-VL share: strings, tensor names, embeddings with patch grids."""
+"""Base of the Qwen2.5-VL and Qwen3-VL families: prompt strings, tensor names, image embeddings with patch grids."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class QwenVLFamily(CheckpointFamily):
 
     @property
     def forbidden_token_ids(self) -> tuple[int, ...]:
-        """Ids of every image, video and vision marker that the tokenizer or the configuration names."""
+        """Ids of all image, video and vision tokens of the tokenizer and of the configuration."""
         config = self._parsed
-        named = {config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
-        return tuple(sorted({*super().forbidden_token_ids, *named}))
+        configured = {config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        return tuple(sorted({*super().forbidden_token_ids, *configured}))
 
     def image_inputs(self, tokens: EncoderTokens) -> dict[str, Any]:
-        """Returns the images of one request to a serving engine: wire-layout embeddings and their patch grids."""
+        """Returns the images of one request to a serving engine: tokens in wire layout, with their patch grids."""
         grids_I3 = torch.tensor(tokens.grids, dtype=torch.int64)
         return {"image": {"image_embeds": tokens.values_NW.detach().cpu(), "image_grid_thw": grids_I3}}

@@ -1,4 +1,4 @@
-"""The vision tower that the Qwen-VL generations share; images or windows of one length are attended as one batch."""
+"""Base of the vision towers of the Qwen-VL generations; attention of equal-length sequences runs as one batch."""
 
 from __future__ import annotations
 
@@ -21,28 +21,41 @@ from saga_dist.models.weights import build_empty
 
 
 class LinearPatchEmbed(nn.Module):
-    """Mixed into a family's patch embedding: the matrix product that it is, as kernel and stride are one patch."""
+    """Mixin for a family's patch embedding that computes the convolution as a matrix product.
+
+    The two are equal, because kernel and stride both are one patch.
+    """
 
     proj: nn.Conv3d
+    """Convolution of the original module."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns embedded patches [patches, width]; pixels are [patches, channels * frames * patch * patch]."""
+        """Returns embedded patches, [patches, width].
+
+        Args:
+            hidden_states: pixels, [patches, channels * frames * patch * patch].
+        """
         weight = self.proj.weight.flatten(1)
         return F.linear(hidden_states.reshape(-1, weight.shape[1]).to(weight.dtype), weight, self.proj.bias)
 
 
 class EqualLengthAttention(nn.Module):
-    """Mixed into a family's attention: one batch where all stretches (images or windows) have the same length.
+    """Mixin for a family's vision attention that runs sequences (images or windows) of equal length as one batch.
 
-    The original runs stretch by stretch; with 64 small images that is most of the tower's time. Stretches of different
-    lengths take the original way.
+    The original module runs one sequence after the other, which takes most of the tower's time for 64 small images. For
+    sequences of different lengths the original module is used.
     """
 
     num_heads: int
+    """Number of heads."""
     head_dim: int
+    """Width of one head."""
     scaling: float
+    """Factor of the query-key products."""
     qkv: nn.Linear
+    """Projection of hidden states to queries, keys and values."""
     proj: nn.Linear
+    """Output projection."""
 
     def forward(
         self,
@@ -51,32 +64,43 @@ class EqualLengthAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Returns attended patches [sum of patches, width]; arguments as in the original."""
+        """Returns the attention output, [sum of patches, width].
+
+        Args:
+            hidden_states: [sum of patches, width].
+            cu_seqlens: int [sequences + 1], cumulative lengths of the sequences, from 0.
+            position_embeddings: cosines and sines of the rotation; None uses the original module.
+            kwargs: further arguments of the original module.
+        """
         lengths = cu_seqlens.diff()
         if position_embeddings is None or bool((lengths != lengths[0]).any()):
             return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-        num_stretches, num_patches = len(lengths), int(lengths[0])
+        num_sequences, num_patches = len(lengths), int(lengths[0])
         heads = (self.num_heads, self.head_dim)
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, *heads)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
         query, key, value = (
-            part.reshape(num_stretches, num_patches, *heads).transpose(1, 2) for part in (query, key, value)
+            part.reshape(num_sequences, num_patches, *heads).transpose(1, 2) for part in (query, key, value)
         )
-        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
-        return self.proj(attended.transpose(1, 2).reshape(num_stretches * num_patches, -1))
+        output = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
+        return self.proj(output.transpose(1, 2).reshape(num_sequences * num_patches, -1))
 
 
 class QwenVLTower(ModelTower):
-    """The vision tower of one Qwen-VL generation, which names its classes in transformers.
+    """Vision tower of a Qwen-VL generation; a subclass sets the classes of its modules.
 
     Raises:
-        ModelError: the preprocessing is for other patches than the model.
+        ModelError: the preprocessing has another patch size or merge size than the model.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
+    """Class of the tower in transformers."""
     rotary_class: ClassVar[type[nn.Module]]
+    """Class of the tower's rotary embedding, whose buffers are computed, not loaded."""
     patch_embed_class: ClassVar[type[LinearPatchEmbed]]
+    """Class that replaces the class of the patch embedding."""
     attention_class: ClassVar[type[EqualLengthAttention]]
+    """Class that replaces the class of every layer's attention."""
 
     def __init__(
         self, config: PreTrainedConfig, preprocessing: Path, *, dtype: torch.dtype, device: str | torch.device
@@ -93,7 +117,7 @@ class QwenVLTower(ModelTower):
 
     @staticmethod
     def layout_of(config: PreTrainedConfig) -> TokenLayout:
-        """Returns the token layout of a Qwen-VL vision configuration; only Qwen3-VL's has DeepStack levels."""
+        """Returns the token layout of a Qwen-VL vision configuration; only Qwen3-VL has DeepStack levels."""
         levels = config.deepstack_visual_indexes if config.model_type.startswith("qwen3") else ()
         return TokenLayout(
             width=config.out_hidden_size,
@@ -109,17 +133,22 @@ class QwenVLTower(ModelTower):
             lambda: self.model_class._from_config(config, attn_implementation="sdpa", dtype=dtype), device=device
         )
         model.rotary_pos_emb = self.rotary_class(config).to(device)
-        # The parts keep their weights and names; only the way they compute changes.
+        # Weights and names of the modules do not change, only their forward methods.
         model.patch_embed.__class__ = self.patch_embed_class
         for block in model.blocks:
             block.attn.__class__ = self.attention_class
         return model
 
     def preprocess(self, images: Sequence[np.ndarray]) -> PixelBatch:
-        """Returns pixels of uint8 [height, width, 3] images, rescaled and normalised, never resized."""
+        """Returns the pixels of uint8 [height, width, 3] images, rescaled and normalised, not resized.
+
+        Raises:
+            DataError: an image is not uint8 RGB, or a side is no multiple of ``layout.pixels_per_token``.
+        """
         check_images(images, self.layout.pixels_per_token)
-        # The checkpoint's own smallest size (65,536 pixels in released ones) would silently enlarge a 224-pixel image.
-        # So nothing is resized; patches are cut and the processor's values looked up here, bit by bit the same.
+        # The processor itself would enlarge a 224-pixel image silently, to the smallest size of the checkpoint (65,536
+        # pixels in the released ones). So patches are cut here, and the processor's values are looked up in a table,
+        # which gives bit-identical pixels.
         patch = self.layout.patch_size
         grids = tuple((1, image.shape[0] // patch, image.shape[1] // patch) for image in images)
         counts = [rows * columns for _, rows, columns in grids]
@@ -133,17 +162,24 @@ class QwenVLTower(ModelTower):
         )
 
     def _cut(self, image_HWC: np.ndarray, out_PX: np.ndarray) -> None:
-        """Writes an image's patches in the processor's order: merged blocks; channels, frames, rows of each."""
+        """Writes the patches of an image in the processor's order.
+
+        Args:
+            image_HWC: uint8 [height, width, 3].
+            out_PX: float32 [P, X], output: patches ordered by merged block, each with channels, frames, rows, columns.
+        """
         patch, merge = self.layout.patch_size, self.layout.merge_size
         rows, columns = (side // (merge * patch) for side in image_HWC.shape[:2])
         blocks = out_PX.reshape(rows, columns, merge, merge, 3, -1, patch, patch)
         for channel, table_V in enumerate(self._table_CV):
-            plane_HW = table_V.take(image_HWC[..., channel], mode="clip")  # of 256 values none is clipped; it is faster
+            plane_HW = table_V.take(
+                image_HWC[..., channel], mode="clip"
+            )  # faster than the default mode; no value is out of range
             cut = plane_HW.reshape(rows, merge, patch, columns, merge, patch).transpose(0, 3, 1, 4, 2, 5)
             blocks[:, :, :, :, channel] = cut[:, :, :, :, None]
 
     def forward(self, batch: PixelBatch) -> torch.Tensor:
-        """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then DeepStack maps by layer, if any."""
+        """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then the DeepStack maps in the order of layers."""
         weight = self.model.patch_embed.proj.weight
         grids_I3 = torch.tensor(batch.grids, dtype=torch.int64, device=weight.device)
         output = self.model(batch.pixel_values.to(weight.device, weight.dtype), grid_thw=grids_I3, return_dict=True)
