@@ -1,1 +1,1 @@
-"""Pure functions from plain numbers and tensors to rewards, advantages, masks and losses."""
+"""Rewards, advantages, token masks and losses as pure functions of plain numbers and tensors."""

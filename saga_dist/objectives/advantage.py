@@ -9,29 +9,30 @@ import torch
 
 
 class GroupAdvantages(NamedTuple):
-    """Advantages of each completion, and which groups carry a gradient."""
+    """Advantages of completions, and flags of the groups that have a gradient."""
 
     advantages: torch.Tensor
-    """float, same shape as the rewards."""
+    """Floating, same shape as the rewards."""
     contributes: torch.Tensor
-    """bool, the rewards' shape without its last axis: True where rewards vary within the group."""
+    """bool, shape of the rewards without the last axis: True where the rewards of a group vary."""
 
 
 def group_advantages(rewards: torch.Tensor | Sequence[float], eps: float) -> GroupAdvantages:
     """Returns ``A_g = (r_g - mean r) / (std r + eps)`` within each group, with the sample standard deviation (n - 1).
 
-    A group whose rewards are all equal gets zeros and ``contributes`` False: the coordinator replaces it (dynamic
-    sampling). Five right of eight gives about +0.72 and -1.21.
+    A group whose rewards are all equal gets zeros and ``contributes`` False; the coordinator samples another group in
+    its place (dynamic sampling). Five rewards of 1 among eight give about +0.72 and -1.21.
 
     Args:
-        rewards: [G] or [P, G], any real type; G >= 2.
-        eps: positive, added to the standard deviation.
+        rewards: [G] or [P, G], any real dtype, finite; G >= 2.
+        eps: positive number, added to the standard deviation.
 
     Returns:
-        advantages in the floating type of the rewards (float32 for integers, booleans, plain numbers), and the flags.
+        Advantages in the floating dtype of the rewards (float32 for integers, booleans and plain numbers), and flags.
 
     Raises:
-        ValueError: wrong rank, fewer than two completions, a reward that is not finite, or ``eps`` not positive.
+        ValueError: the rank is wrong, a group has fewer than two completions, a reward is not finite, or ``eps`` is not
+            positive.
 
     Source: SAGA Eq. 4.
     """
@@ -49,6 +50,6 @@ def group_advantages(rewards: torch.Tensor | Sequence[float], eps: float) -> Gro
     contributes_P = values_PG.amin(-1) != values_PG.amax(-1)
     spread_P1 = values_PG.std(-1, correction=1, keepdim=True)
     advantages_PG = (values_PG - values_PG.mean(-1, keepdim=True)) / (spread_P1 + eps)
-    # Rounding leaves a residue where equal rewards are not exactly their mean; such a group must give exactly nothing.
+    # The mean of equal rewards may differ from them by rounding, but such a group must have exactly zero advantages.
     advantages_PG = torch.where(contributes_P.unsqueeze(-1), advantages_PG, torch.zeros_like(advantages_PG))
     return GroupAdvantages(advantages_PG.to(dtype), contributes_P)

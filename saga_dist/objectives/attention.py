@@ -1,11 +1,12 @@
-"""Attention alignment: the pooler learns to look where the MLLM looked while it described the image.
+"""Attention alignment: trains the pooler's attention towards the MLLM's attention while it describes the image.
 
 The pooler's weights beta do not depend on the completion. So the mean over completions of KL(alpha_g || beta) needs
-only two statistics of the targets: their mean, and their mean negative entropy,
+only two statistics of the targets alpha_g, their mean and their mean negative entropy:
 
     (1/n) sum_g KL(alpha_g || beta) = (1/n) sum_g sum_i alpha_gi log alpha_gi  -  sum_i mean(alpha)_i log beta_i .
 
-That is what replay workers send, instead of one map per completion. Targets are constants; the gradient goes to beta.
+Replay workers return these statistics instead of one target per completion. Targets are constants; gradients flow into
+beta only.
 """
 
 from __future__ import annotations
@@ -16,24 +17,25 @@ import torch
 
 
 class AttentionStatistics(NamedTuple):
-    """All that the alignment loss needs to know about the targets of one image."""
+    """Statistics of the targets of one image, sufficient for the alignment loss."""
 
     mean_target_N: torch.Tensor
+    """[N], mean over completions of the targets; sums to 1."""
     mean_negative_entropy: torch.Tensor
-    """Scalar: mean over completions of sum_i alpha_i log alpha_i, at most 0."""
+    """Scalar, mean over completions of sum_i alpha_i log alpha_i in nats, at most 0."""
 
 
 def renormalised_attention(attention_THN: torch.Tensor) -> torch.Tensor:
-    """Returns [T, N]: attention of each row averaged over heads, then scaled to sum to 1 over the image's columns.
+    """Returns the attention of each query token, [T, N]: averaged over heads, then scaled to sum to 1 over the image.
 
-    A row that puts nothing at all on the image (underflow) tells nothing about places and becomes uniform.
+    A row whose attention to the image is all zero (underflow) becomes uniform.
 
     Args:
-        attention_THN: [T, H, N] probabilities of T query tokens at the N columns of one image; or [T, N], heads
-            averaged already. Half precision is raised to float32 first. No gradient is kept.
+        attention_THN: [T, H, N], attention probabilities of T query tokens at the N tokens of one image, or [T, N],
+            already averaged over heads. Half precision is converted to float32. It is detached from the graph.
 
     Raises:
-        ValueError: wrong rank, no column, or negative or non-finite entries.
+        ValueError: the rank is wrong, N is 0, or an entry is negative or not finite.
     """
     if attention_THN.ndim not in (2, 3) or not attention_THN.is_floating_point() or attention_THN.shape[-1] == 0:
         raise ValueError(
@@ -49,14 +51,14 @@ def renormalised_attention(attention_THN: torch.Tensor) -> torch.Tensor:
 
 
 def attention_targets(rows_TN: torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns the target [N] of one completion: the mean of its renormalised rows over the description tokens.
+    """Returns the target of one completion, [N]: the mean of its renormalised attention over the description tokens.
 
     Args:
-        rows_TN: [T, N] from ``renormalised_attention``.
-        mask_T: bool [T], True at tokens that describe this image; None when the rows are those tokens.
+        rows_TN: [T, N], result of ``renormalised_attention``.
+        mask_T: bool [T], True at tokens that describe this image; None when all rows are such tokens.
 
     Raises:
-        ValueError: shapes do not fit, or no token is selected (such a completion has no target: skip it).
+        ValueError: shapes do not fit, or no token is selected; such a completion has no target.
 
     Source: SAGA Eq. 6.
     """
@@ -72,7 +74,10 @@ def attention_statistics(targets_GN: torch.Tensor) -> AttentionStatistics:
     """Returns the mean target and the mean negative entropy over the completions of one image.
 
     Args:
-        targets_GN: [G', N], one target per correct completion that describes the image; rows sum to 1.
+        targets_GN: [G', N], one target per correct completion that describes the image; each row sums to 1.
+
+    Raises:
+        ValueError: the shape is wrong, or there is no completion.
     """
     if targets_GN.ndim != 2 or targets_GN.shape[0] == 0:
         raise ValueError(f"targets have shape {tuple(targets_GN.shape)}; expected [G, N] with at least one completion")
@@ -81,11 +86,11 @@ def attention_statistics(targets_GN: torch.Tensor) -> AttentionStatistics:
 
 
 def attention_kl(target_N: torch.Tensor, beta_N: torch.Tensor) -> torch.Tensor:
-    """Returns ``KL(target || beta) = sum_i target_i log(target_i / beta_i)`` in nats; gradient into beta only.
+    """Returns ``KL(target || beta) = sum_i target_i log(target_i / beta_i)`` in nats; differentiable in beta only.
 
     Args:
-        target_N: [..., N] probabilities.
-        beta_N: same shape, positive: the pooler's softmax weights.
+        target_N: [..., N], probabilities.
+        beta_N: same shape, positive, the pooler's softmax weights.
     """
     _check_same_shape(target_N, beta_N)
     target_N = target_N.detach()
@@ -97,13 +102,14 @@ def attention_alignment_loss(
 ) -> torch.Tensor:
     """Returns the mean over completions of ``KL(alpha_g || beta)`` for one image, from the statistics of its targets.
 
-    The two images of a pair add: call it for each, with their negative entropies apart, or with the sum of both once
-    and 0 the other time.
+    The losses of the two images of a pair are added. Their negative entropies may be passed separately, or their sum
+    with one image and 0 with the other.
 
     Args:
-        mean_target_N: [..., N].
-        mean_negative_entropy: [...] or a number; constant, it only makes the value a divergence.
-        log_beta_N: [..., N] log-softmax of the pooler's scores (log space: no weight underflows to log 0).
+        mean_target_N: [..., N], mean target.
+        mean_negative_entropy: [...] or a number, mean negative entropy of the targets. It is a constant, which changes
+            the value of the loss and not its gradient.
+        log_beta_N: [..., N], log-softmax of the pooler's scores; in log space no weight underflows to log 0.
 
     Source: SAGA Eq. 7.
     """
@@ -116,12 +122,16 @@ def attention_alignment_loss(
 def buffer_alignment_loss(
     losses_P: torch.Tensor, num_completions_P: torch.Tensor, num_completions_total: int
 ) -> torch.Tensor:
-    """Returns the mean over the buffer's correct completions, from per-group means: ``sum_p n_p loss_p / n``.
+    """Returns the mean over the buffer's correct completions, from the means of groups: ``sum_p n_p loss_p / n``.
 
     Args:
-        losses_P: [P] each group's mean (both images added), with gradient.
-        num_completions_P: [P] completions behind each mean.
-        num_completions_total: n over the whole buffer, so that partial sums of several calls add up. At least 1.
+        losses_P: [P], mean of each group, both images added; differentiable.
+        num_completions_P: [P], number of completions in each mean.
+        num_completions_total: n, number of completions in the whole buffer, at least 1, so that the results of several
+            calls add up.
+
+    Raises:
+        ValueError: shapes do not fit, or ``num_completions_total`` is smaller than the counts given.
     """
     if losses_P.ndim != 1 or num_completions_P.shape != losses_P.shape:
         raise ValueError(f"losses and counts have shapes {tuple(losses_P.shape)}, {tuple(num_completions_P.shape)}")

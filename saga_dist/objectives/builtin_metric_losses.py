@@ -1,6 +1,6 @@
-"""The built-in metric losses: a ``MetricLossFactory`` each, whose keyword arguments are ``objective.metric_params``.
+"""Factories of the built-in metric losses; their keyword arguments are ``objective.metric_params``.
 
-A new one is a function here and a line in ``config/registries.py``.
+To add one, write a ``MetricLossFactory`` here and register it in ``config/registries.py``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ _REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum")
 
 
 class MinedLoss(nn.Module):
-    """A pair loss on the pairs that a miner chooses."""
+    """A pair loss that is computed on the pairs selected by a miner.
+
+    Args:
+        loss: loss of (embeddings, labels, pairs).
+        miner: returns the pairs for (embeddings, labels).
+    """
 
     def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
         super().__init__()
         self.loss, self.miner = loss, miner
 
     def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
-        """Returns the scalar loss of the mined pairs."""
+        """Returns the scalar loss of the mined pairs of embeddings [I, E] with labels [I]."""
         mined: torch.Tensor = self.loss(embeddings_IE, labels_I, self.miner(embeddings_IE, labels_I))
         return mined
 
@@ -42,7 +47,11 @@ def potential_field(
     alpha: float = 3.0,
     reduction: str = "mean",
 ) -> nn.Module:
-    """Returns Potential Field (see ``potential_field.PotentialFieldLoss`` for the parameters)."""
+    """Returns the Potential Field loss; the arguments are those of ``potential_field.PotentialFieldLoss``.
+
+    Raises:
+        ConfigError: an argument has a wrong type or is out of range.
+    """
     return PotentialFieldLoss(
         num_classes,
         embedding_dim,
@@ -57,14 +66,17 @@ def potential_field(
 def proxy_anchor(
     *, num_classes: int, embedding_dim: int, seed: int, margin: float = 0.1, alpha: float = 32.0
 ) -> nn.Module:
-    """Returns Proxy-Anchor with one proxy per class.
+    """Returns the Proxy-Anchor loss with one proxy per class.
 
     Args:
-        num_classes: C.
-        embedding_dim: E.
-        seed: of the initial proxies.
-        margin: of the cosine similarity, at least 0.
-        alpha: scale, positive.
+        num_classes: C, number of training classes.
+        embedding_dim: E, width of an embedding.
+        seed: seed of the initial proxies.
+        margin: margin of the cosine similarity, at least 0.
+        alpha: scale of the similarities, positive.
+
+    Raises:
+        ConfigError: an argument has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import ProxyAnchorLoss
 
@@ -83,16 +95,19 @@ def multi_similarity(
     base: float = 0.5,
     miner: float = 0.1,
 ) -> nn.Module:
-    """Returns Multi-Similarity with its miner; it has no proxies, so classes, dimension and seed have no part in it.
+    """Returns the Multi-Similarity loss with its miner; it has no proxies.
 
     Args:
-        num_classes: C.
-        embedding_dim: E.
-        seed: none is needed.
-        alpha: weight of positive pairs, positive.
-        beta: weight of negative pairs, positive.
-        base: similarity at which both switch, at least 0.
-        miner: margin of the miner, at least 0; 0 takes all pairs.
+        num_classes: not used.
+        embedding_dim: not used.
+        seed: not used.
+        alpha: scale of positive pairs, positive.
+        beta: scale of negative pairs, positive.
+        base: similarity offset of both, at least 0.
+        miner: margin of the miner, at least 0; 0 uses all pairs.
+
+    Raises:
+        ConfigError: an argument has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import MultiSimilarityLoss
     from pytorch_metric_learning.miners import MultiSimilarityMiner
@@ -107,38 +122,51 @@ def multi_similarity(
 def infonce(
     *, num_classes: int, embedding_dim: int, seed: int, variant: str = "ntxent", temperature: float | None = None
 ) -> nn.Module:
-    """Returns InfoNCE over the classes of the batch; it has no proxies, so classes, dimension and seed have no part.
+    """Returns the InfoNCE loss, in which images of the same class in a batch are positives; it has no proxies.
 
     Args:
-        num_classes: C.
-        embedding_dim: E.
-        seed: none is needed.
+        num_classes: not used.
+        embedding_dim: not used.
+        seed: not used.
         variant: ``ntxent`` or ``supcon``.
-        temperature: positive; by default 0.07 (ntxent) or 0.1 (supcon).
+        temperature: positive number; None for 0.07 (ntxent) or 0.1 (supcon).
+
+    Raises:
+        ConfigError: an argument has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
     losses = {"ntxent": (NTXentLoss, 0.07), "supcon": (SupConLoss, 0.1)}
-    loss, default = losses[_one_of(variant, "variant", tuple(losses))]
-    made: nn.Module = loss(temperature=default if temperature is None else _positive(temperature, "temperature"))
-    return made
+    loss_class, default = losses[_one_of(variant, "variant", tuple(losses))]
+    loss: nn.Module = loss_class(temperature=default if temperature is None else _positive(temperature, "temperature"))
+    return loss
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global random state for a library that draws from it, and puts it back."""
+    """Seeds torch's global random state, which a library draws from, and restores it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def _whole(value: object, key: str) -> int:
+    """Returns a positive whole number.
+
+    Raises:
+        ConfigError: the value is none.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(value, key, "a whole number")
     return int(_positive(value, key))
 
 
 def _positive(value: object, key: str) -> float:
+    """Returns a positive finite number.
+
+    Raises:
+        ConfigError: the value is none.
+    """
     number = _number(value, key)
     if not 0 < number < float("inf"):
         raise _wrong(value, key, "a positive number")
@@ -146,6 +174,11 @@ def _positive(value: object, key: str) -> float:
 
 
 def _not_negative(value: object, key: str) -> float:
+    """Returns a finite number that is at least 0.
+
+    Raises:
+        ConfigError: the value is none.
+    """
     number = _number(value, key)
     if not 0 <= number < float("inf"):
         raise _wrong(value, key, "a number >= 0")
@@ -159,6 +192,11 @@ def _number(value: object, key: str) -> float:
 
 
 def _one_of(value: object, key: str, choices: Sequence[ChoiceT]) -> ChoiceT:
+    """Returns the choice that equals the value.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for choice in choices:
         if value == choice:
             return choice

@@ -1,9 +1,9 @@
-"""The token-level policy-gradient loss with a buffer-wide denominator.
+"""The token-level policy-gradient loss, divided by the number of tokens in the step's buffer.
 
-Differences from GRPO as usually written: strictly on-policy with one update per batch, so the ratio is 1 and nothing
-is clipped; no reference model; every generated token of the step's buffer weighs the same. Asynchronous runs are
-off-policy by a few encoder versions, and multiply each term by a truncated importance weight (a declared extension of
-the paper).
+Differences from GRPO as usually written: training is strictly on-policy with one update per batch, so the ratio is 1
+and nothing is clipped; there is no reference model; every generated token of the step's buffer has the same weight.
+Asynchronous runs are off-policy by a few encoder versions, and multiply each term by a truncated importance weight (a
+declared extension of the paper).
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ def grpo_loss(
 ) -> torch.Tensor:
     """Returns the scalar ``-(1/|T|) sum_g sum_t A_g w_gt log pi(y_gt)`` of these completions.
 
-    |T| counts the generated tokens of the whole step's buffer, so the parts of several calls add up to the step's loss.
+    |T| is the number of generated tokens in the whole step's buffer, so that the results of several calls add up to the
+    loss of the step.
 
     Args:
-        log_probs: padded [G, T] with ``mask_GT``, or ragged: G tensors [T_g] with ``mask_GT`` None. Floating.
-        mask_GT: bool [G, T], True at generated tokens. What stands at False positions, NaN included, has no influence.
-        advantages_G: [G], constants.
-        num_tokens_total: |T| >= the tokens given here.
-        weights: importance weights, shaped like ``log_probs``; None means exactly 1 (synchronous mode). Constants.
+        log_probs: floating, padded [G, T] with ``mask_GT``, or G ragged tensors [T_g] with ``mask_GT`` None.
+        mask_GT: bool [G, T], True at generated tokens. Values at False positions, NaN included, have no effect.
+        advantages_G: [G], treated as constants.
+        num_tokens_total: |T|, at least the number of tokens given here.
+        weights: importance weights, shaped like ``log_probs``, treated as constants; None for exactly 1 (on-policy).
 
     Raises:
         ValueError: shapes do not fit, or ``num_tokens_total`` is smaller than the tokens given.
@@ -59,15 +60,15 @@ def grpo_loss(
 def importance_weights(
     learner_log_probs: torch.Tensor, behaviour_log_probs: torch.Tensor, truncate_at: float
 ) -> torch.Tensor:
-    """Returns ``min(pi_learner / pi_behaviour, truncate_at)`` per token, no gradient; exactly 1 where both agree.
+    """Returns ``min(pi_learner / pi_behaviour, truncate_at)`` per token, without gradient; exactly 1 where both agree.
 
-    Both log-probabilities must belong to the same kind of distribution (same temperature, same truncation). Truncating
-    the weight bounds the variance at the price of a bias towards smaller steps.
+    Both log-probabilities must be of the same distribution (same temperature, same truncation). Truncation of the
+    weights bounds the variance, and biases towards smaller steps.
 
     Args:
-        learner_log_probs: any shape, under today's encoder. Padding must be finite (zeros).
-        behaviour_log_probs: same shape, under the encoder that sampled.
-        truncate_at: largest weight, >= 1 so that on-policy tokens keep weight 1.
+        learner_log_probs: any shape, with the present encoder. Padding must be finite (zeros).
+        behaviour_log_probs: same shape, with the encoder that the tokens were sampled with.
+        truncate_at: largest weight, at least 1, so that on-policy tokens have weight 1.
 
     Raises:
         ValueError: shapes differ, ``truncate_at`` < 1, or a log-probability is not finite.
@@ -88,6 +89,11 @@ def importance_weights(
 def _padded(
     values: torch.Tensor | Sequence[torch.Tensor], mask_GT: torch.Tensor | None, name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns values and mask, [G, T] each, from padded or ragged values.
+
+    Raises:
+        ValueError: shapes or mask do not fit.
+    """
     if isinstance(values, torch.Tensor):
         if mask_GT is None or values.ndim != 2 or mask_GT.shape != values.shape or mask_GT.dtype != torch.bool:
             raise ValueError(f"padded {name} of shape {tuple(values.shape)}; expected [G, T] and a bool mask [G, T]")

@@ -1,7 +1,7 @@
-"""One linear pass over untrusted generated text that lists the members of its outermost JSON objects.
+"""Scanner that lists the members of the outermost JSON objects in untrusted generated text, in one linear pass.
 
-Python's own parser refuses a completion that was cut off, fenced, or followed by chatter. This scanner keeps what such
-a text still says, does not recurse, and needs linear time and no memory beyond the bracket stack.
+Python's own parser rejects a completion that is truncated, fenced, or followed by other text. This scanner reads the
+valid parts of such a text. It does not recurse, and needs linear time and no memory beyond the stack of brackets.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Prose may hold stray braces and quotes, so an object only begins where a brace is followed by a key.
+# Text around the object may have stray braces and quotes, so an object starts only where a brace precedes a key.
 _OBJECT_START = re.compile(r'\{(?=\s*+")')
-# Strings are taken whole; group 1 is empty where the text ends inside one.
+# A string is one token; group 1 is empty when the text ends inside it.
 _TOKEN = re.compile(r'[{}\[\],:]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 _CLOSER = {"{": "}", "[": "]"}
 
 
 @dataclass(frozen=True, slots=True)
 class JsonMember:
-    """One ``"key": value`` directly inside an outermost object of the text."""
+    """A ``"key": value`` directly inside an outermost object of the text."""
 
     key: str
+    """Decoded key."""
     start: int
-    """Index of the value's first character."""
+    """Index in the text of the value's first character."""
     end: int
-    """Index after the value's last character."""
+    """Index in the text after the value's last character."""
     closed: bool
     """False when the text ends inside the value."""
     clean: bool
-    """False when something other than a comma or the object's end follows the value."""
+    """False when something other than a comma or the end of the object follows the value."""
 
 
 def scan_members(text: str) -> list[JsonMember]:
-    """Returns the members of every outermost object of ``text``, in order; nested members are not listed.
+    """Returns the members of every outermost object of a text, in order; members of nested objects are not listed.
 
-    A value that was cut off ends where the text ends, with ``closed`` False. Malformed stretches yield no member rather
-    than an error. Time is linear in the length of the text.
+    A truncated value ends at the end of the text, with ``closed`` False. A malformed part gives no member, and no
+    error. Time is linear in the length of the text.
     """
     members: list[JsonMember] = []
     position = 0
@@ -47,7 +48,7 @@ def scan_members(text: str) -> list[JsonMember]:
 
 
 def decode_string(literal: str) -> str | None:
-    """Returns the content of a quoted JSON string, or None where it is not one."""
+    """Returns the content of a quoted JSON string; None when ``literal`` is no JSON string."""
     try:
         value = json.loads(literal, strict=False)
     except (ValueError, RecursionError):
@@ -56,7 +57,7 @@ def decode_string(literal: str) -> str | None:
 
 
 def _scan_object(text: str, opening: int, members: list[JsonMember]) -> int:
-    """Appends the members of the object that opens at ``opening``; returns where to look for the next one."""
+    """Appends the members of the object that starts at ``opening``; returns the index at which to continue."""
     tokens = _TOKEN.finditer(text, opening + 1)
     position, key_allowed, key = opening + 1, True, ""
     for token in tokens:
@@ -80,7 +81,11 @@ def _scan_object(text: str, opening: int, members: list[JsonMember]) -> int:
 def _scan_value(
     text: str, tokens: Iterator[re.Match[str]], key: str | None, start: int, members: list[JsonMember]
 ) -> tuple[int, bool]:
-    """Appends the member whose value begins after ``start``; returns where it ends, and whether the object does."""
+    """Appends the member whose value begins at or after ``start``.
+
+    Returns:
+        The index after the value's terminator, and True when the object ends there.
+    """
     value: tuple[int, int] | None = None
     closed = clean = first = True
     terminator, stop, after, value_end = "", len(text), len(text), start
@@ -97,7 +102,7 @@ def _scan_value(
         else:
             clean = False
         first = False
-    if value is None:  # a number, true, false, null, or something that is no JSON at all
+    if value is None:  # a number, true, false, null, or invalid JSON
         raw = text[start:stop]
         value_start = start + len(raw) - len(raw.lstrip())
         value, closed = (value_start, max(value_start, start + len(raw.rstrip()))), bool(terminator)
@@ -109,17 +114,17 @@ def _scan_value(
 
 
 def _skip_nested(tokens: Iterator[re.Match[str]], opening: str, text_end: int) -> tuple[int, bool]:
-    """Returns the place after the bracket that closes ``opening``, and whether there is one."""
-    awaited = [_CLOSER[opening]]
+    """Returns the index after the bracket that closes ``opening``, with True; the end of the text, with False."""
+    expected = [_CLOSER[opening]]
     for token in tokens:
         symbol = token.group()
         if symbol in _CLOSER:
-            awaited.append(_CLOSER[symbol])
-        elif symbol in ("}", "]") and symbol in awaited[-2:]:
-            # A forgotten closing bracket inside is forgiven once per level; any other stray closer is ignored.
-            while awaited.pop() != symbol:
+            expected.append(_CLOSER[symbol])
+        elif symbol in ("}", "]") and symbol in expected[-2:]:
+            # One missing closing bracket per level is tolerated; other unexpected closing brackets are ignored.
+            while expected.pop() != symbol:
                 pass
-            if not awaited:
+            if not expected:
                 return token.end(), True
     return text_end, False
 

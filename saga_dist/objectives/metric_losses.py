@@ -1,4 +1,4 @@
-"""The metric loss L_DML as an extension point: any loss on the l2-normalised embeddings of the whole micro-batch."""
+"""The metric loss L_DML, an extension point: any loss on the l2-normalised embeddings of a whole micro-batch."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from saga_dist.errors import ConfigError
 
 
 class MetricLossFactory(Protocol):
-    """Makes a metric loss; an ``nn.Module`` class with such a constructor is one.
+    """Factory of a metric loss; an ``nn.Module`` class with such a constructor is a factory.
 
-    ``saga_dist.testing.check_metric_loss`` checks a factory and the loss it makes.
+    ``saga_dist.testing.check_metric_loss`` checks a factory and the loss that it returns.
     """
 
     def __call__(self, *, num_classes: int, embedding_dim: int, seed: int) -> nn.Module:
         """Returns a module: (embeddings [I, E] float32, l2-normalised; labels [I] int64 in [0, C)) -> scalar loss.
 
-        Its trainable parameters are the proxies: they learn ``optimizer.proxy_lr_multiplier`` times as fast as the
-        pooler and are saved in checkpoints.
+        The trainable parameters of the module are the proxies. Their learning rate is the pooler's times
+        ``optimizer.proxy_lr_multiplier``, and they are saved in checkpoints. ``objective.metric_params`` are passed as
+        further keyword arguments.
 
         Args:
-            num_classes: C of the training classes, at least 2.
-            embedding_dim: E.
-            seed: decides every random choice, the initial proxies above all.
-
-        ``objective.metric_params`` come as further keyword arguments.
+            num_classes: C, number of training classes, at least 2.
+            embedding_dim: E, width of an embedding.
+            seed: seed of every random choice, such as the initial proxies.
         """
 
 
 class MetricLoss(nn.Module):
-    """A metric loss with checked input: float32 arithmetic whatever the autocast state, labels in [0, C)."""
+    """A metric loss with checked inputs, computed without autocast.
+
+    Args:
+        loss: module that a ``MetricLossFactory`` returned.
+        num_classes: C, number of training classes.
+    """
 
     def __init__(self, loss: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -45,13 +49,13 @@ class MetricLoss(nn.Module):
         """Returns the scalar loss of a batch.
 
         Args:
-            embeddings_IE: [I, E] float32 or float64.
-            labels_I: [I] integers in [0, C).
+            embeddings_IE: [I, E], float32 or float64.
+            labels_I: [I], integers in [0, C).
 
         Raises:
-            TypeError: embeddings of half precision (distances would be noise) or labels that are no integers.
-            ValueError: wrong shapes, or a label out of range.
-            ConfigError: the loss returned something that is no scalar tensor.
+            TypeError: embeddings have half precision, in which distances are too inexact, or labels are no integers.
+            ValueError: shapes do not fit, or a label is out of range.
+            ConfigError: the loss did not return a scalar tensor.
         """
         if embeddings_IE.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"embeddings are {embeddings_IE.dtype}; expected float32 (raise them first)")
@@ -74,18 +78,18 @@ class MetricLoss(nn.Module):
 def build_metric_loss(
     name: str, *, num_classes: int, embedding_dim: int, seed: int, **params: float | int | str | bool
 ) -> MetricLoss:
-    """Returns the metric loss that ``objective.metric_loss`` names; its proxies, if any, are decided by ``seed`` alone.
+    """Returns the configured metric loss.
 
     Args:
-        name: of a built-in loss (``builtin_metric_losses``), or the import path of a ``MetricLossFactory``.
-        num_classes: C of the training classes.
-        embedding_dim: E.
-        seed: for the initial proxies.
+        name: name of a built-in loss (``builtin_metric_losses``), or import path of a ``MetricLossFactory``.
+        num_classes: C, number of training classes.
+        embedding_dim: E, width of an embedding.
+        seed: seed of the initial proxies.
         params: ``objective.metric_params``, keyword arguments of the factory.
 
     Raises:
-        ConfigError: the name is unknown or cannot be imported; an unknown parameter, a wrong type or range; a factory
-            of the user's own failed or returned no module.
+        ConfigError: the name is unknown or cannot be imported; a parameter is unknown, has a wrong type or is out of
+            range; or a user's factory raised, or did not return a module.
     """
     factory: MetricLossFactory = METRIC_LOSSES.load(name)
     if num_classes < 2 or embedding_dim < 1:
@@ -103,23 +107,27 @@ def build_metric_loss(
 
 
 def proxy_parameters(loss: nn.Module) -> list[nn.Parameter]:
-    """Returns the trainable proxies of a metric loss, empty for pair losses.
+    """Returns the proxies of a metric loss, its trainable parameters; empty for pair losses.
 
-    They belong to an optimizer group of their own, with a larger learning rate than the encoder's.
+    They have an optimizer group of their own, with a larger learning rate than the encoder's.
     """
     return [parameter for parameter in loss.parameters() if parameter.requires_grad]
 
 
 def _check_parameters(name: str, factory: MetricLossFactory, params: dict[str, float | int | str | bool]) -> None:
-    """Compares the names of parameters with the factory's signature."""
-    taken = inspect.signature(factory).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+    """Checks that the factory's signature has all parameters.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    signature = inspect.signature(factory).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values()):
         return
-    known = [key for key in taken if key not in ("num_classes", "embedding_dim", "seed")]
+    accepted = [key for key in signature if key not in ("num_classes", "embedding_dim", "seed")]
     for key in params:
-        if key not in known:
+        if key not in accepted:
             raise ConfigError(
                 f"{name} has no parameter {key!r}",
                 where=f"objective.metric_params.{key}",
-                expected=f"one of {', '.join(known)}" if known else "none",
+                expected=f"one of {', '.join(accepted)}" if accepted else "none",
             )

@@ -1,14 +1,14 @@
-"""Potential Field loss (Bhatnagar and Ahuja, CVPR 2025, arXiv 2405.18560), written from the formula.
+"""Potential Field loss (Bhatnagar and Ahuja, CVPR 2025, arXiv 2405.18560), implemented from the formula.
 
-Every embedding and every proxy is a charge. Items of one class attract each other wherever they are further apart than
-``delta``; items of different classes repel each other wherever they are closer than ``delta``:
+Embeddings and proxies are items of a potential field. Items of the same class attract each other when their distance
+is at least ``delta``; items of different classes repel each other when their distance is below ``delta``:
 
     psi_att(d) = -delta^-alpha  if d < delta else -d^-alpha        psi_rep(d) = d^-alpha  if d < delta else delta^-alpha
     U = sum over ordered pairs r != z of embeddings and proxies of psi_att (same class) or psi_rep (different class)
 
-With alpha = 4 and close items the terms reach 1e16, and d^2 = |r|^2 + |z|^2 - 2 r.z cancels; so everything runs in
-fp64, whatever comes in. The value is a sum over all pairs, so value and gradient are made together, block by block:
-memory is one block of the pair matrix, not the 1.2e8 pairs that 743 classes with 15 proxies have.
+With alpha = 4 and close items the terms reach 1e16, and d^2 = |r|^2 + |z|^2 - 2 r.z suffers from cancellation. So all
+arithmetic is float64, for any dtype of the inputs. Value and gradient are computed together over blocks of rows of the
+pair matrix, so that memory holds one block and not all pairs (1.2e8 for 743 classes with 15 proxies).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 Reduction = Literal["mean", "sum"]
 
 _SMALLEST_DISTANCE = 1e-4
-"""Closer items count as this far apart, and exert no force: their direction is noise."""
+"""Smallest distance used in the formula. Items closer than this have no gradient, because its direction is noise."""
 
 
 def potential_field_energy(
@@ -34,18 +34,18 @@ def potential_field_energy(
     reduction: Reduction,
     pairs_per_block: int = 2**23,
 ) -> torch.Tensor:
-    """Returns the scalar energy U of embeddings and proxies, in the type of the embeddings.
+    """Returns the scalar energy U of embeddings and proxies, in the dtype of the embeddings.
 
-    Nothing is normalised here. ``mean`` is the batch average U / I (SAGA's L_DML is one); ``sum`` is U.
+    The inputs are not normalised here. ``mean`` is the batch average U / I, as in SAGA's L_DML; ``sum`` is U.
 
     Args:
-        embeddings_IE: [I, E] floating.
-        labels_I: [I] integers in [0, C).
-        proxies_CME: [C, M, E] floating; M may be 0.
-        delta: positive distance at which forces switch.
-        alpha: exponent, >= 0.
+        embeddings_IE: [I, E], floating.
+        labels_I: [I], integers in [0, C).
+        proxies_CME: [C, M, E], floating; M may be 0.
+        delta: positive distance at which attraction begins and repulsion ends.
+        alpha: exponent, at least 0.
         reduction: ``mean`` or ``sum``.
-        pairs_per_block: how many pairs exist in memory at once (8 bytes each, a few arrays).
+        pairs_per_block: largest number of pairs in memory at the same time (8 bytes each, in a few arrays).
 
     Raises:
         ValueError: shapes, labels or parameters do not fit.
@@ -78,15 +78,15 @@ def potential_field_energy(
 
 
 class PotentialFieldLoss(nn.Module):
-    """Potential Field loss with its proxies; embeddings and proxies are l2-normalised on the way in.
+    """Potential Field loss with its proxies; embeddings and proxies are l2-normalised before the energy is computed.
 
     Args:
-        num_classes: C, labels are in [0, C).
-        embedding_dim: E.
-        seed: decides the initial proxies.
-        proxies_per_class: M; the paper uses 15 (CUB, Cars) and 2 (SOP).
-        delta: the paper searched [0.1, 0.3]; its final value is not published.
-        alpha: the paper searched 0 to 6; its final value is not published.
+        num_classes: C, number of training classes.
+        embedding_dim: E, width of an embedding.
+        seed: seed of the initial proxies.
+        proxies_per_class: M, positive; the paper uses 15 (CUB, Cars) and 2 (SOP).
+        delta: positive distance; the paper searched [0.1, 0.3] and does not publish the final value.
+        alpha: exponent, at least 0; the paper searched 0 to 6 and does not publish the final value.
         reduction: ``mean`` (over the batch) or ``sum``.
     """
 
@@ -108,7 +108,7 @@ class PotentialFieldLoss(nn.Module):
         self.proxies_CME = nn.Parameter(nn.functional.normalize(proxies_CME, dim=-1))
 
     def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
-        """Returns the scalar loss of a batch: embeddings [I, E] floating, labels [I] integers."""
+        """Returns the scalar loss of floating embeddings [I, E] with integer labels [I] in [0, C)."""
         return potential_field_energy(
             nn.functional.normalize(embeddings_IE, dim=-1),
             labels_I,
@@ -120,7 +120,7 @@ class PotentialFieldLoss(nn.Module):
 
 
 class _PairEnergy(torch.autograd.Function):
-    """U and dU/d(items) in one pass over blocks of rows of the pair matrix."""
+    """Computes U and dU/d(items) in one pass over blocks of rows of the pair matrix."""
 
     @staticmethod
     def forward(
@@ -141,9 +141,9 @@ class _PairEnergy(torch.autograd.Function):
             energy += torch.where(other_RS, energy_RS, 0.0).sum()
             if gradient_SE is not None:
                 force_RS = torch.where(other_RS, force_RS, 0.0)
-                # Each unordered pair is in U twice and d(d^2)/dr = 2 (r - z): together a factor of 4.
-                pulled_RE = force_RS.sum(-1, keepdim=True) * items_SE[rows] - force_RS @ items_SE
-                gradient_SE[rows] = 4 * pulled_RE
+                # The factor is 4, because U has each unordered pair twice, and d(d^2)/dr = 2 (r - z).
+                weighted_RE = force_RS.sum(-1, keepdim=True) * items_SE[rows] - force_RS @ items_SE
+                gradient_SE[rows] = 4 * weighted_RE
         if gradient_SE is not None:
             ctx.save_for_backward(gradient_SE)
         return energy
@@ -158,12 +158,12 @@ class _PairEnergy(torch.autograd.Function):
 def _pair_terms(
     squared_RS: torch.Tensor, same_RS: torch.Tensor, delta: float, alpha: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Potential of each pair and its derivative by the squared distance."""
+    """Returns the potential of each pair and its derivative with respect to the squared distance, [R, S] each."""
     clamped_RS = squared_RS.clamp(min=_SMALLEST_DISTANCE**2)
     power_RS = clamped_RS.pow(-alpha / 2)
     near_RS = squared_RS < delta**2
-    acts_RS = same_RS != near_RS
+    active_RS = same_RS != near_RS  # same class and far, or different classes and near
     sign_RS = torch.where(same_RS, -1.0, 1.0).to(power_RS)
-    energy_RS = sign_RS * torch.where(acts_RS, power_RS, delta**-alpha)
-    moves_RS = acts_RS & (squared_RS > _SMALLEST_DISTANCE**2)
-    return energy_RS, torch.where(moves_RS, -sign_RS * (alpha / 2) * power_RS / clamped_RS, 0.0)
+    energy_RS = sign_RS * torch.where(active_RS, power_RS, delta**-alpha)
+    has_gradient_RS = active_RS & (squared_RS > _SMALLEST_DISTANCE**2)
+    return energy_RS, torch.where(has_gradient_RS, -sign_RS * (alpha / 2) * power_RS / clamped_RS, 0.0)

@@ -1,4 +1,4 @@
-"""The verifiable reward: did the completion's verdict agree with the labels?"""
+"""The verifiable reward: 1 when a completion's verdict agrees with the labels, else 0."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterable
 from saga_dist.objectives.json_scan import JsonMember, decode_string, scan_members
 
 _VERDICTS = {"yes": True, "no": False}
-_LONGEST_VERDICT = 64  # characters of a quoted verdict worth decoding
+_LONGEST_VERDICT = 64
+"""Largest number of characters of a quoted verdict; a longer value is no verdict."""
 _FENCED = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*)```", re.DOTALL)
 
 
 def parse_verdict(text: str, verdict_key: str) -> bool | None:
-    """Returns True for "yes" (same class), False for "no", None where the text gives no single verdict.
+    """Returns the verdict of a completion: True for "yes" (same class), False for "no", None without a unique verdict.
 
-    The verdict is the string value of ``verdict_key`` directly inside an outermost JSON object. Fences, prose around
-    the object and a cut-off end are tolerated; case and surrounding white space of the word do not matter. Occurrences
-    inside descriptions (nested objects, strings) do not count. When the key occurs more than once, all occurrences must
-    agree: a completion that says both, or says one and spoils the other, has hedged and gets None, so that there is
-    nothing to win by repeating the key.
+    The verdict is the string value of ``verdict_key`` directly inside an outermost JSON object. Code fences, other text
+    and a truncated end are tolerated; case and surrounding white space are ignored. Occurrences inside descriptions
+    (nested objects, strings) are ignored. When the key occurs more than once, all occurrences must be valid and equal,
+    otherwise the result is None; so a completion cannot gain by giving both answers.
 
     Args:
-        text: one completion, untrusted: any characters, any length. Time is linear in it.
-        verdict_key: e.g. ``same_species``.
+        text: one completion, untrusted, with any characters and of any length. Time is linear in its length.
+        verdict_key: JSON key of the verdict, e.g. ``same_species``.
 
     Raises:
         TypeError: ``text`` or ``verdict_key`` is not a string.
@@ -40,11 +40,14 @@ def parse_verdict(text: str, verdict_key: str) -> bool | None:
 
 
 def verdict_reward(verdict: bool | None, same: bool) -> float:
-    """Returns 1.0 when the verdict equals the truth, else 0.0; no verdict is 0.0.
+    """Returns 1.0 when the verdict is right, and 0.0 when it is wrong or None.
 
     Args:
-        verdict: what ``parse_verdict`` returned.
-        same: whether the two images have the same class.
+        verdict: result of ``parse_verdict``.
+        same: True when the two images have the same class.
+
+    Raises:
+        TypeError: ``verdict`` is neither bool nor None.
 
     Source: SAGA Eq. 3.
     """
@@ -54,14 +57,17 @@ def verdict_reward(verdict: bool | None, same: bool) -> float:
 
 
 def json_is_valid(text: str, required_keys: Iterable[str] = ()) -> bool:
-    """Returns whether the whole completion is exactly one JSON object, optionally in one Markdown fence.
+    """Returns True when the whole completion is exactly one JSON object, optionally in one Markdown fence.
 
-    Stricter than ``parse_verdict`` on purpose: this is the monitored format metric, not the reward. Repeated keys, NaN,
-    anything before or after the object, and nesting too deep for the parser are invalid.
+    It is stricter than ``parse_verdict`` on purpose, because it is a metric of the format and not the reward. Repeated
+    keys, NaN, text before or after the object, and nesting too deep for the parser are invalid.
 
     Args:
         text: one completion, untrusted.
         required_keys: keys that the object must have at its top level.
+
+    Raises:
+        TypeError: ``text`` is not a string.
     """
     _check_text(text)
     body = text.strip()
@@ -79,6 +85,7 @@ def json_is_valid(text: str, required_keys: Iterable[str] = ()) -> bool:
 
 
 def _read_verdict(text: str, member: JsonMember) -> bool | None:
+    """Returns the verdict in the value of a member; None when the value is no verdict."""
     if not (member.closed and member.clean) or member.end - member.start > _LONGEST_VERDICT:
         return None
     word = decode_string(text[member.start : member.end])

@@ -1,4 +1,4 @@
-"""The reward as an extension point: a function of one completion, by name or import path (``objective.reward``)."""
+"""The reward, an extension point: a function of one completion, set by name or import path (``objective.reward``)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class RewardResult(NamedTuple):
     """Score of one completion."""
 
     value: float
-    """Any number that is finite in float32, partial credit included; advantages come from its spread in the group."""
+    """Reward, any number that is finite in float32; advantages are computed from the rewards of a group."""
     is_correct: bool
-    """True where the completion is right: only such completions give attention targets to L_KL."""
+    """True when the completion is correct; only correct completions give attention targets for L_KL."""
 
 
 class RewardFn(Protocol):
     """A reward: a pure function, called in the process of the rollout worker.
 
-    Equal arguments must give equal results, because a retried group is scored again. The text is untrusted model output
-    of any length: every string must get a result, in time about linear in its length.
+    Equal arguments must give equal results, because a retried group is scored again. The text is untrusted output of a
+    model: the function must return a result for every string, in time about linear in its length.
     ``saga_dist.testing.check_reward`` checks this.
     """
 
@@ -43,33 +43,31 @@ class RewardFn(Protocol):
 
         Args:
             text: the completion, decoded without special tokens.
-            pair: the images' labels; ``pair.same`` is the right verdict.
-            prompt: what was asked: its vocabulary, and the keys of the answer.
+            pair: the pair, with its labels; ``pair.same`` is the right verdict.
+            prompt: the prompt, with its vocabulary and the JSON keys of the answer.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedReward:
-    """A reward whose results are checked where they come back.
-
-    Args:
-        name: of the reward, for messages.
-        function: the reward.
-    """
+    """A user's reward whose results are checked."""
 
     name: str
+    """Import path of the reward, for error messages."""
     function: RewardFn
+    """The user's function."""
 
     def __call__(self, text: str, pair: ImagePair, prompt: PromptSpec) -> RewardResult:
         """Returns the result of the reward.
 
         Raises:
-            ConfigError: the reward raised, or its result is no finite number with a bool; names reward and pair.
+            ConfigError: the reward raised, or its result is not a finite number with a bool; the error names reward and
+                pair.
         """
         where = f"objective.reward = {self.name!r}, pair {pair.pair_id}"
         try:
             result = self.function(text, pair, prompt)
-        except Exception as error:  # decided here: a reward that fails on one text would fail on it on any worker
+        except Exception as error:  # handled here: a reward that raises for a text would raise on every worker
             what = f"raised {one_line(error)}"
             raise ConfigError(what, where=where, expected="a result for every text", fix=_FIX) from error
         if not _is_result(result):
@@ -80,16 +78,19 @@ class CheckedReward:
 
 
 def score_verdict(text: str, pair: ImagePair, prompt: PromptSpec) -> RewardResult:
-    """Returns value 1 and correct where the verdict of ``text`` agrees with the labels, else 0 and not correct."""
+    """Returns (1, True) when the verdict of ``text`` agrees with the labels, else (0, False)."""
     value = verdict_reward(parse_verdict(text, prompt.verdict_key), pair.same)
     return RewardResult(value, value == 1)
 
 
 def load_reward(name: str) -> RewardFn:
-    """Returns the reward that ``objective.reward`` names; the results of one's own are checked.
+    """Returns a reward; the results of a user's reward are checked.
+
+    Args:
+        name: name of a built-in reward, or import path (``objective.reward``).
 
     Raises:
-        ConfigError: the name is unknown, this process cannot import it, or it is not callable.
+        ConfigError: the name is unknown, cannot be imported in this process, or is not callable.
     """
     reward: RewardFn = REWARDS.load(name)
     if not callable(reward):
@@ -100,6 +101,7 @@ def load_reward(name: str) -> RewardFn:
 
 
 def _is_result(result: object) -> bool:
+    """Returns True for a pair of a number that is finite in float32 and a bool."""
     if not isinstance(result, tuple) or len(result) != 2:
         return False
     value, is_correct = result
@@ -110,5 +112,6 @@ def _is_result(result: object) -> bool:
 
 
 def _shortened(result: object) -> str:
+    """Returns at most 80 characters of an object's representation, in one line."""
     text = " ".join(repr(result).split())
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""Which generated tokens describe image a, and which image b: the sets A_a and A_b."""
+"""Finds the generated tokens that describe image a and image b: the sets A_a and A_b."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ import torch
 from saga_dist.objectives.json_scan import scan_members
 
 _REPLACEMENT = "\ufffd"
-_LONGEST_RUN = 16  # tokens: a UTF-8 character has 4 bytes, so a longer undecodable run is noise
+"""Character that decoders insert for bytes that are no UTF-8."""
+_LONGEST_RUN = 16
+"""Largest number of tokens decoded together; a UTF-8 character has at most 4 bytes, so a longer run is invalid."""
 
 
 class Span(NamedTuple):
     """Half-open range of characters [start, end)."""
 
     start: int
+    """Index of the first character."""
     end: int
+    """Index after the last character."""
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that offsets need (``tokenizers`` and ``transformers`` both have it)."""
+    """Tokenizer with a ``decode`` method, such as those of ``tokenizers`` and ``transformers``."""
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> str: ...
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> str:
+        """Returns the text of the tokens."""
 
 
 def description_spans(text: str, key_a: str, key_b: str) -> tuple[Span | None, Span | None]:
     """Returns the character ranges between the braces of the objects under ``key_a`` and ``key_b``.
 
-    Only keys of an outermost object count; of a repeated key the first object counts. An object that was cut off
-    reaches to the end of the text. A key that is missing, or whose value is no object, gives None.
+    Only keys of an outermost object are considered; of a repeated key, the first object is used. A truncated object
+    extends to the end of the text. A key that is missing, or whose value is no object, gives None.
 
     Args:
-        text: one completion, untrusted; time is linear in it.
-        key_a: e.g. ``bird_1``.
-        key_b: e.g. ``bird_2``; must differ from ``key_a``.
+        text: one completion, untrusted; time is linear in its length.
+        key_a: JSON key of image a's description, e.g. ``bird_1``.
+        key_b: JSON key of image b's description, e.g. ``bird_2``; must differ from ``key_a``.
 
     Raises:
         ValueError: the keys are equal.
@@ -53,14 +58,14 @@ def description_spans(text: str, key_a: str, key_b: str) -> tuple[Span | None, S
 
 
 def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:
-    """Returns bool [T]: tokens that share at least one character with the span.
+    """Returns bool [T], True for tokens that share at least one character with the span.
 
-    A token that straddles an edge (``{"`` or ``"},``) counts when some of it lies inside. Empty tokens (special tokens)
-    never count, and no span gives all False.
+    A token across an edge of the span (``{"`` or ``"},``) is True when a part of it lies inside. Empty tokens (special
+    tokens) are False.
 
     Args:
-        offsets_T2: [T, 2] integer character ranges, half-open.
-        span: range in the same text.
+        offsets_T2: [T, 2], integers, half-open character ranges of the tokens.
+        span: range in the same text; None gives all False.
 
     Raises:
         ValueError: offsets are not integers of shape [T, 2].
@@ -74,27 +79,27 @@ def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:
 
 
 def token_offsets(pieces: Sequence[str]) -> torch.Tensor:
-    """Returns [T, 2] int64 character ranges of pieces whose concatenation is the text."""
+    """Returns the character ranges of the pieces in their concatenation, int64 [T, 2]."""
     return _offsets_from_ends(list(accumulate(map(len, pieces))), [False] * len(pieces), pieces)
 
 
 def token_offsets_from_decode(tokenizer: Decoder, token_ids: Sequence[int]) -> torch.Tensor:
-    """Returns [T, 2] int64 character ranges of each token in the text that the tokenizer decodes from all of them.
+    """Returns the character range of each token in the decoded text, int64 [T, 2].
 
-    The text meant is ``tokenizer.decode(ids, skip_special_tokens=True)``. With byte-level tokenizers one character may
-    be spread over several tokens: each of them gets the whole character. Special tokens get an empty range. The cost is
-    one decode per distinct token, plus a few for characters that are split; only a tokenizer whose pieces do not
-    concatenate to the text (one that joins words with spaces) costs quadratic time. Bytes that are no UTF-8 may make a
-    range one character too long.
+    The text is ``tokenizer.decode(ids, skip_special_tokens=True)``. With byte-level tokenizers, a character may be
+    divided over several tokens; each of them gets the range of the whole character. Special tokens get an empty range.
+    The cost is one decode per distinct token, and a few more for divided characters. Only a tokenizer whose decoded
+    tokens do not concatenate to the text (e.g. one that joins words with spaces) takes quadratic time. Bytes that are
+    no UTF-8 may make a range one character too long.
 
     Args:
-        tokenizer: anything with ``decode(ids, skip_special_tokens=...)``.
-        token_ids: [T] generated ids.
+        tokenizer: tokenizer of the model.
+        token_ids: [T], generated ids.
     """
     ids = [int(token_id) for token_id in token_ids]
     text = _decode(tokenizer, ids)
-    alone = {token_id: _decode(tokenizer, [token_id]) for token_id in set(ids)}
-    pieces = [alone[token_id] for token_id in ids]
+    piece_of = {token_id: _decode(tokenizer, [token_id]) for token_id in set(ids)}
+    pieces = [piece_of[token_id] for token_id in ids]
     if "".join(pieces) == text and _REPLACEMENT not in text:
         return token_offsets(pieces)
     ends, partial = _ends_by_run(tokenizer, ids, pieces)
@@ -106,10 +111,10 @@ def token_offsets_from_decode(tokenizer: Decoder, token_ids: Sequence[int]) -> t
 
 
 def _ends_by_run(tokenizer: Decoder, ids: list[int], pieces: list[str]) -> tuple[list[int], list[bool]]:
-    """Length of the text after each token, and whether its last character may still be missing bytes.
+    """Returns the length of the text after each token, and flags that are True where its last character is incomplete.
 
-    A token that decodes alone without a replacement character begins and ends at character boundaries, so only the runs
-    of tokens between such tokens have to be decoded together.
+    A token whose own decoding has no replacement character begins and ends at character boundaries. So only the runs of
+    tokens between such tokens have to be decoded together.
     """
     ends: list[int] = []
     partial: list[bool] = []
@@ -118,8 +123,8 @@ def _ends_by_run(tokenizer: Decoder, ids: list[int], pieces: list[str]) -> tuple
         inside_run = index > run_start
         if not inside_run:
             run_start, run_base = index, length
-        clean_alone = _REPLACEMENT not in piece
-        run_text = piece if clean_alone and not inside_run else _decode(tokenizer, ids[run_start : index + 1])
+        is_whole = _REPLACEMENT not in piece
+        run_text = piece if is_whole and not inside_run else _decode(tokenizer, ids[run_start : index + 1])
         length = run_base + len(run_text)
         incomplete = run_text.endswith(_REPLACEMENT)
         ends.append(length)
@@ -130,16 +135,19 @@ def _ends_by_run(tokenizer: Decoder, ids: list[int], pieces: list[str]) -> tuple
 
 
 def _offsets_from_ends(ends: Sequence[int], partial: Sequence[bool], pieces: Sequence[str]) -> torch.Tensor:
-    """Ranges from text lengths; a token that continues an unfinished character begins within that character."""
+    """Returns the ranges [T, 2] of tokens from the lengths of the text after them.
+
+    The range of a token that continues an incomplete character includes that character.
+    """
     offsets: list[tuple[int, int]] = []
-    previous_end, open_character = 0, False
+    previous_end, incomplete = 0, False
     for end, is_partial, piece in zip(ends, partial, pieces, strict=True):
-        if not piece and end == previous_end:  # a special token, even in the middle of a character
+        if not piece and end == previous_end:  # a special token, which may be in the middle of a character
             offsets.append((end, end))
             continue
-        continues = open_character and _REPLACEMENT in piece
+        continues = incomplete and _REPLACEMENT in piece
         offsets.append((min(previous_end - continues, end), end))
-        previous_end, open_character = end, is_partial
+        previous_end, incomplete = end, is_partial
     return torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2)
 
 
