@@ -1,1 +1,1 @@
-"""Any frozen encoder under the protocol of a SAGA run: timm, Hugging Face, or another run."""
+"""Evaluates frozen encoders (timm, Hugging Face, another run, a user's own) with the protocol of a SAGA run."""

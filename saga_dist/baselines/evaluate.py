@@ -1,4 +1,4 @@
-"""A frozen encoder on a configuration's data: the same images, queries, figures and intervals as a run's own."""
+"""Evaluates a frozen encoder on a configuration's data, with the images, queries, metrics and intervals of a run."""
 
 from __future__ import annotations
 
@@ -17,33 +17,39 @@ from saga_dist.runtime.build import build_splits, resolve_device
 from saga_dist.training.evaluation import retrieval_result
 
 BATCH = 64
+"""Images per call of the encoder."""
 
 
 class Comparison(Section):
-    """One row of a comparison: an encoder, its card and its figures."""
+    """Result of a frozen encoder on a split."""
 
     encoder: EncoderCard
+    """Facts about the encoder."""
     data: str
+    """Layout and root of the data set."""
     split: str
+    """``test`` or ``val``."""
     result: SplitResult
+    """Retrieval metrics of the split."""
     ms_per_image: float
-    """Preprocessing and forward pass in batches of 64, decoding left out."""
+    """Milliseconds per image for preprocessing and forward pass in batches of 64, without decoding the image file."""
     device: str
+    """Device of the encoder."""
 
 
 def compare(
     text: str, config: RunConfig, split: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Comparison:
-    """Returns the figures of a frozen encoder on a split of a configuration's data.
+    """Returns the result of a frozen encoder on a split of a configuration's data.
 
     Args:
-        text: the encoder, see ``frozen``.
-        config: data, seed of k-means and bootstrap, device.
+        text: specification of the encoder, see ``frozen_encoder``.
+        config: configuration with data, device, and the seed of k-means and bootstrap.
         split: ``test`` or ``val``.
-        on_progress: called with images done and images in all.
+        on_progress: called after every batch with the number of images done and of all images.
 
     Raises:
-        UserError: encoder or data cannot be used.
+        UserError: the encoder or the data cannot be used.
     """
     if split not in ("test", "val"):
         raise ConfigError(f"--split {split!r}", expected="test or val")
@@ -55,9 +61,13 @@ def compare(
     total = len(images) + (len(gallery) if gallery is not None else 0)
     clock = _Clock(lambda done: on_progress(done, total))
     queries = _embed(encoder, images, clock)
-    searched = None if gallery is None else _embed(encoder, gallery, clock)
+    gallery_embeddings = None if gallery is None else _embed(encoder, gallery, clock)
     result = retrieval_result(
-        queries, searched, seed=config.run.seed, resamples=config.evaluation.bootstrap_resamples, precision=True
+        queries,
+        gallery_embeddings,
+        seed=config.run.seed,
+        resamples=config.evaluation.bootstrap_resamples,
+        precision=True,
     )
     return Comparison(
         encoder=encoder.card,
@@ -70,29 +80,37 @@ def compare(
 
 
 class _Clock:
-    """Seconds per image; the first batch, which also pays for memory and kernels, counts only where it is alone."""
+    """Measures the time per image.
+
+    The first batch includes memory allocation and the choice of kernels, so it counts only when there is no other.
+
+    Args:
+        on_done: called after every batch with the number of images done.
+    """
 
     def __init__(self, on_done: Callable[[int], None]) -> None:
         self._on_done = on_done
         self._batches: list[tuple[int, float]] = []
 
-    def note(self, images: int, seconds: float) -> None:
+    def add(self, images: int, seconds: float) -> None:
+        """Adds a batch."""
         self._batches.append((images, seconds))
         self._on_done(sum(count for count, _ in self._batches))
 
     @property
     def ms_per_image(self) -> float:
-        """Milliseconds."""
+        """Milliseconds per image."""
         counted = self._batches[1:] or self._batches
         return 1000 * sum(seconds for _, seconds in counted) / sum(count for count, _ in counted)
 
 
 def _embed(encoder: FrozenEncoder, images: ImageSet, clock: _Clock) -> Embeddings:
+    """Returns the embeddings of a set of images, checked with ``check_embeddings``."""
     chunks = []
     for start in range(0, len(images), BATCH):
         batch = [images.original(index) for index in range(start, min(start + BATCH, len(images)))]
         started = time.perf_counter()
         values_IE = encoder.encode(batch)
-        clock.note(len(batch), time.perf_counter() - started)
+        clock.add(len(batch), time.perf_counter() - started)
         chunks.append(check_embeddings(values_IE, len(batch), encoder.card.dimension, f"--encoder {encoder.card.spec}"))
     return Embeddings(np.concatenate(chunks), images.labels_I, images.attributes_IA)

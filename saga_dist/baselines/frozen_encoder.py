@@ -1,12 +1,12 @@
-"""Frozen encoders for comparison: their interface, and the ways to name one on the command line.
+"""Frozen encoders for comparison: their interface, and their specification on the command line.
 
-timm:NAME                       pretrained weights of timm
-timm:NAME?pretrained=false      the architecture with random weights
-timm:FILE.safetensors@NAME      weights of one's own in timm's format
-hf:FOLDER or hf:HUB/NAME        Hugging Face, transformers' AutoModel; ?pool=pooled, cls or mean
-run:DIR                         the encoder of a SAGA run, or an encoder's own folder; ?family=package.module:object
-                                names its model family where that is not built in
-py:package.module:object        an encoder of one's own: a function (spec, device) to a FrozenEncoder; any ?key=value
+timm:NAME                       a timm model with its pretrained weights
+timm:NAME?pretrained=false      a timm model with random weights
+timm:FILE.safetensors@NAME      a timm model with weights from a file in timm's format
+hf:FOLDER or hf:HUB/NAME        a Hugging Face model, loaded by transformers' AutoModel; ?pool=pooled, cls or mean
+run:DIR                         the encoder of a SAGA run, or a folder with a saved encoder; for a model family that is
+                                not built in, ?family=package.module:object
+py:package.module:object        a user's function (spec, device) that returns a FrozenEncoder; any ?key=value
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 LENGTH_TOLERANCE = 1e-3
-"""Largest difference of an embedding's length from 1."""
+"""Largest absolute difference of an embedding's l2 norm from 1."""
 OWN = "py"
-"""Kind of encoders that are named by import path."""
+"""Kind of encoders that are given by import path."""
 ENCODERS: Registry[EncoderFactory] = Registry(
     "encoder",
     "--encoder",
@@ -44,48 +44,56 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "hf": {"pool": ("pooled", "cls", "mean")},
     "run": {"family": ()},
 }
-"""Options of each built-in kind, with the values that each takes; () stands for any."""
+"""Options of each built-in kind, with their valid values; an empty tuple stands for any value."""
 
 
 class EncoderCard(Section):
-    """Facts about an encoder, without which its figures cannot be compared with others."""
+    """Facts about an encoder that are needed to compare its results with those of others."""
 
     spec: str
+    """Specification of the encoder, as given."""
     backbone: str
+    """Architecture."""
     pretraining: str
-    """The checkpoint's own statement."""
+    """Pre-training, as stated by the checkpoint."""
     pooling: str
+    """Pooling of tokens to an embedding."""
     preprocessing: str
+    """Resizing and cropping of images."""
     dimension: int
+    """E, width of an embedding."""
     parameters: int
+    """Number of parameters of the image encoder."""
     image_height: int
+    """Height of the encoder's input, in pixels."""
     image_width: int
+    """Width of the encoder's input, in pixels."""
 
 
 @runtime_checkable
 class FrozenEncoder(Protocol):
-    """Turns images into embeddings, its own preprocessing included; ``saga_dist.testing.check_encoder`` checks it."""
+    """Encoder of images with its own preprocessing; ``saga_dist.testing.check_encoder`` checks an implementation."""
 
     @property
     def card(self) -> EncoderCard:
-        """The facts that are printed beside its figures."""
+        """Facts that are printed beside the results."""
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """Returns embeddings [I, E] float32, l2-normalised, of upright RGB images of any size."""
+        """Returns the embeddings of upright RGB images of any size, float32 [I, E], l2-normalised."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """A parsed ``--encoder``."""
+    """A parsed specification of an encoder (``--encoder``)."""
 
     text: str
-    """The whole text."""
+    """The whole specification."""
     kind: str
     """Built-in kind, or ``py``."""
     name: str
-    """The part between kind and options; for ``py`` the import path."""
+    """Part between kind and options; for ``py`` the import path."""
     options: dict[str, str]
-    """Values by key, as they were typed."""
+    """Values of the options by key, as typed."""
 
 
 EncoderFactory = Callable[[EncoderSpec, "torch.device"], FrozenEncoder]
@@ -93,10 +101,14 @@ EncoderFactory = Callable[[EncoderSpec, "torch.device"], FrozenEncoder]
 
 
 def open_encoder(text: str, device: torch.device) -> FrozenEncoder:
-    """Returns the encoder that ``--encoder`` names.
+    """Returns a frozen encoder.
+
+    Args:
+        text: specification of the encoder (``--encoder``).
+        device: device to run it on.
 
     Raises:
-        UserError: it cannot be had; one line says why.
+        UserError: the specification is wrong, or the encoder cannot be loaded.
     """
     spec = parse_spec(text)
     name = spec.name if spec.kind == OWN else spec.kind
@@ -113,10 +125,10 @@ def open_encoder(text: str, device: torch.device) -> FrozenEncoder:
 
 
 def parse_spec(text: str) -> EncoderSpec:
-    """Returns the parts of ``KIND:NAME?key=value``.
+    """Returns the parts of a specification ``KIND:NAME?key=value``.
 
     Raises:
-        ConfigError: it is none, or an option is unknown or wrong.
+        ConfigError: the text has another form, or an option or its value is unknown.
     """
     kind, colon, rest = text.partition(":")
     name, _, query = rest.partition("?")
@@ -135,10 +147,16 @@ def parse_spec(text: str) -> EncoderSpec:
 
 
 def check_embeddings(values_IE: np.ndarray, num_images: int, dimension: int, where: str) -> np.ndarray:
-    """Returns what an encoder gave for some images, which must have the form that ``FrozenEncoder.encode`` promises.
+    """Returns the embeddings that an encoder returned, after checking their form.
+
+    Args:
+        values_IE: result of ``FrozenEncoder.encode``.
+        num_images: I, number of images.
+        dimension: E, width of an embedding.
+        where: the encoder, for the error.
 
     Raises:
-        ConfigError: other shape or dtype, or rows that are not finite and of length 1.
+        ConfigError: shape or dtype is wrong, or a row is not finite or has another l2 norm than 1.
     """
     expected = f"float32 [{num_images}, {dimension}], rows of length 1"
     values = np.asarray(values_IE)
@@ -151,10 +169,14 @@ def check_embeddings(values_IE: np.ndarray, num_images: int, dimension: int, whe
 
 
 def unit_float32(values_IE: np.ndarray, where: str) -> np.ndarray:
-    """Returns float32 rows of length 1.
+    """Returns features as float32, l2-normalised.
+
+    Args:
+        values_IE: [I, E], features of I images.
+        where: the encoder, for the error.
 
     Raises:
-        ConfigError: what the encoder gave is not one vector an image.
+        ConfigError: there is not one vector per image.
     """
     if values_IE.ndim != 2:
         raise ConfigError(f"gives features of shape {values_IE.shape}", where=where, expected="one vector an image")

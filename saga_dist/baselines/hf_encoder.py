@@ -1,11 +1,12 @@
-"""Vision encoders in Hugging Face format: the checkpoint's own image processor, transformers' AutoModel.
+"""Vision encoders in Hugging Face format, with the checkpoint's own image processor and transformers' AutoModel.
 
-Where the vector of an image comes from, unless ``?pool=`` says otherwise:
+Pooling of an image's tokens (``?pool=``):
 
-pooled   the checkpoint's own pooler (``pooler_output``; of CLIP, SigLIP and the like the projected image features),
-         where its weights are in the checkpoint: transformers invents missing ones at random
-cls      the first token of the last hidden state, where there is no such pooler
-mean     the mean of the patch tokens, class and register tokens left out
+pooled   output of the checkpoint's own pooler (``pooler_output``; for models such as CLIP and SigLIP the projected
+         image features); the default when the checkpoint has the pooler's weights, which transformers would otherwise
+         initialise at random
+cls      first token of the last hidden state; the default in all other cases
+mean     mean of the patch tokens, without class and register tokens
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from saga_dist.errors import ConfigError, ModelError
 from saga_dist.models.model_files import ModelFiles
 
 _TEXT_PARTS = ("text_model.", "text_projection.", "logit_")
+"""Prefixes of the parameters that image encoding does not use."""
 
 
 class HfEncoder:
-    """A transformers vision model; implements ``FrozenEncoder``.
+    """A vision model of transformers; implements ``FrozenEncoder``.
 
     Args:
-        spec: folder or hub name; option ``pool``.
-        device: where it runs.
+        spec: specification with a folder or hub name, and the option ``pool``.
+        device: device of the weights.
 
     Raises:
-        ModelError: no such folder, hub not reachable, no model or image processor, or weights that do not fit.
-        ConfigError: this model has no such pooling.
+        ModelError: the folder does not exist, the hub cannot be reached, or the model, its image processor or its
+            weights cannot be loaded.
+        ConfigError: the model does not have the requested pooling.
     """
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
@@ -70,11 +73,12 @@ class HfEncoder:
         )
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """Returns embeddings [I, E] float32, l2-normalised."""
+        """Returns the embeddings of images, float32 [I, E], l2-normalised."""
         pixels = self._pixels(images)
         return unit_float32(self._vector(self._forward(pixels), pixels).float().cpu().numpy(), self._where)
 
     def _pixels(self, images: Sequence[Image]) -> torch.Tensor:
+        """Returns the preprocessed images, [I, 3, H, W]."""
         pixels = self._processor(images=list(images), return_tensors="pt").get("pixel_values")
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4:
             raise ModelError("its image processor gives no [I, 3, H, W] pixels", where=self._where)
@@ -82,11 +86,16 @@ class HfEncoder:
 
     @torch.no_grad()
     def _forward(self, pixels_ICHW: torch.Tensor) -> Any:
-        if hasattr(self._model, "get_image_features"):  # image and text: the image's half
+        if hasattr(self._model, "get_image_features"):  # a model of images and text
             return self._model.get_image_features(pixel_values=pixels_ICHW)
         return self._model(pixel_values=pixels_ICHW)
 
     def _vector(self, output: Any, pixels_ICHW: torch.Tensor) -> torch.Tensor:
+        """Returns the pooled features [I, E] of the model's output.
+
+        Raises:
+            ConfigError: the model does not have the requested pooling.
+        """
         if self._pool == "pooled":
             pooled = output.get("pooler_output")
             if pooled is None:
@@ -109,6 +118,11 @@ class HfEncoder:
         return torch.as_tensor(hidden)[:, max(extra, 0) :].mean(1)
 
     def _num_patches(self, pixels_ICHW: torch.Tensor) -> int:
+        """Returns the number of patches of one image.
+
+        Raises:
+            ConfigError: the model's configuration has no patch size.
+        """
         config = self._model.config
         config = config.vision_config if hasattr(config, "vision_config") else config
         if not hasattr(config, "patch_size"):
@@ -119,7 +133,11 @@ class HfEncoder:
 
 
 def _load(spec: EncoderSpec, where: str) -> tuple[Any, Any, str]:
-    """Image processor, model, and the name of a pooler weight that the checkpoint lacks ('' when it lacks none)."""
+    """Returns image processor, model, and the name of a pooler weight that the checkpoint lacks (empty for none).
+
+    Raises:
+        ModelError: one of them cannot be loaded, or another weight is missing.
+    """
     from transformers import AutoImageProcessor, AutoModel
 
     path = Path(spec.name).expanduser()
@@ -147,22 +165,24 @@ def _load(spec: EncoderSpec, where: str) -> tuple[Any, Any, str]:
 
 
 def _pretraining(name: str) -> str:
-    """What the checkpoint's model card says: data sets, base model, licence."""
+    """Returns data sets, base model and licence, as stated in the checkpoint's model card."""
     path = Path(name).expanduser()
     card = ModelFiles(path if path.is_dir() else name).find("README.md")
     text = card.read_text("utf-8", "replace") if card else ""
     try:
-        said = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
+        metadata = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
     except yaml.YAMLError:
-        said = None
-    facts = said if isinstance(said, dict) else {}
-    parts = [f"{key}: {_words(facts[key])}" for key in ("datasets", "base_model", "license") if facts.get(key)]
+        metadata = None
+    facts = metadata if isinstance(metadata, dict) else {}
+    parts = [f"{key}: {_listed(facts[key])}" for key in ("datasets", "base_model", "license") if facts.get(key)]
     return f"{name}; {'; '.join(parts) or 'its card names no data'}"
 
 
-def _words(value: object) -> str:
+def _listed(value: object) -> str:
+    """Returns a value, or the values of a list separated by commas."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _line(error: BaseException) -> str:
+    """Returns the message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A result beside the published rows of a table: what the paper printed, and where one's own interval lies."""
+"""Prints a result below the published rows of a table, and compares each published Recall@1 with its interval."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from saga_dist.sweep.table import PublishedFigures, Table
 
 
 def published_table(table: Table, result: SplitResult, *, name: str) -> RichTable:
-    """Returns the published rows, and a last row of one's own with its 95 % interval.
+    """Returns a table of the published rows, with the given result and its 95 % interval in the last row.
 
-    A published row says whether its Recall@1 lies below, within or above that interval: of the same classes and one
-    run, so that it is no test between two methods (``sweep`` has one).
+    The last column says whether the published Recall@1 lies below, within or above the interval. The interval is over
+    classes, for one run, so this is no test between two methods (``sweep`` has one).
 
     Args:
-        table: rows with published figures; others are left out.
-        result: of the split that the table is about.
-        name: what the last row is called.
+        table: table of the paper; rows without published figures are left out.
+        result: result on the split that the table is about.
+        name: label of the last row.
     """
     shown = RichTable(
         title=f"\n{table.title}: published, and this one",
@@ -41,6 +41,7 @@ def published_table(table: Table, result: SplitResult, *, name: str) -> RichTabl
 
 
 def _cells(paper: PublishedFigures, low: float, high: float) -> tuple[str, str, str, str]:
+    """Returns the cells of a published row; low and high are the ends of the interval, in percent."""
     spread = "" if paper.recall_sd is None else f" ± {paper.recall_sd:.1f}"
     recall = paper.recall_at_1
     where = "below" if recall < low else "above" if recall > high else "within"

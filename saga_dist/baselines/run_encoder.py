@@ -1,4 +1,4 @@
-"""The encoder of a SAGA run among the others."""
+"""The encoder of a SAGA run as a ``FrozenEncoder``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class RunEncoder:
     """Tower and pooler of a run; implements ``FrozenEncoder``.
 
     Args:
-        spec: run directory, or an encoder's own folder; option ``family``, see ``saga_dist.load``.
-        device: where it runs.
+        spec: specification with a run directory or a folder with a saved encoder, and the option ``family`` (see
+            ``saga_dist.load``).
+        device: device of the weights.
 
     Raises:
         CheckpointError: there is no encoder, or it is damaged.
@@ -44,11 +45,12 @@ class RunEncoder:
         )
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """Returns embeddings [I, E] float32, l2-normalised."""
+        """Returns the embeddings of images, float32 [I, E], l2-normalised."""
         return self._encoder.encode(images)
 
 
 def _training(folder: Path) -> str:
+    """Returns model, steps, data and losses of a run, in one line."""
     if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
         return "an encoder's folder: its run is not beside it"
     config = load_run_config(folder)

@@ -20,12 +20,12 @@ class TimmEncoder:
     """A timm model without its classifier; implements ``FrozenEncoder``.
 
     Args:
-        spec: ``NAME``, or ``FILE.safetensors@NAME``; option ``pretrained``.
-        device: where it runs.
+        spec: specification with ``NAME`` or ``FILE.safetensors@NAME``, and the option ``pretrained``.
+        device: device of the weights.
 
     Raises:
-        ConfigError: timm is not installed, or does not know the name.
-        ModelError: the weights cannot be had, or do not fit.
+        ConfigError: timm is not installed, or has no model of this name.
+        ModelError: the weights cannot be loaded, or do not fit.
     """
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
@@ -55,12 +55,17 @@ class TimmEncoder:
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """Returns embeddings [I, E] float32, l2-normalised."""
+        """Returns the embeddings of images, float32 [I, E], l2-normalised."""
         pixels = torch.stack([self._transform(image) for image in images]).to(self._device)
         return unit_float32(self._model(pixels).float().cpu().numpy(), self._where)
 
 
 def _import_timm(spec: EncoderSpec) -> Any:
+    """Returns the module timm.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     try:
         import timm
         import timm.data
@@ -72,6 +77,11 @@ def _import_timm(spec: EncoderSpec) -> Any:
 
 
 def _check_name(timm: Any, name: str, spec: EncoderSpec) -> None:
+    """Checks that timm has a model and, if the name has a tag, its weights.
+
+    Raises:
+        ConfigError: it does not.
+    """
     architecture, _, tag = name.partition(".")
     where = f"--encoder {spec.text}"
     if not timm.is_model(architecture):
@@ -84,9 +94,14 @@ def _check_name(timm: Any, name: str, spec: EncoderSpec) -> None:
 
 
 def _create(timm: Any, name: str, pretrained: bool, spec: EncoderSpec) -> Any:
+    """Returns a timm model without classifier.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
+    """
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors; without weights at all, RuntimeError
+    except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors; a model without weights: RuntimeError
         raise ModelError(
             f"the weights of {name} cannot be had ({_line(error)})",
             where=f"--encoder {spec.text}",
@@ -95,7 +110,12 @@ def _create(timm: Any, name: str, pretrained: bool, spec: EncoderSpec) -> Any:
 
 
 def _fill(model: Any, file: Path, spec: EncoderSpec) -> None:
-    """Loads weights; apart from the classifier everything must be there, and nothing else."""
+    """Loads the weights of a file, which must have all tensors of the model and no others, except the classifier's.
+
+    Raises:
+        ConfigError: the file has another suffix than ``.safetensors``.
+        ModelError: the file cannot be read, or its tensors do not fit.
+    """
     where = f"--encoder {spec.text}"
     if file.suffix != ".safetensors":
         raise ConfigError(f"file {file.name!r}", where=where, expected="a .safetensors file")
@@ -117,19 +137,21 @@ def _fill(model: Any, file: Path, spec: EncoderSpec) -> None:
 
 
 def _pretraining(config: dict[str, Any], pretrained: bool, file: str) -> str:
+    """Returns the pre-training of the weights, as far as timm states it."""
     if file:
-        return f"whatever made {file}"
+        return f"unknown: weights of {file}"
     if not pretrained:
         return "none: random weights"
-    said = [config.get("tag") or "no tag", config.get("hf_hub_id") or "", config.get("license") or ""]
-    return ", ".join(part for part in said if part)
+    parts = [config.get("tag") or "no tag", config.get("hf_hub_id") or "", config.get("license") or ""]
+    return ", ".join(part for part in parts if part)
 
 
 def _pooling(model: Any) -> str:
-    """timm's own word for it: token, avg, map, …; convolutional models keep it in a module."""
+    """Returns timm's name of the pooling (token, avg, map, …), which convolutional models do not have as a string."""
     pool = model.global_pool if hasattr(model, "global_pool") else ""
     return pool if isinstance(pool, str) and pool else "timm's own head"
 
 
 def _line(error: BaseException) -> str:
+    """Returns the message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
