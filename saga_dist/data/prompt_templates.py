@@ -1,4 +1,4 @@
-"""Prompt templates: the text of the comparison prompt, and the JSON answer that it asks for (``prompt.variant``).
+"""Prompt templates (``prompt.variant``): the text of the comparison prompt, and the JSON keys of its answer.
 
 The built-in templates are the paper's prompt (``structured``) and its ablation (``generic``).
 """
@@ -15,27 +15,28 @@ from saga_dist.data.vocabularies import Vocabulary
 from saga_dist.errors import ConfigError
 
 CONFIDENCES = ("high", "medium", "low")
+"""Values of the key ``confidence`` that the prompt offers."""
 VERDICTS = ("yes", "no")
+"""Values of the verdict that the prompt offers."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerKeys:
-    """Top-level keys of the JSON object that a template asks for.
-
-    Args:
-        keys: all of them, in the order of the answer.
-        verdict_key: the one whose value is ``yes`` (same class) or ``no``.
-        key_a: the one whose value describes image a, an object of attributes; '' where images are not described.
-        key_b: the same for image b.
+    """Top-level keys of the JSON object that a prompt requests as the answer.
 
     Raises:
-        ConfigError: a key is empty or occurs twice, a named key is not among ``keys``, or one image alone is described.
+        ConfigError: a key is empty or occurs twice, ``verdict_key``, ``key_a`` or ``key_b`` is not among ``keys``, or
+            only one image is described.
     """
 
     keys: tuple[str, ...]
+    """All keys, in the order of the answer."""
     verdict_key: str
+    """Key of the verdict, whose value is ``yes`` (same class) or ``no``."""
     key_a: str = ""
+    """Key of the description of image a, an object of attributes; empty when images are not described."""
     key_b: str = ""
+    """Key of the description of image b, an object of attributes; empty when images are not described."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.keys, tuple) or not all(isinstance(key, str) and key for key in self.keys):
@@ -60,23 +61,23 @@ _WHERE = f"{PROMPT_TEMPLATES.key}, answer_keys"
 
 
 class PromptTemplate(Protocol):
-    """The text of a comparison prompt; a pure function of the vocabulary, rendered in several processes.
+    """The text of a comparison prompt, a pure function of the vocabulary; it is rendered in several processes.
 
     ``saga_dist.testing.check_prompt_template`` checks a template.
     """
 
     def render(self, vocabulary: Vocabulary) -> str:
-        """Returns the text that stands after the two images, or before them (``prompt.order``)."""
+        """Returns the text after the two images, or before them (``prompt.order``)."""
 
     def answer_keys(self, vocabulary: Vocabulary) -> AnswerKeys:
-        """Returns the top-level keys of the answer; the text names them in this order."""
+        """Returns the top-level keys of the answer, in the order in which the text requests them."""
 
 
 class StructuredPrompt:
     """The paper's prompt: role, attributes, a description of each image, differences, confidence, verdict."""
 
     def render(self, vocabulary: Vocabulary) -> str:
-        """Returns the instruction and the shape of the answer."""
+        """Returns the instruction and the form of the answer."""
         words = vocabulary
         article = "an" if words.expert[0].lower() in "aeiou" else "a"
         return "\n".join(
@@ -94,7 +95,7 @@ class StructuredPrompt:
         )
 
     def answer_keys(self, vocabulary: Vocabulary) -> AnswerKeys:
-        """Returns a key for each image (``bird_1``, ``bird_2``), three for the comparison, and the verdict's."""
+        """Returns a key for each image (``bird_1``, ``bird_2``), three keys for the comparison, and the verdict key."""
         key_a, key_b, verdict_key = f"{vocabulary.item}_1", f"{vocabulary.item}_2", vocabulary.verdict_key
         keys = (key_a, key_b, "differences", "confidence", "reasoning", verdict_key)
         return AnswerKeys(keys, verdict_key, key_a, key_b)
@@ -104,7 +105,7 @@ class GenericPrompt:
     """The ablation of the paper's prompt: differences, reasoning, verdict; neither role nor attributes."""
 
     def render(self, vocabulary: Vocabulary) -> str:
-        """Returns the instruction and the shape of the answer."""
+        """Returns the instruction and the form of the answer."""
         return "\n".join(
             (
                 f"You are given two {vocabulary.item} photographs. Sum up how they differ and decide whether both are "
@@ -115,7 +116,7 @@ class GenericPrompt:
         )
 
     def answer_keys(self, vocabulary: Vocabulary) -> AnswerKeys:
-        """Returns two keys for the comparison and the verdict's; images are not described."""
+        """Returns two keys for the comparison, and the verdict key; images are not described."""
         return AnswerKeys(("differences", "reasoning", vocabulary.verdict_key), vocabulary.verdict_key)
 
 
@@ -123,10 +124,13 @@ STRUCTURED, GENERIC = StructuredPrompt(), GenericPrompt()
 
 
 def load_template(name: str) -> PromptTemplate:
-    """Returns the template that ``prompt.variant`` names.
+    """Returns a prompt template.
+
+    Args:
+        name: name of a built-in template, or import path (``prompt.variant``).
 
     Raises:
-        ConfigError: the name is unknown, this process cannot import it, or it is no template.
+        ConfigError: the name is unknown, cannot be imported in this process, or is no template.
     """
     template: Any = PROMPT_TEMPLATES.load(name)
     if isinstance(template, type):
@@ -143,7 +147,7 @@ def load_template(name: str) -> PromptTemplate:
 
 
 def _shape(answer: AnswerKeys, vocabulary: Vocabulary) -> str:
-    """The JSON object asked for, with a stand-in for each value."""
+    """Returns the form of the answer: a JSON object with a placeholder for each value."""
     described = dict.fromkeys(vocabulary.attribute_keys, "...")
     values: Mapping[str, object] = {
         answer.key_a: described,

@@ -1,4 +1,4 @@
-"""The layouts in which data sets come, one module each; all end as class-disjoint ``Splits``."""
+"""Layouts of data sets on disk, one module for each; every layout gives class-disjoint ``Splits``."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from saga_dist.errors import ConfigError, DataError
 Layout = Callable[..., Splits]
 """A function ``(root, options, **keys)`` that finds the images and classes of a data set (``data.layout``).
 
-``root`` is ``data.root`` as a path, the current folder where that is empty; ``options`` are ``SplitOptions``. ``keys``
-are ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` by their names, as far as they are set: a layout
-without such a parameter does not take the key. Splits are class-disjoint. Equal arguments and files give equal splits,
-in every process of the learner and after a resume. The function raises ``DataError`` where the data set is not what it
-expects; ``saga_dist.testing.check_layout`` checks it on a data set.
+``root`` is ``data.root`` as a path, the current folder when it is empty. ``options`` are ``SplitOptions``. ``keys`` are
+those of ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` that are set, by their names; a layout that
+does not support a key has no such parameter. The splits must be class-disjoint. Equal arguments and files must give
+equal splits, in every process of the learner and after a resume. The function raises ``DataError`` when the data set
+does not have the layout. ``saga_dist.testing.check_layout`` checks it on a data set.
 """
 
 
 def load_splits(data: DataSection, *, seed: int) -> Splits:
-    """Returns the splits of the configured data set, after comparing them with ``data.split_hash`` if given.
+    """Returns the splits of the configured data set, checked against ``data.split_hash`` if it is set.
 
     Args:
-        data: layout, root and how to divide.
-        seed: of the choice of validation classes.
+        data: section ``[data]``, with layout, root and the division into splits.
+        seed: seed of the choice of validation classes.
 
     Raises:
-        ConfigError: no such layout, it takes other arguments, raises, or returns no splits.
-        DataError: the data set is not what the layout or the split hash says.
+        ConfigError: there is no such layout, it does not support a key that is set, it raised, or returned no splits.
+        DataError: the data set does not have the layout, or its splits have another hash.
     """
     keys = _keys_of(data)
     layout: Layout = LAYOUTS.load_callable(data.layout, "root", "options", keywords=keys)
@@ -54,7 +54,7 @@ def load_splits(data: DataSection, *, seed: int) -> Splits:
 
 
 def _keys_of(data: DataSection) -> dict[str, Any]:
-    """Returns the keys of the section that only some layouts take, as far as they are set."""
+    """Returns the keys of the section that are set and that only some layouts support."""
     if data.layout == "birds":
         return {"birds": data.birds}
     keys = {"manifest": data.manifest, "train_classes": data.train_classes, "test_classes": data.test_classes}
