@@ -9,7 +9,7 @@ from saga_dist.config import RunConfig
 from saga_dist.deploy.options import RAY_VERSION, DeployOptions
 from saga_dist.deploy.pods import HEAD_OBJECTS_GIB, head_template, worker_template
 from saga_dist.deploy.roles import Group, groups
-from saga_dist.deploy.run_config import CONFIG_FOLDER, RUN_FILE, RUNS_FOLDER, TravellingConfig, pack
+from saga_dist.deploy.run_config import CONFIG_FOLDER, RUN_FILE, RUNS_FOLDER, PackedConfig, pack
 from saga_dist.errors import ConfigError
 
 Manifest = dict[str, Any]
@@ -27,7 +27,7 @@ def rayjob(config: RunConfig, options: DeployOptions) -> list[Manifest]:
     Raises:
         ConfigError: configuration and options contradict each other, or the run cannot happen on such a cluster.
     """
-    travelling = pack(config)
+    packed = pack(config)
     spec = {
         "submissionMode": options.submission_mode,
         "entrypoint": entrypoint(options),
@@ -36,9 +36,9 @@ def rayjob(config: RunConfig, options: DeployOptions) -> list[Manifest]:
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": options.keep_s,
         "backoffLimit": options.retries,
-        "rayClusterSpec": _cluster_spec(config, options, travelling),
+        "rayClusterSpec": _cluster_spec(config, options, packed),
     }
-    return [_config_map(options, travelling), _resource("RayJob", options, spec)]
+    return [_config_map(options, packed), _resource("RayJob", options, spec)]
 
 
 def raycluster(config: RunConfig, options: DeployOptions) -> list[Manifest]:
@@ -51,9 +51,9 @@ def raycluster(config: RunConfig, options: DeployOptions) -> list[Manifest]:
     Raises:
         ConfigError: configuration and options contradict each other, or the run cannot happen on such a cluster.
     """
-    travelling = pack(config)
-    spec = _cluster_spec(config, options, travelling)
-    return [_config_map(options, travelling), _resource("RayCluster", options, spec)]
+    packed = pack(config)
+    spec = _cluster_spec(config, options, packed)
+    return [_config_map(options, packed), _resource("RayCluster", options, spec)]
 
 
 def entrypoint(options: DeployOptions) -> str:
@@ -61,7 +61,7 @@ def entrypoint(options: DeployOptions) -> str:
     return f"saga-dist train {CONFIG_FOLDER}/{RUN_FILE} --run-dir {RUNS_FOLDER}/{options.name}"
 
 
-def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+def _cluster_spec(config: RunConfig, options: DeployOptions, packed: PackedConfig) -> Manifest:
     if options.mirror_secret and not config.checkpoint.mirror:
         raise ConfigError(
             f"--mirror-secret = {options.mirror_secret} for a run without checkpoint.mirror",
@@ -93,13 +93,13 @@ def _cluster_spec(config: RunConfig, options: DeployOptions, travelling: Travell
                 "dashboard-host": "0.0.0.0",  # the operator calls it from another pod; requests need the token
                 "object-store-memory": str(HEAD_OBJECTS_GIB * 1024**3),
             },
-            "template": head_template(options, travelling),
+            "template": head_template(options, packed),
         },
-        "workerGroupSpecs": [_worker_group(group, options, travelling) for group in planned],
+        "workerGroupSpecs": [_worker_group(group, options, packed) for group in planned],
     }
 
 
-def _worker_group(group: Group, options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+def _worker_group(group: Group, options: DeployOptions, packed: PackedConfig) -> Manifest:
     offered = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
     # KubeRay inserts the values into a shell command, hence the inner quotes.
     offered["resources"] = "'" + json.dumps(group.roles, separators=(",", ":")) + "'"
@@ -110,13 +110,13 @@ def _worker_group(group: Group, options: DeployOptions, travelling: TravellingCo
         "minReplicas": group.min_pods,
         "maxReplicas": group.max_pods,
         "rayStartParams": offered,
-        "template": worker_template(group, options, travelling),
+        "template": worker_template(group, options, packed),
     }
 
 
-def _config_map(options: DeployOptions, travelling: TravellingConfig) -> Manifest:
+def _config_map(options: DeployOptions, packed: PackedConfig) -> Manifest:
     metadata = _metadata(options) | {"name": f"{options.name}-config"}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(travelling.files)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(packed.files)}
 
 
 def _resource(kind: str, options: DeployOptions, spec: Manifest) -> Manifest:

@@ -6,7 +6,7 @@ from typing import Any
 
 from saga_dist.deploy.options import DeployOptions
 from saga_dist.deploy.roles import Group
-from saga_dist.deploy.run_config import CONFIG_FOLDER, DATA_FOLDER, RUNS_FOLDER, WEIGHTS_FOLDER, TravellingConfig
+from saga_dist.deploy.run_config import CONFIG_FOLDER, DATA_FOLDER, RUNS_FOLDER, WEIGHTS_FOLDER, PackedConfig
 
 PRIORITY_LEARNER = "saga-learner"
 """Priority class of head and learner, defined in deploy/kuberay/priorities.yaml."""
@@ -36,14 +36,14 @@ _QUIET = {
 _DO_NOT_EVICT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
-def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
+def head_template(options: DeployOptions, packed: PackedConfig) -> dict[str, Any]:
     """Returns the pod template of Ray's head, where the coordinator runs without actors and GPUs.
 
     A preStop hook stops the run, which then writes a checkpoint. This needs a live learner, so worker pods drain for as
     long as the head waits.
     """
     environment = {
-        **_environment(travelling),
+        **_environment(packed),
         "RAY_JOB_STOP_WAIT_TIME_S": str(options.grace_s),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
@@ -71,23 +71,23 @@ def head_template(options: DeployOptions, travelling: TravellingConfig) -> dict[
     return _template("head", container, volumes, PRIORITY_LEARNER, options, {}, gpus=0)
 
 
-def worker_template(group: Group, options: DeployOptions, travelling: TravellingConfig) -> dict[str, Any]:
+def worker_template(group: Group, options: DeployOptions, packed: PackedConfig) -> dict[str, Any]:
     """Returns the pod template of one group; after SIGTERM its actors run until the run stops or the grace ends."""
     has_learner = "learner" in group.roles
     environment = {
-        **_environment(travelling),
+        **_environment(packed),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(options.grace_s + _DRAIN_MARGIN_S),
     }
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     volumes = [_shm(group.shm_gib)]
-    if travelling.needs_weights:
+    if packed.needs_weights:
         mounts.append({"name": "weights", "mountPath": WEIGHTS_FOLDER, "readOnly": True})
         volumes.append(_claim("weights", options.weights_claim, read_only=True))
     # Any role may read class lists and vocabularies to build splits and prompts; they are small, so every pod has them.
     mounts.append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
     volumes.append(_config_map(options.name))
     if has_learner:
-        if travelling.needs_data:
+        if packed.needs_data:
             mounts.append({"name": "data", "mountPath": DATA_FOLDER, "readOnly": True})
             volumes.append(_claim("data", options.data_claim, read_only=True))
         mounts.append({"name": "runs", "mountPath": RUNS_FOLDER})
@@ -147,12 +147,12 @@ def _template(
     return {"metadata": metadata, "spec": spec}
 
 
-def _environment(travelling: TravellingConfig) -> dict[str, str]:
+def _environment(packed: PackedConfig) -> dict[str, str]:
     # KubeRay adds the token itself, from the Secret.
     environment = {**_QUIET, "RAY_AUTH_MODE": "token"}
-    if travelling.needs_weights:
+    if packed.needs_weights:
         environment["HF_HUB_OFFLINE"] = "1"  # weights come from the volume only
-    if travelling.hub_cache:
+    if packed.hub_cache:
         environment["HF_HOME"] = WEIGHTS_FOLDER
     return environment
 

@@ -1,4 +1,4 @@
-"""The configuration as it travels: TOML in a ConfigMap, every path in it one that exists in the pods."""
+"""Packs a configuration for a cluster: TOML in a ConfigMap, in which every path exists in the pods."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ from saga_dist.config import STANDINS, RunConfig, parse_config
 from saga_dist.errors import ConfigError
 
 CONFIG_FOLDER = "/config"
+"""Mount point of the ConfigMap in the pods."""
 WEIGHTS_FOLDER = "/weights"
+"""Mount point of the volume with model weights."""
 DATA_FOLDER = "/data"
+"""Mount point of the volume with the data set."""
 RUNS_FOLDER = "/runs"
+"""Mount point of the volume with run directories."""
 RUN_FILE = "run.toml"
+"""Name of the configuration file in the ConfigMap."""
 
-_MAX_BYTES = 1_000_000  # etcd refuses more than 1 MiB in one ConfigMap
+_MAX_BYTES = 1_000_000
+"""Largest size of the ConfigMap; etcd rejects more than 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
-class TravellingConfig:
-    """What the ConfigMap holds, by file name, and which volumes the run needs beside it."""
+class PackedConfig:
+    """Files of the ConfigMap, and the volumes that the run needs besides it."""
 
     files: dict[str, str]
+    """Content of each file, by name."""
     needs_weights: bool
+    """True when the run needs the volume with model weights."""
     needs_data: bool
+    """True when the run needs the volume with the data set."""
     hub_cache: bool
-    """True when the model has a hub name: it is then looked up in the weights volume, offline."""
+    """True when the model has a hub name; it is then loaded offline from a Hugging Face cache in the weights volume."""
 
 
-def pack(config: RunConfig) -> TravellingConfig:
-    """Returns the files that the pods mount at ``/config``: the resolved configuration and the lists that it names.
+def pack(config: RunConfig) -> PackedConfig:
+    """Returns the files that the pods mount at ``/config``: the configuration, and the lists that it refers to.
 
-    A relative path of a vocabulary or class list is a file here and travels along; an absolute one lies in the pods.
-    Only what file and overrides say is written down: defaults come from the image, so that the two may differ in age,
-    and ``config.json`` in the run directory says what they were.
+    A vocabulary or class list with a relative path is read on this machine and packed; one with an absolute path must
+    exist in the pods. Only keys that the file or the overrides set are written. Defaults come from the container image,
+    which may have another version, and ``config.json`` in the run directory records them.
 
     Raises:
-        ConfigError: the run cannot happen on a cluster made for it, or a path means nothing there.
+        ConfigError: the run cannot run on a cluster of its own, or a path does not exist there.
     """
     if config.runtime.kind != "ray":
         raise _refused("runtime.kind", config.runtime.kind, 'expected "ray"; a cluster has nothing to do otherwise')
@@ -53,8 +62,8 @@ def pack(config: RunConfig) -> TravellingConfig:
         _require_below("checkpoint.mirror", config.checkpoint.mirror.removeprefix("file://"), RUNS_FOLDER)
     files: dict[str, str] = {}
     tree = config.model_dump(mode="json", exclude_unset=True)
-    tree.get("run", {}).pop("directory", None)  # the entrypoint names it
-    tree.setdefault("runtime", {})["pin_roles"] = True  # pods of a role offer its resource, and mount what it needs
+    tree.get("run", {}).pop("directory", None)  # the entrypoint sets it
+    tree.setdefault("runtime", {})["pin_roles"] = True  # the pods of a role have its resource, and mount its volumes
     data = tree.get("data", {})
     needs_data = config.data.layout != "birds"
     if needs_data:
@@ -63,14 +72,14 @@ def pack(config: RunConfig) -> TravellingConfig:
             _require_below("data.manifest", data["manifest"], DATA_FOLDER)
         for key in ("train_classes", "test_classes"):
             if data.get(key):
-                data[key] = _carry(files, f"data.{key}", data[key])
+                data[key] = _pack_file(files, f"data.{key}", data[key])
     if config.prompt.vocabulary.endswith(".toml"):
-        tree["prompt"]["vocabulary"] = _carry(files, "prompt.vocabulary", config.prompt.vocabulary)
+        tree["prompt"]["vocabulary"] = _pack_file(files, "prompt.vocabulary", config.prompt.vocabulary)
     path = config.model.path
     is_folder = path.startswith(("/", ".", "~"))
     if is_folder:
         _require_below("model.path", path, WEIGHTS_FOLDER)
-    parse_config(tree, where=RUN_FILE)  # what travels is a valid configuration, whatever was replaced
+    parse_config(tree, where=RUN_FILE)  # the packed configuration must be valid after all replacements
     files[RUN_FILE] = to_toml(tree)
     if (size := sum(len(text.encode()) for text in files.values())) > _MAX_BYTES:
         raise ConfigError(
@@ -80,14 +89,14 @@ def pack(config: RunConfig) -> TravellingConfig:
             fix=f"put the lists into the data volume and name them by their path below {DATA_FOLDER}",
         )
     needs_weights = path not in STANDINS
-    return TravellingConfig(files, needs_weights, needs_data, hub_cache=needs_weights and not is_folder)
+    return PackedConfig(files, needs_weights, needs_data, hub_cache=needs_weights and not is_folder)
 
 
 def to_toml(tree: Mapping[str, Any]) -> str:
-    """Returns TOML that reads back as ``tree`` (strings, booleans, finite numbers, lists of these, nested tables).
+    """Returns the TOML text of a tree of strings, booleans, finite numbers, lists of these, and nested tables.
 
     Raises:
-        ConfigError: a value is something else, or a string has no UTF-8.
+        ConfigError: a value has another type, or a string cannot be encoded as UTF-8.
     """
     try:
         text = tomli_w.dumps(tree)
@@ -98,8 +107,14 @@ def to_toml(tree: Mapping[str, Any]) -> str:
     return text
 
 
-def _carry(files: dict[str, str], key: str, path: str) -> str:
-    """Returns the path in the pods of a file that is here (added to ``files``) or there (left alone)."""
+def _pack_file(files: dict[str, str], key: str, path: str) -> str:
+    """Returns the path of a file in the pods.
+
+    A file with a relative path is read and added to ``files``; an absolute path is returned unchanged.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     if not path or path.startswith("/"):
         return path
     name = key + (".toml" if path.endswith(".toml") else ".txt")
@@ -110,12 +125,17 @@ def _carry(files: dict[str, str], key: str, path: str) -> str:
         raise ConfigError(
             f"{key} = {path!r} cannot be read here ({reason})",
             where="configuration",
-            fix="a relative path is read here and travels along; an absolute one must exist in the pods",
+            fix="a relative path is read here and packed into the ConfigMap; an absolute one must exist in the pods",
         ) from error
     return f"{CONFIG_FOLDER}/{name}"
 
 
 def _require_below(key: str, path: str, folder: str) -> None:
+    """Checks that a path is below a mount point.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if ".." in PurePosixPath(path).parts or not PurePosixPath(path).is_relative_to(folder):
         raise _refused(
             key, path, f"expected a path below {folder}, where the pods see the volume; set {key}={folder}/…"
