@@ -27,7 +27,7 @@ from saga_dist.bench.common import (
     peak_memory,
 )
 from saga_dist.retrieval.clusters import nmi
-from saga_dist.retrieval.metrics import rank_figures
+from saga_dist.retrieval.metrics import ranking_metrics
 
 RECALL_AT = (1, 2, 4, 8)
 """Values K of Recall@K."""
@@ -103,7 +103,7 @@ class _EvaluationSides:
 
     def ours_without_nmi(self) -> dict[str, float]:
         """Returns Recall@K and MAP@R of saga_dist."""
-        found, precision = rank_figures(self._embeddings, self._labels, ks=RECALL_AT)
+        found, precision = ranking_metrics(self._embeddings, self._labels, ks=RECALL_AT)
         return {f"recall_at_{k}": value for k, value in found.recall.items()} | {"map_at_r": precision.map_at_r}
 
     def accuracy_calculator(self) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Does twice the workers mean twice the groups? The real coordinator and pool, 1 to 64 workers with recorded latencies.
+"""Scaling bench: throughput of the real coordinator and pool with 1 to 64 workers that replay recorded latencies.
 
-Workers sleep as long as vLLM took for a group of the built-in birds, times a constant that brings the mean to half a
-second; nothing else is made up: leases, order, metrics, ledger and recordings are a run's own. The alternative deals
-each step's pairs out evenly and waits for everybody. Efficiency is the rate by the workers' number and the rate of one;
-the trace was recorded with ``python -m saga_dist.bench.latencies``.
+Workers sleep for the time that vLLM took for a group of the built-in birds, scaled to a mean of half a second. All else
+is that of a run: leases, order, metrics, ledger and recordings. The alternative distributes the pairs of each step
+evenly over the workers, and waits for all of them. Efficiency is the throughput of n workers, divided by n and by the
+throughput of one worker. The latencies were recorded with ``python -m saga_dist.bench.latencies``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,24 @@ from saga_dist.runtime.ray.scaling_bench import SleeperAdapter, split_evenly, tr
 from saga_dist.runtime.ray.session import RaySession
 
 MEAN_S = 0.5
+"""Mean latency of a group after scaling, seconds."""
 PAIRS_PER_WORKER = 4
+"""Pairs per worker and step."""
 EFFICIENCY_BAR, IDLE_BAR, RATE_BAR = 0.95, 0.05, 500.0
+"""Smallest efficiency, largest idle share of the learner, and smallest groups per second without latency."""
 WORKERS = {Size.TINY: (1, 2), Size.QUICK: (1, 4, 16), Size.FULL: (1, 4, 16, 64)}
+"""Numbers of workers, by size of the bench."""
 STEPS = {Size.TINY: 3, Size.QUICK: 8, Size.FULL: 12}
+"""Optimizer steps of each run, by size of the bench."""
 
 
 def run(size: Size) -> Report:
-    """Returns groups per second of both ways, idle time of a busy learner, and what the coordinator can handle."""
+    """Runs the bench.
+
+    Returns:
+        Groups per second of both sides, idle share of a busy learner, and groups per second without latency, which is
+        the limit of the coordinator.
+    """
     trace = json.loads((files("saga_dist.bench") / "latencies.json").read_text("utf-8"))
     mean_s = 0.05 if size is Size.TINY else MEAN_S
     latency_scale = mean_s / (sum(trace["seconds"]) / len(trace["seconds"]))
@@ -44,8 +54,9 @@ def run(size: Size) -> Report:
             efficiency = ours / (workers * ours_of_one)
             rows.append(more_is_better(f"{workers} workers", ours, other, "groups/s", equal=True))
             rows.append(_alone(f"{workers} workers: efficiency", efficiency, "", EFFICIENCY_BAR, more=True))
-        # 8 workers make a step's 8 groups in half of the learner's time. One version ahead, the slowest group of a step
-        # must still come within one update, which the longest of the trace do not; two ahead, within two.
+        # 8 workers generate a step's 8 groups in half of the update's time on average. Prefetched one step ahead, the
+        # slowest group of a step must be finished within one update, which the longest latencies are not; two steps
+        # ahead, within two updates.
         for staleness, bar in ((1, None), (2, IDLE_BAR)):
             busy = _config(8, 8, STEPS[size], max_staleness=staleness)
             _, steps = train(busy, adapter(latency_scale), update_s=2 * mean_s)
@@ -69,6 +80,7 @@ def run(size: Size) -> Report:
 
 
 def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> RunConfig:
+    """Returns a configuration in which every step has ``pairs`` groups, all of which contribute."""
     return parse_config(
         {
             "run": {"steps": steps},
@@ -76,7 +88,7 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> 
             | {"birds": {"train_classes": 128}},
             "rollout": {
                 "workers": workers,
-                "num_cpus": 0.0,  # they sleep
+                "num_cpus": 0.0,  # simulated workers sleep and need no CPU
                 "pairs_per_batch": pairs,
                 "group_size": 2,
                 "contributing_groups": pairs,
@@ -94,6 +106,6 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> 
 
 
 def _alone(case: str, value: float, unit: str, bar: float | None, *, more: bool) -> BenchRow:
-    """A figure that nothing is compared with, only with a bar."""
+    """Returns a row with a bar and without an alternative."""
     met = None if bar is None else (value >= bar if more else value < bar)
     return BenchRow(case, value, None, unit, None, bar, met, equal=True)

@@ -87,7 +87,7 @@ def probe_figures(
     for encoder, images in observed.items():
         for space, features in views(images, trained=encoder == TRAINED).items():
             probed = crossed_probe(features, values_IA, labels_I, seed=seed)
-            right[encoder, space], chance_IA = probed.right_IA, probed.chance_IA
+            right[encoder, space], chance_IA = probed.correct_IA, probed.chance_IA
         if images.readout is not None:
             right[encoder, READ_OUT] = images.readout.choices() == values_IA
     columns = []

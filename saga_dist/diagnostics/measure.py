@@ -26,7 +26,7 @@ from saga_dist.diagnostics.compare import probe_figures, recall_figures
 from saga_dist.diagnostics.encoded_images import EncodedImages, encode_images
 from saga_dist.diagnostics.loss_gradients import measure_loss_gradients
 from saga_dist.diagnostics.oracle import Oracle
-from saga_dist.diagnostics.probes import FEWEST_CLASSES
+from saga_dist.diagnostics.probes import MIN_CLASSES
 from saga_dist.diagnostics.recorded_steps import recorded_steps
 from saga_dist.diagnostics.schema import (
     PRETRAINED,
@@ -215,8 +215,8 @@ def _probes(run: _LoadedRun, observed: Mapping[str, EncodedImages]) -> Probes | 
     values_IA = run.splits.test.attributes_IA
     if values_IA is None:
         return None  # the note of the attribute read-out covers the probes
-    if len(np.unique(run.labels_I)) < FEWEST_CLASSES:
-        run.notes.append(f"attribute probes: fewer than {FEWEST_CLASSES} unseen classes to divide")
+    if len(np.unique(run.labels_I)) < MIN_CLASSES:
+        run.notes.append(f"attribute probes: fewer than {MIN_CLASSES} unseen classes to divide")
         return None
     return probe_figures(
         observed,

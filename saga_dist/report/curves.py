@@ -13,46 +13,53 @@ from saga_dist.report.text import shown_name
 from saga_dist.utils.svg_charts import Axis, Drawing, Scale, nice_ticks, number
 
 Point = tuple[float, float]
+"""Step and value."""
 
 WIDTH, HEIGHT = 360, 190
+"""Size of a chart, in pixels."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 MAX_POINTS = 240
-"""Points of one line; longer series are averaged over equal stretches of steps."""
+"""Largest number of points of a line; longer series are averaged over intervals with equal numbers of points."""
 NUM_COLOURS = 6
-_MOST_DOTS = 30
-"""Points of a line that has a dot for each."""
+"""Number of line colours, after which they repeat."""
+_MAX_DOTS = 30
+"""Largest number of points of a line that are drawn as dots."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line."""
+    """One line of a chart."""
 
     label: str
+    """Label in the legend."""
     points: Sequence[Point]
-    """(step, value), by step; values that are not finite are gaps."""
+    """Steps and values, in the order of steps; values that are not finite are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled SVG with its legend, ready for the template."""
+    """A chart for the template: title, SVG and legend."""
 
     title: str
+    """Title, safe to print."""
     svg: Markup
+    """The chart as SVG, or a note when there is nothing to draw."""
     legend: list[tuple[int, str, str]]
-    """(colour, label, last value) of each line."""
+    """Colour, label and last value of each line."""
     averaged: bool
     """True when some line shows means over several steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Which metrics share a chart."""
+    """Metrics that are drawn in one chart."""
 
     title: str
+    """Title of the chart."""
     metrics: Mapping[str, str]
-    """Metric name to its label."""
+    """Label of each metric, by name of the metric."""
     percent: bool = False
-    """Shares in [0, 1], shown in percent from 0 up."""
+    """True for shares in [0, 1], which are shown in percent on an axis that begins at 0."""
 
 
 PANELS: tuple[Panel, ...] = (
@@ -101,14 +108,14 @@ PANELS: tuple[Panel, ...] = (
     Panel("Engine mismatch", {"replay/log_prob_gap_mean": "|log p engine − replay|"}),
 )
 BY_WORD = (("Staleness", "stale"), ("Idle", "idle"))
-"""(title, word): metrics with the word in their name share a chart; which there are depends on the mode of the run."""
+"""Title and word of charts of all metrics whose name has the word; these metrics depend on the mode of the run."""
 
 
 def run_charts(rows: Sequence[Mapping[str, float]]) -> tuple[list[Chart], list[Chart]]:
-    """Returns the charts of a run: the main ones, and one for each further metric, so that nothing is left out.
+    """Returns the main charts of a run, and one chart for each metric that is in none of them.
 
     Args:
-        rows: of ``metrics.jsonl``.
+        rows: rows of ``metrics.jsonl``.
     """
     series = metric_series(rows)
     panels = [*PANELS]
@@ -131,7 +138,7 @@ def run_charts(rows: Sequence[Mapping[str, float]]) -> tuple[list[Chart], list[C
 
 
 def metric_series(rows: Sequence[Mapping[str, float]]) -> dict[str, list[Point]]:
-    """Returns metric name to its (step, value) points."""
+    """Returns the points of each metric, by name of the metric."""
     series: dict[str, list[Point]] = {}
     for row in rows:
         for name, value in row.items():
@@ -141,12 +148,12 @@ def metric_series(rows: Sequence[Mapping[str, float]]) -> dict[str, list[Point]]
 
 
 def line_chart(title: str, lines: Sequence[Series], *, percent: bool = False) -> Chart:
-    """Returns a chart of up to six distinguishable lines over the steps.
+    """Returns a chart of lines over the steps; after six lines the colours repeat.
 
     Args:
-        title: untrusted.
-        lines: what to draw.
-        percent: values are shares; the axis begins at 0 %.
+        title: title, untrusted text.
+        lines: lines, with untrusted labels.
+        percent: True for shares in [0, 1], which are shown in percent on an axis that begins at 0.
     """
     drawn = [Series(line.label, thin_out(_finite(line.points))) for line in lines]
     points = [point for line in drawn for point in line.points]
@@ -160,7 +167,7 @@ def line_chart(title: str, lines: Sequence[Series], *, percent: bool = False) ->
         colour = f"s{index % NUM_COLOURS}"
         places = [(x_axis.scale(x), y_axis.scale(y)) for x, y in line.points]
         drawing.polyline(f"line {colour}", places)
-        if len(places) <= _MOST_DOTS:
+        if len(places) <= _MAX_DOTS:
             for (step, value), (x, y) in zip(line.points, places, strict=True):
                 drawing.dot(f"dot {colour}", x, y, 2.2, title=f"step {number(step)}: {_value(value, percent)}")
     legend = [
@@ -173,6 +180,7 @@ def line_chart(title: str, lines: Sequence[Series], *, percent: bool = False) ->
 
 
 def _step_axis(steps: Sequence[float]) -> Axis:
+    """Returns the horizontal axis, with ticks at whole steps."""
     first, last = min(steps), max(steps)
     ticks = nice_ticks(first, last, 5, whole=True)
     scale = Scale(min(ticks[0], first), max(ticks[-1], last), _LEFT, WIDTH - _RIGHT)
@@ -180,6 +188,7 @@ def _step_axis(steps: Sequence[float]) -> Axis:
 
 
 def _value_axis(values: Sequence[float], *, percent: bool) -> Axis:
+    """Returns the vertical axis."""
     lowest, highest = min(values), max(values)
     if percent and lowest >= 0:
         ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if 0.5 < highest <= 1 else nice_ticks(0.0, max(highest, 0.01), 5)
@@ -190,7 +199,7 @@ def _value_axis(values: Sequence[float], *, percent: bool) -> Axis:
 
 
 def thin_out(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Returns at most ``limit`` points: means over equal stretches of the series, all of it where it is short."""
+    """Returns at most ``limit`` points: all of a short series, else means over intervals of about equal length."""
     if len(points) <= limit:
         return list(points)
     edges = [round(index * len(points) / limit) for index in range(limit + 1)]
@@ -199,10 +208,12 @@ def thin_out(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def _value(value: float, percent: bool) -> str:
+    """Returns a value as text."""
     if not math.isfinite(value):
         return "not finite"
     return f"{100 * value:.1f} %" if percent else number(value)
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:
+    """Returns the points whose value is finite."""
     return [(x, y) for x, y in points if math.isfinite(y)]

@@ -1,4 +1,4 @@
-"""Linear probes: how well known attributes can be read from an embedding by a ridge classifier."""
+"""Linear probes: accuracy of a ridge classifier that predicts known attributes from embeddings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from saga_dist.errors import DataError
 def linear_probe_accuracy(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, *, ridge: float = 1e-2
 ) -> np.ndarray:
-    """Returns [A] float64: the share of test items whose value of each attribute a linear read-out gets right.
+    """Returns the test accuracy of a linear probe for each attribute, float64 [A] in [0, 1].
 
-    One-against-all ridge regression on features standardised with training statistics; the largest output wins. A value
-    that occurs only in the test set counts as wrong.
+    The probe is a one-against-all ridge regression on features standardised with training statistics; the value with
+    the largest output is predicted. Test items with a value that does not occur in training count as wrong.
 
     Args:
-        train_x: [n, E] floating.
-        train_y: [n, A] integers.
-        test_x: [m, E] floating.
-        test_y: [m, A] integers.
+        train_x: [n, E], floating, training embeddings.
+        train_y: [n, A], integers, their attribute values.
+        test_x: [m, E], floating, test embeddings.
+        test_y: [m, A], integers, their attribute values.
         ridge: penalty per training item on standardised features, positive.
 
     Raises:
-        DataError: shapes or types do not fit, or a feature is not finite.
+        DataError: shapes or dtypes do not fit, a feature is not finite, or ``ridge`` is not positive.
     """
     train_x, test_x = _features(train_x, "train_x"), _features(test_x, "test_x")
     train_y, test_y = _attributes(train_y, len(train_x), "train_y"), _attributes(test_y, len(test_x), "test_y")
@@ -38,12 +38,12 @@ def linear_probe_accuracy(
 
 
 def predict_attributes(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, *, ridge: float) -> np.ndarray:
-    """Returns [m, A] the value of each attribute that a ridge classifier per attribute predicts for the test items.
+    """Returns the attribute values [m, A] that a ridge classifier per attribute predicts for the test items.
 
     Args:
-        train_x: [n, E] floating, finite; the features are standardised with the means and deviations of these items.
-        train_y: [n, A] integers; a value that does not occur here is never predicted.
-        test_x: [m, E] floating, finite.
+        train_x: [n, E], floating, finite; features are standardised with the means and deviations of these items.
+        train_y: [n, A], integers; a value that does not occur here is never predicted.
+        test_x: [m, E], floating, finite.
         ridge: penalty per training item on standardised features, positive.
     """
     from sklearn.linear_model import RidgeClassifier
@@ -56,6 +56,11 @@ def predict_attributes(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndar
 
 
 def _features(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns features as float64 [n, E].
+
+    Raises:
+        DataError: they are no finite floating matrix.
+    """
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape or not np.issubdtype(values.dtype, np.floating):
         raise DataError(f"{name} is {values.dtype} {values.shape}", expected="a floating matrix, one row per item")
@@ -65,6 +70,11 @@ def _features(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _attributes(values: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Returns attribute values [count, A].
+
+    Raises:
+        DataError: they are no integer matrix with ``count`` rows.
+    """
     values = np.asarray(values)
     if values.ndim != 2 or values.shape[0] != count or not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"{name} is {values.dtype} {values.shape}", expected=f"integers [{count}, attributes]")

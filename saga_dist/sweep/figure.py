@@ -1,6 +1,6 @@
-"""Tables as one picture: a dot for each run, a bar for the mean, a whisker for what other classes might have given.
+"""Draws tables of a sweep as one figure: a dot per run, a bar for the mean, a whisker for the interval over classes.
 
-A file of its own, for a README or a slide: SVG with its style inside, light and dark, without a script.
+The figure is a self-contained SVG file, with its own styles for light and dark, and without scripts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-seri
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where the plot begins and ends, and how wide the whole figure is."""
+    """Horizontal layout of the figure, in pixels."""
 
     left: float
+    """Left edge of the plots."""
     right: float
+    """Right edge of the plots."""
     width: float
+    """Width of the figure."""
 
 
 def figure(collected: Collected) -> str:
-    """Returns the picture of Recall@1 on unseen classes: a panel for each table, a line for each variant."""
+    """Returns the SVG of Recall@1 on unseen classes, with a panel per table and a row per variant."""
     tables = [(table, [row for row in table.rows if row.figures]) for table in collected.tables.values()]
     rows = [row for _, drawn in tables for row in drawn]
     left = 24 + label_width([row.label for row in rows], _FONT_SIZE)
@@ -52,6 +55,7 @@ def figure(collected: Collected) -> str:
 
 
 def _draw_panel(drawing: Drawing, frame: _Frame, title: str, rows: list[SummaryRow], top: float) -> None:
+    """Draws the panel of one table, from ``top`` down."""
     first, bottom = top + _TITLE, top + _TITLE + _ROW * len(rows)
     axis = _share_axis(frame, rows)
     drawing.text("title", 10, top + 15, printable(title))
@@ -61,6 +65,7 @@ def _draw_panel(drawing: Drawing, frame: _Frame, title: str, rows: list[SummaryR
 
 
 def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
+    """Returns the axis of a panel, from 0 % to above its largest value."""
     highest = max((max(*_recalls(row), (row.confidence_interval or (0, 0))[1]) for row in rows), default=0.1)
     ticks = nice_ticks(0.0, highest, 6)
     labels = [f"{number(100 * tick)}{' %' if tick == ticks[-1] else ''}" for tick in ticks]
@@ -68,6 +73,7 @@ def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
 
 
 def _draw_row(drawing: Drawing, frame: _Frame, scale: Scale, row: SummaryRow, y: float) -> None:
+    """Draws label, whisker, dots, mean and gain of one variant at height ``y``."""
     drawing.text("label", frame.left - 10, y, printable(row.label), anchor="end")
     drawing.text("soft", frame.right + 10, y, printable(gain(row).strip(" ()")))
     if row.confidence_interval is not None:
@@ -80,4 +86,5 @@ def _draw_row(drawing: Drawing, frame: _Frame, scale: Scale, row: SummaryRow, y:
 
 
 def _recalls(row: SummaryRow) -> tuple[float, ...]:
+    """Returns Recall@1 of each run of a variant."""
     return row.figures["recall_at_1"].values

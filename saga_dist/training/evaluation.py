@@ -17,7 +17,7 @@ from saga_dist.objectives.reward import json_is_valid
 from saga_dist.protocols import Embeddings, Learner, Runtime
 from saga_dist.retrieval.clusters import nmi
 from saga_dist.retrieval.first_hits import LARGEST_K, FirstHits
-from saga_dist.retrieval.metrics import clustered_interval, rank_figures, recall_at_k
+from saga_dist.retrieval.metrics import clustered_interval, ranking_metrics, recall_at_k
 from saga_dist.retrieval.probe import linear_probe_accuracy
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import RolloutTask, Sampling
@@ -60,7 +60,7 @@ def retrieval_result(
     values_IE, labels_I = embeddings.values_IE, embeddings.labels_I
     gallery_GE, gallery_labels_G = (None, None) if gallery is None else (gallery.values_IE, gallery.labels_I)
     if precision:
-        found, at_r = rank_figures(
+        found, at_r = ranking_metrics(
             values_IE, labels_I, ks=RECALL_AT, gallery_GE=gallery_GE, gallery_labels_G=gallery_labels_G
         )
     else:

@@ -53,12 +53,12 @@ def loop(features: np.ndarray, values: np.ndarray, labels: np.ndarray, seed: int
 def test_against_a_loop(width: int) -> None:
     features, values, labels = world(width)
     probed = crossed_probe(features, values, labels, seed=3)
-    np.testing.assert_array_equal(probed.right_IA, loop(features, values, labels, 3))
+    np.testing.assert_array_equal(probed.correct_IA, loop(features, values, labels, 3))
 
 
 def test_what_only_the_class_tells_is_not_told_on_other_classes() -> None:
     features, values, labels = world(60, num_classes=60)
-    right = crossed_probe(features, values, labels, seed=0).right_IA.mean(0)
+    right = crossed_probe(features, values, labels, seed=0).correct_IA.mean(0)
     assert right[0] > 0.9
     assert right[1] < 0.6
 

@@ -19,7 +19,7 @@ from saga_dist.retrieval.metrics import (
     hits_at,
     paired_test,
     precision_at_r,
-    rank_figures,
+    ranking_metrics,
     recall_at_k,
 )
 from saga_dist.retrieval.normalized import normalized_rows
@@ -109,7 +109,7 @@ def _compare_with_the_loop(seed: int) -> None:
         assert precision_at_r(values, labels) == pytest.approx((np.mean(precisions), np.mean(shares)), abs=1e-12)
         few = recall_at_k(values, labels, ks=(1, 2))
         assert few.recall == {k: result.recall[k] for k in (1, 2)}
-        both = rank_figures(values, labels, ks=(2, 1))
+        both = ranking_metrics(values, labels, ks=(2, 1))
         assert both.recall.recall == few.recall
         assert both.recall.first_hit_I.tolist() == few.first_hit_I.tolist()
         assert both.precision == precision_at_r(values, labels)
