@@ -126,7 +126,7 @@ class HfEncoder:
         config = self._model.config
         config = config.vision_config if hasattr(config, "vision_config") else config
         if not hasattr(config, "patch_size"):
-            raise ConfigError("the model does not say its patch size", where=self._where, fix="use ?pool=pooled")
+            raise ConfigError("the model's configuration has no patch size", where=self._where, fix="use ?pool=pooled")
         patch = config.patch_size
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
         return (pixels_ICHW.shape[-2] // rows) * (pixels_ICHW.shape[-1] // columns)

@@ -87,7 +87,7 @@ def _check_name(timm: Any, name: str, spec: EncoderSpec) -> None:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
         fix = f"did you mean {close[0]}?" if close else "timm.list_models() has them all"
-        raise ConfigError(f"timm knows no model {architecture!r}", where=where, fix=fix)
+        raise ConfigError(f"timm has no model {architecture!r}", where=where, fix=fix)
     tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture + ".*")]
     if tag and tag not in tags:
         raise ConfigError(f"{architecture} has no weights {tag!r}", where=where, expected=", ".join(tags) or "none")

@@ -72,7 +72,7 @@ def run(size: Size) -> Report:
         rows=tuple(rows),
         notes=(
             f"latencies of {len(trace['seconds'])} groups, {trace['engine']}, scaled to a mean of {mean_s:g} s",
-            f"one version ahead where nothing is said, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
+            f"one version ahead unless stated otherwise, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
             f"learner idle: 8 workers, a step of 8 groups and {2 * mean_s:g} s of update; the slowest group takes "
             f"{max(trace['seconds']) * latency_scale:.1f} s",
         ),

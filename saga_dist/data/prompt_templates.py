@@ -78,19 +78,18 @@ class StructuredPrompt:
 
     def render(self, vocabulary: Vocabulary) -> str:
         """Returns the instruction and the form of the answer."""
-        words = vocabulary
-        article = "an" if words.expert[0].lower() in "aeiou" else "a"
+        article = "an" if vocabulary.expert[0].lower() in "aeiou" else "a"
         return "\n".join(
             (
-                f"You are {article} {words.expert}: you identify {words.identifies} from photographs.",
-                f"Specialists look at: {'; '.join(words.attributes)}.",
-                f"You are given two {words.item} photographs. Do four things:",
-                f"1. Describe {words.item} 1 along each of these attributes, a few words for each.",
-                f"2. Describe {words.item} 2 in the same way.",
+                f"You are {article} {vocabulary.expert}: you identify {vocabulary.identifies} from photographs.",
+                f"Specialists look at: {'; '.join(vocabulary.attributes)}.",
+                f"You are given two {vocabulary.item} photographs. Do four things:",
+                f"1. Describe {vocabulary.item} 1 along each of these attributes, a few words for each.",
+                f"2. Describe {vocabulary.item} 2 in the same way.",
                 "3. Sum up the key differences.",
-                f"4. Decide whether both are of the {words.verdict_question}.",
+                f"4. Decide whether both are of the {vocabulary.verdict_question}.",
                 "Answer with one JSON object and nothing else, its keys in this order:",
-                _shape(self.answer_keys(words), words),
+                _shape(self.answer_keys(vocabulary), vocabulary),
             )
         )
 

@@ -115,7 +115,7 @@ def render_prompt(spec: PromptSpec, *, image_a: str, image_b: str, chat: ChatFor
         raise ConfigError(
             f"render of {spec.variant!r} returned {text!r:.80}",
             where=PROMPT_TEMPLATES.key,
-            expected="text without image placeholders, which are added to it",
+            expected="text, without the images, which are added to it",
         )
     return compose_prompt(text, spec.vocabulary, spec.order, image_a=image_a, image_b=image_b, chat=chat)
 

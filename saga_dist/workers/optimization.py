@@ -30,7 +30,7 @@ def build_optimizer(
         encoder: the deployed model; all its parameters must be in a group.
         tower: part of the encoder that has the encoder's learning rate.
         pooler: part of the encoder that has the pooler's learning rate.
-        metric_loss: metric loss, whose parameters are the proxies; it may have none.
+        metric_loss: metric loss, whose trainable parameters are the proxies; it may have none.
 
     Raises:
         TrainingError: a parameter of the encoder is in no group, a parameter is in two groups, or one is frozen.

@@ -83,7 +83,7 @@ class WorkQueue(Generic[TaskT]):
         """Leases waiting tasks to idle workers, in the order of both: suspects alone, fresh tasks in even shares.
 
         Args:
-            idle: workers without a lease.
+            idle: workers without a lease; no more of them are read than get one.
             num_coming: workers that are starting. They count in the shares; otherwise the first worker that is ready
                 would get all tasks.
             most: largest number of tasks in a lease.
