@@ -1,7 +1,8 @@
 """The configuration of a run: one strict, frozen pydantic section per part, read from TOML.
 
-Unknown keys, wrong types and out-of-range values are one-line errors that name file and key. Defaults are the paper's
-(SAGA, section 4) unless a comment says otherwise. No heavy import here: ``--dry-run`` and ``--help`` stay fast.
+Unknown keys, wrong types and out-of-range values are one-line errors that name file and key. Defaults of the method are
+the paper's (SAGA, section 4); the description of a key says where the paper has another value or publishes none.
+Importing this package imports neither torch nor Ray, so that ``--dry-run`` and ``--help`` are fast.
 """
 
 from __future__ import annotations
