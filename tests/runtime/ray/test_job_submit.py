@@ -226,4 +226,4 @@ def test_wrong_token_is_one_line_and_not_a_silent_wait(head: Head) -> None:
         cwd=ROOT,
     )
     line = done.stdout.splitlines()[-1]
-    assert line.startswith(f"runtime.address = '{head.gcs}': Ray does not let us in; check"), done.stderr
+    assert line.startswith(f"runtime.address = '{head.gcs}': Ray refused the connection; check"), done.stderr
