@@ -85,7 +85,7 @@ class FaultPlan:
             file.unlink()
 
     def trigger(self, name: str) -> str:
-        """Triggers the fault at ``name`` if one is planned; returns its kind for the caller to apply, empty for none."""
+        """Triggers the fault at ``name`` if one is planned; returns its kind for the caller to apply, else empty."""
         plan = Path(self.folder) / f"{name}.json"
         if not self.folder or not plan.exists():
             return ""
