@@ -5,9 +5,9 @@
 
 ``data.layout`` names a function ``(root, options) -> Splits``. Each line of ``images.jsonl`` in the data set's folder,
 or of the file there that ``data.manifest`` names, is ``{"image": "a/1.jpg", "class": "wren", "split": "train"}``. All
-images of a class are in one split, ``train`` or ``test``. ``make_splits`` draws the validation classes from the training
-classes and raises an error for data that cannot be trained on. ``saga_dist.testing.layout.check_layout`` checks a
-layout.
+images of a class are in one split, ``train`` or ``test``. ``make_splits`` draws the validation classes from the
+training classes and raises an error for data that cannot be trained on. ``saga_dist.testing.layout.check_layout``
+checks a layout.
 """
 
 from __future__ import annotations
