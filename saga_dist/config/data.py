@@ -118,9 +118,7 @@ class DataSection(Section):
     )
     batch_size: int = Field(64, ge=4, description="images per micro-batch, a multiple of images_per_class (paper: 64)")
     images_per_class: int = Field(4, ge=2, description="images of each class in a micro-batch (not published)")
-    flip: bool = Field(
-        False, description="True: mirror training images horizontally with probability 1/2 (deviation)"
-    )
+    flip: bool = Field(False, description="True: mirror training images horizontally with probability 1/2 (deviation)")
     shift: float = Field(
         0.0,
         ge=0,

@@ -71,9 +71,9 @@ class SerialRuntime:
             self._rollout_worker.close()
 
     def _roll_out(self, tasks: Sequence[RolloutTask]) -> list[ScoredGroup]:
-        assert self._rollout_worker is not None, "the configuration asked for no MLLM"
+        assert self._rollout_worker is not None, "the configuration needs no MLLM"
         return self._rollout_worker.rollout(tasks, [task.tokens for task in tasks])
 
     def _replay(self, tasks: Sequence[ReplayTask]) -> list[GradientHandle]:
-        assert self._replay_worker is not None, "the configuration asked for no MLLM"
+        assert self._replay_worker is not None, "the configuration needs no MLLM"
         return [GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks]

@@ -188,7 +188,7 @@ class LearnerActor(BaseActor):
     def replay(self, task: ReplayTask) -> GradientHandle:
         """Replays one group in this process and keeps its token gradients for ``finish_step``."""
         if self._replay_worker is None:
-            raise TrainingError("asked to replay without a replay worker", where="learner")
+            raise TrainingError("replay was called, but this process has no replay worker", where="learner")
         ((tokens, behaviour),) = _open_replay([task])
         gradients = self._replay_worker.replay(task, tokens, behaviour)
         self._gradients[gradients.pair_id] = gradients

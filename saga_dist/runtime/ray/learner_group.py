@@ -93,7 +93,7 @@ def _on_all_ranks(method: str) -> Callable[..., Any]:
     """Returns a method that calls ``method`` on all ranks and returns the result of rank 0."""
 
     def call(self: LearnerGroupActor, *arguments: Any) -> Any:
-        return self.ask(self.ranks, method, arguments)
+        return self._call(self.ranks, method, arguments)
 
     return call
 
@@ -102,7 +102,7 @@ def _on_rank_0(method: str) -> Callable[..., Any]:
     """Returns a method that calls ``method`` on rank 0 and returns its result."""
 
     def call(self: LearnerGroupActor, *arguments: Any) -> Any:
-        return self.ask(self.ranks[:1], method, arguments)
+        return self._call(self.ranks[:1], method, arguments)
 
     return call
 
@@ -128,7 +128,7 @@ class LearnerGroupActor(BaseActor):
             spawn(RankActor, self._config, self._factories, **resources) for _ in range(runtime.learner_processes)
         )
         self._infos = (None,) * len(self.ranks)
-        host, port = self.ask(self.ranks[:1], "open_store", ())
+        host, port = self._call(self.ranks[:1], "open_store", ())
         starts = [actor.start_rank.remote(rank, host, port) for rank, actor in enumerate(self.ranks)]
         self._infos = tuple(self._collect(starts))
         assert self._infos[0] is not None
@@ -140,7 +140,7 @@ class LearnerGroupActor(BaseActor):
         ray.get([actor.health.remote() for actor in self.ranks])
         return super().health()
 
-    def ask(self, ranks: Sequence[Any], method: str, arguments: Sequence[Any]) -> Any:
+    def _call(self, ranks: Sequence[Any], method: str, arguments: Sequence[Any]) -> Any:
         """Calls a method on some ranks and waits for all of them; returns the result of the first one.
 
         Raises:

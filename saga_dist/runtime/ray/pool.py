@@ -81,7 +81,7 @@ class RayPool(Generic[TaskT, ResultT]):
     # ------------------------------------------------------------------ tasks and results
 
     def start(self) -> None:
-        """Starts the workers in the background; ``submit`` and ``ask`` call it too."""
+        """Starts the workers in the background; ``submit`` and ``call`` call it too."""
         with self._lock:
             if self._closed:
                 raise WorkerError("the pool is closed", where=self._adapter.name)
@@ -192,7 +192,7 @@ class RayPool(Generic[TaskT, ResultT]):
         """Returns node and process of each running worker, by name."""
         return {status.name: status.info for status in self.status() if status.info is not None}
 
-    def ask(self, method: str) -> Any:
+    def call(self, method: str) -> Any:
         """Returns the result of ``method()`` on one running worker; if that worker dies, of another one.
 
         Waits for a worker when none runs, no longer than the deadlines of a start and a lease together.
@@ -208,7 +208,7 @@ class RayPool(Generic[TaskT, ResultT]):
         with self._lock:
             self._raise_error()
             assert self._loop is not None
-            answer = asyncio.run_coroutine_threadsafe(self._group.ask(method), self._loop)
+            answer = asyncio.run_coroutine_threadsafe(self._group.call(method), self._loop)
         try:
             while not concurrent.futures.wait([answer], timeout=_SLICE_S).done:
                 self._raise_if_ended()

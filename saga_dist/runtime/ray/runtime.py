@@ -166,7 +166,7 @@ class RayRuntime:
         if not self._config.needs_mllm:
             return ""
         if isinstance(self.replays, RayPool):
-            return self.replays.ask("backbone_digest")
+            return self.replays.call("backbone_digest")
         return self.learner.call("backbone_digest")
 
     def watch(self, run_dir: Path) -> None:

@@ -108,7 +108,7 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         """Returns the status of every slot, the oldest first; may be called in any thread."""
         return tuple(slot.status() for slot in tuple(self._slots))
 
-    async def ask(self, method: str) -> Any:
+    async def call(self, method: str) -> Any:
         """Returns the result of ``method()`` on one running worker; if that worker dies, of another one.
 
         Raises:
@@ -124,9 +124,9 @@ class WorkerGroup(Generic[TaskT, ResultT]):
                     name, info = slot.name, slot.info
                     assert info is not None
                     try:
-                        return await slot.ask(method)
+                        return await slot.call(method)
                     except RayActorError as error:
-                        log.warning("%s; asking another worker", to_saga_error(error, where=name, info=info))
+                        log.warning("%s; calling another worker", to_saga_error(error, where=name, info=info))
                         dead.add(info)
         except TimeoutError:
             raise DeadlineExceeded(f"no worker to call {method} on", where=self._adapter.name) from None
@@ -220,7 +220,7 @@ class WorkerGroup(Generic[TaskT, ResultT]):
             await self._came_up.wait()
 
     def _add_open_calls(self, number: int) -> None:
-        """Counts calls of ``ask`` in progress, for each of which a worker is needed."""
+        """Counts calls of ``call`` in progress, for each of which a worker is needed."""
         self._num_open_calls += number
         self.wakeup.set()
 

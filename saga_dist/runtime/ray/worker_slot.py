@@ -240,7 +240,7 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._check(tasks, results)
         return results
 
-    async def ask(self, method: str) -> Any:
+    async def call(self, method: str) -> Any:
         """Calls ``method()`` of the actor, also while a lease runs, and returns the result.
 
         Raises:

@@ -369,10 +369,10 @@ def test_late_answer_is_dropped_and_counted(
 
 
 def test_question_goes_to_another_worker_when_the_first_one_dies(pool: OnRay, scene: Any) -> None:
-    assert pool.ask("health") > 0
+    assert pool.call("health") > 0
     for pid in scene.pids(pool).values():
         os.kill(pid, signal.SIGKILL)
-    assert pool.ask("health") > 0
+    assert pool.call("health") > 0
     scene.until(lambda: scene.states(pool) == ["idle", "idle"])
 
 

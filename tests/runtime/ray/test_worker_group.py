@@ -195,7 +195,7 @@ def test_question_is_a_demand_and_goes_to_another_worker_when_the_first_one_dies
         crowd.ask_for(2)
         await asyncio.sleep(6)
         assert set(crowd.states().values()) == {"released"}
-        question = asyncio.create_task(crowd.group.ask("health"))
+        question = asyncio.create_task(crowd.group.call("health"))
         await asyncio.sleep(0.1)
         crowd.ask_for(2)
         assert await question == 1.0
@@ -204,7 +204,7 @@ def test_question_is_a_demand_and_goes_to_another_worker_when_the_first_one_dies
         dying = crowd.group.idle[0].actor
         dying.digest = dying._method(lambda: (0.5, RayActorError()))
         crowd.ask_for(2, demand=2)
-        question = asyncio.create_task(crowd.group.ask("digest"))
+        question = asyncio.create_task(crowd.group.call("digest"))
         await asyncio.sleep(0.1)
         (other,) = [slot.actor for slot in crowd.group.idle if slot.actor is not dying]
         other.digest = other._method(lambda: (0.5, "sha256"))
