@@ -122,7 +122,7 @@ def submit(head: Head, *entrypoint: str, working_dir: Path | None = None) -> sub
         env=head.environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         cwd=ROOT,
     )
 
