@@ -66,7 +66,8 @@ class ObjectiveSection(Section):
         "(num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module",
     )
     metric_params: dict[str, float | int | str | bool] = Field(
-        default_factory=dict, description="parameters of the metric loss by name; of those left out its own defaults"
+        default_factory=dict,
+        description="parameters of the metric loss by name; its own defaults hold for those left out",
     )
     lambda_dml: float = Field(1.0, ge=0)
     lambda_lm: float = Field(1.0, ge=0)
