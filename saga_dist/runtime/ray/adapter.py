@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -95,3 +98,28 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
     def missing(self) -> str:
         """Returns what the cluster lacks to start the configured workers ('' when nothing)."""
         return ""
+
+
+def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
+    """Returns the answer behind a reference as a future of the running loop, which others may settle or cancel first.
+
+    Args:
+        ref: of a call; its ``future`` is completed by a thread of Ray's.
+        on_late: called on the loop when an answer comes that is no error, after the future was settled otherwise.
+    """
+    loop = asyncio.get_running_loop()
+    answer = loop.create_future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if not answer.done():
+            answer.set_result(done.result()) if error is None else answer.set_exception(error)
+        elif error is None:
+            on_late()
+
+    def hand_over(done: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, done)
+
+    ref.future().add_done_callback(hand_over)
+    return answer

@@ -42,9 +42,11 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 CLOSE_S = 90.0
-"""Longest wait for the end of the loop, all of whose workers are killed."""
+"""Longest wait for the end of the loop, which kills all workers first."""
+SLACK_S = 10.0
+"""What a caller waits longer than the coroutine that it waits for, whose error says more."""
 _SLICE_S = 1.0
-"""A caller that waits looks at least this often whether the loop has ended."""
+"""Longest time between two looks of a caller that waits."""
 
 
 class RayPool(Generic[TaskT, ResultT]):
@@ -82,10 +84,8 @@ class RayPool(Generic[TaskT, ResultT]):
             if self._closed:
                 raise WorkerError("the pool is closed", where=self._adapter.name)
             if self._thread is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._loop,), name=f"{self._adapter.name} pool", daemon=True
-                )
+                self._loop, name = asyncio.new_event_loop(), f"{self._adapter.name} pool"
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=name, daemon=True)
                 self._thread.start()
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
@@ -111,17 +111,16 @@ class RayPool(Generic[TaskT, ResultT]):
             WorkerError: too many tasks were quarantined, or no worker could be brought up in time. The pool has ended.
         """
         with self._lock:
-            while True:
-                self._raise_error()
-                if self._results or not len(self._queue):
-                    return self._take_results()
+            while not (results := self.poll()) and len(self._queue):
                 self._lock.wait(_SLICE_S)
+            return results
 
     def poll(self) -> list[ResultT | Quarantined]:
         """Returns the finished results that are here, perhaps none; never waits. Raises what ``collect`` raises."""
         with self._lock:
             self._raise_error()
-            return self._take_results()
+            results, self._results = self._results, []
+            return results
 
     @property
     def num_pending(self) -> int:
@@ -195,14 +194,15 @@ class RayPool(Generic[TaskT, ResultT]):
             self._raise_error()
             assert self._loop is not None
             answer = asyncio.run_coroutine_threadsafe(self._group.ask(method), self._loop)
+        timeouts = self._config.timeouts
         try:
-            while not concurrent.futures.wait([answer], timeout=_SLICE_S).done:
-                self._raise_if_over()
+            return answer.result(timeouts.start_s + timeouts.lease_s + SLACK_S)
+        except (concurrent.futures.CancelledError, TimeoutError):
+            with self._lock:
+                self._raise_error()
+            raise WorkerError("the pool was closed", where=self._adapter.name) from None
         finally:
-            answer.cancel()  # by whom an interrupt makes this wait end early
-        if answer.cancelled():
-            self._raise_if_over()
-        return answer.result()
+            answer.cancel()  # the wait may have ended by an interrupt
 
     # ------------------------------------------------------------------ inside, of any thread
 
@@ -211,17 +211,6 @@ class RayPool(Generic[TaskT, ResultT]):
             raise self._errors.popleft()
         if self._end is not None:
             raise self._end
-
-    def _raise_if_over(self) -> None:
-        with self._lock:
-            if self._end is not None:
-                raise self._end
-            if self._closed:
-                raise WorkerError("the pool was closed", where=self._adapter.name)
-
-    def _take_results(self) -> list[ResultT | Quarantined]:
-        results, self._results = self._results, []
-        return results
 
     def _wake(self) -> None:
         if self._loop is not None:
@@ -234,15 +223,14 @@ class RayPool(Generic[TaskT, ResultT]):
         """Runs the loop in its thread; what ends it is handed to the callers."""
         try:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                self._note_end(runner.run(self._outcome()))
+                runner.run(self._main())
         except BaseException as error:
             self._note_end(error)
             raise
 
-    async def _outcome(self) -> BaseException | None:
-        """Serves until the pool is closed; returns the error that ended it before."""
+    async def _main(self) -> None:
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
-        return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        self._note_end(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
     def _note_end(self, error: BaseException | None) -> None:
         with self._lock:
