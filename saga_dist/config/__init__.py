@@ -16,12 +16,13 @@ from saga_dist.config.method import (
     OptimizerSection,
     PromptSection,
 )
-from saga_dist.config.run import FREE_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
+from saga_dist.config.run import FREE_KEYS, LATER_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
 from saga_dist.config.section import Section
 from saga_dist.config.workers import ReplaySection, RolloutSection, RuntimeSection, WorkersSection
 
 __all__ = [
     "FREE_KEYS",
+    "LATER_KEYS",
     "STANDINS",
     "BirdsSection",
     "CheckpointSection",

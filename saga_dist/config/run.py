@@ -43,6 +43,9 @@ FREE_KEYS = (
 )
 """Where and how patiently a run is computed, not what: a resume may change these."""
 
+LATER_KEYS = {"objective.reward": "verdict"}
+"""Deciding keys that older checkpoints do not know, and their defaults: a run at the default can still be resumed."""
+
 
 class RunSection(Section):
     """What a run is, over all."""
@@ -146,7 +149,8 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+        told = {key: value for key, value in self._deciding().items() if (key, value) not in LATER_KEYS.items()}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
