@@ -151,7 +151,8 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+        hashed = {key: value for key, value in self._deciding().items() if (key, value) not in ADDED_KEYS.items()}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
@@ -164,11 +165,7 @@ class RunConfig(Section):
 
     def _deciding(self) -> dict[str, Any]:
         flat = _flatten(self.model_dump(mode="json"))
-        return {
-            key: value
-            for key, value in flat.items()
-            if not key.startswith(FREE_KEYS) and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
-        }
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
