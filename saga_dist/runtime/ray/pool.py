@@ -221,12 +221,12 @@ class RayPool(Generic[TaskT, ResultT]):
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs the loop in its thread; what ends it is handed to the callers."""
-        try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            try:
                 runner.run(self._main())
-        except BaseException as error:
-            self._note_end(error)
-            raise
+            except BaseException as error:
+                self._note_end(error)
+                raise
 
     async def _main(self) -> None:
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
