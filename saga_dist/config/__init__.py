@@ -17,11 +17,12 @@ from saga_dist.config.method import (
     OptimizerSection,
     PromptSection,
 )
-from saga_dist.config.run import FREE_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
+from saga_dist.config.run import ADDED_KEYS, FREE_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
 from saga_dist.config.section import Section
 from saga_dist.config.workers import ReplaySection, RolloutSection, RuntimeSection, WorkersSection
 
 __all__ = [
+    "ADDED_KEYS",
     "FREE_KEYS",
     "STANDINS",
     "BirdsSection",

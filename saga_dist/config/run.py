@@ -167,7 +167,8 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of the keys that decide the result of the run, which a resume must not change."""
-        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+        hashed = {key: value for key, value in self._deciding().items() if (key, value) not in ADDED_KEYS.items()}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every key that decides the result and differs.
@@ -185,11 +186,7 @@ class RunConfig(Section):
     def _deciding(self) -> dict[str, Any]:
         """Returns the values of the keys that decide the result, by ``section.key``."""
         flat = _flatten(self.model_dump(mode="json"))
-        return {
-            key: value
-            for key, value in flat.items()
-            if not key.startswith(FREE_KEYS) and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
-        }
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def build_optimizer(
         encoder: all that is deployed; nothing of it may stay untrained unnoticed.
         tower: its part with the encoder's rate.
         pooler: its part with the pooler's rate.
-        metric_loss: with the proxies, if it has any.
+        metric_loss: its trainable tensors, if it has any, are the proxies.
 
     Raises:
         TrainingError: a trainable tensor is in no group or in two.

@@ -117,7 +117,7 @@ def test_the_doctor_warns_and_says_what_is_expected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "saga_dist.estimate.capacity.limits_here", lambda *_: MachineLimits(0, host=1 << 20, shared=0, disk=1000)
+        "saga_dist.estimate.capacity.machine_limits", lambda *_: MachineLimits(0, host=1 << 20, shared=0, disk=1000)
     )
     assert run_checks(None, [*FEW, "rollout.engine=transformers"], smoke=False) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " capacity: " in line]

@@ -259,7 +259,7 @@ def test_what_is_wrong_with_it_is_one_line(name: str, said: str, tiny_checkpoint
 
 def test_estimates_and_the_doctor_know_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_checks(config, [], smoke=True) == 0
-    room = next(line for line in capsys.readouterr().out.splitlines() if " room: " in line)
+    room = next(line for line in capsys.readouterr().out.splitlines() if " capacity: " in line)
     assert "expected 1 x this processor: learner" in room
 
 
@@ -272,5 +272,5 @@ def test_sizes_that_a_family_does_not_tell_are_no_fault_of_the_machine(
         pass
     assert run_checks(config, [plain], smoke=True) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("ok   room: not estimated (") for line in lines)
+    assert any(line.startswith("ok   capacity: not estimated (") for line in lines)
     assert any(line.startswith("ok   one pair: transformers ready") for line in lines)

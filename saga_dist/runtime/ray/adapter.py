@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -112,3 +115,28 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
     def missing(self) -> str:
         """Returns the resources that the cluster lacks for the configured workers, as text; empty when it has all."""
         return ""
+
+
+def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
+    """Returns a future of the running loop for the result of a call; the caller may set or cancel it earlier.
+
+    Args:
+        ref: reference of the call's result; a thread of Ray completes its ``future``.
+        on_late: called on the loop when the call returns without an error after the future was set or cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    answer = loop.create_future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if not answer.done():
+            answer.set_result(done.result()) if error is None else answer.set_exception(error)
+        elif error is None:
+            on_late()
+
+    def hand_over(done: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, done)
+
+    ref.future().add_done_callback(hand_over)
+    return answer

@@ -46,9 +46,11 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 CLOSE_S = 90.0
-"""Longest time that ``close`` waits for the end of the loop, seconds."""
+"""Longest time that ``close`` waits for the end of the loop, which kills all workers first, seconds."""
+SLACK_S = 10.0
+"""Time that ``call`` waits beyond the deadline of its coroutine, whose error says more, seconds."""
 _SLICE_S = 1.0
-"""Time after which a waiting caller checks whether the loop has ended, seconds."""
+"""Longest time between two checks of a waiting caller, seconds."""
 
 
 class RayPool(Generic[TaskT, ResultT]):
@@ -86,10 +88,8 @@ class RayPool(Generic[TaskT, ResultT]):
             if self._closed:
                 raise WorkerError("the pool is closed", where=self._adapter.name)
             if self._thread is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._loop,), name=f"{self._adapter.name} pool", daemon=True
-                )
+                self._loop, name = asyncio.new_event_loop(), f"{self._adapter.name} pool"
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=name, daemon=True)
                 self._thread.start()
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
@@ -115,11 +115,9 @@ class RayPool(Generic[TaskT, ResultT]):
             WorkerError: too many tasks were quarantined, or no worker could be started in time. The pool has ended.
         """
         with self._lock:
-            while True:
-                self._raise_error()
-                if self._results or not len(self._queue):
-                    return self._take_results()
+            while not (results := self.poll()) and len(self._queue):
                 self._lock.wait(_SLICE_S)
+            return results
 
     def poll(self) -> list[ResultT | Quarantined]:
         """Returns the finished results, an empty list when there are none; does not wait.
@@ -128,7 +126,8 @@ class RayPool(Generic[TaskT, ResultT]):
         """
         with self._lock:
             self._raise_error()
-            return self._take_results()
+            results, self._results = self._results, []
+            return results
 
     @property
     def num_pending(self) -> int:
@@ -209,14 +208,15 @@ class RayPool(Generic[TaskT, ResultT]):
             self._raise_error()
             assert self._loop is not None
             answer = asyncio.run_coroutine_threadsafe(self._group.call(method), self._loop)
+        timeouts = self._config.timeouts
         try:
-            while not concurrent.futures.wait([answer], timeout=_SLICE_S).done:
-                self._raise_if_ended()
+            return answer.result(timeouts.start_s + timeouts.lease_s + SLACK_S)
+        except (concurrent.futures.CancelledError, TimeoutError):
+            with self._lock:
+                self._raise_error()
+            raise WorkerError("the pool was closed", where=self._adapter.name) from None
         finally:
-            answer.cancel()  # an interrupt may have ended this wait early
-        if answer.cancelled():
-            self._raise_if_ended()
-        return answer.result()
+            answer.cancel()  # an interrupt may have ended the wait
 
     # ------------------------------------------------------------------ internal, called in any thread
 
@@ -225,17 +225,6 @@ class RayPool(Generic[TaskT, ResultT]):
             raise self._errors.popleft()
         if self._loop_error is not None:
             raise self._loop_error
-
-    def _raise_if_ended(self) -> None:
-        with self._lock:
-            if self._loop_error is not None:
-                raise self._loop_error
-            if self._closed:
-                raise WorkerError("the pool was closed", where=self._adapter.name)
-
-    def _take_results(self) -> list[ResultT | Quarantined]:
-        results, self._results = self._results, []
-        return results
 
     def _wake(self) -> None:
         if self._loop is not None:
@@ -246,17 +235,17 @@ class RayPool(Generic[TaskT, ResultT]):
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs the loop in its thread; an error that ends it is raised in the callers."""
-        try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                self._set_loop_error(runner.run(self._serve_until_error()))
-        except BaseException as error:
-            self._set_loop_error(error)
-            raise
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            try:
+                runner.run(self._main())
+            except BaseException as error:
+                self._set_loop_error(error)
+                raise
 
-    async def _serve_until_error(self) -> BaseException | None:
-        """Serves until the pool is closed; returns the error that ended it, None when it was closed."""
+    async def _main(self) -> None:
+        """Serves until the pool is closed, or stores the error that ended it."""
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
-        return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        self._set_loop_error(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
     def _set_loop_error(self, error: BaseException | None) -> None:
         """Stores the error that ended the loop, unless the pool was closed, and wakes the callers."""

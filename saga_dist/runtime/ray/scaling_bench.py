@@ -6,11 +6,16 @@ workers fit on two cores, and the bench measures the overhead of the system: lea
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,8 +93,59 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return result.pair_id
 
 
+class SimulatedActor:
+    """Actor handle without a process; a timer of an event loop in another thread completes each call.
+
+    Args:
+        clock: the event loop.
+        pid: number of the actor, in place of a process id.
+    """
+
+    def __init__(self, clock: asyncio.AbstractEventLoop, pid: int) -> None:
+        self._clock = clock
+        info = WorkerInfo(pid, "", "", "")
+        self.start = SimpleNamespace(remote=lambda: self._answer(0.0, info))
+        self.health = SimpleNamespace(remote=lambda: self._answer(0.0, 0.0))
+        self.run = SimpleNamespace(remote=lambda seconds, pair_ids: self._answer(sum(seconds), pair_ids))
+
+    def _answer(self, seconds: float, value: Any) -> Any:
+        """Returns an object with the ``future`` of a reference, which gets its value after ``seconds``."""
+        answer = Future[Any]()
+        self._clock.call_soon_threadsafe(self._clock.call_later, seconds, answer.set_result, value)
+        return SimpleNamespace(future=lambda: answer)
+
+
+class SimulatedAdapter(SleeperAdapter):
+    """Adapter to simulated workers with the same durations, of which a machine can run thousands.
+
+    Args:
+        latencies: see ``SleeperAdapter``.
+        scale: see ``SleeperAdapter``.
+    """
+
+    def __init__(self, latencies: Sequence[float], scale: float) -> None:
+        super().__init__(latencies, scale)
+        self._pids = itertools.count(1)
+        self._clock = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._clock.run_forever, name="simulated workers", daemon=True)
+        self._thread.start()
+
+    def spawn(self) -> SimulatedActor:
+        """Returns the handle of a new simulated worker."""
+        return SimulatedActor(self._clock, next(self._pids))
+
+    def kill(self, actor: SimulatedActor) -> None:
+        """Does nothing, because there is no process."""
+
+    def close(self) -> None:
+        """Ends the thread of the event loop."""
+        self._clock.call_soon_threadsafe(self._clock.stop)
+        self._thread.join()
+        self._clock.close()
+
+
 class BenchLearner(FakeLearner):
-    """Fake learner with 512 training images, whose update takes a given time.
+    """Fake learner with four images of each training class, whose update takes a given time.
 
     Args:
         config: configuration of the run.
@@ -98,11 +154,12 @@ class BenchLearner(FakeLearner):
 
     def __init__(self, config: RunConfig, update_s: float) -> None:
         super().__init__(config, FaultPlan())
-        self._update_s = update_s
+        self._update_s, self._num_classes = update_s, config.data.birds.train_classes
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the labels of four images of each of 128 training classes; other splits are empty."""
-        return np.arange(512, dtype=np.int64) // 4 if split == "train" else np.zeros(0, np.int64)
+        """Returns the labels of four images of each training class; other splits are empty."""
+        num_images = 4 * self._num_classes if split == "train" else 0
+        return np.arange(num_images, dtype=np.int64) // 4
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
         """Takes one optimizer step, after sleeping for its duration."""

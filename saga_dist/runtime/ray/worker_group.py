@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus
+from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import FATAL, WorkerInfo, to_saga_error
 from saga_dist.runtime.ray.usage import Usage
 from saga_dist.runtime.ray.worker_slot import UP, Evicted, WorkerSlot, WorkerState
@@ -115,21 +115,24 @@ class WorkerGroup(Generic[TaskT, ResultT]):
             DeadlineExceeded: there was no answer within the deadlines of a start and a lease together.
             SagaError: the worker raised it.
         """
-        timeouts, dead = self._config.timeouts, set[WorkerInfo]()
+        deadline_s, dead = self._config.timeouts.start_s + self._config.timeouts.lease_s, set[WorkerInfo | None]()
         self._add_open_calls(1)
         try:
-            async with asyncio.timeout(timeouts.start_s + timeouts.lease_s):
+            async with asyncio.timeout(deadline_s):
                 while True:
                     slot = await self._wait_for_worker(exclude=dead)
                     name, info = slot.name, slot.info
-                    assert info is not None
                     try:
-                        return await slot.call(method)
-                    except RayActorError as error:
-                        log.warning("%s; calling another worker", to_saga_error(error, where=name, info=info))
+                        return await answer_of(getattr(slot.actor, method).remote())
+                    except RayError as error:
+                        own = to_saga_error(error, where=name, info=info)
+                        if not isinstance(error, RayActorError):
+                            raise own from error
+                        log.warning("%s; calling another worker", own)
                         dead.add(info)
         except TimeoutError:
-            raise DeadlineExceeded(f"no worker to call {method} on", where=self._adapter.name) from None
+            what = f"no worker answered {method} within {deadline_s:g} s"
+            raise DeadlineExceeded(what, where=self._adapter.name) from None
         finally:
             self._add_open_calls(-1)
 
@@ -211,7 +214,7 @@ class WorkerGroup(Generic[TaskT, ResultT]):
 
     # ------------------------------------------------------------------ internal
 
-    async def _wait_for_worker(self, *, exclude: Collection[WorkerInfo]) -> WorkerSlot[TaskT, ResultT]:
+    async def _wait_for_worker(self, *, exclude: Collection[WorkerInfo | None]) -> WorkerSlot[TaskT, ResultT]:
         """Waits for a worker that is up and not in ``exclude``; returns its slot, preferably of an idle worker."""
         while True:
             up = [slot for slot in self._slots if slot.info is not None and slot.info not in exclude]

@@ -19,16 +19,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, Timeouts, WorkerStatus
+from saga_dist.runtime.ray.adapter import ActorAdapter, Timeouts, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
 
 TaskT = TypeVar("TaskT")
@@ -58,31 +56,6 @@ UP = (WorkerState.IDLE, WorkerState.BUSY)
 
 class Evicted(Exception):
     """Ends the coroutine of a slot that has to end at once; it is not a failure of the worker."""
-
-
-def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
-    """Returns a future of the running loop for the result of a call; the caller may set or cancel it earlier.
-
-    Args:
-        ref: reference of the call's result; a thread of Ray completes its ``future``.
-        on_late: called on the loop when the call returns without an error after the future was set or cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    answer = loop.create_future()
-
-    def settle(done: Future[Any]) -> None:
-        error = done.exception()
-        if not answer.done():
-            answer.set_result(done.result()) if error is None else answer.set_exception(error)
-        elif error is None:
-            on_late()
-
-    def hand_over(done: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, done)
-
-    ref.future().add_done_callback(hand_over)
-    return answer
 
 
 class WorkerSlot(Generic[TaskT, ResultT]):
@@ -239,25 +212,6 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             raise WorkerError(f"a wrong answer: {error}", where=self.name) from error
         self._check(tasks, results)
         return results
-
-    async def call(self, method: str) -> Any:
-        """Calls ``method()`` of the actor, also while a lease runs, and returns the result.
-
-        Raises:
-            RayActorError: the worker died.
-            SagaError: the call raised an error, or did not return within the deadline of a lease.
-        """
-        info = self.info
-        try:
-            async with asyncio.timeout(self._timeouts.lease_s):
-                return await answer_of(getattr(self.actor, method).remote())
-        except RayActorError:
-            raise
-        except RayError as error:
-            raise to_saga_error(error, where=self.name, info=info) from error
-        except TimeoutError:
-            what = f"no answer to {method} within {self._timeouts.lease_s:g} s"
-            raise DeadlineExceeded(what, where=self.name) from None
 
     async def pause(self, seconds: float) -> None:
         """Waits for a number of seconds; raises ``Evicted`` when the slot is evicted."""

@@ -154,7 +154,7 @@ def test_group_that_lost_its_worker_gives_up_after_the_time_of_a_start(instantly
 
     error, after_s = ended_by(Fragile(adapter), instantly, WorkerError)
     assert "no worker could be started, the last time" in str(error)
-    # The hang is found at 30 s; starts follow 1, 3, 7, 15, … s later; the first one beyond 500 s is at 543 s.
+    # The hang is found at 30 s; starts follow 1, 3, 7, 15, 31, 63, 123, … s later, the first beyond 500 s after 543 s.
     assert after_s == pytest.approx(30 + 543)
 
 
