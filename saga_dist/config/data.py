@@ -103,7 +103,7 @@ class DataSection(Section):
         ge=0,
         lt=1,
         description="share of the training classes that is held out for model selection, in [0, 1) (deviation: the "
-        "paper holds out none, which is 0)",
+        "paper holds out none, which is 0); the built-in birds have validation classes of their own",
     )
     split_hash: str = Field(
         "",

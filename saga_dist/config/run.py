@@ -73,7 +73,7 @@ class CheckpointSection(Section):
     every_steps: int = Field(
         100, ge=1, description="optimizer steps between two checkpoints; the last step has one too"
     )
-    keep: int = Field(3, ge=1, description="newest checkpoints that are kept; the selected one is kept besides")
+    keep: int = Field(3, ge=1, description="newest checkpoints that are kept; the selected one is kept in addition")
     mirror: str = Field(
         "",
         pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",

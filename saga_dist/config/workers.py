@@ -20,8 +20,8 @@ class WorkersSection(Section):
     min_workers: int = Field(
         0,
         ge=0,
-        description="smallest number of workers that `saga-dist scale` may request and that idle_release_s leaves "
-        "running; 0: the value of workers",
+        description="smallest number of workers that `saga-dist scale` may request, and that rollout.idle_release_s "
+        "leaves running; 0: the value of workers",
     )
     max_workers: int = Field(
         0, ge=0, description="largest number of workers that `saga-dist scale` may request; 0: the value of workers"
@@ -76,7 +76,7 @@ class RolloutSection(WorkersSection):
         8,
         ge=1,
         description="most micro-batches of one step; when they are used up, the step trains on the contributing groups "
-        "it has, be they fewer than K (deviation: the paper has no limit)",
+        "it has, even if they are fewer than K (deviation: the paper has no limit)",
     )
     groups_per_lease: int = Field(
         16,

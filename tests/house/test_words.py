@@ -1,4 +1,4 @@
-"""The words of the package: described configuration keys, docstrings that are statements, and class names used once."""
+"""Checks the words of the package: keys are described, docstrings are statements, class names stand in one module."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ FRAGMENT_WORDS = {
     *("of", "that", "what", "where", "whether", "whoever", "who", "which", "nobody", "those", "likewise", "how"),
     *("when", "as", "by", "with", "without", "from", "for", "in", "on", "also", "none", "same"),
 }
-"""Words that a text begins with when it is no statement but the end of one."""
+"""First words of texts that are only a part of a sentence."""
 
 
 def starts_as_fragment(text: str) -> bool:
-    """True when the first word of the text is one of ``FRAGMENT_WORDS``; a compound such as In-flight is another."""
+    """Returns True when the first word of a text is one of ``FRAGMENT_WORDS``; In-flight and the like are other words."""
     first = text.split()[0] if text.strip() else ""
     return first.strip("\"'`.,:;()").lower() in FRAGMENT_WORDS
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and text of every string that stands alone: of modules, classes, functions and attributes."""
+    """Yields line and text of every docstring: of modules, classes, functions and attributes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value
 
 
 def configuration_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Name, as ``section.key``, and definition of every key, sections within sections included."""
+    """Yields name, as ``section.key``, and definition of every key of a section and of the sections in it."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from configuration_keys(field.annotation, f"{prefix}{name}.")
@@ -89,7 +89,7 @@ def test_no_docstring_starts_as_a_fragment() -> None:
 
 
 def test_a_class_name_stands_in_one_module() -> None:
-    """A protocol and the class that implements it may share a name; ``protocols.py`` holds such protocols."""
+    """Protocols are in ``protocols.py``; the class that implements a protocol may have its name."""
     modules_of: defaultdict[str, set[str]] = defaultdict(set)
     for path, tree in TREES.items():
         for node in ast.walk(tree):
