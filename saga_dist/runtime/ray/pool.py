@@ -8,7 +8,7 @@ One thread runs one event loop with one coroutine per worker slot and one that h
 
 Who waits for whom. A caller in ``collect`` waits for a result, and is woken by the loop, by ``forget`` and by
 ``close``. ``_serve`` waits for ``wakeup``, which callers and slots set. A slot waits for its worker, and is woken by
-the answer, the deadline, the heartbeat or by being evicted (``worker_slot``). So every lease ends; a lease that fails
+the answer, the deadline, the heartbeat or by having to leave (``worker_slot``). So every lease ends; a lease that fails
 costs each of its tasks one of a bounded number of attempts, after which the task is ``Quarantined``, a result like any
 other; a pool without a worker ends by the deadline of a start (``worker_group``). When the loop ends, whatever the
 reason, callers are woken and get its error.
@@ -229,6 +229,7 @@ class RayPool(Generic[TaskT, ResultT]):
                 raise
 
     async def _main(self) -> None:
+        """Serves until the pool is closed or a slot ends with an error, which is noted while the loop still runs."""
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
         self._note_end(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 

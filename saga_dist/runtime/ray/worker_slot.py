@@ -1,16 +1,14 @@
 """One slot of a pool: the life of a worker, and of the workers that take its place when it fails.
 
-              start            next_lease            assign
-       GONE ────────► STARTING ──────────► IDLE ◄──────────────► BUSY
-        ▲ ▲               │                 │     (next_lease)    │
-        │ └───────────────┴──── failure ────┼─────────────────────┘
-        │ readmit                           │ not needed for a while
-        └──────────────── RELEASED ◄────────┘
+    GONE ──start──► STARTING ──next_lease──► IDLE ───assign────► BUSY
+     ▲ ▲               │                     │ │ ◄─next_lease──  │
+     │ └────failure────┴─────────────────────│─┴─────────────────┘
+     └───readmit─── RELEASED ◄───release─────┘
 
-A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer to a lease. While it does,
-these end the wait too, whichever comes first: the deadline, ``evict``, and the heartbeat. The heartbeat asks a worker
-that was silent for half of ``heartbeat_s`` for a sign of life and gives it ``heartbeat_s`` to answer, so a worker that
-hangs is found after one and a half heartbeats at most.
+A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer to a lease. Whichever comes
+first ends the wait: that, the deadline, ``leave`` or the heartbeat. The heartbeat asks a worker that was silent for
+half of ``heartbeat_s`` for a sign of life and gives it ``heartbeat_s`` to answer, so a worker that hangs is found after
+one and a half heartbeats at most.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ class WorkerState(Enum):
     """What the worker of a slot is doing."""
 
     GONE = "gone"
-    """There is none; one will be started."""
+    """No worker is there; one will be started."""
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
     RELEASED = "released"
-    """There is none, because none is needed."""
+    """No worker is there, because none is needed."""
 
 
 UP = (WorkerState.IDLE, WorkerState.BUSY)
@@ -56,7 +54,7 @@ class Evicted(Exception):
 
 
 class WorkerSlot(Generic[TaskT, ResultT]):
-    """Room for one worker whose actor may change. To be used on the event loop that it is made on.
+    """Room for one worker, whose actor may change. Belongs to the event loop that it is made on.
 
     Args:
         name: for logs and errors.
@@ -88,9 +86,10 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Starts that failed since a worker was last up."""
         self.leaving = False
         """True when the slot ends with its lease."""
+        self._lease: list[TaskT] | None = None
         self._waiting: asyncio.Future[Any] = self._loop.create_future()
         """What the slot's coroutine awaits."""
-        self._interruption: Exception | None = None
+        self._interruption: BaseException | None = None
         """What ended the worker, or the slot, before its time."""
         self._heartbeat: asyncio.Task[None] | None = None
         self._last_sign = 0.0
@@ -109,8 +108,10 @@ class WorkerSlot(Generic[TaskT, ResultT]):
 
     def assign(self, tasks: list[TaskT]) -> None:
         """Gives an idle worker a lease."""
-        self._waiting.set_result(tasks)
+        self._lease = tasks
         self._enter(WorkerState.BUSY)
+        if not self._waiting.done():  # its patience may have ended in this very turn of the loop
+            self._waiting.set_result(None)
 
     def leave(self, *, at_once: bool) -> None:
         """Ends the slot: now, or, when it is busy and not ``at_once``, with its lease."""
@@ -174,11 +175,11 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             SagaError: the worker died or fell silent while it was idle.
             Evicted: the slot was evicted.
         """
+        self._lease = None
         self._enter(WorkerState.IDLE)
-        try:
-            return await self._wait_for(self._loop.create_future(), patience_s)
-        except TimeoutError:
-            return None
+        with suppress(TimeoutError):
+            await self._wait_for(self._loop.create_future(), patience_s)
+        return self._lease
 
     async def run(self, tasks: Sequence[TaskT], on_late: Callable[[], None]) -> list[ResultT]:
         """Returns the results of a lease, one per task.
@@ -261,7 +262,7 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             raise self._interruption
         return result
 
-    def _interrupt(self, reason: Exception) -> None:
+    def _interrupt(self, reason: BaseException) -> None:
         """Ends the worker, and the wait of the slot's coroutine."""
         self._interruption = reason
         if not self._waiting.done():
@@ -286,7 +287,6 @@ class WorkerSlot(Generic[TaskT, ResultT]):
 
     def _heartbeat_ended(self, heartbeat: asyncio.Task[None]) -> None:
         if not heartbeat.cancelled() and (error := heartbeat.exception()) is not None:
-            assert isinstance(error, Exception)
             self._interrupt(error)
 
 
