@@ -1,11 +1,9 @@
 """One slot of a pool: states, deadlines and heartbeat of its worker, and of the workers that replace it.
 
-              start            next_lease            assign
-       GONE ────────► STARTING ──────────► IDLE ◄──────────────► BUSY
-        ▲ ▲               │                 │     (next_lease)    │
-        │ └───────────────┴──── failure ────┼─────────────────────┘
-        │ readmit                           │ idle for ``idle_release_s``
-        └──────────────── RELEASED ◄────────┘
+    GONE ──start──► STARTING ──next_lease──► IDLE ───assign────► BUSY
+     ▲ ▲               │                     │ │ ◄─next_lease──  │
+     │ └────failure────┴─────────────────────│─┴─────────────────┘
+     └───readmit─── RELEASED ◄───release─────┘
 
 A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer of a lease. The deadline,
 an eviction (``leave``) or the heartbeat can end the wait earlier. The heartbeat calls ``health`` of a worker that has
@@ -93,9 +91,11 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Number of starts that failed since a worker was last up."""
         self.leaving = False
         """True when the slot ends after its present lease, if it has one."""
+        self._lease: list[TaskT] | None = None
+        """Tasks of the present lease; None while the worker is idle."""
         self._waiting: asyncio.Future[Any] = self._loop.create_future()
         """Future that the slot's coroutine awaits."""
-        self._interruption: Exception | None = None
+        self._interruption: BaseException | None = None
         """Error that ended the worker or the slot while the coroutine was waiting."""
         self._heartbeat: asyncio.Task[None] | None = None
         self._last_answer_at = 0.0
@@ -114,8 +114,10 @@ class WorkerSlot(Generic[TaskT, ResultT]):
 
     def assign(self, tasks: list[TaskT]) -> None:
         """Leases tasks to the worker, which must be idle."""
-        self._waiting.set_result(tasks)
+        self._lease = tasks
         self._enter(WorkerState.BUSY)
+        if not self._waiting.done():  # the timeout of next_lease may have come in the same turn of the loop
+            self._waiting.set_result(None)
 
     def leave(self, *, at_once: bool) -> None:
         """Ends the slot: after its lease when it is busy and not ``at_once``, else now."""
@@ -182,11 +184,11 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             SagaError: the idle worker died or missed its heartbeat.
             Evicted: the slot was evicted.
         """
+        self._lease = None
         self._enter(WorkerState.IDLE)
-        try:
-            return await self._wait_for(self._loop.create_future(), timeout_s)
-        except TimeoutError:
-            return None
+        with suppress(TimeoutError):
+            await self._wait_for(self._loop.create_future(), timeout_s)
+        return self._lease
 
     async def run(self, tasks: Sequence[TaskT], on_late: Callable[[], None]) -> list[ResultT]:
         """Runs a lease on the worker and returns its results, one per task.
@@ -274,7 +276,7 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             raise self._interruption
         return result
 
-    def _interrupt(self, reason: Exception) -> None:
+    def _interrupt(self, reason: BaseException) -> None:
         """Kills the worker and raises ``reason`` in the slot's coroutine."""
         self._interruption = reason
         if not self._waiting.done():
@@ -303,7 +305,6 @@ class WorkerSlot(Generic[TaskT, ResultT]):
 
     def _heartbeat_ended(self, heartbeat: asyncio.Task[None]) -> None:
         if not heartbeat.cancelled() and (error := heartbeat.exception()) is not None:
-            assert isinstance(error, Exception)
             self._interrupt(error)
 
 

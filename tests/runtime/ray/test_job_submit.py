@@ -76,6 +76,7 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "TMPDIR": folder,  # a dashboard that is killed leaves a socket there
     }
     options = {
         "node-ip-address": "127.0.0.1",

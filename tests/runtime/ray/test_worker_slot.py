@@ -130,6 +130,22 @@ def test_eviction_ends_every_wait_and_the_process(instantly: Any, fake_adapter: 
     assert instantly(story()) == pytest.approx([3.0, 3.0, 3.0])
 
 
+@pytest.mark.parametrize("first", ["patience", "lease"])
+def test_lease_that_comes_as_patience_ends_is_not_lost(first: str, instantly: Any, fake_adapter: Any) -> None:
+    async def story() -> Any:
+        slot, loop = slot_of(fake_adapter()), asyncio.get_running_loop()
+        await start(slot)
+        if first == "lease":
+            loop.call_at(5.0, slot.assign, ["p0"])
+        waiting = asyncio.create_task(slot.next_lease(5.0))
+        await asyncio.sleep(0)
+        if first == "patience":
+            loop.call_at(5.0, slot.assign, ["p0"])
+        return await waiting, slot.state, now()
+
+    assert instantly(story()) == (["p0"], WorkerState.BUSY, 5.0)
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
