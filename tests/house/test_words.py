@@ -26,7 +26,7 @@ FRAGMENT_WORDS = {
 
 
 def starts_as_fragment(text: str) -> bool:
-    """Returns True when the first word of a text is one of ``FRAGMENT_WORDS``; In-flight and the like are other words."""
+    """Returns True when the first word of a text is one of ``FRAGMENT_WORDS``; In-flight is another word."""
     first = text.split()[0] if text.strip() else ""
     return first.strip("\"'`.,:;()").lower() in FRAGMENT_WORDS
 
