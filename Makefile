@@ -30,7 +30,7 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 	@$(BIN)/saga-dist demo
 
 test: export HF_HUB_OFFLINE := 1
-test: env  ## the test suite (about 25 minutes on two cores)
+test: env  ## the test suite (under 20 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20
 
 test-quick: export HF_HUB_OFFLINE := 1

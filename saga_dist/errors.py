@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose, in one tree.
+"""The exception tree of this package.
 
-A message is one line: what went wrong, where, what was expected, what to do next. Errors survive pickling (they cross
-process boundaries in Ray), and each class knows the exit code of the command line.
+A message is one line: what went wrong, where, what was expected, what to do next. Errors can be pickled, because they
+cross process boundaries in Ray. Each class has the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ class SagaError(Exception):
     """Base of all errors of this package.
 
     Args:
-        what: what went wrong, with the offending value.
-        where: file, key, row or worker concerned.
-        expected: what would have been right.
-        fix: what the reader should do next.
+        what: what went wrong, with the wrong value.
+        where: file, key, row or worker concerned; empty for none.
+        expected: the values that are valid; empty for none.
+        fix: what the user should do next; empty for none.
     """
 
     exit_code: int = 1
+    """Exit code of the command line when this error ends it."""
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
         message = f"{where}: {what}" if where else what
@@ -29,7 +30,7 @@ class SagaError(Exception):
 
 
 class UserError(SagaError):
-    """Something the user can mend: exit code 2, one line, no traceback."""
+    """A mistake that the user can correct; the command line prints one line without a traceback, with exit code 2."""
 
     exit_code = 2
 
@@ -39,7 +40,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set, image or list is wrong."""
+    """A data set, an image or a list of images or classes is wrong."""
 
 
 class ModelError(UserError):
@@ -47,15 +48,15 @@ class ModelError(UserError):
 
 
 class TokenError(UserError):
-    """Encoder tokens do not fit the model that should read them (width, grid, dtype, count, finiteness)."""
+    """Encoder tokens do not fit the model (width, grid, dtype, number of tokens) or are not finite."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint or shipped weight file is missing, damaged or from an unknown format."""
+    """A checkpoint or shipped weight file is missing, damaged or of an unknown format."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file of a checkpoint is not what was written: missing, cut off or altered."""
+    """A file of a checkpoint differs from what was written: it is missing, truncated or altered."""
 
 
 class WireError(SagaError):
@@ -63,26 +64,26 @@ class WireError(SagaError):
 
 
 class WorkerError(SagaError):
-    """A worker failed; its work can be retried elsewhere."""
+    """A worker failed; its tasks can be retried on another worker."""
 
 
 class EngineError(WorkerError):
-    """A generation engine raised; it must be replaced before it is used again."""
+    """A rollout engine failed; it must be replaced before more completions are generated."""
 
 
 class DeadlineExceeded(WorkerError):
-    """A wait ended by its deadline."""
+    """A call did not end before its deadline."""
 
 
 class TrainingError(SagaError):
-    """Training cannot go on (no contributing group, non-finite gradient, too many worker failures)."""
+    """Training cannot continue (non-finite gradient, engine and replay that disagree, learner lost too often)."""
 
 
 class LearnerLost(TrainingError):
-    """The learner's process is gone, and with it what only it held; a new one goes on from the last checkpoint."""
+    """The learner's process died, hung or lost a payload; a new learner continues from the last checkpoint."""
 
 
 class Interrupted(SagaError):
-    """The run was asked to stop (SIGTERM, SIGINT) and has written its checkpoint."""
+    """The run stopped on request (SIGTERM, SIGINT) and has written a checkpoint."""
 
     exit_code = 3

@@ -1,8 +1,8 @@
-"""The seams of the system: what the coordinator asks of a learner, of worker pools, and what an engine must do.
+"""Interfaces between the parts: engine, rollout and replay workers, worker pool, learner and runtime.
 
-Two runtimes stand behind these protocols, serial (this process) and Ray (actors), and the coordinator cannot tell which
-one it has. A *handle* is an ``EncoderTokens`` / ``TokenGradients`` record in the serial runtime and an object-store
-reference in Ray: the coordinator passes handles on and never opens them.
+Two runtimes implement these protocols, serial (one process) and Ray (actors); the coordinator depends on the protocols
+only. A *handle* is an ``EncoderTokens`` or ``TokenGradients`` record in the serial runtime and a reference into the
+object store in Ray. The coordinator passes handles on and never reads the records behind them.
 """
 
 from __future__ import annotations
@@ -35,26 +35,37 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Answer to ``Learner.encode``: one token handle per pair of the micro-batch, in its order."""
+    """Result of ``Learner.encode``: handles of the encoder tokens of a micro-batch."""
 
     handles: tuple[Any, ...]
+    """[P] one handle of ``EncoderTokens`` per pair of the micro-batch, in its order."""
     num_bytes: int
-    """Size of all published tokens."""
+    """Size of the tokens of all pairs, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class GradientHandle:
-    """A group's token gradients by handle, with the numbers the coordinator reports."""
+    """Handle of the token gradients of a group, with the numbers that the coordinator reports."""
 
     pair_id: str
+    """Id of the pair."""
     handle: Any
+    """Handle of the ``TokenGradients``."""
     loss: float
+    """The group's part of L_GRPO, divided by |T|."""
     num_tokens: int
+    """Generated tokens of the group."""
     mismatch: LogProbMismatch
+    """Differences between the log-probabilities of engine and replay."""
 
     @classmethod
     def of(cls, gradients: TokenGradients, handle: Any = None) -> GradientHandle:
-        """Returns the coordinator's view of ``gradients``; ``handle`` defaults to the record itself."""
+        """Returns a handle of token gradients.
+
+        Args:
+            gradients: the token gradients of a group.
+            handle: reference to them; None: the record itself is the handle.
+        """
         return cls(
             pair_id=gradients.pair_id,
             handle=gradients if handle is None else handle,
@@ -66,138 +77,183 @@ class GradientHandle:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Embeddings of one split: ``values_IE`` float32 [I, E] l2-normalised, ``labels_I`` int64 [I]."""
+    """Embeddings and labels of the images of one split."""
 
     values_IE: np.ndarray
+    """float32 [I, E], l2-normalised."""
     labels_I: np.ndarray
+    """int64 [I], class of each image."""
     attributes_IA: np.ndarray | None = None
-    """[I, A] int64 ground-truth attributes where the data has them (the built-in birds)."""
+    """int64 [I, A], ground-truth attributes; None for data without attributes (only the built-in birds have them)."""
     attribute_names: tuple[str, ...] = ()
-    """A names."""
+    """A names of the attributes."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Generates completions from encoder tokens with the frozen MLLM. Any exception means: replace the engine."""
+    """Generates completions from encoder tokens with the frozen MLLM.
+
+    After an exception other than a ``UserError`` the engine is replaced.
+    """
 
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
     ) -> list[Completions]:
         """Returns one ``Completions`` per pair, in order.
 
+        Args:
+            tokens: encoder tokens of the pairs.
+            samplings: sampling parameters of each pair.
+            deadline_s: longest time that the call may take, seconds.
+
         Raises:
             EngineError: the engine failed.
-            DeadlineExceeded: not finished after ``deadline_s`` seconds.
+            DeadlineExceeded: the completions were not finished after ``deadline_s`` seconds.
+            UserError: the request is wrong, for example too long for ``max_model_len``; the engine remains usable.
         """
 
     def close(self) -> None:
-        """Frees the engine's memory; it cannot be used afterwards."""
+        """Frees the engine's memory; the engine cannot be used afterwards."""
 
 
 @runtime_checkable
 class RolloutWorker(Protocol):
-    """A stateless function from tasks to scored groups."""
+    """Generates and scores groups of completions; keeps no state between calls."""
 
     def rollout(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> list[ScoredGroup]:
-        """Returns one scored group per task, in order. ``tokens`` are the opened handles of the tasks."""
+        """Returns one scored group per task, in order.
 
-    def close(self) -> None: ...
+        Args:
+            tasks: the groups to generate.
+            tokens: the records behind ``tokens`` of each task.
+        """
+
+    def close(self) -> None:
+        """Closes the engine."""
 
 
 @runtime_checkable
 class ReplayWorker(Protocol):
-    """A stateless function from a scored group to the gradient at its encoder tokens."""
+    """Computes the gradient of a scored group at its encoder tokens; keeps no state between calls."""
 
     def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
         """Returns dL_GRPO/d(tokens) and the attention targets of one group.
 
-        ``tokens`` and ``behaviour`` are the opened handles of the task.
+        Args:
+            task: the group, and the denominator of the step.
+            tokens: the record behind ``task.tokens``.
+            behaviour: the record behind ``task.behaviour``; None when the task has none.
         """
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone's weights: equal before and after any run."""
+        """Returns the sha256 of the frozen backbone's weights, which no run changes."""
 
 
 class WorkerPool(Protocol[TaskT, ResultT]):
-    """Workers behind one queue. Tasks are independent; a pool retries, replaces workers and keeps every wait finite."""
+    """Workers behind one queue of independent tasks.
+
+    A pool retries failed tasks, replaces failed workers, and bounds every wait by a deadline.
+    """
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
-        """Queues tasks; returns at once."""
+        """Queues tasks; does not wait for them."""
 
     def collect(self) -> list[ResultT | Quarantined]:
         """Returns at least one finished result, or an empty list when nothing is pending.
 
-        A task on which workers failed on every allowed attempt comes back as ``Quarantined``.
+        The result of a task on which workers failed on every allowed attempt is ``Quarantined``.
 
         Raises:
-            UserError: a worker found a mistake that every other worker would find too.
-            WorkerError: more tasks were set aside than the run allows, or no worker could be brought up in time.
+            UserError: a worker found a mistake of the user, which would fail on every other worker too.
+            WorkerError: more tasks were quarantined than the run allows, or no worker could be started in time.
         """
 
     def poll(self) -> list[ResultT | Quarantined]:
-        """Returns the finished results that are here, perhaps none; never waits. Raises what ``collect`` raises."""
+        """Returns the finished results, an empty list when there are none; does not wait.
+
+        Raises the errors of ``collect``.
+        """
 
     @property
     def num_pending(self) -> int:
-        """Tasks submitted and not yet collected."""
+        """Number of tasks that were submitted and whose results were not collected."""
 
     def metrics(self) -> dict[str, float]:
-        """Returns plain quantities since the last call (leases, retries, replacements, busy seconds, idle share)."""
+        """Returns the pool's metrics since the last call (leases, retries, replacements, busy seconds, idle share)."""
 
     def forget(self) -> None:
-        """Drops every task that is pending and every result that was not collected; late answers are ignored."""
+        """Drops all pending tasks and all uncollected results; answers that arrive later are ignored."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the workers and drops all tasks."""
 
 
 class Learner(Protocol):
-    """Owns encoder, pooler, metric loss and optimizer."""
+    """Encoder, pooler, metric loss and optimizer: all that training changes."""
 
     @property
     def step(self) -> int:
-        """Optimizer steps done so far; also the encoder version."""
+        """Number of optimizer steps done; also the encoder version."""
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split, empty without such a split: only the learner reaches the images."""
+        """Returns the labels of a split, int64 [I]; empty when the data has no such split.
+
+        The coordinator reads the labels here, because only the learner has access to the images.
+        """
 
     def split_hash(self) -> str:
-        """Returns the sha256 of which images, classes and labels the splits hold; a resume must not change it."""
+        """Returns the sha256 of the images, classes and labels of all splits; a resume must not change it."""
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes the images, back-propagates the metric loss to the tokens, publishes the tokens of every pair."""
+        """Encodes the images, back-propagates the metric loss to their tokens, publishes the tokens of every pair."""
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Publishes the tokens of every pair of a later step's batch at today's version; leaves the open step alone."""
+        """Encodes a later step's batch with the present encoder and publishes the tokens of every pair.
+
+        The state of the open step does not change.
+        """
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
-        """Injects token gradients, adds the attention alignment, clips, and takes one optimizer step."""
+        """Takes one optimizer step: injects token gradients, adds the attention alignment, clips, updates.
+
+        Args:
+            handles: handles of the ``TokenGradients`` of the step.
+        """
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
-        """Returns the embeddings of a split (``train``, ``val``, ``test``, ``gallery``, ``probe``).
+        """Returns the embeddings of a split.
 
-        With ``pretrained`` the pooler is left out: normalised mean of the main tokens, the zero-shot row of a table.
+        Args:
+            split: ``train``, ``val``, ``test``, ``gallery`` or ``probe``.
+            pretrained: True for the normalised mean of the main tokens, without the pooler: the zero-shot row of a
+                table.
         """
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[Any]:
-        """Returns token handles for evaluation pairs of a split, without gradient or augmentation."""
+        """Returns one token handle per evaluation pair, without gradient or augmentation.
+
+        Args:
+            split: name of the split.
+            pairs: pairs of its images.
+        """
 
     def save(self, folder: Path) -> None:
-        """Writes the training state (weights, optimizer, schedule) into an existing folder."""
+        """Writes the training state (weights, optimizer, step) into an existing folder."""
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote."""
+        """Restores the training state that ``save`` wrote."""
 
     def save_encoder(self, folder: Path) -> None:
-        """Writes the deployable encoder (tower + pooler, no MLLM)."""
+        """Writes the deployable encoder (tower and pooler, no MLLM)."""
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A learner and two pools, brought up together and closed together."""
+    """The learner, the rollout pool and the replay pool of a run."""
 
     @property
     def learner(self) -> Learner:
-        """The learner, the only part that training changes."""
+        """The learner."""
 
     @property
     def rollouts(self) -> WorkerPool[RolloutTask, ScoredGroup]:
@@ -205,19 +261,20 @@ class Runtime(Protocol):
 
     @property
     def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
-        """The pool that differentiates scored groups at their encoder tokens."""
+        """The pool that computes gradients of scored groups at their encoder tokens."""
 
     def restart_learner(self) -> None:
-        """Puts a new learner in the place of one that was lost; it knows nothing until it loads a checkpoint.
+        """Starts a new learner in place of a lost one; it has initial weights until it loads a checkpoint.
 
         Raises:
-            SagaError: a new one could not be brought up in time.
+            SagaError: the new learner could not be started in time.
         """
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone that replay differentiates through ('' without rollouts)."""
+        """Returns the sha256 of the frozen backbone that replay differentiates through; empty without an MLLM."""
 
     def watch(self, run_dir: Path) -> None:
-        """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
+        """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends learner and workers."""

@@ -39,9 +39,15 @@ LONGEST_FIRST = ("cluster", "vllm", "integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first."""
+    """Puts the files that take longest first.
+
+    Raises:
+        pytest.UsageError: a test starts Ray and its marker does not say so.
+    """
     ranks: dict[Path, int] = {}
     for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("cluster"):
+            raise pytest.UsageError(f"{item.nodeid}: starts Ray; expected pytest.mark.cluster")
         ranks[item.path] = min(_rank(item), ranks.get(item.path, len(LONGEST_FIRST)))
     items.sort(key=lambda item: ranks[item.path])
 

@@ -1,11 +1,11 @@
-"""A rollout engine of one's own: the transformers engine, with every completion written to a file as it comes.
+"""Example of a rollout engine: the transformers engine, with every group of completions appended to a file.
 
     PYTHONPATH=docs/examples saga-dist train configs/birds.toml runtime.kind=serial \
         rollout.engine=own_engine:RecordingEngine.from_context
 
 ``rollout.engine`` names a factory: a callable from ``EngineContext`` (model, prompt, dtype, limits) to an engine. An
-engine turns encoder tokens into completions and reports the log-probability of every token under the frozen model,
-before temperature and top-p; ``saga_dist.testing.engine.check_engine`` checks one. The file is
+engine generates completions from encoder tokens and returns the log-probability of every token under the frozen model,
+before temperature and top-p. ``saga_dist.testing.engine.check_engine`` checks the engine of a factory. The file is
 ``$COMPLETIONS_LOG``, or completions.jsonl in the current folder, with one JSON object per group.
 """
 
@@ -24,11 +24,11 @@ from saga_dist.workers.engines.transformers_engine import TransformersEngine
 
 
 class RecordingEngine:
-    """Passes requests on to another engine and writes down what that one says.
+    """Engine that passes requests on to another engine and appends the completions to a file.
 
     Args:
-        engine: samples the completions.
-        path: JSON-lines file, appended to.
+        engine: the engine that generates.
+        path: the JSON-lines file.
     """
 
     def __init__(self, engine: Engine, path: Path) -> None:
@@ -37,14 +37,14 @@ class RecordingEngine:
 
     @classmethod
     def from_context(cls, context: EngineContext) -> RecordingEngine:
-        """Returns the engine of a run; called when a worker starts, and again after an engine has failed."""
+        """Returns the engine of a run; called at the start of a worker and after a failure of its engine."""
         path = Path(os.environ.get("COMPLETIONS_LOG", "completions.jsonl"))
         return cls(TransformersEngine.from_context(context), path)
 
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
     ) -> list[Completions]:
-        """Returns one group of completions per pair, in order."""
+        """Returns one ``Completions`` per pair, in order; see ``protocols.Engine``."""
         started = time.perf_counter()
         groups = self._engine.generate(tokens, samplings, deadline_s=deadline_s)
         num_tokens = sum(len(ids) for group in groups for ids in group.token_ids)
@@ -56,5 +56,5 @@ class RecordingEngine:
         return groups
 
     def close(self) -> None:
-        """Frees the memory of the engine."""
+        """Frees the engine's memory."""
         self._engine.close()

@@ -1,12 +1,13 @@
-"""A data layout of one's own: images listed in a JSON-lines file.
+"""Example of a data layout: images listed in a JSON-lines file.
 
     PYTHONPATH=docs/examples saga-dist train configs/folder.toml data.layout=own_layout:load_json_lines \
         data.root=/path/to/images prompt.vocabulary=birds --dry-run
 
-``data.layout`` names a function ``(root, options) -> Splits``. A line of ``images.jsonl`` in the data set's folder, or
-of the file that ``data.manifest`` names there, is ``{"image": "a/1.jpg", "class": "wren", "split": "train"}``; a class
-is in ``train`` or in ``test`` with all its images. ``make_splits`` draws the validation classes from the training
-classes and refuses what cannot be trained on; ``saga_dist.testing.layout.check_layout`` checks a layout.
+``data.layout`` names a function ``(root, options) -> Splits``. Each line of ``images.jsonl`` in the data set's folder,
+or of the file there that ``data.manifest`` names, is ``{"image": "a/1.jpg", "class": "wren", "split": "train"}``. All
+images of a class are in one split, ``train`` or ``test``. ``make_splits`` draws the validation classes from the
+training classes and raises an error for data that cannot be trained on. ``saga_dist.testing.layout.check_layout``
+checks a layout.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from saga_dist.data.layouts.listing import ClassFiles, find_root
 from saga_dist.errors import DataError
 
 SPLITS = ("train", "test")
+"""Valid values of ``split`` in a line."""
 
 
 def load_json_lines(root: Path, options: SplitOptions, *, manifest: str = "images.jsonl") -> Splits:
-    """Returns the splits that a JSON-lines file spells out.
+    """Returns the splits that a JSON-lines file lists.
 
     Args:
-        root: folder of the data set, which the paths in the file are relative to.
-        options: validation classes, image size and seed of the run.
-        manifest: name of the file in the folder (``data.manifest``).
+        root: folder of the data set; paths in the file are relative to it.
+        options: share of validation classes, image size and seed.
+        manifest: name of the file in the folder.
 
     Raises:
-        DataError: a line is no such object, a file is missing, or a class is in both splits.
+        DataError: a line has another form, a file is missing, or a class is in both splits.
     """
     folder = find_root(root, (manifest,), layout=f"a folder with {manifest}")
     files = ClassFiles(folder)

@@ -1,4 +1,4 @@
-"""CosFace (Wang et al., CVPR 2018, arXiv 1801.09414) as the metric loss: a softmax over cosines with a margin.
+"""Example of a metric loss: CosFace (Wang et al., CVPR 2018, arXiv 1801.09414), a softmax over cosines with a margin.
 
     cd docs/examples
     saga-dist train ../../configs/birds.toml objective.metric_loss=own_metric_loss:CosFace \\
@@ -18,10 +18,10 @@ class CosFace(nn.Module):
     """Cross-entropy of ``scale * (cos(embedding, proxy) - margin at the true class)``, one proxy per class.
 
     Args:
-        num_classes: C.
-        embedding_dim: E.
-        seed: of the initial proxies.
-        margin: taken off the cosine of the true class, in [0, 1].
+        num_classes: number of classes C.
+        embedding_dim: dimension of an embedding E.
+        seed: seed of the initial proxies.
+        margin: margin that is subtracted from the cosine of the true class, in [0, 1].
         scale: inverse temperature, positive.
     """
 
@@ -34,7 +34,12 @@ class CosFace(nn.Module):
         self.margin, self.scale = margin, scale
 
     def forward(self, embeddings_IE: torch.Tensor, labels_I: torch.Tensor) -> torch.Tensor:
-        """Returns the mean over the batch: embeddings [I, E] l2-normalised, labels [I] in [0, C)."""
+        """Returns the loss, a scalar: the mean over the batch.
+
+        Args:
+            embeddings_IE: float32 [I, E], l2-normalised.
+            labels_I: int64 [I], class of each image, in [0, C).
+        """
         cosines_IC = embeddings_IE @ F.normalize(self.proxies_CE, dim=-1).T
         margins_IC = self.margin * F.one_hot(labels_I, len(self.proxies_CE))
         return F.cross_entropy(self.scale * (cosines_IC - margins_IC), labels_I)

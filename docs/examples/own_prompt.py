@@ -1,4 +1,4 @@
-"""A shorter prompt: both descriptions and the verdict, without differences, confidence and reasoning.
+"""Example of a prompt template: both descriptions and the verdict, without differences, confidence and reasoning.
 
     cd docs/examples
     saga-dist train ../../configs/birds.toml prompt.variant=own_prompt:DESCRIBE_AND_JUDGE --dry-run
@@ -15,15 +15,15 @@ from saga_dist.data.vocabularies import Vocabulary
 
 
 class DescribeAndJudge:
-    """Both descriptions and the verdict, nothing else."""
+    """Template of a prompt that requests a description of each image and the verdict."""
 
     def answer_keys(self, vocabulary: Vocabulary) -> AnswerKeys:
-        """Returns a key for each image, so that their descriptions give attention targets, and the verdict's."""
+        """Returns the keys of the two descriptions, which give attention targets, and of the verdict."""
         key_a, key_b, verdict_key = f"{vocabulary.item}_1", f"{vocabulary.item}_2", vocabulary.verdict_key
         return AnswerKeys((key_a, key_b, verdict_key), verdict_key, key_a, key_b)
 
     def render(self, vocabulary: Vocabulary) -> str:
-        """Returns the instruction and an example of the answer's shape."""
+        """Returns the instruction, with an example of the answer's form."""
         answer = self.answer_keys(vocabulary)
         described = dict.fromkeys(vocabulary.attribute_keys, "...")
         shape = json.dumps({answer.key_a: described, answer.key_b: described, answer.verdict_key: "yes|no"})
@@ -38,3 +38,4 @@ class DescribeAndJudge:
 
 
 DESCRIBE_AND_JUDGE = DescribeAndJudge()
+"""Object that ``prompt.variant`` names."""

@@ -1,7 +1,7 @@
-"""A reward with partial credit: a right verdict counts 1, an answer that is exactly the JSON object asked for 0.2 more.
+"""Example of a reward with partial credit: 1 for the right verdict, 0.2 for an answer in exactly the requested form.
 
-Within a group of completions that all have the right verdict, the paper's reward has no gradient; this one still
-prefers the well-formed ones. Only the verdict makes a completion correct, so attention targets stay the paper's.
+When all completions of a group have the right verdict, the paper's reward gives no gradient; this reward still prefers
+well-formed answers. A completion is correct when its verdict is right, so that attention targets are the paper's.
 
     cd docs/examples
     saga-dist train ../../configs/birds.toml objective.reward=own_reward:partial_credit --dry-run
@@ -17,10 +17,17 @@ from saga_dist.objectives.reward_fn import RewardResult
 from saga_dist.types import ImagePair
 
 FORMAT_CREDIT = 0.2
+"""Reward of a well-formed answer, whatever its verdict."""
 
 
 def partial_credit(text: str, pair: ImagePair, prompt: PromptSpec) -> RewardResult:
-    """Returns 1 for the right verdict, plus ``FORMAT_CREDIT`` for an answer with all keys and nothing around it."""
+    """Returns 1 for the right verdict plus ``FORMAT_CREDIT`` for a well-formed answer: all keys and no other text.
+
+    Args:
+        text: the completion, untrusted.
+        pair: the pair that was judged.
+        prompt: the prompt, which has the keys of the answer.
+    """
     is_correct = parse_verdict(text, prompt.verdict_key) == pair.same
     well_formed = json_is_valid(text, prompt.keys)
     return RewardResult(value=is_correct + FORMAT_CREDIT * well_formed, is_correct=is_correct)

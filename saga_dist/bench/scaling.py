@@ -14,7 +14,7 @@ from importlib.resources import files
 
 from saga_dist.bench.common import BenchRow, Report, Size, more_is_better
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.runtime.ray.scaling_bench import SleeperAdapter, split_evenly, train
+from saga_dist.runtime.ray.scaling_bench import SimulatedAdapter, SleeperAdapter, split_evenly, train
 from saga_dist.runtime.ray.session import RaySession
 
 MEAN_S = 0.5
@@ -25,6 +25,8 @@ EFFICIENCY_BAR, IDLE_BAR, RATE_BAR = 0.95, 0.05, 500.0
 """Smallest efficiency, largest idle share of the learner, and smallest groups per second without latency."""
 WORKERS = {Size.TINY: (1, 2), Size.QUICK: (1, 4, 16), Size.FULL: (1, 4, 16, 64)}
 """Numbers of workers, by size of the bench."""
+SIMULATED = {Size.TINY: 8, Size.QUICK: 256, Size.FULL: 1024}
+"""Numbers of simulated workers, which have no processes, by size of the bench."""
 STEPS = {Size.TINY: 3, Size.QUICK: 8, Size.FULL: 12}
 """Optimizer steps of each run, by size of the bench."""
 
@@ -33,8 +35,8 @@ def run(size: Size) -> Report:
     """Runs the bench.
 
     Returns:
-        Groups per second of both sides, idle share of a busy learner, and groups per second without latency, which is
-        the limit of the coordinator.
+        Groups per second of both sides, idle share of a busy learner, and groups per second without latency, with real
+        and with simulated workers, which show the limit of the coordinator and the pool.
     """
     trace = json.loads((files("saga_dist.bench") / "latencies.json").read_text("utf-8"))
     mean_s = 0.05 if size is Size.TINY else MEAN_S
@@ -66,6 +68,10 @@ def run(size: Size) -> Report:
         top = WORKERS[size][-1]
         rate, _ = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0)
         rows.append(_alone(f"no latency, {top} workers", rate, "groups/s", RATE_BAR, more=True))
+    many = SIMULATED[size]
+    with closing(SimulatedAdapter(trace["seconds"], 0.0)) as simulated:
+        rate, _ = train(_config(many, PAIRS_PER_WORKER * many, STEPS[Size.TINY]), simulated, update_s=0.0)
+    rows.append(_alone(f"no latency, {many:,} simulated workers", rate, "groups/s", None, more=True))
     return Report(
         bench="scaling",
         alternative="each step dealt out evenly, then waited for",
@@ -75,6 +81,7 @@ def run(size: Size) -> Report:
             f"one version ahead unless stated otherwise, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
             f"learner idle: 8 workers, a step of 8 groups and {2 * mean_s:g} s of update; the slowest group takes "
             f"{max(trace['seconds']) * latency_scale:.1f} s",
+            "simulated workers are no processes: they show what one coordinator and pool can handle, not what Ray can",
         ),
     )
 
@@ -85,10 +92,10 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> 
         {
             "run": {"steps": steps},
             "data": {"layout": "birds", "image_size": 80, "batch_size": max(4, pairs), "images_per_class": 2}
-            | {"birds": {"train_classes": 128}},
+            | {"birds": {"train_classes": max(128, pairs // 2)}},
             "rollout": {
                 "workers": workers,
-                "num_cpus": 0.0,  # simulated workers sleep and need no CPU
+                "num_cpus": 0.0,  # the workers sleep
                 "pairs_per_batch": pairs,
                 "group_size": 2,
                 "contributing_groups": pairs,

@@ -1,7 +1,8 @@
 """The configuration of a run: one strict, frozen pydantic section per part, read from TOML.
 
-Unknown keys, wrong types and out-of-range values are one-line errors that name file and key. Defaults are the paper's
-(SAGA, section 4) unless a comment says otherwise. No heavy import here: ``--dry-run`` and ``--help`` stay fast.
+Unknown keys, wrong types and out-of-range values are one-line errors that name file and key. Defaults of the method are
+the paper's (SAGA, section 4); the description of a key says where the paper has another value or publishes none.
+Importing this package imports neither torch nor Ray, so that ``--dry-run`` and ``--help`` are fast.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from saga_dist.config.method import (
     OptimizerSection,
     PromptSection,
 )
-from saga_dist.config.run import FREE_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
+from saga_dist.config.run import ADDED_KEYS, FREE_KEYS, CheckpointSection, LoggingSection, RunConfig, RunSection
 from saga_dist.config.section import Section
 from saga_dist.config.workers import ReplaySection, RolloutSection, RuntimeSection, WorkersSection
 
 __all__ = [
+    "ADDED_KEYS",
     "FREE_KEYS",
     "STANDINS",
     "BirdsSection",

@@ -1,4 +1,4 @@
-"""Images, splits and batches, and the knobs of the built-in world."""
+"""Sections of the data: images, splits, batches, augmentation, and the settings of the built-in birds."""
 
 from __future__ import annotations
 
@@ -11,29 +11,53 @@ from saga_dist.config.section import Section
 
 
 class BirdsSection(Section):
-    """Knobs of the built-in world (used with data.layout = "birds")."""
+    """Settings of the built-in birds, used with data.layout = "birds" (not in the paper)."""
 
-    seed: int = Field(11, ge=0)
-    train_classes: int = Field(16, ge=2)
-    train_images_per_class: int = Field(16, ge=2)
-    flower_correlation: float = Field(1.0, ge=0, le=1, description="how often the flower tells the class in training")
-    min_flowers: int = Field(4, ge=0, le=8, description="fewest flowers of an image, in every split")
-    max_flowers: int = Field(7, ge=0, le=8, description="most of them; 0: a world without flowers")
-    clutter: int = Field(0, ge=0, le=60, description="shapes of any colour behind bird and flowers, in every split")
-    bird_scale: float = Field(1.0, ge=0.25, le=1, description="size of the bird, in every split; 1: it fills the image")
+    seed: int = Field(11, ge=0, description="random seed of all images and of the choice of probe species")
+    train_classes: int = Field(16, ge=2, description="training species, at most 32")
+    train_images_per_class: int = Field(16, ge=2, description="images of each training species")
+    flower_correlation: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="probability that the flowers of a training image are of the type that identifies its class; "
+        "otherwise the type is random, as in all other splits",
+    )
+    min_flowers: int = Field(4, ge=0, le=8, description="smallest number of flowers in an image, in every split")
+    max_flowers: int = Field(
+        7, ge=0, le=8, description="largest number of flowers in an image, in every split; 0: no flowers"
+    )
+    clutter: int = Field(
+        0, ge=0, le=60, description="shapes of random colours behind bird and flowers in an image, in every split"
+    )
+    bird_scale: float = Field(
+        1.0, ge=0.25, le=1, description="factor on the size of the bird, in every split; 1: it fills most of the image"
+    )
     constant_parts: tuple[Literal["bill", "crown", "breast", "wing", "tail", "legs"], ...] = Field(
-        (), max_length=3, description="parts of one colour in all training species; they vary in validation and test"
+        (),
+        max_length=3,
+        description="parts with one colour in all training species, which vary in validation and test; at most 3",
     )
     train_style: float = Field(
-        1.0, ge=0, le=2, description="look of training: 0 as in pre-training, 1 shifted, 2 twice"
+        1.0,
+        ge=0,
+        le=2,
+        description="appearance of the training images: 0 as in pre-training, 1 shifted, up to 2 (twice the shift)",
     )
-    test_style: float = Field(1.0, ge=0, le=2, description="look of validation, test and probe images")
-    val_images_per_class: int = Field(16, ge=2)
-    test_images_per_class: int = Field(32, ge=2)
-    probe_images: int = Field(1600, ge=0, description="images of further species to fit linear probes on")
+    test_style: float = Field(
+        1.0, ge=0, le=2, description="appearance of validation, test and probe images, on the scale of train_style"
+    )
+    val_images_per_class: int = Field(16, ge=2, description="images of each of the 32 validation species")
+    test_images_per_class: int = Field(32, ge=2, description="images of each of the 50 test species")
+    probe_images: int = Field(
+        1600,
+        ge=0,
+        description="images on which linear probes of the attributes are fitted, each of another species of "
+        "pre-training; 0: no probes",
+    )
 
     @model_validator(mode="after")
-    def _knobs_agree(self) -> BirdsSection:
+    def _settings_agree(self) -> BirdsSection:
         if self.min_flowers > self.max_flowers:
             raise ValueError(
                 f"min_flowers = {self.min_flowers} with max_flowers = {self.max_flowers}; expected at most as many; "
@@ -45,39 +69,77 @@ class BirdsSection(Section):
 
 
 class DataSection(Section):
-    """Images, split, batches."""
+    """The data set, its division into splits, micro-batches and augmentation (the paper has no augmentation).
+
+    ``manifest``, ``train_classes`` and ``test_classes`` are also passed to a layout that is not built in.
+    """
 
     layout: Annotated[str, name_in(LAYOUTS)] = Field(
         "folder",
-        description="birds (built in), folder, manifest, cub, cars, aircraft, inat, sop, inshop or "
-        "package.module:object, a function (root, options) to Splits",
+        description="layout of the data set: birds (built in), folder, manifest, cub, cars, aircraft, inat, sop, "
+        "inshop or package.module:object, a function from root and options to Splits",
     )
-    root: str = Field("", description="folder of the data set; a layout of one's own may do without")
+    root: str = Field(
+        "",
+        description="folder of the data set; required by the built-in layouts other than birds",
+    )
     manifest: str = Field(
         "",
-        description='.csv or .parquet with path, label, split (layout = "manifest"; default: manifest.* in root); '
-        "passed on to a layout of one's own",
+        description='.csv or .parquet file with the columns path, label and split, for layout = "manifest" (empty: '
+        "manifest.* in root)",
     )
     train_classes: str = Field(
-        "", description="file with one training class name per line (default: first half, sorted)"
+        "",
+        description='file with one training class name per line, for layout = "folder" (empty: the first half of the '
+        "sorted classes)",
     )
-    test_classes: str = Field("", description="file with one test class name per line (default: second half)")
+    test_classes: str = Field(
+        "",
+        description='file with one test class name per line, for layout = "folder" (empty: the second half of the '
+        "sorted classes)",
+    )
     val_fraction: float = Field(
-        0.2, ge=0, lt=1, description="share of training classes held out for model selection; 0: none (the paper's)"
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of the training classes that is held out for model selection, in [0, 1) (deviation: the "
+        "paper holds out none, which is 0); the built-in birds have validation classes of their own",
     )
     split_hash: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="refuse other data; `saga-dist data check` prints it"
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="sha256 that the splits must have, as `saga-dist data check` prints it; empty: no check",
     )
-    image_size: int = Field(224, ge=16, description="side of the square, pixels")
-    fast_jpeg: bool = Field(False, description="decode large JPEGs at a reduced scale (deviation: other pixels)")
-    batch_size: int = Field(64, ge=4, description="images per micro-batch")
-    images_per_class: int = Field(4, ge=2)
-    flip: bool = Field(False, description="random horizontal flip (deviation: the paper has no augmentation)")
-    shift: float = Field(0.0, ge=0, le=0.5, description="random shift, share of the side (deviation)")
+    image_size: int = Field(
+        224, ge=16, description="side of the square that the whole image is scaled to, pixels (paper: 224)"
+    )
+    fast_jpeg: bool = Field(
+        False, description="True: decode large JPEGs at a reduced scale; faster, with slightly other pixels (deviation)"
+    )
+    batch_size: int = Field(64, ge=4, description="images per micro-batch, a multiple of images_per_class (paper: 64)")
+    images_per_class: int = Field(4, ge=2, description="images of each class in a micro-batch (not published)")
+    flip: bool = Field(False, description="True: mirror training images horizontally with probability 1/2 (deviation)")
+    shift: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="largest random shift of training images in each direction, as a share of the side; 0: none "
+        "(deviation)",
+    )
     crop: float = Field(
-        1.0, gt=0, le=1, description="random crop of at least this share of the area, scaled back (deviation; 1: none)"
+        1.0,
+        gt=0,
+        le=1,
+        description="smallest share of the area that a random crop of a training image keeps before it is scaled back; "
+        "1: no crop (deviation)",
     )
-    color_jitter: float = Field(0.0, ge=0, le=1, description="random gain per channel, +- this share (deviation)")
+    color_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest relative change c of the gain of each colour channel of training images, which is uniform "
+        "in [1 - c, 1 + c]; 0: none (deviation)",
+    )
     birds: BirdsSection = BirdsSection()
 
     @model_validator(mode="after")
@@ -97,7 +159,7 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _layout_has_its_keys(self) -> DataSection:
         if self.layout not in LAYOUTS.builtin:
-            return self  # which keys another layout takes is not known here
+            return self  # it is not known here which keys another layout takes
         if self.layout != "folder" and (self.train_classes or self.test_classes):
             raise ValueError(
                 f'train_classes or test_classes with layout = "{self.layout}"; expected them with layout = "folder" '

@@ -1,4 +1,4 @@
-"""A file that holds one record as JSON, read back or refused in one line."""
+"""Loads one record from a JSON file; an error is one line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def load_json(path: Path, kind: type[SectionT], *, what: str, fix: str) -> SectionT:
-    """Returns the record in a file.
+    """Returns the record in a JSON file.
 
     Args:
-        path: of the file.
-        kind: of the record.
-        what: the user's word for it, with its article.
-        fix: what the user can do.
+        path: the file.
+        kind: class of the record.
+        what: name of the record for the error message, with its article.
+        fix: advice for the error message.
 
     Raises:
-        DataError: it cannot be read, or is something else.
+        DataError: the file cannot be read, is not JSON, or holds another record.
     """
-    try:  # json first: it says in which line a file stops being JSON
+    try:  # json first, because its errors name the line of the file
         return kind.model_validate_json(json.dumps(json.loads(path.read_text("utf-8"))))
     except (OSError, ValueError, ValidationError) as error:
         reason = " ".join(str(error).split())[:120]

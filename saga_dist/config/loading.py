@@ -21,7 +21,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: the TOML file.
-        overrides: ``section.key=value`` each, applied in order; the value is TOML, and a bare word is a string.
+        overrides: strings ``section.key=value``, applied in order; the value is TOML, and a bare word is a string.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.

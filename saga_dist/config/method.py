@@ -1,4 +1,4 @@
-"""What the method is: prompt, model, objective, optimizer, evaluation."""
+"""Sections of the method: prompt, model, objective, optimizer and evaluation."""
 
 from __future__ import annotations
 
@@ -11,44 +11,69 @@ from saga_dist.config.section import Section
 from saga_dist.utils.registry import is_import_path
 
 STANDINS = {"standin": 0, "standin-1": 1}
-"""Names that stand for shipped weights in ``model.path``, and the seed of their pre-training."""
+"""Names of the shipped stand-in weights in ``model.path``, and the seed of their pre-training."""
 AUTO = "auto"
-"""Value of ``model.family`` that leaves the family to the checkpoint's config.json."""
+"""Value of ``model.family`` that takes the family from the checkpoint's config.json."""
 
 
 class PromptSection(Section):
-    """The comparison prompt (T_inst)."""
+    """The comparison prompt T_inst: its vocabulary, its template and the order of images and text."""
 
-    vocabulary: str = Field("birds", description="birds, cars, aircraft, standin_birds, or a TOML file")
+    vocabulary: str = Field(
+        "birds",
+        description="words of the prompt (item, expert, attributes): birds, cars, aircraft, standin_birds, or the path "
+        "of a TOML file",
+    )
     variant: Annotated[str, name_in(PROMPT_TEMPLATES)] = Field(
         "structured",
-        description="structured (describes both images), generic or package.module:object, a PromptTemplate",
+        description="template: structured (describes both images by attribute), generic (describes neither) or "
+        "package.module:object, a PromptTemplate",
     )
     order: Literal["images_first", "text_first"] = Field(
-        "images_first", description="images_first (the paper's formula) or text_first (its Fig. 2: the text is cached)"
+        "images_first",
+        description="order of the prompt: images_first (the paper's Eq. 1) or text_first (its Fig. 2; the KV cache of "
+        "the text is reused)",
     )
 
 
 class ModelSection(Section):
-    """The MLLM whose tower is trained and whose language model judges; and the pooler."""
+    """The MLLM, whose vision tower is trained and whose language model stays frozen, and the pooler."""
 
-    path: str = Field("Qwen/Qwen3-VL-8B-Instruct", description='hub name, folder, "standin" or "standin-1"')
-    revision: str = Field("main", description="hub revision; pin a commit for a paper run")
+    path: str = Field(
+        "Qwen/Qwen3-VL-8B-Instruct",
+        description="checkpoint in Hugging Face format: hub name or folder; or standin, standin-1: the shipped models",
+    )
+    revision: str = Field("main", description="revision on the hub; pin a commit for figures that you publish")
     family: Annotated[str, name_in(MODEL_FAMILIES, besides=AUTO)] = Field(
         AUTO,
-        description="auto (by the checkpoint's config.json), qwen3_vl, qwen2_5_vl, internvl or package.module:object, "
-        "a subclass of Family",
+        description="model family: auto (from the checkpoint's config.json), qwen3_vl, qwen2_5_vl, internvl or "
+        "package.module:object, a subclass of Family",
     )
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    embedding_dim: int = Field(4096, ge=2)
-    pooler: Literal["mean", "max", "attention"] = "attention"
-    pooler_key: Literal["linear", "mlp"] = Field("linear", description="mlp is a deviation from Appendix B")
-    pooler_layer_norm: bool = Field(False, description="layer-norm tokens before the key (deviation)")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16",
+        description="dtype of the frozen weights and of the encoder tokens that are sent to workers, and of the "
+        "learner's autocast, whose weights stay float32 (paper: bfloat16)",
+    )
+    device: str = Field("auto", description="torch device: auto (CUDA where there is one, else CPU), cpu, cuda, cuda:N")
+    embedding_dim: int = Field(
+        4096, ge=2, description="dimension of an embedding, D_e (paper: 4096 in the main results, also 512 and 128)"
+    )
+    pooler: Literal["mean", "max", "attention"] = Field(
+        "attention",
+        description="pooler: attention, mean or max; objective.lambda_kl > 0 requires attention (paper: attention for "
+        "SAGA, mean for its baselines)",
+    )
+    pooler_key: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="key projection of the attention pooler: linear (Appendix B) or mlp, two layers (deviation)",
+    )
+    pooler_layer_norm: bool = Field(
+        False, description="True: layer-normalise tokens before the key of the attention pooler (deviation)"
+    )
 
     @property
     def own_family(self) -> str:
-        """Import path of the family; empty where it is a built-in one."""
+        """Import path of a family that is not built in; empty for a built-in one."""
         return self.family if is_import_path(self.family) else ""
 
 
@@ -57,22 +82,38 @@ class ObjectiveSection(Section):
 
     reward: Annotated[str, name_in(REWARDS)] = Field(
         "verdict",
-        description="verdict (1 where the verdict is right, else 0) or package.module:object, a function (text, pair, "
-        "prompt) -> (value, is_correct)",
+        description="reward of a completion: verdict (the paper's: 1 for the right verdict, else 0) or "
+        "package.module:object, a function (text, pair, prompt) -> (value, is_correct)",
     )
     metric_loss: Annotated[str, name_in(METRIC_LOSSES)] = Field(
         "potential_field",
-        description="potential_field, proxy_anchor, multi_similarity, infonce or package.module:object, a function "
-        "(num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module",
+        description="metric loss: potential_field (the paper's main results), proxy_anchor, multi_similarity, infonce "
+        "or package.module:object, a function (num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module",
     )
     metric_params: dict[str, float | int | str | bool] = Field(
-        default_factory=dict, description="parameters of the metric loss by name; of those left out its own defaults"
+        default_factory=dict,
+        description="parameters of the metric loss by name; parameters left out have the loss's defaults (for "
+        "potential_field not published)",
     )
-    lambda_dml: float = Field(1.0, ge=0)
-    lambda_lm: float = Field(1.0, ge=0)
-    lambda_kl: float = Field(1.0, ge=0)
-    kl_layer: int = Field(26, ge=0, description="decoder layer of the attention targets (26 of 36 for Qwen3-VL-8B)")
-    advantage_epsilon: float = Field(1e-4, gt=0)
+    lambda_dml: float = Field(1.0, ge=0, description="weight of the metric loss (paper: 1)")
+    lambda_lm: float = Field(1.0, ge=0, description="weight of the GRPO loss (paper: 1); 0: no GRPO gradient")
+    lambda_kl: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the attention alignment (paper: 1); 0: off; above 0 it requires the attention pooler "
+        "and a prompt that describes both images",
+    )
+    kl_layer: int = Field(
+        26,
+        ge=0,
+        description="decoder layer of the attention targets, counted from 0 (paper: 26 of the 36 of Qwen3-VL-8B; about "
+        "3/4 of the depth of another model)",
+    )
+    advantage_epsilon: float = Field(
+        1e-4,
+        gt=0,
+        description="constant added to the standard deviation of a group's rewards in the advantage (not published)",
+    )
 
     @property
     def needs_rollouts(self) -> bool:
@@ -81,21 +122,51 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW, cosine, warm-up, clip."""
+    """AdamW with gradient clipping, linear warm-up and a learning-rate schedule."""
 
-    lr_encoder: float = Field(2e-5, gt=0)
-    lr_pooler: float = Field(1e-4, gt=0)
-    proxy_lr_multiplier: float = Field(100.0, gt=0, description="learning rate of proxies: this times lr_pooler")
-    weight_decay: float = Field(0.01, ge=0, description="not published; 0.01 is AdamW's default")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    clip_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    lr_encoder: float = Field(2e-5, gt=0, description="peak learning rate of the vision tower (paper: 2e-5)")
+    lr_pooler: float = Field(1e-4, gt=0, description="peak learning rate of the pooler (paper: 1e-4)")
+    proxy_lr_multiplier: float = Field(
+        100.0, gt=0, description="learning rate of the metric loss's proxies as a multiple of lr_pooler (not published)"
+    )
+    weight_decay: float = Field(
+        0.01,
+        ge=0,
+        description="weight decay of encoder and pooler; proxies have none (not published; 0.01 is AdamW's default)",
+    )
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of run.steps with linear warm-up, in [0, 1) (paper: 0.05)"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after warm-up: cosine towards 0 (paper) or constant"
+    )
+    clip_norm: float = Field(
+        1.0,
+        gt=0,
+        description="largest gradient norm, of encoder and pooler together and of the proxies separately (paper: 1.0, "
+        "without saying of which tensors)",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="True: recompute the tower's activations in the backward pass; less memory, more time, same result",
+    )
 
 
 class EvaluationSection(Section):
-    """Evaluation on unseen classes and model selection on validation classes."""
+    """Evaluation on unseen classes, and model selection on validation classes."""
 
-    every_steps: int = Field(100, ge=1, description="validation Recall@1 for model selection")
-    verdict_pairs: int = Field(0, ge=0, description="pairs of training and of unseen classes to judge at the end")
-    bootstrap_resamples: int = Field(2000, ge=100)
+    every_steps: int = Field(
+        100,
+        ge=1,
+        description="optimizer steps between two evaluations of Recall@1 on the validation classes, which select the "
+        "step; not used without validation classes (data.val_fraction = 0)",
+    )
+    verdict_pairs: int = Field(
+        0,
+        ge=0,
+        description="pairs of training images, and as many of test images, that the frozen MLLM judges at the end; 0: "
+        "none",
+    )
+    bootstrap_resamples: int = Field(
+        2000, ge=100, description="bootstrap resamples, over classes, of the 95 % interval of Recall@1"
+    )

@@ -1,7 +1,7 @@
 """The extension points that configuration keys name, and their built-in objects.
 
-Built-ins are import paths: reading a configuration imports none of them. The modules that use an extension point load
-its objects and check what they return.
+A built-in object is given by its import path, so that reading a configuration does not import it. The modules that use
+an extension point load its objects and check their results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METRIC_LOSSES: Registry[Any] = Registry(
     "objective.metric_loss",
     {name: f"{_LOSSES}:{name}" for name in ("potential_field", "proxy_anchor", "multi_similarity", "infonce")},
 )
-"""Objects are ``objectives.metric_losses.MetricLossFactory``."""
+"""Extension point for metric losses; its objects are ``objectives.metric_losses.MetricLossFactory``."""
 
 _TEMPLATES = "saga_dist.data.prompt_templates"
 PROMPT_TEMPLATES: Registry[Any] = Registry(
@@ -27,14 +27,14 @@ PROMPT_TEMPLATES: Registry[Any] = Registry(
     "prompt.variant",
     {"structured": f"{_TEMPLATES}:STRUCTURED", "generic": f"{_TEMPLATES}:GENERIC"},
 )
-"""Objects are ``data.prompt_templates.PromptTemplate``."""
+"""Extension point for prompt templates; its objects are ``data.prompt_templates.PromptTemplate``."""
 
 REWARDS: Registry[Any] = Registry(
     "reward",
     "objective.reward",
     {"verdict": "saga_dist.objectives.reward_fn:score_verdict"},
 )
-"""Objects are ``objectives.reward_fn.RewardFn``."""
+"""Extension point for rewards; its objects are ``objectives.reward_fn.RewardFn``."""
 
 ENGINES: Registry[Any] = Registry(
     "rollout engine",
@@ -44,7 +44,7 @@ ENGINES: Registry[Any] = Registry(
         "transformers": "saga_dist.workers.engines.transformers_engine:TransformersEngine.from_context",
     },
 )
-"""Objects are ``workers.engines.factory.EngineFactory``."""
+"""Extension point for rollout engines; its objects are ``workers.engines.factory.EngineFactory``."""
 
 MODEL_FAMILIES: Registry[Any] = Registry(
     "model family",
@@ -55,7 +55,7 @@ MODEL_FAMILIES: Registry[Any] = Registry(
         "internvl": "saga_dist.models.families.internvl.family:InternVLFamily",
     },
 )
-"""Objects are subclasses of ``models.families.base.Family``."""
+"""Extension point for model families; its objects are subclasses of ``models.families.base.Family``."""
 
 LAYOUTS: Registry[Any] = Registry(
     "data layout",
@@ -72,22 +72,22 @@ LAYOUTS: Registry[Any] = Registry(
         "inshop": "saga_dist.data.layouts.inshop:load_inshop",
     },
 )
-"""Objects are ``data.layouts.Layout``."""
+"""Extension point for data layouts; its objects are ``data.layouts.Layout``."""
 
 
 def name_in(registry: Registry[Any], *, besides: str = "") -> AfterValidator:
-    """Returns the validator of a key whose value is a built-in name or an import path; it imports nothing.
+    """Returns the validator of a key whose value is a built-in name or an import path; it does not import the object.
 
     Args:
         registry: the extension point.
-        besides: one more value that the key takes, which stands for no object.
+        besides: another valid value of the key, which names no object; empty for none.
     """
 
     def check(name: str) -> str:
         try:
             if name != besides:
                 registry.check(name)
-        except ConfigError as error:  # pydantic takes a ValueError, and adds file and key itself
+        except ConfigError as error:  # pydantic expects a ValueError and adds the key to its message
             reason = str(error).removeprefix(f"{registry.key}: ")
             raise ValueError(f"{reason}, or {besides}" if besides else reason) from error
         return name

@@ -1,4 +1,4 @@
-"""The root of the configuration: all sections, what must hold between them, and what a resume must not change."""
+"""The root of the configuration: all sections, the checks between them, and the keys that a resume must not change."""
 
 from __future__ import annotations
 
@@ -41,46 +41,62 @@ FREE_KEYS = (
     "replay.num_gpus",
     "replay.workers",
 )
-"""Where and how patiently a run is computed, not what: a resume may change these."""
+"""Keys, or prefixes of keys, of resources, deadlines and outputs, which do not decide the result: a resume may change
+them."""
 
 ADDED_KEYS = {"model.family": "auto", "objective.reward": "verdict"}
-"""Keys added after version 0.1.0, each with the value that means the behaviour of that version.
+"""Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
 
 A key with this value is left out of the digest, so that runs and mirrors of earlier versions are recognised."""
 
 
 class RunSection(Section):
-    """What a run is, over all."""
+    """Seed, length and directory of a run."""
 
-    seed: int = Field(0, ge=0)
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    directory: str = Field("", description="run directory; the command line's --run-dir wins")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="random seed of pooler and proxies, validation classes, batches, pairs, augmentation and sampling "
+        "(the paper reports three seeds)",
+    )
+    steps: int = Field(1000, ge=1, description="optimizer steps of the run (the paper trains for three epochs)")
+    directory: str = Field(
+        "",
+        description="run directory; the option --run-dir has precedence; empty: a folder in runs/ named after the "
+        "configuration file",
+    )
 
 
 class CheckpointSection(Section):
-    """Saving and resuming."""
+    """Checkpoints of the training state, for resuming and model selection."""
 
-    every_steps: int = Field(100, ge=1)
-    keep: int = Field(3, ge=1, description="newest checkpoints to keep; the best one stays in any case")
+    every_steps: int = Field(
+        100, ge=1, description="optimizer steps between two checkpoints; the last step has one too"
+    )
+    keep: int = Field(3, ge=1, description="newest checkpoints that are kept; the selected one is kept in addition")
     mirror: str = Field(
         "",
         pattern=r"^([a-z][a-z0-9+.-]*://.+)?$",
-        description='copy them to this URI too (s3://, gs://, hdfs://, file://); "" for none. A run without a local '
-        "checkpoint resumes from there",
+        description="URI that checkpoints are copied to (s3://, gs://, hdfs://, file://); a run without a local "
+        "checkpoint resumes from there; empty: no copies",
     )
 
 
 class LoggingSection(Section):
-    """Where metrics go besides metrics.jsonl. Has no part in the result of a run: a resume may change it."""
+    """Outputs of the metrics besides metrics.jsonl. They do not affect the result: a resume may change them."""
 
-    tensorboard: bool = Field(True, description="event files in RUN/tensorboard")
-    wandb: str = Field("", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline works); "": off')
-    mlflow: str = Field("", description='MLflow tracking URI, e.g. of a server (extra "mlflow"); "": off')
-    prometheus: bool = Field(False, description="gauges on Ray's own metrics port")
+    tensorboard: bool = Field(True, description="True: write event files for TensorBoard to RUN/tensorboard")
+    wandb: str = Field(
+        "", description='Weights & Biases project (extra "wandb"; WANDB_MODE=offline is supported); empty: off'
+    )
+    mlflow: str = Field("", description='MLflow tracking URI, for example of a server (extra "mlflow"); empty: off')
+    prometheus: bool = Field(
+        False, description="True: export the metrics as gauges on Ray's metrics port (runtime.kind = ray only)"
+    )
 
 
 class RunConfig(Section):
-    """Root of the configuration."""
+    """Root of the configuration: one attribute per section."""
 
     run: RunSection = RunSection()
     data: DataSection
@@ -146,15 +162,20 @@ class RunConfig(Section):
 
     @property
     def needs_engine(self) -> bool:
-        """True when something must be generated: rollouts that no recording has."""
+        """True when a rollout engine is needed: the MLLM is, and no recording provides the rollouts."""
         return self.needs_mllm and not self.rollout.recording
 
     def digest(self) -> str:
-        """Returns the sha256 of everything that decides the result of the run: what a resume must not change."""
-        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+        """Returns the sha256 of the keys that decide the result of the run, which a resume must not change."""
+        hashed = {key: value for key, value in self._deciding().items() if (key, value) not in ADDED_KEYS.items()}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Returns ``section.key: mine != theirs`` for every deciding key that differs."""
+        """Returns ``section.key: mine != theirs`` for every key that decides the result and differs.
+
+        Args:
+            other: the configuration to compare with.
+        """
         mine, theirs = self._deciding(), other._deciding()
         return [
             f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
@@ -163,12 +184,9 @@ class RunConfig(Section):
         ]
 
     def _deciding(self) -> dict[str, Any]:
+        """Returns the values of the keys that decide the result, by ``section.key``."""
         flat = _flatten(self.model_dump(mode="json"))
-        return {
-            key: value
-            for key, value in flat.items()
-            if not key.startswith(FREE_KEYS) and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
-        }
+        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who computes: rollout and replay workers, and where all the processes run."""
+"""Sections of the processes: rollout and replay workers, and the runtime that they run in."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from saga_dist.config.registries import ENGINES, name_in
 from saga_dist.config.section import Section
 
 MAX_SEQUENCES = 1024
-"""Completions that an engine generates at the same time at most; what vLLM allows on large cards."""
+"""Largest number of completions that an engine generates at the same time, as vLLM allows on large cards."""
 
 
 class WorkersSection(Section):
-    """What rollout and replay share: how many workers, and how many `saga-dist scale` may make of them."""
+    """Base of the two sections of workers: their number, and the range within which `saga-dist scale` may change it."""
 
-    workers: int = Field(1, ge=0, description="workers at the start")
-    min_workers: int = Field(0, ge=0, description="fewest workers that scaling or idle_release_s leave; 0: workers")
-    max_workers: int = Field(0, ge=0, description="most workers that scaling may ask for; 0: workers")
+    workers: int = Field(1, ge=0, description="number of workers at the start of the run")
+    min_workers: int = Field(
+        0,
+        ge=0,
+        description="smallest number of workers that `saga-dist scale` may request, and that rollout.idle_release_s "
+        "leaves running; 0: the value of workers",
+    )
+    max_workers: int = Field(
+        0, ge=0, description="largest number of workers that `saga-dist scale` may request; 0: the value of workers"
+    )
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
+        """Smallest and largest number of workers, with 0 replaced by ``workers``."""
         return self.min_workers or self.workers, self.max_workers or self.workers
 
     @model_validator(mode="after")
@@ -41,57 +48,107 @@ class WorkersSection(Section):
 
 
 class RolloutSection(WorkersSection):
-    """Generation and dynamic sampling."""
+    """Rollouts: generation, dynamic sampling, leases and staleness."""
 
     engine: Annotated[str, name_in(ENGINES)] = Field(
         "vllm",
-        description="vllm, transformers or package.module:object, a function from EngineContext to an engine",
+        description="rollout engine: vllm, transformers or package.module:object, a function from EngineContext to an "
+        "engine",
     )
-    workers: int = Field(1, ge=1, description="workers at the start")
+    workers: int = Field(1, ge=1, description="number of rollout workers at the start of the run")
     idle_release_s: float = Field(
-        0.0, ge=0, description="end a worker that idled so long, down to min_workers, until it is needed; 0: never"
+        0.0,
+        ge=0,
+        description="idle time, seconds, after which a worker is stopped until there is work for it again; at least "
+        "min_workers keep running; 0: workers are never stopped for being idle",
     )
-    group_size: int = Field(8, ge=2, description="G completions per pair")
-    pairs_per_batch: int = Field(16, ge=2, description="pairs drawn from each micro-batch, half same, half different")
-    contributing_groups: int = Field(8, ge=1, description="K groups with reward variance per optimizer step")
-    max_micro_batches: int = Field(8, ge=1, description="give up filling the buffer after so many micro-batches")
+    group_size: int = Field(8, ge=2, description="completions per pair, G (paper: 8)")
+    pairs_per_batch: int = Field(
+        16,
+        ge=2,
+        description="pairs drawn from each micro-batch, an even number: half same-class, half different-class (not "
+        "published)",
+    )
+    contributing_groups: int = Field(
+        8, ge=1, description="groups with reward variance that an optimizer step trains on, K (paper: 8)"
+    )
+    max_micro_batches: int = Field(
+        8,
+        ge=1,
+        description="most micro-batches of one step; when they are used up, the step trains on the contributing groups "
+        "it has, even if they are fewer than K (deviation: the paper has no limit)",
+    )
     groups_per_lease: int = Field(
-        16, ge=1, description="groups a worker holds, and its engine generates, at once (1,024 completions at most)"
+        16,
+        ge=1,
+        description="most groups on one lease, which the engine generates together, at most 1,024 completions at the "
+        "same time",
     )
-    temperature: float = Field(0.7, gt=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
-    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion together, tokens")
-    deadline_s: float = Field(600.0, gt=0, description="longest time for one lease")
-    start_deadline_s: float = Field(900.0, gt=0, description="longest time to bring a worker up")
+    temperature: float = Field(0.7, gt=0, description="sampling temperature of the completions, above 0 (paper: 0.7)")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="nucleus sampling: probability mass that is sampled from, in (0, 1] (paper: 0.95)"
+    )
+    max_tokens: int = Field(1024, ge=1, description="longest completion, tokens (paper: 1024)")
+    max_model_len: int = Field(4096, ge=64, description="longest sequence of prompt and completion together, tokens")
+    deadline_s: float = Field(
+        600.0, gt=0, description="longest time that an engine may take for the groups of one lease, seconds"
+    )
+    start_deadline_s: float = Field(
+        900.0,
+        gt=0,
+        description="longest time from the creation of an actor until it is ready, seconds; holds for rollout workers, "
+        "replay workers and the learner (Ray)",
+    )
     max_attempts: int = Field(
         3,
         ge=1,
-        description="workers that may fail on a group, the first of them on a whole lease, before it is set aside",
+        description="failures of workers on a group after which it is quarantined; after the first failure the groups "
+        "of the lease are retried one by one. Also failed starts of each worker after which a run that never had a "
+        "worker ends (Ray)",
     )
-    max_quarantined: int = Field(8, ge=0, description="groups that may be set aside before the run stops")
+    max_quarantined: int = Field(8, ge=0, description="groups that a pool may quarantine before the run ends")
     max_staleness: int = Field(
-        0, ge=0, description="encoder versions a rollout may be behind when it trains; 0: none (the paper's)"
+        0,
+        ge=0,
+        description="largest number of encoder versions by which a group may be behind the learner when it trains; 0: "
+        "on-policy (the paper's)",
     )
-    importance_truncation: float = Field(2.0, ge=1, description="largest importance weight of a stale token")
-    ahead_budget_mb: int = Field(4096, ge=1, description="encoder tokens that may wait for later steps, MiB")
+    importance_truncation: float = Field(
+        2.0,
+        ge=1,
+        description="largest importance weight of a token of a stale or recorded group (not in the paper, which is "
+        "on-policy)",
+    )
+    ahead_budget_mb: int = Field(
+        4096, ge=1, description="encoder tokens prefetched for later steps at which prefetching pauses, MiB"
+    )
     max_log_prob_gap: float = Field(
-        0.05, gt=0, description="refuse to train when engine and replay differ by more per token, nats"
+        0.05,
+        gt=0,
+        description="largest mean difference between the log-probabilities of engine and replay in the check at the "
+        "start of training, nats per token; training does not start above it",
     )
     gpu_memory_utilization: float = Field(
         0.5, gt=0, le=1, description="share of its GPU's memory that the engine may use for weights and KV cache"
     )
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs of one node that the engine shards its weights over; num_gpus tells Ray the same"
+        1,
+        ge=1,
+        description="GPUs of one node over which vLLM shards the weights; with more than 1, set num_gpus to the same "
+        "number (0 on CPUs)",
     )
-    num_gpus: float = Field(0.0, ge=0, description="GPUs per rollout worker (Ray)")
-    num_cpus: float = Field(1.0, ge=0, description="CPUs per rollout worker (Ray)")
-    record: bool = Field(True, description="write every scored group to rollouts/ as Arrow")
-    recording: str = Field("", description="run directory whose recorded groups train instead of new ones")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each rollout worker; may be a fraction")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each rollout worker")
+    record: bool = Field(True, description="write every scored group to rollouts/ in the run directory, as Arrow")
+    recording: str = Field(
+        "",
+        description="run directory whose recorded groups are trained on; no rollout workers are started then; empty: "
+        "groups are generated",
+    )
 
     @property
     def max_sequences(self) -> int:
-        """Completions that an engine generates at the same time: all of a lease."""
+        """Completions that an engine generates at the same time: those of one lease, at most ``MAX_SEQUENCES``."""
         return min(self.groups_per_lease * self.group_size, MAX_SEQUENCES)
 
     @model_validator(mode="after")
@@ -106,7 +163,7 @@ class RolloutSection(WorkersSection):
     def _tensor_parallel_fits(self) -> RolloutSection:
         size = self.tensor_parallel_size
         if self.engine not in ENGINES.builtin:
-            return self  # how another engine uses its GPUs is not known here
+            return self  # it is not known here how another engine uses its GPUs
         if size > 1 and self.engine != "vllm":
             raise ValueError(
                 f'tensor_parallel_size = {size} with engine = "{self.engine}": only vLLM spreads its weights; '
@@ -126,37 +183,69 @@ class RolloutSection(WorkersSection):
 
 
 class ReplaySection(WorkersSection):
-    """Differentiation through the frozen language model."""
+    """Replay: forward and backward pass through the frozen language model for scored groups."""
 
-    workers: int = Field(0, ge=0, description="at the start; 0: in the learner's process (the paper's shape)")
-    completions_per_chunk: int = Field(8, ge=1, description="completions of a group on the prefix at once")
-    logits_chunk: int = Field(1024, ge=1, description="completion positions whose logits exist at once")
-    deadline_s: float = Field(600.0, gt=0)
-    num_gpus: float = Field(
-        0.0, ge=0, description="GPUs per replay worker (Ray); from 2 on, the backbone's layers are spread over them"
+    workers: int = Field(
+        0,
+        ge=0,
+        description="number of replay workers at the start of the run; 0: replay runs in the learner's process (as on "
+        "the paper's single GPU)",
     )
-    num_cpus: float = Field(1.0, ge=0, description="CPUs per replay worker (Ray)")
+    completions_per_chunk: int = Field(
+        8,
+        ge=1,
+        description="completions of a group that are replayed together on the shared prefix; fewer take less memory "
+        "and do not change the result",
+    )
+    logits_chunk: int = Field(
+        1024, ge=1, description="completion positions whose logits are in memory at the same time"
+    )
+    deadline_s: float = Field(600.0, gt=0, description="longest time for the replay of one group, seconds")
+    num_gpus: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs that Ray reserves for each replay worker; from 2 on, the layers of the language model are "
+        "distributed over them",
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each replay worker")
 
 
 class RuntimeSection(Section):
-    """Where the parts run."""
+    """Processes of a run: Ray or one process, resources of the learner, heartbeats and restarts."""
 
-    kind: Literal["ray", "serial"] = "ray"
-    address: str = Field("", description='Ray address; "" joins the job\'s cluster or starts a local one')
+    kind: Literal["ray", "serial"] = Field(
+        "ray", description="ray: every part is an actor; serial: all parts in this process, without Ray"
+    )
+    address: str = Field(
+        "",
+        description="address of a Ray head, host:port; empty: the cluster of the job or of RAY_ADDRESS, else a local "
+        "Ray",
+    )
     local_cpus: int = Field(2, ge=1, description="CPUs of a local Ray")
-    object_store_mb: int = Field(512, ge=80, description="object store of a local Ray, MiB")
+    object_store_mb: int = Field(512, ge=80, description="size of the object store of a local Ray, MiB")
     pin_roles: bool = Field(
-        False, description="every actor also asks for 1 of the custom resource named after its role (Ray)"
+        False,
+        description="True: every actor requests 1 of a custom Ray resource named after its role (learner, rollout, "
+        "replay), so that it runs on a node that has it",
     )
     learner_processes: int = Field(
-        1, ge=1, description="processes of the learner, each with a share of every batch's images (Ray)"
+        1, ge=1, description="data-parallel processes of the learner, each with a share of every micro-batch (Ray)"
     )
-    learner_num_gpus: float = Field(0.0, ge=0, description="GPUs per learner process (Ray)")
-    learner_num_cpus: float = Field(1.0, ge=0, description="CPUs per learner process (Ray)")
-    learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner")
-    heartbeat_s: float = Field(30.0, gt=0, description="a busy worker silent for this long, when asked, is replaced")
-    max_learner_restarts: int = Field(3, ge=0, description="new learners without a new checkpoint in between (Ray)")
-    threads: int = Field(0, ge=0, description="torch threads per process, 0: torch's own choice")
+    learner_num_gpus: float = Field(
+        0.0, ge=0, description="GPUs that Ray reserves for each learner process; may be a fraction"
+    )
+    learner_num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each learner process")
+    learner_deadline_s: float = Field(1800.0, gt=0, description="longest time for one call to the learner, seconds")
+    heartbeat_s: float = Field(
+        30.0,
+        gt=0,
+        description="longest time that a worker or the learner may take to answer a heartbeat before it is replaced, "
+        "seconds; a heartbeat is sent after half of this time without an answer (Ray)",
+    )
+    max_learner_restarts: int = Field(
+        3, ge=0, description="learners that may be lost after the last checkpoint before the run ends (Ray)"
+    )
+    threads: int = Field(0, ge=0, description="torch threads of each process; 0: torch's default")
 
     @model_validator(mode="after")
     def _learner_processes_fit(self) -> RuntimeSection:

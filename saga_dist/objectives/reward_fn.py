@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from saga_dist.data.prompts import PromptSpec
     from saga_dist.types import ImagePair
 
-
 _FIX = "try it with saga_dist.testing.check_reward"
 
 
@@ -107,8 +106,11 @@ def _is_result(result: object) -> bool:
     value, is_correct = result
     if not isinstance(value, numbers.Real) or not isinstance(is_correct, bool | np.bool_):
         return False
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(np.float32(value)))
+    try:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.float32(float(value))))
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 def _shortened(result: object) -> str:

@@ -1,1 +1,1 @@
-"""Runtimes: the parts of a run built from its configuration, in one process or as Ray actors."""
+"""Runtimes: build the parts of a run from its configuration, in one process or as Ray actors."""

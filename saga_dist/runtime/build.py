@@ -1,6 +1,6 @@
-"""From a configuration to the parts of a run: the one place that knows every constructor.
+"""Builds the parts of a run from its configuration; only this module calls their constructors.
 
-Plain functions from a ``RunConfig`` to plain objects; the serial runtime calls them here, Ray actors where they run.
+The serial runtime calls these functions in its own process, and Ray actors call them in theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def set_threads(config: RunConfig) -> None:
-    """Applies ``runtime.threads`` to this process."""
+    """Sets the number of torch threads of this process to ``runtime.threads``; 0 leaves it unchanged."""
     if config.runtime.threads:
         import torch
 
@@ -35,7 +35,7 @@ def set_threads(config: RunConfig) -> None:
 
 
 def model_path(config: RunConfig) -> str:
-    """Returns the local folder of the built-in stand-in, or the configured path or hub name."""
+    """Returns ``model.path``, with the name of a stand-in replaced by the folder of its weights."""
     if config.model.path not in STANDINS:
         return config.model.path
     from saga_dist.standin import checkpoint_path
@@ -54,7 +54,8 @@ def build_prompt(config: RunConfig) -> PromptSpec:
     """Returns the comparison prompt; its vocabulary is built in or a TOML file.
 
     Raises:
-        ConfigError: there is no such vocabulary or template, or L_KL is asked of a template that describes no image.
+        ConfigError: there is no such vocabulary or template, or ``objective.lambda_kl`` > 0 with a template that
+            describes no image.
     """
     name = config.prompt.vocabulary
     if name in VOCABULARIES:
@@ -76,7 +77,7 @@ def build_prompt(config: RunConfig) -> PromptSpec:
 
 
 def prompt_text(config: RunConfig, family: Family) -> str:
-    """Returns the rendered prompt with the family's image placeholders."""
+    """Returns the rendered prompt with the image placeholders and the chat format of the family."""
     return render_prompt(
         build_prompt(config),
         image_a=family.image_placeholder,
@@ -86,10 +87,14 @@ def prompt_text(config: RunConfig, family: Family) -> str:
 
 
 def build_splits(data: DataSection, *, seed: int) -> Splits:
-    """Returns training, validation and test images; classes are disjoint.
+    """Returns the training, validation and test images, whose classes are disjoint.
 
-    Cached: the learners of one process that share their data (the rows of a table) draw or list the images once. The
-    seed of a run divides listed data; the built-in birds have a seed of their own.
+    The result is cached, so that learners of one process with the same data (the rows of a table) list or draw the
+    images once.
+
+    Args:
+        data: the section of the data set.
+        seed: seed of the choice of validation classes; the built-in birds use ``data.birds.seed`` instead.
     """
     return _splits_of(data, 0 if data.layout == "birds" else seed)
 
@@ -102,7 +107,12 @@ def _splits_of(data: DataSection, seed: int) -> Splits:
 
 
 def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
-    """Returns the learner with a fresh pooler, metric loss and optimizer; one of several ``ranks``, or alone."""
+    """Returns a learner with a new pooler, metric loss and optimizer.
+
+    Args:
+        config: the whole configuration.
+        ranks: data-parallel ranks as seen from this process; None for a learner of one process.
+    """
     import torch
 
     from saga_dist.models.encoder import Encoder
@@ -148,16 +158,16 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
 
 
 def build_rollout_worker(config: RunConfig) -> RolloutWorker:
-    """Returns a rollout worker with a running engine.
+    """Returns a rollout worker whose engine is running.
 
     Raises:
-        ConfigError: this process cannot import the configured reward.
+        ConfigError: the configured reward cannot be imported in this process.
     """
     from saga_dist.objectives.reward_fn import load_reward
     from saga_dist.workers.rollout import RolloutWorker
 
     set_threads(config)
-    reward = load_reward(config.objective.reward)  # first: an engine takes minutes to start
+    reward = load_reward(config.objective.reward)  # before the engine, which takes minutes to start
     family = build_family(config)
     return RolloutWorker(
         lambda: build_engine(config, family),
@@ -190,10 +200,11 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
 
 
 def build_replay_worker(config: RunConfig) -> ReplayWorker:
-    """Returns a replay worker with the frozen backbone.
+    """Returns a replay worker with the frozen backbone, on one device or with its layers on several.
 
     Raises:
         ModelError: ``objective.kl_layer`` is not a layer of this model.
+        ConfigError: the devices are not available.
     """
     from saga_dist.models.device_map import distribute_layers
     from saga_dist.workers.replay import ReplayWorker
@@ -224,10 +235,10 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
 
 
 def replay_devices(config: RunConfig) -> list[torch.device]:
-    """Returns the devices of one replay worker: the configured one, or all GPUs that ``replay.num_gpus`` >= 2 names.
+    """Returns the devices of a replay worker: ``model.device``, or ``replay.num_gpus`` GPUs when that is 2 or more.
 
     Raises:
-        ConfigError: they are not there.
+        ConfigError: this process does not have these devices.
     """
     import torch
 
@@ -243,17 +254,17 @@ def replay_devices(config: RunConfig) -> list[torch.device]:
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:
-    """Returns the dtype of frozen weights and of tokens on the wire."""
+    """Returns the dtype of the frozen weights and of the encoder tokens that are sent to workers."""
     import torch
 
     return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
 
 
 def resolve_device(name: str) -> torch.device:
-    """Returns the device; ``auto`` is CUDA where there is one.
+    """Returns the device of a name; ``auto`` is CUDA where available, else the CPU.
 
     Raises:
-        ConfigError: the named device is not there.
+        ConfigError: the name is not valid, or CUDA is not available.
     """
     import torch
 

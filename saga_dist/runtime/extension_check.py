@@ -1,6 +1,6 @@
-"""Checks of the user's own objects before a run: each is imported and tried on a tiny input.
+"""Checks of the user's own objects before a run: each object is imported and tried on a small input.
 
-Built-in names import nothing. Objects that the run would not call are not imported.
+Nothing is imported for built-in names, nor for objects that the run would not use.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ _PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def check_extensions(config: RunConfig) -> None:
-    """Tries the prompt template on the vocabulary, the reward on an empty text, and the metric loss on four images.
+    """Tries the prompt template on the vocabulary, the reward on an empty text, and the metric loss on four embeddings.
 
-    Engine factory and model family are imported and their form is checked; neither starts anything.
+    Engine factory and model family are imported and their form is checked; no engine is started and no model is loaded.
 
     Raises:
-        ConfigError: there is no such vocabulary; an object cannot be imported, fails, or returns something else than
-            it should.
+        ConfigError: there is no such vocabulary; or an object cannot be imported, raises, or returns a wrong result.
     """
     if config.needs_mllm:
         prompt = build_prompt(config)

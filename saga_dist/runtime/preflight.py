@@ -1,6 +1,6 @@
-"""The plan that ``--dry-run`` prints: the resolved configuration, checked as far as it can be without a model.
+"""The plan that ``--dry-run`` prints: the resolved configuration, with all checks that need no model.
 
-Neither torch nor Ray is imported here, except for objects of the user's own, which are imported and tried last.
+This module imports neither torch nor Ray; only the user's own objects, which are imported and tried last, may do so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from saga_dist.runtime.extension_check import check_extensions
 
 
 def describe(config: RunConfig, directory: Path) -> str:
-    """Returns the plan of a run in a few lines, after checking model files and data.
+    """Returns the plan of a run in a few lines, after checking model files, data and the user's own objects.
+
+    Args:
+        config: the whole configuration.
+        directory: the run directory, which need not exist.
 
     Raises:
         ModelError: the model folder is missing, unreadable or of a family that is not supported.
         DataError: the data set is missing or cannot be split.
-        ConfigError: the library of a chosen logger is not installed, or an object of the user's own cannot be used.
+        ConfigError: the library of a configured logger is not installed, or the user's own object cannot be used.
     """
     rollout, data, objective = config.rollout, config.data, config.objective
     require_loggers(config.logging)
@@ -67,10 +71,13 @@ def describe(config: RunConfig, directory: Path) -> str:
 
 
 def check_model_files(path: str) -> str:
-    """Returns the family of a local checkpoint, from its config.json alone.
+    """Returns the name of a local checkpoint's model family, for which only its config.json is read.
+
+    Args:
+        path: folder of the checkpoint.
 
     Raises:
-        ModelError: no such folder, no readable config.json, or an unsupported family.
+        ModelError: there is no such folder, its config.json cannot be read, or the family is not supported.
     """
     return supported_family(ModelFiles(path).json("config.json"), where=path)
 
@@ -89,7 +96,7 @@ def _model_line(config: RunConfig) -> str:
 def _local_family(path: str, configured: str) -> str:
     if configured == AUTO:
         return check_model_files(path)
-    ModelFiles(path).json("config.json")  # refused here, where it is not there
+    ModelFiles(path).json("config.json")  # raises a ModelError when it is missing
     return configured
 
 

@@ -1,4 +1,4 @@
-"""The runtime as commands see it: what the coordinator asks of one, and a fresh learner for another configuration."""
+"""Protocol of the runtimes as commands use them: the coordinator's protocol, and learners for further runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saga_dist.protocols import Runtime
 
 @runtime_checkable
 class ReusableRuntime(Runtime, Protocol):
-    """A runtime whose workers serve several runs, one after the other (rows of a table)."""
+    """A runtime whose workers serve several runs one after another (the rows of a table)."""
 
     def reset_learner(self, config: RunConfig) -> None:
-        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        """Replaces the learner by a new one for ``config``; the workers, which have only frozen weights, stay."""

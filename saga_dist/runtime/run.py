@@ -1,6 +1,7 @@
-"""A run: its directory, and training from a configuration to results.
+"""Runs: opens the run directory, trains a configuration, evaluates it and writes the results.
 
-config.json  metrics.jsonl  tensorboard/  rollouts/  checkpoints/step_*/  model/  hits.npz  results.json
+A run directory holds config.json, metrics.jsonl, tensorboard/, rollouts/, checkpoints/step_*/, model/, hits.npz and
+results.json.
 """
 
 from __future__ import annotations
@@ -36,10 +37,16 @@ log = logging.getLogger(__name__)
 
 
 def open_run_directory(path: Path, config: RunConfig) -> Path:
-    """Returns the run directory, new or resumed, with ``config.json`` in it.
+    """Creates or reopens a run directory, writes ``config.json`` if needed, and returns the directory.
+
+    Args:
+        path: the run directory.
+        config: the whole configuration; in an existing run directory, only keys that do not decide the result may
+            differ.
 
     Raises:
-        ConfigError: it cannot be made, holds other files, or belongs to another configuration.
+        ConfigError: the directory cannot be created, holds files but no ``config.json``, or belongs to another
+            configuration.
     """
     saved = path / "config.json"
     try:
@@ -47,10 +54,11 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
         for folder in (path, path / "rollouts"):
             remove_leftovers(folder)
         if saved.exists() and not _is_json(saved):
-            # Written in one piece, so this is a disk's work. Nothing is lost: checkpoints know their configuration.
-            aside = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
-            log.warning("%s is not valid JSON; set aside as %s and written again", saved, aside.name)
-            saved.replace(aside)
+            # The file was written atomically, so the disk damaged it. Checkpoints have the configuration's digest, so
+            # another configuration is still refused.
+            damaged = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
+            log.warning("%s is not valid JSON; renamed to %s and written again", saved, damaged.name)
+            saved.replace(damaged)
             write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
         if not saved.exists():
             if any(path.iterdir()):
@@ -80,7 +88,7 @@ def _is_json(path: Path) -> bool:
 
 
 def build_runtime(config: RunConfig) -> ReusableRuntime:
-    """Returns the configured runtime; the only place that chooses, so that a serial run never imports Ray."""
+    """Returns the configured runtime. Ray is imported only for the Ray runtime."""
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime
 
@@ -92,7 +100,7 @@ def build_runtime(config: RunConfig) -> ReusableRuntime:
 
 @contextmanager
 def metric_sinks(config: RunConfig, run_dir: Path) -> Iterator[list[MetricSink]]:
-    """Yields the sinks of section ``[logging]`` and closes them; the only place that chooses."""
+    """Yields the metric sinks that the section ``logging`` configures, and closes them at the end."""
     sinks = build_sinks(config, run_dir)
     if config.logging.prometheus:
         from saga_dist.runtime.ray.prometheus import RayGauges
@@ -115,17 +123,22 @@ def train_method(
     evaluate_test: bool = True,
     on_hits: Callable[[str, FirstHits], None] = lambda split, hits: None,
 ) -> MethodResult:
-    """Trains with an open runtime, selects the step on validation classes, evaluates it, writes ``model/``.
+    """Trains with an open runtime, selects the step on validation classes, writes ``model/``, returns the evaluation.
 
-    Without validation classes (``data.val_fraction = 0``, the paper's protocol) the last step is the selected one.
+    Without validation classes (``data.val_fraction = 0``, the paper's protocol) the last step is selected.
 
     Args:
-        name: of the row in ``results.json``.
-        evaluate_test: False while tuning: then only validation classes are looked at.
-        on_hits: given, for each split, what each query found.
+        name: name of the row in ``results.json``.
+        config: the whole configuration.
+        runtime: the runtime, whose learner is new.
+        run_dir: the run directory, opened for ``config``.
+        on_step: called with the metrics of every step.
+        should_stop: returns True when the run is to stop.
+        evaluate_test: False to evaluate only validation classes, while tuning.
+        on_hits: called with each split and the rank of the first hit of each of its queries.
 
     Raises:
-        Interrupted: ``should_stop`` said so; a checkpoint was written.
+        Interrupted: ``should_stop`` returned True; a checkpoint was written.
     """
     started = time.monotonic()
     sampler = training_sampler(config, runtime.learner.labels("train"))
@@ -148,7 +161,7 @@ def train_method(
 
 
 def _save_model(runtime: Runtime, path: Path) -> None:
-    """Writes the deployable encoder, whole or not at all."""
+    """Writes the deployable encoder; the folder appears completely or not at all."""
     try:
         with replaced_folder(path) as folder:
             runtime.learner.save_encoder(folder)
@@ -161,7 +174,16 @@ def _save_model(runtime: Runtime, path: Path) -> None:
 
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
-    """Trains one configuration from start or resume to ``results.json`` and returns the results."""
+    """Trains one configuration, resuming if the directory has checkpoints, and returns the results.
+
+    Args:
+        config: the whole configuration.
+        run_dir: the run directory; ``results.json`` is written into it.
+        on_step: called with the metrics of every step.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
+    """
     require_loggers(config.logging)
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
@@ -174,7 +196,13 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
 
 
 def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> int:
-    """Rolls out without training, into ``rollouts/`` of ``run_dir``; returns how many steps were new."""
+    """Generates rollouts without training, into ``rollouts/`` of the run directory; returns the number of new steps.
+
+    Args:
+        config: the whole configuration.
+        run_dir: the run directory.
+        on_step: called with the metrics of every step.
+    """
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
         runtime = build_runtime(config)
@@ -194,14 +222,18 @@ def train_on(
     should_stop: Callable[[], bool] = lambda: False,
     only_pretrained: bool = False,
 ) -> Results:
-    """Trains with an open runtime whose learner is fresh, writes ``hits.npz`` and, last, ``results.json``.
+    """Evaluates the pre-trained tower, trains, and writes ``hits.npz`` and then ``results.json``; returns the results.
 
     Args:
-        run_dir: opened for ``config``.
-        only_pretrained: evaluate the tower as it came, mean-pooled, and train nothing.
+        runtime: an open runtime, whose learner is new.
+        config: the whole configuration.
+        run_dir: the run directory, opened for ``config``.
+        on_step: called with the metrics of every step.
+        should_stop: returns True when the run is to stop.
+        only_pretrained: True to evaluate the pre-trained, mean-pooled tower only and not to train.
 
     Raises:
-        Interrupted: ``should_stop`` said so; a checkpoint was written.
+        Interrupted: ``should_stop`` returned True; a checkpoint was written.
     """
     hits: dict[tuple[str, str], FirstHits] = {}
 
@@ -225,7 +257,12 @@ def train_on(
 
 
 def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
-    """Returns retrieval results of a run's deployed encoder (``model/``): no learner, no MLLM."""
+    """Returns the retrieval results of a run's deployed encoder (``model/``), which needs no learner and no MLLM.
+
+    Args:
+        run_dir: the run directory.
+        split: name of the split to evaluate.
+    """
     config = load_run_config(run_dir)
     splits = build_splits(config.data, seed=config.run.seed)
     images, encoder = splits.named(split), load(run_dir / "model", family=config.model.own_family)
@@ -240,18 +277,21 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a question: has someone asked to stop? The second SIGINT interrupts at once."""
-    asked: list[int] = []
+    """Yields a function that returns True once SIGTERM or SIGINT was received.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
+    A SIGINT after another of these signals raises ``KeyboardInterrupt``.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
         log.warning("%s: finishing this step, then writing a checkpoint", signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""The serial runtime: every part in this process, one after the other. No Ray; breakpoints work.
+"""The serial runtime: all parts run in this process, one after another, without Ray, so that breakpoints work.
 
-It stands behind the same protocols as the Ray runtime and gives the same results; handles are the records themselves.
+It implements the same protocols as the Ray runtime and gives the same results; handles are the records themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ class SerialRuntime:
     """Learner, rollout worker and replay worker of this process; implements ``protocols.Runtime``.
 
     The MLLM is loaded only when the configuration trains with it or judges pairs with it.
+
+    Args:
+        config: the whole configuration.
     """
 
     learner: Learner
@@ -43,34 +46,34 @@ class SerialRuntime:
         )
 
     def restart_learner(self) -> None:
-        """Builds the learner anew; in one process this is never needed, only allowed."""
+        """Builds a new learner. Only the Ray runtime loses learners, so this is not needed in a run."""
         self.rollouts.forget()
         self.replays.forget()
         self.learner = build_learner(self._config)
 
     def reset_learner(self, config: RunConfig) -> None:
-        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        """Replaces the learner by a new one for ``config``; the workers, which have only frozen weights, stay."""
         self._config = config
         self.learner = build_learner(config)
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone ('' when none is loaded)."""
+        """Returns the sha256 of the frozen backbone; empty when none is loaded."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
 
     def watch(self, run_dir: Path) -> None:
-        """Does nothing: there are no workers to scale."""
+        """Does nothing, because there are no workers to scale."""
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Drops all tasks and closes the engine."""
         self.rollouts.close()
         self.replays.close()
         if self._rollout_worker:
             self._rollout_worker.close()
 
     def _roll_out(self, tasks: Sequence[RolloutTask]) -> list[ScoredGroup]:
-        assert self._rollout_worker is not None, "the configuration asked for no MLLM"
+        assert self._rollout_worker is not None, "the configuration needs no MLLM"
         return self._rollout_worker.rollout(tasks, [task.tokens for task in tasks])
 
     def _replay(self, tasks: Sequence[ReplayTask]) -> list[GradientHandle]:
-        assert self._replay_worker is not None, "the configuration asked for no MLLM"
+        assert self._replay_worker is not None, "the configuration needs no MLLM"
         return [GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks]

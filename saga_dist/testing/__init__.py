@@ -1,11 +1,13 @@
-"""Checks for objects of one's own: each raises ``AssertionError`` that says what is wrong, and needs no test framework.
+"""Contract checks for the user's own objects; a failed check raises an ``AssertionError`` with the reason.
+
+The checks need no test framework:
 
     from saga_dist.testing import check_reward
 
     def test_my_reward():
         check_reward(my_reward)
 
-A check's module is imported when the check is first asked for.
+The module of a check is imported at the first access to the check.
 """
 
 from __future__ import annotations

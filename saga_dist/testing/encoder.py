@@ -1,4 +1,4 @@
-"""The contract of an encoder for comparison, as a check that a test of one's own calls."""
+"""Contract check of encoders for comparison (``saga-dist evaluate --encoder py:...``)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from saga_dist.baselines.frozen_encoder import EncoderCard, FrozenEncoder, check
 from saga_dist.errors import ConfigError
 
 SIZES = ((80, 80), (60, 90), (120, 70), (33, 257))
-"""Width and height of the images."""
+"""Width and height of each test image, pixels."""
 TOLERANCE = 1e-4
-"""Largest difference of an embedding's entry between two calls."""
+"""Largest absolute difference between the entries of an embedding in two calls."""
 
 
 def check_encoder(encoder: FrozenEncoder) -> None:
-    """Checks an encoder on a few random images of different shapes.
+    """Checks an encoder on four random images of different shapes.
+
+    - The card has positive sizes.
+    - Embeddings have the shape, dtype and norm that ``check_embeddings`` requires.
+    - The embedding of an image is the same in every call, alone and among other images in any order.
+    - Different images have different embeddings.
 
     Args:
-        encoder: what the factory behind ``--encoder py:...`` returns.
+        encoder: result of the factory that ``--encoder py:...`` names.
 
     Raises:
-        AssertionError: the encoder breaks its contract; the message says which part.
+        AssertionError: the encoder does not meet its contract; the message says in which point.
     """
     assert isinstance(encoder, FrozenEncoder), f"a {type(encoder).__name__} has no card or no encode"
     card = encoder.card

@@ -1,4 +1,4 @@
-"""The contract of a rollout engine, as a check that a test of one's own calls."""
+"""Contract check of rollout engines (``rollout.engine``)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,41 @@ from saga_dist.workers.engines.factory import EngineContext, EngineFactory
 from saga_dist.workers.engines.transformers_engine import end_token_ids
 
 SAMPLING = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=24, seed=11)
+"""Sampling parameters of the requests."""
 NUM_PAIRS = 2
+"""Number of pairs in a request."""
 SIDE = 5
-"""Tokens per side of every image: all images of a run have one size."""
+"""Tokens per side of every image; all images of a run have the same size."""
 MAX_MODEL_LEN = 256
+"""Longest sequence of prompt and completion, tokens."""
 DEADLINE_S = 300.0
+"""Deadline of a call that is to succeed, seconds."""
 TOO_LATE_S = 1e-9
+"""Deadline of a call that is to miss it, seconds."""
 LOG_PROB_TOLERANCE = 1e-3
-"""Largest difference between engine and backbone, nats; float32 kernels of different libraries stay well below."""
+"""Largest difference between the log-probabilities of engine and backbone, nats.
+
+The float32 kernels of different libraries differ by much less.
+"""
 
 
 def check_engine(factory: EngineFactory, *, family: Family | None = None, samples_model: bool = True) -> None:
-    """Checks what an engine factory returns, on the CPU in float32; one engine is started and closed.
+    """Checks the engine of a factory, on the CPU in float32; one engine is started and closed.
+
+    - Completions have the form of ``protocols.Engine`` and of ``Completions``.
+    - The completions of a pair do not depend on the other pairs of the call.
+    - Log-probabilities are those of the frozen model; temperature 0 is greedy; another seed gives other completions.
+    - A request that does not fit ``max_model_len`` is refused; a missed deadline raises ``DeadlineExceeded``; a closed
+      engine raises ``EngineError``.
 
     Args:
-        factory: what ``rollout.engine`` would name.
-        family: a small model; by default a tiny random Qwen3-VL with DeepStack, made for the check.
-        samples_model: False for an engine that answers by rule: what follows from sampling the model (log-probabilities
-            of the backbone, greedy answers, seeds that matter) is then not checked. Such an engine cannot train unless
-            ``rollout.max_log_prob_gap`` allows for it.
+        factory: the object that ``rollout.engine`` names.
+        family: a small model; None: a tiny random Qwen3-VL with DeepStack, which is made for the check.
+        samples_model: False for an engine that does not sample the model but answers by a rule; the third point is not
+            checked then. Training with such an engine requires a larger ``rollout.max_log_prob_gap``.
 
     Raises:
-        AssertionError: the engine breaks its contract; the message says which part.
+        AssertionError: the engine does not meet its contract; the message says in which point.
     """
     with _small_family(family) as model:
         context = _context(model)
@@ -87,7 +100,7 @@ def _context(family: Family) -> EngineContext:
 
 
 def _requests(family: Family) -> list[EncoderTokens]:
-    """Returns the tower's own tokens of random images, two per pair."""
+    """Returns the tower's tokens of two random images for each pair."""
     tower, layout = family.load_tower(), family.layout
     generator = np.random.default_rng(0)
     records = []
@@ -137,7 +150,7 @@ def _check_form(groups: Sequence[Completions], requests: Sequence[EncoderTokens]
 
 
 def _check_independence(engine: Engine, requests: Sequence[EncoderTokens], groups: Sequence[Completions]) -> None:
-    """A retried group must be the same group, whatever else is in the call."""
+    """Checks that the completions of a pair are the same alone as among other pairs, as a retry requires."""
     for record, group in reversed(list(zip(requests, groups, strict=True))):
         (alone,) = _generate(engine, [record])
         assert alone.token_ids == group.token_ids, f"{record.pair_id}: other completions alone than beside other pairs"
@@ -170,7 +183,7 @@ def _check_sampling(
 def _logits(
     backbone: FrozenBackbone, context: EngineContext, record: EncoderTokens, ids: Sequence[int]
 ) -> torch.Tensor:
-    """Returns the frozen model's logits [T, V] for each token of a completion."""
+    """Returns the frozen model's logits for each token of a completion, float32 [T, V]."""
     prompt_ids = context.family.load_tokenizer().encode(context.prompt_text, add_special_tokens=False)
     prompt = backbone.build_layout(prompt_ids, record.grids)
     last = len(prompt.token_ids_S) - 1
@@ -189,7 +202,7 @@ def _check_refusal(engine: Engine, requests: Sequence[EncoderTokens]) -> None:
         pass
     else:
         raise AssertionError("a completion that does not fit max_model_len was not refused with a ConfigError")
-    _generate(engine, requests[:1])  # a refused call leaves the engine as it was
+    _generate(engine, requests[:1])  # the engine is still usable
 
 
 def _check_deadline(engine: Engine, requests: Sequence[EncoderTokens]) -> None:
@@ -201,7 +214,7 @@ def _check_deadline(engine: Engine, requests: Sequence[EncoderTokens]) -> None:
 
 
 def _check_closed(engine: Engine, requests: Sequence[EncoderTokens]) -> None:
-    engine.close()  # once more does nothing
+    engine.close()  # a second call does nothing
     try:
         engine.generate(requests, [SAMPLING] * len(requests), deadline_s=DEADLINE_S)
     except EngineError:

@@ -1,7 +1,7 @@
-"""The contract of a model family, as a check that a test of one's own calls.
+"""Contract check of model families (``model.family``).
 
-That tokens, positions and log-probabilities are those of the released model, only a comparison with that model shows;
-``tests/models/test_family_contract.py`` does it for the built-in families.
+The check does not compare tokens, positions and log-probabilities with those of the released model;
+``tests/models/test_family_contract.py`` does so for the built-in families.
 """
 
 from __future__ import annotations
@@ -23,18 +23,24 @@ from saga_dist.types import EncoderTokens
 from saga_dist.utils.registry import is_import_path
 
 SIDE = 5
-"""Tokens per side of the images."""
+"""Tokens per side of the test images."""
 
 
 def check_model_family(family_class: type[Family], checkpoint: str | Path) -> None:
-    """Checks a family on one of its checkpoints, on the CPU in float32: take a tiny one with random weights.
+    """Checks a family on one of its checkpoints, on the CPU in float32.
+
+    - Tower: layout, shape of the tokens, gradients of all parameters, independence of the images of a batch, gradient
+      checkpointing, saving and loading.
+    - Prompt: positions, image placeholders, inputs of the vLLM engine.
+    - Language model: it is frozen and passes gradients to all levels of the tokens; prefill in pieces, packed and
+      padded forward passes, and decoding give equal results.
 
     Args:
-        family_class: what ``model.family`` would name.
-        checkpoint: folder of a whole model in Hugging Face format.
+        family_class: the class that ``model.family`` names.
+        checkpoint: folder of a whole model in Hugging Face format, best a tiny one with random weights.
 
     Raises:
-        AssertionError: the family breaks its contract; the message says which part.
+        AssertionError: the family does not meet its contract; the message says in which point.
     """
     files = ModelFiles(checkpoint)
     family = family_class(files, files.json("config.json"))
@@ -206,7 +212,7 @@ def _check_group_forward(backbone: FrozenBackbone, prompt: PromptLayout, values_
 
 
 def _check_decoding(family: Family, backbone: FrozenBackbone, prompt: PromptLayout) -> None:
-    """Compares decoding token by token, rows leaving on the way, with whole sequences."""
+    """Compares decoding token by token, while rows are dropped, with forward passes of whole sequences."""
     counts, num_tokens = [2, 3], TOKENS_PER_ALLOCATION + 5
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -222,11 +228,8 @@ def _check_decoding(family: Family, backbone: FrozenBackbone, prompt: PromptLayo
             for row, prefix in enumerate([0, 0, 1, 1, 1])
         ]
         cache, alive = backbone.start_decode(prefixes, counts), list(range(5))
-        leaving = {
-            2: [0, 3],
-            5: [],
-            TOKENS_PER_ALLOCATION + 2: [1],
-        }  # rows that leave after a step, by their place in the cache then
+        # Step to the rows of the cache that are dropped after it.
+        leaving = {2: [0, 3], 5: [], TOKENS_PER_ALLOCATION + 2: [1]}
         for step in range(num_tokens):
             hidden_BD = backbone.decode_step(cache, ids_BT[alive, step], prompt.next_position + step)
             expected_BD = torch.stack([whole[row][step] for row in alive])

@@ -1,4 +1,4 @@
-"""The contract of a data layout, as a check that a test of one's own calls."""
+"""Contract check of data layouts (``data.layout``)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from saga_dist.data.layouts import Layout
 from saga_dist.data.layouts.division import SplitOptions
 
 OPTIONS = SplitOptions(image_size=32)
+"""Default options of the check."""
 
 
 def check_layout(layout: Layout, root: str | Path, options: SplitOptions = OPTIONS, **keys: Any) -> None:
-    """Checks the splits that a layout finds in a data set; reads every image, so the data set should be small.
+    """Checks the splits that a layout returns for a data set, which should be small, because every image is read.
+
+    - Labels, class names, image names and images have the required form.
+    - Splits are class-disjoint, and every training and validation class has at least two images.
+    - A second call returns the same splits.
 
     Args:
-        layout: what ``data.layout`` would name.
-        root: a data set in that layout.
-        options: validation classes, image size and seed.
-        keys: further keys of the configuration's ``[data]`` that the layout takes (``manifest``, ...).
+        layout: the object that ``data.layout`` names.
+        root: folder of a data set in this layout.
+        options: share of validation classes, image size and seed.
+        keys: further keys of the section ``data`` that the layout takes (``manifest``, ...).
 
     Raises:
-        AssertionError: the layout breaks its contract; the message says which part.
+        AssertionError: the layout does not meet its contract; the message says in which point.
     """
     splits = layout(Path(root), options, **keys)
     assert isinstance(splits, Splits), f"the layout returned a {type(splits).__name__}, not Splits"
@@ -64,7 +69,7 @@ def _check_classes(splits: Splits) -> None:
         if name in splits.names:
             counts = np.bincount(splits.named(name).labels_I, minlength=len(splits.named(name).class_names))
             assert counts.min() >= 2, f"{name}: a class has fewer than two images, so that it has no pairs"
-    sides = [name for name in splits.names if name != "gallery"]  # which has the classes of test
+    sides = [name for name in splits.names if name != "gallery"]  # a gallery has the classes of the test split
     for index, name in enumerate(sides):
         for other in sides[index + 1 :]:
             both = set(splits.named(name).class_names) & set(splits.named(other).class_names)

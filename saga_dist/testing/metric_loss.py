@@ -1,4 +1,4 @@
-"""The contract of a metric loss (``objectives.metric_losses.MetricLossFactory``)."""
+"""Contract check of metric losses (``objectives.metric_losses.MetricLossFactory``)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from saga_dist.objectives.metric_losses import MetricLossFactory, proxy_paramete
 from saga_dist.testing.require import require
 
 NUM_CLASSES, EMBEDDING_DIM = 5, 16
+"""C and E of the test batch."""
 LABELS = (0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4)
-"""Class 3 has no image, as in most batches; both ends of [0, C) have some."""
+"""Labels of the test batch. Class 3 has no image, as most classes in a micro-batch; the first and the last class do."""
 TOLERANCE = 1e-4
-"""Relative, of values and gradients that are equal but for the order of their sums."""
+"""Relative tolerance for values and gradients that differ only in the order of summation."""
 
 
 def check_metric_loss(factory: MetricLossFactory, **metric_params: float | int | str | bool) -> None:
-    """Checks that a factory makes a metric loss that the learner can train with.
+    """Checks that the learner can train with the metric loss of a factory.
 
-    - The seed alone decides the initial proxies.
-    - The loss of a batch is a finite float32 scalar, the same on every call; it leaves the batch as it was.
-    - Gradients at embeddings and proxies are finite, and the one at the embeddings is not zero.
-    - The order of the images in the batch does not matter.
+    - The initial proxies depend on the seed alone.
+    - The loss of a batch is a finite float32 scalar, the same on every call; it does not change the embeddings.
+    - Gradients at embeddings and proxies are finite, and the gradient at the embeddings is not zero.
+    - Loss and gradients do not depend on the order of the images.
 
     Args:
         factory: a function or class (num_classes, embedding_dim, seed, **metric_params) -> torch.nn.Module.
-        metric_params: as in ``objective.metric_params``.
+        metric_params: parameters as in ``objective.metric_params``.
 
     Raises:
-        AssertionError: says which of these does not hold.
+        AssertionError: one of these points does not hold; the message says which.
     """
 
     def make(seed: int) -> nn.Module:
@@ -48,7 +49,7 @@ def check_metric_loss(factory: MetricLossFactory, **metric_params: float | int |
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Random unit vectors: fewer than there are dimensions, so that a hyperplane separates any classes."""
+    """Returns random unit vectors [I, E] and labels [I]; with I < E, any classes are linearly separable."""
     generator = torch.Generator().manual_seed(0)
     embeddings_IE = torch.randn(len(LABELS), EMBEDDING_DIM, generator=generator)
     return nn.functional.normalize(embeddings_IE, dim=-1), torch.tensor(LABELS)
@@ -57,7 +58,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 def _value_and_gradient(
     loss: nn.Module, embeddings_IE: torch.Tensor, labels_I: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and its gradient at the embeddings; leaves gradients at the proxies."""
+    """Returns the loss and its gradient at the embeddings [I, E]; sets the gradients of the proxies."""
     loss.zero_grad(set_to_none=True)
     leaf_IE = embeddings_IE.clone().requires_grad_()
     value = loss(leaf_IE, labels_I)

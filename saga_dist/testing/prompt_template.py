@@ -1,4 +1,4 @@
-"""The contract of a prompt template (``data.prompt_templates.PromptTemplate``)."""
+"""Contract check of prompt templates (``data.prompt_templates.PromptTemplate``)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ SPECIAL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<IMG_CONTEXT>", "<img>",
     "</img>",
 )  # fmt: skip
-"""Of the supported families: text that holds one is read as a turn or an image."""
+"""Special tokens of the supported families, which a tokenizer reads as a turn or an image."""
 
 
 def check_prompt_template(template: PromptTemplate, *, vocabularies: Iterable[Vocabulary] = ()) -> None:
-    """Checks that a template gives text and keys that fit each other, for every vocabulary.
+    """Checks that text and answer keys of a template are consistent, for every vocabulary.
 
-    - Both are functions of the vocabulary alone: they are rendered again in each process.
-    - The text names every key of the answer in quotes, in the order of the answer.
-    - It holds no special token, nothing that a tokenizer refuses, and no image: those stand beside it in either order.
+    - Text and keys depend on the vocabulary alone, because every process renders them.
+    - The text contains every key of the answer in quotes, in the order of the answer.
+    - The text contains no special token, no characters that a tokenizer refuses, and no image placeholder; the images
+      are added before or after it.
 
     Args:
         template: an object with ``render(vocabulary)`` and ``answer_keys(vocabulary)``.
-        vocabularies: that it is made for; by default all built-in ones.
+        vocabularies: vocabularies that the template is made for; empty: all built-in ones.
 
     Raises:
-        AssertionError: names the vocabulary's item and what does not hold.
+        AssertionError: one of these points does not hold; the message names the vocabulary and the reason.
     """
     for vocabulary in vocabularies or VOCABULARIES.values():
         answer, text = template.answer_keys(vocabulary), template.render(vocabulary)

@@ -1,13 +1,17 @@
-"""The one way in which a check fails."""
+"""Raises the error of a failed check."""
 
 from __future__ import annotations
 
 
 def require(holds: bool, message: str) -> None:
-    """Does nothing where ``holds``; unlike a plain assert, ``python -O`` keeps it.
+    """Raises an AssertionError unless a condition holds; unlike ``assert``, also under ``python -O``.
+
+    Args:
+        holds: the condition.
+        message: message of the error.
 
     Raises:
-        AssertionError: with ``message``.
+        AssertionError: the condition does not hold.
     """
     if not holds:
         raise AssertionError(message)

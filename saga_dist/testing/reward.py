@@ -1,4 +1,4 @@
-"""The contract of a reward (``objectives.reward_fn.RewardFn``)."""
+"""Contract check of rewards (``objectives.reward_fn.RewardFn``)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from saga_dist.testing.require import require
 from saga_dist.types import ImagePair
 
 PAIRS = (ImagePair("same", 0, 1, 7, 7), ImagePair("different", 0, 1, 7, 8))
+"""A same-class and a different-class pair."""
 LONGEST = 2**20
-"""Characters; far beyond any ``rollout.max_tokens``."""
+"""Length of the longest test text, characters; far more than any ``rollout.max_tokens`` gives."""
 LARGEST_GROWTH = 8.0
-"""Of the time for a text four times as long: linear is 4, quadratic 16."""
+"""Largest factor on the time for a text four times as long; a linear reward has 4, a quadratic one 16."""
 FAST_ENOUGH_S = 0.25
-"""Times below are not compared: they are noise, and cost nothing."""
+"""Time, seconds, up to which times are not compared, because they are dominated by noise."""
 
 
 def check_reward(reward: RewardFn, *, prompt: PromptSpec | None = None) -> None:
-    """Checks that a reward gives every text a valid result, the same on every call, in time about linear in its length.
+    """Checks that a reward returns a valid result for every text, the same on every call, in roughly linear time.
 
-    Texts are plausible answers and hostile ones: empty, cut off, nested deeply, lone surrogates, a million characters.
+    The texts are plausible answers and hostile ones: empty, truncated, deeply nested, with lone surrogates, or of a
+    million characters.
 
     Args:
         reward: a function (text, pair, prompt) -> (value, is_correct).
-        prompt: the prompt it is made for; by default the structured prompt of the built-in birds.
+        prompt: prompt that the reward is made for; None: the structured prompt of the built-in birds.
 
     Raises:
-        AssertionError: names the kind of text and what went wrong.
+        AssertionError: a result is wrong or too slow; the message names the kind of text and the reason.
     """
     prompt = prompt or PromptSpec(STANDIN_BIRDS)
     name = getattr(reward, "__qualname__", type(reward).__name__)
     checked = CheckedReward(name, reward)
     _check_results(checked, plausible_texts(prompt), prompt)
-    for kind, pattern in _LONG.items():
+    for kind, pattern in _LONG_PATTERNS.items():
         _check_time(checked, kind, pattern, prompt)
     _check_results(checked, hostile_texts(prompt), prompt)
 
 
 def plausible_texts(prompt: PromptSpec) -> dict[str, str]:
-    """Returns answers as the MLLM gives them, by what kind of answer each is."""
+    """Returns texts as the MLLM generates them, by the kind of text."""
     described = dict.fromkeys(prompt.vocabulary.attribute_keys, "red")
 
     def answer(verdict: object) -> str:
@@ -67,7 +69,7 @@ def plausible_texts(prompt: PromptSpec) -> dict[str, str]:
 
 
 def hostile_texts(prompt: PromptSpec) -> dict[str, str]:
-    """Returns texts that are no answers, by what is wrong with each."""
+    """Returns texts that are not answers, by the kind of text."""
     key = json.dumps(prompt.verdict_key)
     return {
         "an empty text": "",
@@ -85,7 +87,7 @@ def hostile_texts(prompt: PromptSpec) -> dict[str, str]:
     }
 
 
-_LONG = {
+_LONG_PATTERNS = {
     "a letter": "x",
     "opening braces": "{",
     "quotes": '"',
@@ -98,7 +100,7 @@ _LONG = {
 
 
 def _check_results(reward: CheckedReward, texts: dict[str, str], prompt: PromptSpec) -> None:
-    """Every text has a valid result, and the same one in another order: a reward that counts its calls shows here."""
+    """Checks that every text has a valid result, and the same one when the texts come in another order."""
     for pair in PAIRS:
         first = {kind: _result(reward, kind, text, pair, prompt) for kind, text in texts.items()}
         for kind, text in reversed(texts.items()):
@@ -118,7 +120,7 @@ def _result(reward: CheckedReward, kind: str, text: str, pair: ImagePair, prompt
 
 
 def _check_time(reward: CheckedReward, kind: str, pattern: str, prompt: PromptSpec) -> None:
-    """Lets the text grow fourfold, from a thousand characters to a million."""
+    """Checks the time for texts of a thousand to a million characters, each four times as long as the last."""
 
     def seconds(length: int) -> float:
         text = _repeated(pattern, length)
@@ -131,7 +133,10 @@ def _check_time(reward: CheckedReward, kind: str, pattern: str, prompt: PromptSp
         length *= 4
         after = seconds(length)
         if after > FAST_ENOUGH_S and after > LARGEST_GROWTH * before:
-            before, after = seconds(length // 4), seconds(length)  # a busy machine gets a second chance
+            before, after = (
+                seconds(length // 4),
+                seconds(length),
+            )  # measured again, because the machine may have been busy
             require(
                 after <= LARGEST_GROWTH * before,
                 f"{reward.name}: {after:.2f} s for {length:,} characters of {kind}, {before:.2f} s for a quarter of "

@@ -1,7 +1,8 @@
-"""Extension points: the configuration names an object by a built-in name or by ``package.module:object``.
+"""Extension points, whose objects the configuration names: by a built-in name or by ``package.module:object``.
 
 Each extension point (metric loss, reward, prompt template, rollout engine, model family, data layout, encoder for
-comparison) has one ``Registry``. Built-ins are import paths too, so that reading a configuration imports none of them.
+comparison) has one ``Registry``. Built-in objects are given by import paths too, so that reading a configuration does
+not import them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Registry(Generic[ObjectT]):
     """The objects that one extension point accepts.
 
     Args:
-        point: what the objects are, singular, for messages (``metric loss``).
-        key: the configuration key or option that names one (``objective.metric_loss``).
-        builtin: import path ``module:object`` of every built-in, by its name.
+        point: name of the extension point, singular, for messages (``metric loss``).
+        key: configuration key or option whose value names an object (``objective.metric_loss``).
+        builtin: import path ``module:object`` of every built-in object, by its name.
     """
 
     point: str
@@ -38,10 +39,10 @@ class Registry(Generic[ObjectT]):
     builtin: Mapping[str, str]
 
     def check(self, name: str) -> None:
-        """Checks the form of a name; imports nothing.
+        """Checks the form of a name without importing the object.
 
         Raises:
-            ConfigError: neither a built-in name nor an import path.
+            ConfigError: the name is neither a built-in name nor an import path.
         """
         if name not in self.builtin and not is_import_path(name):
             raise ConfigError(
@@ -51,7 +52,7 @@ class Registry(Generic[ObjectT]):
             )
 
     def load(self, name: str) -> ObjectT:
-        """Returns the object that a name stands for.
+        """Imports and returns the object of a name.
 
         Raises:
             ConfigError: the name is unknown, or this process cannot import it.
@@ -61,22 +62,22 @@ class Registry(Generic[ObjectT]):
         return found
 
     def load_callable(self, name: str, *arguments: str, keywords: Collection[str] = ()) -> ObjectT:
-        """Returns the object that a name stands for, which takes these arguments.
+        """Imports the object of a name, checks that it can be called with some arguments, and returns it.
 
         Args:
             name: built-in name or import path.
-            arguments: names of the positional arguments that it is called with.
-            keywords: names of the keyword arguments.
+            arguments: names of the positional arguments of the calls.
+            keywords: names of the keyword arguments of the calls.
 
         Raises:
-            ConfigError: as ``load``; or the object is not callable, or not with these arguments.
+            ConfigError: as for ``load``; or the object is not callable, or not with these arguments.
         """
         found = self.load(name)
         if not callable(found):
             raise ConfigError(f"{name!r} is a {type(found).__name__}", where=self.key, expected="a callable")
         try:
             signature = inspect.signature(found)
-        except ValueError:  # a callable of C code that does not tell its signature
+        except ValueError:  # a callable of C code without a signature
             return found
         try:
             signature.bind(*arguments, **dict.fromkeys(keywords))
@@ -90,36 +91,39 @@ class Registry(Generic[ObjectT]):
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
-        """Turns whatever an object of the user's own raises within into one line that names it.
+        """Converts an exception of the user's object in the body of ``with`` to a ConfigError that names the object.
 
-        Errors of this package pass unchanged, and so do those of a built-in.
+        Errors of this package and exceptions of a built-in object are not converted.
+
+        Args:
+            name: name of the object that is called.
 
         Raises:
-            ConfigError: the object raised.
+            ConfigError: the object raised an exception.
         """
         try:
             yield
         except SagaError:
             raise
-        except Exception as error:  # decided here: whatever the user's object raises is a mistake in it
+        except Exception as error:  # any exception of the user's object is a mistake in it
             if name in self.builtin:
                 raise
             raise ConfigError(f"{name!r} raised {one_line(error)}", where=self.key) from error
 
 
 def is_import_path(name: str) -> bool:
-    """Returns whether ``name`` has the form ``package.module:object``."""
+    """Returns True when a name has the form ``package.module:object``."""
     return _IMPORT_PATH.fullmatch(name) is not None
 
 
 def import_object(path: str, *, key: str) -> Any:
-    """Returns the object at ``package.module:object``.
+    """Imports and returns the object at ``package.module:object``.
 
-    Modules in the current directory are found after all installed ones, as other commands find the user's code.
+    The current directory is appended to ``sys.path``, so that the user's modules in it are found after installed ones.
 
     Args:
         path: the import path.
-        key: the configuration key that holds it, for messages.
+        key: configuration key with this value, for messages.
 
     Raises:
         ConfigError: the module cannot be imported on this node, or has no such object.
@@ -136,7 +140,7 @@ def import_object(path: str, *, key: str) -> Any:
             where=key,
             fix="install the package on every node, or send it along: `ray job submit --working-dir .`",
         ) from error
-    except Exception as error:  # decided here: whatever the user's module does on import is a mistake in it
+    except Exception as error:  # any exception during the import is a mistake in the user's module
         raise ConfigError(
             f"{path!r}: importing {module_name} on node {node} failed ({one_line(error)})",
             where=key,
@@ -151,5 +155,5 @@ def import_object(path: str, *, key: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns type and message of an error without line breaks."""
+    """Returns type and message of an error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,7 +1,7 @@
 """Charts as SVG: scales, ticks, axes, lines and dots.
 
-Every element has a class and no style attribute, which the content policy of a page may forbid. Colours and strokes
-come from the style sheet around the drawing, or from the one that it carries, so that it follows a light or dark theme.
+Elements have a class and no style attribute, because the content security policy of a page may forbid that attribute.
+Colours and strokes come from the style sheet of the page or of the drawing, which may define a light and a dark theme.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 LETTER_WIDTH = 6.4 / 12
-"""Mean width of a letter as a share of the font size; the font is the reader's."""
+"""Mean width of a letter as a share of the font size; an estimate, because the viewer chooses the font."""
 _BASELINE = 0.32
-"""Share of the font size by which a baseline lies below the middle of its letters."""
+"""Distance of the baseline below the middle of the letters, as a share of the font size."""
 _EDGE = 20.0
-"""Room for half a label beyond the last tick."""
+"""Distance from the right border within which a tick label is right-aligned, in units of the view box."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A linear map from values in [low, high] to positions from ``start`` to ``end``."""
+    """Linear map from values to positions: ``low`` to ``start`` and ``high`` to ``end``."""
 
     low: float
+    """Value at ``start``."""
     high: float
+    """Value at ``end``."""
     start: float
+    """Position of ``low``, in units of the view box."""
     end: float
+    """Position of ``high``, in units of the view box."""
 
     def __call__(self, value: float) -> float:
         """Returns the position of a value."""
@@ -36,21 +40,23 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A scale with its ticks: (value, label)."""
+    """A scale with labelled ticks."""
 
     scale: Scale
+    """Map from values to positions."""
     ticks: Sequence[tuple[float, str]]
+    """Value and label of each tick."""
 
 
 class Drawing:
     """An SVG under construction.
 
     Args:
-        width: of the view box; heights and positions share its unit, which is a pixel at full size.
-        height: of the view box.
-        label: what the drawing shows, for readers who do not see it.
-        style: style sheet of a drawing that is a file of its own; empty where a page has one.
-        font_size: of the labels, as the style sheet sets it.
+        width: width of the view box. Its unit, a pixel at full size, is that of all positions and lengths.
+        height: height of the view box.
+        label: description of the drawing for screen readers (``aria-label``).
+        style: style sheet inside the drawing, for a drawing in its own file; empty: the page has one.
+        font_size: font size of the labels in the style sheet.
     """
 
     def __init__(self, width: float, height: float, label: str, *, style: str = "", font_size: float = 11) -> None:
@@ -64,26 +70,48 @@ class Drawing:
             self._add("rect", "paper", width=width, height=height)
 
     def line(self, css_class: str, x: tuple[float, float], y: tuple[float, float], *, title: str = "") -> None:
-        """Draws a straight line of a class of the style sheet; ``title`` is shown where the reader points."""
+        """Draws a straight line.
+
+        Args:
+            css_class: class of the element.
+            x: horizontal positions of both ends.
+            y: vertical positions of both ends.
+            title: tooltip; empty for none.
+        """
         self._add("line", css_class, title=title, x1=x[0], x2=x[1], y1=y[0], y2=y[1])
 
     def polyline(self, css_class: str, points: Iterable[tuple[float, float]]) -> None:
-        """Draws lines from point to point."""
+        """Draws straight lines through points (x, y), in their order."""
         places = " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
         ElementTree.SubElement(self._svg, "polyline", {"class": css_class, "points": places})
 
     def dot(self, css_class: str, x: float, y: float, radius: float, *, title: str = "") -> None:
-        """Draws a filled circle."""
+        """Draws a circle around (x, y); see ``line`` for the other arguments."""
         self._add("circle", css_class, title=title, cx=x, cy=y, r=radius)
 
     def text(self, css_class: str, x: float, y: float, words: str, *, anchor: str = "start") -> None:
-        """Writes words whose vertical middle is at ``y``; ``anchor`` (start, middle, end) is their part at ``x``."""
+        """Draws a text.
+
+        Args:
+            css_class: class of the element.
+            x: horizontal position of the anchor.
+            y: vertical position of the middle of the text.
+            words: the text.
+            anchor: part of the text that is at ``x``: start, middle or end.
+        """
         element = self._add("text", css_class, x=x, y=y + _BASELINE * self._font_size)
         element.set("text-anchor", anchor)
         element.text = words
 
     def x_axis(self, axis: Axis, *, bottom: float, grid_top: float | None = None, css_class: str = "tick") -> None:
-        """Labels ticks below ``bottom``, and rules the plot from ``grid_top`` down to there."""
+        """Draws the labels of a horizontal axis, and its vertical grid lines.
+
+        Args:
+            axis: the axis.
+            bottom: vertical position below which the labels are.
+            grid_top: upper end of the grid lines, which end at ``bottom``; None for no grid lines.
+            css_class: class of the labels.
+        """
         for value, label in axis.ticks:
             x = axis.scale(value)
             if grid_top is not None:
@@ -93,18 +121,25 @@ class Drawing:
             self.text(css_class, self._width - 2 if at_edge else x, y, label, anchor="end" if at_edge else "middle")
 
     def y_axis(self, axis: Axis, *, left: float, right: float, css_class: str = "tick") -> None:
-        """Labels ticks left of ``left``, and rules the plot from there to ``right``."""
+        """Draws the labels of a vertical axis, and its horizontal grid lines.
+
+        Args:
+            axis: the axis.
+            left: horizontal position left of which the labels are, and at which the grid lines start.
+            right: right end of the grid lines.
+            css_class: class of the labels.
+        """
         for value, label in axis.ticks:
             y = axis.scale(value)
             self.line("grid", (left, right), (y, y))
             self.text(css_class, left - 6, y, label, anchor="end")
 
     def svg(self) -> str:
-        """Returns the drawing as one line of markup, everything escaped."""
+        """Returns the drawing as one line of SVG, in which texts are escaped."""
         return ElementTree.tostring(self._svg, encoding="unicode")
 
     def document(self) -> str:
-        """Returns the drawing as a file, an element a line."""
+        """Returns the drawing as the content of a file, one element per line."""
         ElementTree.indent(self._svg, "")
         return self.svg() + "\n"
 
@@ -117,18 +152,23 @@ class Drawing:
 
 
 def label_width(labels: Iterable[str], font_size: float) -> float:
-    """Returns about how wide the longest of the labels is; 0 without any."""
+    """Returns the estimated width of the longest label; 0 without labels.
+
+    Args:
+        labels: the labels.
+        font_size: their font size.
+    """
     return LETTER_WIDTH * font_size * max(map(len, labels), default=0)
 
 
 def nice_ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[float]:
-    """Returns round numbers that cover [low, high], about ``wanted`` of them.
+    """Returns round numbers that cover [low, high].
 
     Args:
         low: smallest value.
-        high: largest value, >= low.
-        wanted: how many, >= 2.
-        whole: whole numbers, and none below ``low`` (steps).
+        high: largest value, at least ``low``.
+        wanted: approximate number of ticks, at least 2.
+        whole: True for whole numbers, none of them below ``low`` (for steps).
     """
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
@@ -145,7 +185,10 @@ def nice_ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> 
 
 
 def number(value: float) -> str:
-    """Returns a short form: 3 significant digits, exponents only where they are shorter."""
+    """Returns a number as text with 3 significant digits; from 1,000 on as a whole number.
+
+    Numbers of at least 1e5 or below 1e-3 in magnitude have an exponent.
+    """
     if value == 0:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:

@@ -1,13 +1,14 @@
-"""Arrow: the one format of the records between processes, on disk and in test fixtures.
+"""Arrow format of the records, between processes, on disk and in test fixtures.
 
-Every record has a schema with a name and a version in its metadata; a batch of another record, version or column layout
-is a ``WireError``, never a guess. One row is one record.
+Every record has a schema with a name and a version in its metadata. A batch of another record, version or set of
+columns raises a ``WireError``. One row is one record.
 
-- bf16 travels as ``uint16`` (the same 16 bits), float32 as it is. Reading tensors and log-probabilities is zero-copy:
-  they look into the Arrow buffer, which may lie in shared, read-only memory. Torch cannot mark a tensor read-only, so
-  **never write in place into a tensor that came off the wire.** (Numpy arrays are marked, and refuse.)
-- Texts are untrusted model output and may hold lone surrogates, which no UTF-8 string type takes; they travel as binary
-  in UTF-8 with ``surrogatepass``, which is exact for every Python string (NUL included).
+- A bfloat16 tensor is stored as ``uint16`` (the same 16 bits), a float32 tensor as it is. Tensors and log-probabilities
+  are read without a copy: they are views of the Arrow buffer, which may lie in shared, read-only memory. Torch cannot
+  mark a tensor read-only, so **never write in place into a tensor that was read from a batch.** (Numpy arrays are
+  marked, and writing to them raises.)
+- Texts are untrusted model output and may contain lone surrogates, which Arrow's string type does not accept; they are
+  stored as binary, in UTF-8 with ``surrogatepass``, which is exact for every Python string (NUL included).
 """
 
 from __future__ import annotations

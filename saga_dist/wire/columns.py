@@ -1,4 +1,4 @@
-"""Columns and schemas of the wire format: how arrays become Arrow columns, and what is checked when they come back."""
+"""Columns and schemas of the wire format: conversion of arrays to Arrow columns and back, with checks."""
 
 from __future__ import annotations
 
@@ -12,30 +12,38 @@ import torch
 from saga_dist.errors import WireError
 
 VERSION = "4"
+"""Version of the schemas of all records."""
 _RECORD_KEY, _VERSION_KEY = b"saga_dist.record", b"saga_dist.version"
 _WIRE_TYPES = {torch.bfloat16: pa.uint16(), torch.float32: pa.float32()}
 
 
 def field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    """Returns a field of a schema, which has no empty entries unless it is ``nullable``."""
     return pa.field(name, kind, nullable=nullable)
 
 
 def matrix_type(kind: pa.DataType, width: int) -> pa.DataType:
-    """A [N, width] matrix per row; N may differ from row to row."""
-    # Items stay nullable in the type: pickling a fixed-size list (as Ray does) forgets that they were not.
+    """Returns the type of a column that holds one [N, width] matrix per row; N may differ from row to row."""
+    # Items are nullable in the type, because pickling (by Ray) makes the items of a fixed-size list nullable.
     return pa.large_list(pa.list_(kind, width))
 
 
 def record_schema(record: str, fields: Sequence[pa.Field], version: str = VERSION) -> pa.Schema:
+    """Returns a schema with the name of the record and the version in its metadata."""
     return pa.schema(fields, metadata={_RECORD_KEY: record.encode(), _VERSION_KEY: version.encode()})
 
 
 def version_of(schema: pa.Schema) -> str:
-    """Returns the version in a schema's metadata, '' without one."""
+    """Returns the version in a schema's metadata; empty when there is none."""
     return (schema.metadata or {}).get(_VERSION_KEY, b"").decode("utf-8", "replace")
 
 
 def to_batch(schema: pa.Schema, columns: dict[str, Any]) -> pa.RecordBatch:
+    """Returns a batch from Arrow arrays or Python values by column name.
+
+    Raises:
+        WireError: a value does not fit the type of its column.
+    """
     arrays = []
     for entry in schema:
         column = columns[entry.name]
@@ -47,6 +55,15 @@ def to_batch(schema: pa.Schema, columns: dict[str, Any]) -> pa.RecordBatch:
 
 
 def matrix_column(values_NW: torch.Tensor, *, where: str) -> pa.Array:
+    """Returns a column of one row that holds a matrix; a contiguous tensor on the CPU is not copied.
+
+    Args:
+        values_NW: [N, W] bfloat16 or float32.
+        where: name of the record, for error messages.
+
+    Raises:
+        WireError: the tensor has another dtype or no columns.
+    """
     if values_NW.dtype not in _WIRE_TYPES:
         raise WireError(f"values of {values_NW.dtype}", where=where, expected="torch.bfloat16 or torch.float32")
     num_rows, width = values_NW.shape
@@ -60,7 +77,12 @@ def matrix_column(values_NW: torch.Tensor, *, where: str) -> pa.Array:
 
 
 def matrix_value(column: pa.Array, width: int) -> torch.Tensor:
-    # DLPack rather than numpy: torch takes read-only memory from it without a copy and without a warning.
+    """Returns the matrix in a column of one row, [N, width] bfloat16 or float32, as a view of the column's memory.
+
+    Raises:
+        WireError: the column has empty entries.
+    """
+    # DLPack and not numpy, because torch accepts read-only memory from it without a copy and without a warning.
     values = column.flatten().flatten()
     if values.null_count:
         raise WireError("column values has empty entries", where="tensor batch", expected="a number per entry")
@@ -69,7 +91,11 @@ def matrix_value(column: pa.Array, width: int) -> torch.Tensor:
 
 
 def matrix_parameters(batch: pa.RecordBatch, record: str) -> tuple[pa.DataType, int]:
-    """Returns value type and width of the column ``values``: the two free parameters of the tensor schemas."""
+    """Returns value type and width of the column ``values``, in which the schemas of tensor records differ.
+
+    Raises:
+        WireError: the batch holds another record or version, or its ``values`` are no matrices.
+    """
     check_record(batch, record)
     kind = batch.schema.field("values").type if "values" in batch.schema.names else None
     inner = kind.value_type if kind is not None and pa.types.is_large_list(kind) else None
@@ -83,6 +109,7 @@ def matrix_parameters(batch: pa.RecordBatch, record: str) -> tuple[pa.DataType, 
 
 
 def optional_vector(values_N: torch.Tensor | None) -> pa.Array:
+    """Returns a list column of one row with a vector as float32; the row is empty for None."""
     kind = pa.list_(pa.float32())
     if values_N is None:
         return pa.array([None], type=kind)
@@ -91,27 +118,40 @@ def optional_vector(values_N: torch.Tensor | None) -> pa.Array:
 
 
 def nested_once(rows: Sequence[np.ndarray], dtype: Any) -> pa.Array:
-    """Returns a list column from one array per row, keeping every bit (NaN payloads included)."""
+    """Returns a list column from one array per row; every bit is kept, NaN payloads included."""
     flat = np.concatenate([np.zeros(0, dtype), *(np.asarray(row, dtype) for row in rows)])
     return lists([len(row) for row in rows], pa.array(flat))
 
 
 def nested(rows: Sequence[Sequence[np.ndarray]], dtype: Any) -> pa.Array:
+    """Returns a column of lists of lists from several arrays per row."""
     return lists([len(row) for row in rows], nested_once([array for row in rows for array in row], dtype))
 
 
 def nested_value(column: pa.Array, row: int, *, zero_copy: bool) -> tuple[np.ndarray, ...]:
-    """Returns the arrays of one row of what ``nested`` made."""
+    """Returns the arrays of one row of a column that ``nested`` made.
+
+    Args:
+        column: the column.
+        row: index of the row.
+        zero_copy: True for read-only views of the column's memory, which Arrow cannot give for booleans.
+    """
     inner = column[row].values
     return tuple(inner[index].values.to_numpy(zero_copy_only=zero_copy) for index in range(len(inner)))
 
 
 def lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
+    """Returns a list column that divides ``values`` into consecutive lists of these lengths."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(values.type))
 
 
 def check_record(batch: pa.RecordBatch, record: str, version: str = VERSION) -> None:
+    """Checks the name of the record and the version in a batch's metadata.
+
+    Raises:
+        WireError: one of them differs.
+    """
     name = (batch.schema.metadata or {}).get(_RECORD_KEY, b"").decode("utf-8", "replace")
     found = version_of(batch.schema)
     if name != record:
@@ -126,6 +166,11 @@ def check_record(batch: pa.RecordBatch, record: str, version: str = VERSION) -> 
 
 
 def check_schema(batch: pa.RecordBatch, schema: pa.Schema) -> None:
+    """Checks record, version, names, types and empty entries of a batch's columns.
+
+    Raises:
+        WireError: the batch does not have the schema.
+    """
     record = (schema.metadata or {})[_RECORD_KEY].decode()
     check_record(batch, record, version_of(schema))
     if batch.schema.names != schema.names:
@@ -140,7 +185,11 @@ def check_schema(batch: pa.RecordBatch, schema: pa.Schema) -> None:
 
 
 def single_row(batch: pa.RecordBatch, schema: pa.Schema) -> dict[str, Any]:
-    """Returns the small columns of a one-row batch as Python values."""
+    """Returns the columns of a one-row batch as Python values by name, without the columns that hold tensors.
+
+    Raises:
+        WireError: the batch does not have the schema, or not one row.
+    """
     check_schema(batch, schema)
     record = (schema.metadata or {})[_RECORD_KEY].decode()
     if batch.num_rows != 1:
@@ -150,4 +199,5 @@ def single_row(batch: pa.RecordBatch, schema: pa.Schema) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
+    """Returns the message of an error without line breaks."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Scored groups as batches of one row each."""
+"""Conversion of scored groups to Arrow batches, one row per group, and back."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ GROUPS_SCHEMA = record_schema(
     ],
 )
 _GROUPS_SCHEMA_3 = record_schema("ScoredGroup", [one for one in GROUPS_SCHEMA if one.name != "is_correct"], version="3")
-"""The version before, of recordings on disk: a completion was correct where its reward was 1."""
+"""Schema of version 3, which older recordings have: a completion was correct when its reward was 1."""
 
 
 def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
-    """Returns one row per scored group, its pair, completions and sampling included.
+    """Returns a batch with one row per scored group, with its pair, completions and sampling parameters.
 
     Raises:
-        WireError: a value does not fit its column (a token id beyond 32 bits, a pair id with a lone surrogate).
+        WireError: a value does not fit its column (a token id of more than 32 bits, a pair id with a lone surrogate),
+            or lists of a group differ in length.
     """
     completions = [group.completions for group in groups]
     samplings = [one.sampling for one in completions]
@@ -92,10 +93,10 @@ def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
 
 
 def groups_from_batch(batch: pa.RecordBatch) -> list[ScoredGroup]:
-    """Returns the scored groups of a batch; float arrays look into the batch's own memory and are read-only.
+    """Returns the scored groups of a batch; their float arrays are read-only views of the batch's memory.
 
     Raises:
-        WireError: not a batch of this version's ScoredGroup, nor of version 3.
+        WireError: the batch does not hold ScoredGroup records of this version or of version 3.
     """
     if version_of(batch.schema) == version_of(_GROUPS_SCHEMA_3):
         batch = _from_version_3(batch)
@@ -104,7 +105,7 @@ def groups_from_batch(batch: pa.RecordBatch) -> list[ScoredGroup]:
 
 
 def _from_version_3(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the batch with the column ``is_correct`` that it lacks."""
+    """Returns a batch of version 3 with the column ``is_correct`` added."""
     check_schema(batch, _GROUPS_SCHEMA_3)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     rewards = [row.values.to_numpy() for row in batch.column("rewards")]
@@ -154,7 +155,10 @@ def _group_of_row(batch: pa.RecordBatch, row: int) -> ScoredGroup:
 
 
 def _check_group(group: ScoredGroup) -> None:
-    """Lists of one group must agree, or reading would pair a text with another completion's tokens."""
+    """Checks that the pair ids agree and that all lists of a group have one entry per completion.
+
+    Otherwise a reader would combine a text with the tokens of another completion.
+    """
     completions, where = group.completions, f"pair {group.pair.pair_id}"
     if completions.pair_id != group.pair.pair_id:
         raise WireError(f"completions of pair {completions.pair_id!r}", where=where, expected="the same pair id")
@@ -169,7 +173,7 @@ def _check_group(group: ScoredGroup) -> None:
         "advantages": len(group.advantages_G),
         "describes_a": len(group.describes_a),
         "describes_b": len(group.describes_b),
-        "replayed": len(group.replayed) or len(group.verdicts),  # or none at all
+        "replayed": len(group.replayed) or len(group.verdicts),  # may be empty
     }
     if len(set(counts.values())) != 1:
         raise WireError(f"lists of unequal length ({counts})", where=where, expected="one entry per completion")

@@ -1,4 +1,4 @@
-"""Recordings: scored groups in Arrow IPC files, whole or absent."""
+"""Recordings: scored groups in Arrow IPC files, which are written atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saga_dist.wire.groups import groups_from_batch, groups_to_batch
 
 
 def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
-    """Writes scored groups as an Arrow IPC file; the file appears whole or not at all.
+    """Writes scored groups to an Arrow IPC file; the file appears completely or not at all.
 
     Raises:
         WireError: a value does not fit its column.
@@ -32,10 +32,10 @@ def read_recording(path: str | Path) -> list[ScoredGroup]:
     """Returns the scored groups of a recording.
 
     Raises:
-        WireError: the file is missing, damaged, or of another record or version.
+        WireError: the file is missing or damaged, or holds another record or version.
     """
     try:
-        # Read whole rather than mapped: a mapped file that is truncated later kills the process.
+        # Read and not mapped, because a mapped file that is truncated later kills the process.
         reader = pa.ipc.open_file(pa.py_buffer(Path(path).read_bytes()))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Encoder tokens and token gradients as one-row batches, read without a copy."""
+"""Conversion of encoder tokens and token gradients to one-row Arrow batches, and back without a copy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _gradients_schema(kind: pa.DataType, width: int) -> pa.Schema:
 
 
 def tokens_to_batch(tokens: EncoderTokens) -> pa.RecordBatch:
-    """Returns one row with the tokens of a pair, without copying them when they are contiguous on the CPU.
+    """Returns a batch of one row with the tokens of a pair; contiguous tokens on the CPU are not copied.
 
     Raises:
         WireError: the tokens are neither bfloat16 nor float32.
@@ -80,10 +80,10 @@ def tokens_to_batch(tokens: EncoderTokens) -> pa.RecordBatch:
 
 
 def tokens_from_batch(batch: pa.RecordBatch) -> EncoderTokens:
-    """Returns the tokens in a one-row batch; ``values_NW`` looks into the batch's own memory (read-only by contract).
+    """Returns the tokens in a one-row batch; ``values_NW`` is a view of the batch's memory and must not be written to.
 
     Raises:
-        WireError: not one row of this version's EncoderTokens.
+        WireError: the batch is not one row of EncoderTokens of this version.
         TokenError: lengths, grids and rows do not fit each other.
     """
     kind, width = matrix_parameters(batch, "EncoderTokens")
@@ -100,7 +100,7 @@ def tokens_from_batch(batch: pa.RecordBatch) -> EncoderTokens:
 
 
 def gradients_to_batch(gradients: TokenGradients) -> pa.RecordBatch:
-    """Returns one row with the token gradients of a pair.
+    """Returns a batch of one row with the token gradients of a pair.
 
     Raises:
         WireError: the gradients are neither bfloat16 nor float32.
@@ -129,10 +129,10 @@ def gradients_to_batch(gradients: TokenGradients) -> pa.RecordBatch:
 
 
 def gradients_from_batch(batch: pa.RecordBatch) -> TokenGradients:
-    """Returns the gradients in a one-row batch; its tensors look into the batch's own memory (read-only by contract).
+    """Returns the gradients in a one-row batch; tensors are views of the batch's memory and must not be written to.
 
     Raises:
-        WireError: not one row of this version's TokenGradients.
+        WireError: the batch is not one row of TokenGradients of this version.
     """
     kind, width = matrix_parameters(batch, "TokenGradients")
     row = single_row(batch, _gradients_schema(kind, width))

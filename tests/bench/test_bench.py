@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from saga_dist.bench.common import (
@@ -22,7 +20,7 @@ from saga_dist.bench.common import (
 )
 from saga_dist.bench.records import BenchRecord, BenchRecords, load_records, markdown, save
 from saga_dist.cli import bench
-from saga_dist.cli.bench import Bench, measure, print_report
+from saga_dist.cli.bench import Bench, measure
 from saga_dist.cli.main import app
 from saga_dist.errors import ConfigError, DataError
 
@@ -35,55 +33,17 @@ CASES = {
 }
 
 
-def assert_readable(report: Report) -> None:
-    """Figures survive JSON, are finite and positive, and the table keeps to 80 columns."""
-    for row in report.rows:
-        assert row.equal is True, row
-        assert row.ours >= 0 and math.isfinite(row.ours)
-        assert (row.ratio is None) == (row.other is None)
-        assert row.ratio is None or row.ratio > 0
-    measured = BenchRecord(size=Size.TINY, load=0.5, report=report)
-    assert BenchRecord.model_validate_json(measured.model_dump_json()) == measured
-    assert markdown(measured).count("\n| ") == len(report.rows) + 1
-    shown = io.StringIO()
-    print_report(Console(file=shown, width=80), report)
-    lines = shown.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert all(any(row.case.split(",")[0][:12] in line for line in lines) for row in report.rows)
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
-def test_both_sides_run_and_agree(name: Bench) -> None:
+def test_both_sides_run_and_agree(name: Bench, assert_readable: Callable[[Report], None]) -> None:
     report = measure(name, Size.TINY)
     assert_readable(report)
     assert [row.case for row in report.rows] == CASES[name]
     assert all(row.other is not None for row in report.rows)
 
 
-@pytest.mark.cluster
-def test_tokens_arrive_equal_and_without_a_copy(ray_cluster: dict[str, str]) -> None:
-    report = measure(Bench.TRANSPORT, Size.TINY)
-    assert_readable(report)
-    assert report.rows[0].detail["shared_buffers"] == report.rows[0].detail["pairs"] == 2
-
-
-@pytest.mark.cluster
-def test_twice_the_workers_is_measured_on_the_real_pool() -> None:
-    report = measure(Bench.SCALING, Size.TINY)
-    cases = ["1 workers", "1 workers: efficiency", "2 workers", "2 workers: efficiency"]
-    assert [row.case for row in report.rows] == [
-        *cases,
-        "learner idle, 1 ahead",
-        "learner idle, 2 ahead",
-        "no latency, 2 workers",
-    ]
-    assert all(row.ours >= 0 and math.isfinite(row.ours) for row in report.rows)
-    assert [row.other is None for row in report.rows] == [False, True, False, True, True, True, True]
-
-
 @pytest.mark.integration
-def test_start_waits_for_help_dry_run_and_a_first_step() -> None:
+def test_start_waits_for_help_dry_run_and_a_first_step(assert_readable: Callable[[Report], None]) -> None:
     report = measure(Bench.START, Size.TINY)
     assert_readable(report)
     assert [row.case for row in report.rows] == ["--help", "--dry-run", "first step: serial, transformers"]

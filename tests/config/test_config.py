@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from saga_dist.config import FREE_KEYS, RunConfig, Section, load_config, parse_config
+from saga_dist.config import ADDED_KEYS, FREE_KEYS, RunConfig, Section, load_config, parse_config
 from saga_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -370,6 +370,16 @@ def test_the_digest_is_a_function_of_what_decides_the_result() -> None:
         {"evaluation": {"every_steps": 10}},
     ]
     assert len({base, *map(digest, deciding)}) == len(deciding) + 1
+
+
+def test_new_keys_at_their_defaults_leave_the_digest_of_older_checkpoints() -> None:
+    """This digest stands in checkpoints of version 0.1.0: a new deciding key belongs in ADDED_KEYS."""
+    assert digest({}) == "24c2cc7f84ba7acd15719e2d03ec7a2db90ad60ee2420681ddf27f606fdf4f24"
+    assert digest({"objective": {"reward": "mine:reward"}}) != digest({})
+    config = parse_config(BIRDS, where="test").model_dump()
+    for key, default in ADDED_KEYS.items():
+        section, _, name = key.partition(".")
+        assert config[section][name] == default
 
 
 def test_the_digest_is_equal_in_another_process() -> None:

@@ -20,13 +20,13 @@ from saga_dist.models.families import resolve_family
 from saga_dist.models.families.qwen2_5_vl.tower import Qwen25VLTower
 from saga_dist.models.pooler import Pooler
 
+pytestmark = pytest.mark.integration
+
 READ = """
 import sys
 for name in ('torch', 'transformers', 'ray', 'vllm'): sys.modules[name] = None
 import numpy as np
 from saga_dist.export.onnx_encoder import OnnxEncoder
-
-pytestmark = pytest.mark.integration
 np.save({out!r}, OnnxEncoder({folder!r}).encode(list(np.load({images!r}))))
 """
 

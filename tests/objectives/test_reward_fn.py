@@ -75,6 +75,7 @@ def test_any_finite_number_and_a_bool_are_a_result(result: Any, expected: Reward
         (float("nan"), True),
         (float("inf"), True),
         (1e39, True),  # beyond float32
+        (10**400, True),  # beyond float64
         ("1", True),
         (None, True),
         (0.5, 1),

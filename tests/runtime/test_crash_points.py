@@ -61,7 +61,7 @@ class Driver:
     def __init__(self, config: Path, folder: Path) -> None:
         self._config, self._log = config, folder / "log"
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "crash_driver.py")],
+            [sys.executable, str(ROOT / "tests" / "runtime" / "crash_driver.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -28,7 +28,7 @@ def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"run": {"seed"', b"\xff\xfe\x00"])
-def test_a_damaged_config_is_set_aside_and_written_again(
+def test_a_damaged_config_is_renamed_and_written_again(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = open_run_directory(tmp_path / "run", config_with())
@@ -37,9 +37,9 @@ def test_a_damaged_config_is_set_aside_and_written_again(
         load_run_config(run)
     open_run_directory(run, config_with())
     assert load_run_config(run) == config_with()
-    (aside,) = run.glob("config.json.damaged-*")
-    assert aside.read_bytes() == content
-    assert f"set aside as {aside.name} and written again" in caplog.text
+    (damaged,) = run.glob("config.json.damaged-*")
+    assert damaged.read_bytes() == content
+    assert f"renamed to {damaged.name} and written again" in caplog.text
     with pytest.raises(ConfigError, match="belongs to another configuration: run.seed"):
         open_run_directory(run, config_with(seed=1))
 

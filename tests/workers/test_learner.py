@@ -236,6 +236,20 @@ def test_optimizer_groups(tiny_checkpoint: Path) -> None:
     assert groups["proxies"]["params"][0] is next(learner.metric_loss.parameters())
 
 
+def test_constants_of_a_metric_loss_are_no_proxies(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    encoder, proxies = learner.encoder, list(learner.metric_loss.parameters())
+    learner.metric_loss.origin_E = torch.nn.Parameter(torch.zeros(16), requires_grad=False)
+    optimizer = build_optimizer(
+        learner._settings,
+        encoder=encoder,
+        tower=encoder.tower,
+        pooler=encoder.pooler,
+        metric_loss=learner.metric_loss,
+    )
+    assert [id(tensor) for tensor in optimizer.param_groups[-1]["params"]] == [id(tensor) for tensor in proxies]
+
+
 def test_optimizer_refuses_frozen_or_shared_tensors(tiny_checkpoint: Path) -> None:
     learner = make_learner(make_config(tiny_checkpoint))
     encoder = learner.encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,30 @@ def test_nobody_gets_more_than_fits_on_a_lease_or_nothing() -> None:
     assert queue_of(1).hand_out("ab", num_coming=0, most=16) == {"a": ["task 0"]}
     assert queue_of(0).hand_out("ab", num_coming=0, most=16) == {}
     assert queue_of(4).hand_out("", num_coming=2, most=16) == {}
+
+
+class Looked(list[str]):
+    """A list that counts the items that are looked at."""
+
+    number = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        self.number += len(found) if isinstance(index, slice) else 1
+        return found
+
+    def __iter__(self) -> Any:
+        raise AssertionError("every idle worker would be looked at")
+
+
+def test_nobody_is_looked_at_who_gets_no_lease() -> None:
+    queue, idle = queue_of(3), Looked(f"worker {index}" for index in range(1000))
+    assert queue.hand_out(idle, num_coming=0, most=1).keys() == {"worker 0", "worker 1", "worker 2"}
+    assert idle.number == 3
+    for name in ("worker 0", "worker 1"):
+        queue.fail(name, "died")
+    assert queue.hand_out(idle, num_coming=0, most=1).keys() == {"worker 0", "worker 1"}
+    assert idle.number == 5
 
 
 def test_tasks_of_a_failed_lease_are_tried_alone_before_fresh_ones() -> None:

@@ -1,8 +1,9 @@
-"""Ray actors: thin shells that build a plain worker in a process of its own and move payloads in and out of Arrow.
+"""Ray actors: each builds a plain worker or learner in its own process and converts payloads to and from Arrow.
 
-Two threads per actor: the default one does the work (``start`` included: models live where they are used), the
-``control`` one answers ``health`` while the other is busy. The plain class is built by ``start``, not by ``__init__``:
-an error there then comes back as itself, while Ray turns an error in ``__init__`` into text.
+Every actor has two threads. The default thread runs ``start`` and all work, so that a model is used in the thread that
+built it; the thread of the concurrency group ``control`` answers ``health`` meanwhile. The plain object is built by
+``start`` and not by ``__init__``, because Ray keeps the class of an error in a method, but converts an error in
+``__init__`` to text.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, Ro
 from saga_dist.wire import groups_to_batch
 
 FETCH_DEADLINE_S = 120.0
-"""Longest wait for a payload from the object store, other nodes included."""
+"""Longest wait for a payload from the object store of this or another node, seconds."""
 
 _FORWARDED = (
     "DO_NOT_TRACK",
@@ -48,22 +49,32 @@ _FORWARDED = (
     "VLLM_LOGGING_LEVEL",
     "VLLM_NO_USAGE_STATS",
 )
+"""Environment variables that actors get from the driver's environment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factories:
-    """How each role's plain class is built from the configuration; picklable, called in the actor's process."""
+    """Functions that build the plain object of each role from the configuration, in the actor's process; picklable."""
 
     learner: Callable[..., Learner] = build_learner
-    """Of the configuration; of several processes also ``ranks``, this one's view of them."""
+    """Function ``(config)`` that builds a learner; ``(config, ranks=...)`` for a learner of several processes."""
     rollout: Callable[[RunConfig], RolloutWorker] = build_rollout_worker
+    """Function that builds a rollout worker."""
     replay: Callable[[RunConfig], ReplayWorker] = build_replay_worker
+    """Function that builds a replay worker."""
 
 
 class BaseActor:
-    """What all actors share: a place in the world, a log, a pulse."""
+    """Base actor: working directory, logging, ``start`` and ``health``.
+
+    Args:
+        config: the whole configuration.
+        factories: functions that build the plain objects.
+        folder: working directory of the driver, which becomes the actor's where it exists.
+    """
 
     role: ClassVar[str]
+    """Name of the role, also of its custom resource; empty for an actor that needs no such resource."""
 
     def __init__(self, config: RunConfig, factories: Factories, folder: str) -> None:
         self._config, self._factories = config, factories
@@ -73,19 +84,19 @@ class BaseActor:
         )
         logging.getLogger("saga_dist").setLevel(logging.INFO)
         if Path(folder).is_dir():
-            os.chdir(folder)  # relative paths of a configuration mean the same in every process
+            os.chdir(folder)  # so that relative paths of the configuration are the same in every process
 
     @ray.method(concurrency_group="control")
     def health(self) -> float:
-        """Returns the age of the process in seconds; answers while a long call runs."""
+        """Returns the age of the actor in seconds; the heartbeat, which also returns while another call runs."""
         return time.monotonic() - self._born
 
     def start(self) -> WorkerInfo:
-        """Builds the plain class and returns where it runs."""
+        """Builds the plain object and returns node and process of the actor."""
         self._build()
         try:
             stderr = str(Path("/proc/self/fd/2").readlink())
-        except OSError:  # not Linux: no last words then
+        except OSError:  # not Linux: errors then do not quote the log
             stderr = ""
         node_id = ray.get_runtime_context().get_node_id()
         return WorkerInfo(pid=os.getpid(), host=platform.node(), node_id=node_id, stderr=stderr)
@@ -95,7 +106,7 @@ class BaseActor:
 
 
 class RolloutActor(BaseActor):
-    """A rollout worker: tokens in by reference, one Arrow batch of scored groups out."""
+    """Actor of a rollout worker: fetches encoder tokens by reference and returns one Arrow batch of scored groups."""
 
     role = "rollout"
 
@@ -103,13 +114,13 @@ class RolloutActor(BaseActor):
         self._worker = self._factories.rollout(self._config)
 
     def run(self, tasks: Sequence[RolloutTask]) -> pa.RecordBatch:
-        """Returns the scored groups of a lease, in order, as one batch."""
+        """Returns the scored groups of a lease as one Arrow batch, in the order of the tasks."""
         tokens = fetch_tokens([task.tokens for task in tasks], deadline_s=FETCH_DEADLINE_S)
         return groups_to_batch(self._worker.rollout(tasks, tokens))
 
 
 class ReplayActor(BaseActor):
-    """A replay worker: tokens in by reference, token gradients out by reference."""
+    """Actor of a replay worker: fetches encoder tokens by reference and returns token gradients by reference."""
 
     role = "replay"
 
@@ -117,9 +128,10 @@ class ReplayActor(BaseActor):
         self._worker = self._factories.replay(self._config)
 
     def run(self, tasks: Sequence[ReplayTask]) -> tuple[Any, ...]:
-        """Returns the coordinator's views of all tasks, then one payload per task.
+        """Returns a list of one ``GradientHandle`` per task, then one Arrow batch of token gradients per task.
 
-        Payloads are return values, not puts: Ray makes the caller their owner, so they outlive this process.
+        The batches are return values and not stored with ``ray.put``, so that the caller owns them and they outlive
+        this process.
         """
         opened = zip(tasks, _open_replay(tasks), strict=True)
         gradients = [self._worker.replay(task, tokens, behaviour) for task, (tokens, behaviour) in opened]
@@ -127,12 +139,12 @@ class ReplayActor(BaseActor):
         return (views, *(pack_gradients(record) for record in gradients))
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone."""
+        """Returns the sha256 of the frozen backbone."""
         return self._worker.backbone_digest()
 
 
 class LearnerActor(BaseActor):
-    """The learner; with ``replay.workers = 0`` also the replay worker, whose gradients then never leave the process."""
+    """Actor of the learner; with ``replay.workers = 0`` it also replays, and token gradients stay in its process."""
 
     role = "learner"
     _learner: Learner
@@ -145,12 +157,12 @@ class LearnerActor(BaseActor):
             self._replay_worker = self._factories.replay(self._config)
 
     def reset(self, config: RunConfig) -> None:
-        """Puts a fresh learner for ``config`` in place; the replay worker holds only frozen weights and stays."""
+        """Replaces the learner by a new one for ``config``; the replay worker, which has only frozen weights, stays."""
         self._gradients.clear()
         self._learner = self._make_learner(config)
 
     def step(self) -> int:
-        """Returns the optimizer steps done so far."""
+        """Returns the number of optimizer steps done."""
         return self._learner.step
 
     def labels(self, split: str) -> np.ndarray:
@@ -162,28 +174,28 @@ class LearnerActor(BaseActor):
         return self._learner.split_hash()
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a micro-batch and publishes one payload per pair."""
+        """Encodes a micro-batch and stores one payload per pair; returns their handles."""
         return self._publish(self._learner.encode(batch))
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Publishes the tokens of a later step's batch at today's version."""
+        """Encodes a later step's micro-batch with the present encoder; stores one payload per pair, returns handles."""
         return self._publish(self._learner.encode_no_grad(batch))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[ObjectHandle]:
-        """Returns token handles for evaluation pairs."""
+        """Returns the token handles of evaluation pairs."""
         return [put_tokens(record) for record in self._learner.encode_pairs(split, pairs)]
 
     def replay(self, task: ReplayTask) -> GradientHandle:
-        """Differentiates one group here and keeps its token gradients for ``finish_step``."""
+        """Replays one group in this process and keeps its token gradients for ``finish_step``."""
         if self._replay_worker is None:
-            raise TrainingError("asked to replay without a replay worker", where="learner")
+            raise TrainingError("replay was called, but this process has no replay worker", where="learner")
         ((tokens, behaviour),) = _open_replay([task])
         gradients = self._replay_worker.replay(task, tokens, behaviour)
         self._gradients[gradients.pair_id] = gradients
         return GradientHandle.of(gradients, LocalHandle(gradients.pair_id))
 
     def finish_step(self, handles: Sequence[ObjectHandle | LocalHandle]) -> StepResult:
-        """Opens the token gradients, in the order of ``handles``, and takes one optimizer step."""
+        """Fetches the token gradients and takes one optimizer step with them, in the order of ``handles``."""
         remote = [handle for handle in handles if isinstance(handle, ObjectHandle)]
         opened = {record.pair_id: record for record in fetch_gradients(remote, deadline_s=FETCH_DEADLINE_S)}
         missing = [handle.pair_id for handle in handles if handle.pair_id not in opened | self._gradients]
@@ -205,7 +217,7 @@ class LearnerActor(BaseActor):
         self._learner.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote."""
+        """Restores the training state that ``save`` wrote, and drops kept token gradients."""
         self._gradients.clear()
         self._learner.load(folder)
 
@@ -218,7 +230,7 @@ class LearnerActor(BaseActor):
         return EncodedBatch(tuple(put_tokens(record) for record in encoded.handles), encoded.num_bytes)
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone ('' without one)."""
+        """Returns the sha256 of the frozen backbone; empty when this process has none."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
 
     def _make_learner(self, config: RunConfig) -> Learner:
@@ -226,7 +238,7 @@ class LearnerActor(BaseActor):
 
 
 def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, EncoderTokens | None]]:
-    """Today's tokens of each task, and the older ones where the task has them; fetched together."""
+    """Fetches and returns, for each task, its present tokens and its behaviour tokens (None when it has none)."""
     older = [task.behaviour for task in tasks if task.behaviour is not None]
     records = fetch_tokens([task.tokens for task in tasks] + older, deadline_s=FETCH_DEADLINE_S)
     behaviours = iter(records[len(tasks) :])
@@ -237,7 +249,7 @@ def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, Encod
 
 
 def spawn(
-    shell: type[BaseActor],
+    actor_type: type[BaseActor],
     config: RunConfig,
     factories: Factories,
     *,
@@ -245,18 +257,27 @@ def spawn(
     num_gpus: float,
     scheduling_strategy: Any = None,
 ) -> Any:
-    """Returns the handle of a new actor; its process comes up in the background.
+    """Returns the handle of a new actor; its process starts in the background.
 
-    Never restarted or retried by Ray: whoever holds the handle decides what happens to work that may have been done.
+    Ray neither restarts the actor nor retries its calls, because a pool or the coordinator decides how a failure is
+    handled.
+
+    Args:
+        actor_type: class of the actor.
+        config: the whole configuration.
+        factories: functions that build the plain objects.
+        num_cpus: CPUs that Ray reserves.
+        num_gpus: GPUs that Ray reserves.
+        scheduling_strategy: Ray's scheduling strategy; None for the default.
     """
     environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    if config.runtime.threads:  # read when torch is loaded, hence before the process starts
+    if config.runtime.threads:  # torch reads them when it is loaded, so they are set before the process starts
         environment |= {name: str(config.runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    actor_class = ray.remote(concurrency_groups={"control": 1}, max_restarts=0, max_task_retries=0)(shell)
+    actor_class = ray.remote(concurrency_groups={"control": 1}, max_restarts=0, max_task_retries=0)(actor_type)
     options = actor_class.options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        resources={shell.role: 1} if config.runtime.pin_roles and shell.role else None,
+        resources={actor_type.role: 1} if config.runtime.pin_roles and actor_type.role else None,
         scheduling_strategy=scheduling_strategy,
         runtime_env={"env_vars": environment},
     )

@@ -1,9 +1,12 @@
-"""How a pool talks to one kind of actor, and the numbers it keeps to: sizes, attempts, deadlines."""
+"""Adapter between a pool and one kind of actor, and the settings of a pool: sizes, attempts, deadlines."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,65 +23,82 @@ class Timeouts:
     """Deadlines of a worker, in seconds."""
 
     start_s: float
-    """Longest time from creating the actor to the answer of its ``start``."""
+    """Longest time from the creation of the actor until its ``start`` returns."""
     lease_s: float
-    """Longest time for the answer to a lease."""
+    """Longest time for a lease."""
     heartbeat_s: float
-    """Longest silence of a worker that was asked for a sign of life."""
+    """Longest time that a worker may take to answer a heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """Numbers of a pool."""
+    """Settings of a pool."""
 
     workers: int
+    """Number of workers at the start, at least 1."""
     tasks_per_lease: int
-    """In-flight cap of one worker."""
+    """Largest number of tasks on one lease, and so in flight at one worker."""
     max_attempts: int
-    """Failures per task before it is quarantined; starts per slot before a pool that never had a worker gives up."""
+    """Failures of a task after which it is quarantined; failed starts of each slot after which a pool that never had a
+    worker ends."""
     timeouts: Timeouts
+    """Deadlines of every worker."""
     max_quarantined: int = 8
-    """Tasks that may be quarantined before the run ends."""
+    """Largest number of quarantined tasks; the pool ends with an error when there are more."""
     min_workers: int = 1
-    """Workers that stay although they idle."""
+    """Number of workers that are not released for being idle."""
     idle_release_s: float = 0.0
-    """A worker that idled for this long is ended until it is needed again; 0: never."""
+    """Idle time, seconds, after which a worker is stopped until it is needed again; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One slot of a pool at the moment it was asked."""
+    """Status of one slot of a pool."""
 
     name: str
+    """Name of the slot, ``<role>-<n>``."""
     state: str
     """A value of ``WorkerState``, or ``leaving``."""
     info: WorkerInfo | None
-    """Where the worker runs; None while none is up."""
+    """Node and process of the worker; None while no worker is up."""
     since: float
-    """When the worker came up, seconds since 1970."""
+    """Time at which the worker came up, seconds since 1970."""
 
 
 class ActorAdapter(ABC, Generic[TaskT, ResultT]):
-    """How a pool creates, uses and ends actors of one kind.
+    """Base class of the adapters by which a pool creates, calls and kills actors of one kind.
 
-    An actor handle has ``start.remote()``, which answers with a ``WorkerInfo``, and ``health.remote()``, which answers
-    while a lease runs. A reference, as ``ray.ObjectRef``, has ``future()``.
+    An actor handle has ``start.remote()``, which returns a ``WorkerInfo``, and ``health.remote()``, which also returns
+    while a lease runs. A reference has ``future()``, like ``ray.ObjectRef``.
     """
 
     name: str
-    """The role; worker ``n`` is called ``<name>-<n>``."""
+    """Role of the workers; worker ``n`` is called ``<name>-<n>``."""
 
     @abstractmethod
     def spawn(self) -> Any:
-        """Returns the handle of a new actor; its process comes up in the background."""
+        """Returns the handle of a new actor; its process starts in the background."""
 
     @abstractmethod
     def send(self, actor: Any, tasks: Sequence[TaskT]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts the work on a lease; returns the reference to wait for, and references to payloads."""
+        """Starts a lease; returns the reference of the answer and the references of its payloads.
+
+        Args:
+            actor: handle of the actor.
+            tasks: the tasks of the lease.
+        """
 
     @abstractmethod
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ResultT]:
-        """Returns the results in an answer."""
+        """Returns the results of a lease.
+
+        Args:
+            answer: the value of the answer's reference.
+            payloads: references of the payloads, which need not be fetched.
+
+        Raises:
+            SagaError: the answer is not valid.
+        """
 
     @abstractmethod
     def task_key(self, task: TaskT) -> str:
@@ -89,9 +109,34 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
         """Returns the pair id of a result."""
 
     def kill(self, actor: Any) -> None:
-        """Ends an actor's process, hung or not."""
+        """Kills the process of an actor, even if it hangs."""
         ray.kill(actor, no_restart=True)
 
     def missing(self) -> str:
-        """Returns what the cluster lacks to start the configured workers ('' when nothing)."""
+        """Returns the resources that the cluster lacks for the configured workers, as text; empty when it has all."""
         return ""
+
+
+def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
+    """Returns a future of the running loop for the result of a call; the caller may set or cancel it earlier.
+
+    Args:
+        ref: reference of the call's result; a thread of Ray completes its ``future``.
+        on_late: called on the loop when the call returns without an error after the future was set or cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    answer = loop.create_future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if not answer.done():
+            answer.set_result(done.result()) if error is None else answer.set_exception(error)
+        elif error is None:
+            on_late()
+
+    def hand_over(done: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, done)
+
+    ref.future().add_done_callback(hand_over)
+    return answer

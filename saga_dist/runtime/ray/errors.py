@@ -1,4 +1,4 @@
-"""What Ray raises, as errors of our own: one line, the root cause kept, the worker's last words where at hand."""
+"""Conversion of Ray's errors to errors of this package: one line with root cause and the end of the worker's log."""
 
 from __future__ import annotations
 
@@ -18,24 +18,36 @@ from saga_dist.errors import (
 )
 
 FATAL = (UserError, TrainingError, Interrupted)
-"""Errors that another worker would only repeat: they end the run at once."""
+"""Errors that would be the same on another worker, so that a retry is useless; they end the run."""
 
-_MAX_WORDS = 400
+_MAX_LINE = 400
+"""Largest length of a line from an error or a log, characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Where a worker runs."""
+    """Node and process of a worker."""
 
     pid: int
+    """Process id."""
     host: str
+    """Host name of the node."""
     node_id: str
+    """Ray's id of the node."""
     stderr: str
-    """Path of its log on its node."""
+    """Path of the worker's log on its node; empty when it is not known."""
 
 
 def to_saga_error(error: RayError, *, where: str, info: WorkerInfo | None = None) -> SagaError:
-    """Returns ``error`` as one of ours: what the worker itself raised, else a ``WorkerError`` that says why."""
+    """Returns the error of this package that corresponds to an error of Ray.
+
+    An error of this package that the worker raised keeps its class; every other error becomes a ``WorkerError``.
+
+    Args:
+        error: the error of Ray.
+        where: name of the worker, for the message.
+        info: node and process of the worker; None when it has not started.
+    """
     while isinstance(error, RayTaskError) and isinstance(error.cause, RayTaskError):
         error = error.cause
     if isinstance(error, RayTaskError):
@@ -49,15 +61,13 @@ def to_saga_error(error: RayError, *, where: str, info: WorkerInfo | None = None
         return DeadlineExceeded("its answer could not be fetched in time", where=where)
     if isinstance(error, ActorDiedError | ActorUnavailableError):
         reason = one_line(str(error).strip().splitlines()[-1].partition(" Some common causes include")[0])
-        words = last_words(info)
-        return WorkerError(
-            f"its process died ({reason})" + (f"; its last words: {words}" if words else ""), where=where
-        )
+        line = last_log_line(info)
+        return WorkerError(f"its process died ({reason})" + (f"; its log ends: {line}" if line else ""), where=where)
     return WorkerError(f"{type(error).__name__}: {one_line(str(error))}", where=where)
 
 
-def last_words(info: WorkerInfo | None) -> str:
-    """Returns the line of a worker's log that tells most about its death ('' when it is empty or elsewhere)."""
+def last_log_line(info: WorkerInfo | None) -> str:
+    """Returns the last line of a worker's log that names an error, else the last line; empty without a log here."""
     if info is None or info.node_id != ray.get_runtime_context().get_node_id():
         return ""
     try:
@@ -66,12 +76,12 @@ def last_words(info: WorkerInfo | None) -> str:
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
     except OSError:
         return ""
-    lines = [line for line in lines if line and not line.startswith(":")]  # Ray marks job and actor with such lines
-    telling = [line for line in lines if "Error" in line or line.startswith("Fatal")]
-    return one_line((telling or lines or [""])[-1])
+    lines = [line for line in lines if line and not line.startswith(":")]  # Ray names job and actor in such lines
+    errors = [line for line in lines if "Error" in line or line.startswith("Fatal")]
+    return one_line((errors or lines or [""])[-1])
 
 
 def one_line(text: str) -> str:
-    """Returns ``text`` without line breaks, cut to a readable length."""
+    """Returns a text without line breaks, truncated to a readable length."""
     line = " ".join(text.split())
-    return line if len(line) <= _MAX_WORDS else line[: _MAX_WORDS - 1] + "…"
+    return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"

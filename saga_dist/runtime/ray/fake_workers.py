@@ -1,8 +1,8 @@
-"""Scripted workers: no model, milliseconds per group, faults on demand. For tests, dry runs, chaos drills.
+"""Fake learner and workers without a model, which take milliseconds per group and fail on demand, for tests.
 
-They are plain classes behind ``protocols``, deterministic functions of pairs and encoder version, so that two runtimes
-can be compared number by number. A fault strikes when its pair comes up, as many times as planned; plans and counts are
-files, because the process that a fault happens in may not survive it.
+They implement ``protocols`` as deterministic functions of pairs and encoder version, so that the results of two
+runtimes can be compared number by number. A fault is triggered when its pair is processed, as many times as planned.
+Plans and counts are files, because a fault may kill the process in which it happens.
 """
 
 from __future__ import annotations
@@ -40,45 +40,52 @@ from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
 TOKENS_PER_IMAGE, WIDTH = 4, 6
+"""Tokens of each fake image, and width of a token with its one DeepStack level."""
 Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "twice", "slow"]
+"""Kind of a fault.
+
+``kill`` and ``stop`` send SIGKILL and SIGSTOP to the own process; ``raise`` raises an EngineError, ``bug`` a
+ZeroDivisionError, ``user_error`` a TokenError; ``slow`` sleeps; ``short`` leaves the group out of the results,
+``garbage`` replaces its pair id, ``twice`` returns it twice.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """A folder of planned faults, read whenever a pair comes up: plans can be made while workers run."""
+    """Planned faults, as files of a folder that is read for every pair, so that a fault can be planned at any time."""
 
     folder: str = ""
-    """Empty: nothing ever goes wrong."""
+    """Path of the folder; empty for no faults."""
     group_s: float = 0.0
-    """Seconds that a rollout worker takes for each group."""
+    """Time that a rollout worker takes for each group, seconds."""
 
     def plan(self, name: str, kind: Kind, *, times: int = 1, seconds: float = 0.0) -> None:
         """Plans a fault.
 
         Args:
-            name: pair id; ``start`` strikes when a rollout worker is built, ``replay-<pair id>`` at replay,
-                ``encode-<step>`` in the learner.
-            kind: what happens.
-            times: how often, over all processes.
-            seconds: how long a ``slow`` one takes.
+            name: point at which the fault is triggered: a pair id for its rollout, ``start`` for the construction of a
+                rollout worker, ``replay-<pair id>`` for a replay, ``encode-<step>`` for the learner's encode.
+            kind: kind of the fault.
+            times: number of times that it is triggered, over all processes.
+            seconds: duration of a fault of kind ``slow``.
         """
         (Path(self.folder) / f"{name}.json").write_text(json.dumps([kind, times, seconds]), "utf-8")
 
     def num_triggered(self, name: str) -> int:
-        """Returns how often the fault of ``name`` has struck."""
-        return len(list(Path(self.folder).glob(f"{name}.struck.*")))
+        """Returns how often the fault at ``name`` was triggered."""
+        return len(list(Path(self.folder).glob(f"{name}.triggered.*")))
 
     def triggered_at(self, name: str) -> list[float]:
-        """Returns when (seconds since 1970) the fault of ``name`` has struck."""
-        return sorted(file.stat().st_mtime for file in Path(self.folder).glob(f"{name}.struck.*"))
+        """Returns the times at which the fault at ``name`` was triggered, seconds since 1970."""
+        return sorted(file.stat().st_mtime for file in Path(self.folder).glob(f"{name}.triggered.*"))
 
     def clear(self) -> None:
-        """Drops all plans and counts."""
+        """Deletes all plans and counts."""
         for file in Path(self.folder).iterdir():
             file.unlink()
 
     def trigger(self, name: str) -> str:
-        """Lets the fault of ``name`` happen if it is due; returns its kind if the caller must act it out, else ''."""
+        """Triggers the fault at ``name`` if one is planned; returns its kind for the caller to apply, else empty."""
         plan = Path(self.folder) / f"{name}.json"
         if not self.folder or not plan.exists():
             return ""
@@ -101,10 +108,10 @@ class FaultPlan:
         return kind
 
     def _claim(self, name: str, times: int) -> bool:
-        """True for the first ``times`` calls, in whatever process: creating a file is atomic."""
+        """Returns True for the first ``times`` calls over all processes, because a file is created atomically."""
         for count in range(times):
             try:
-                (Path(self.folder) / f"{name}.struck.{count}").touch(exist_ok=False)
+                (Path(self.folder) / f"{name}.triggered.{count}").touch(exist_ok=False)
             except FileExistsError:
                 continue
             return True
@@ -112,14 +119,19 @@ class FaultPlan:
 
 
 class FakeRolloutWorker:
-    """Groups as a function of pair and tokens; implements ``protocols.RolloutWorker``."""
+    """Rollout worker whose groups are a function of pair and tokens; implements ``protocols.RolloutWorker``.
+
+    Args:
+        config: not used.
+        script: planned faults.
+    """
 
     def __init__(self, config: RunConfig, script: FaultPlan) -> None:
         self._script = script
         script.trigger("start")
 
     def rollout(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> list[ScoredGroup]:
-        """Returns one group per task, rewards alternating so that it contributes."""
+        """Returns one contributing group per task, unless a fault changes the results."""
         groups = []
         for task, record in zip(tasks, tokens, strict=True):
             time.sleep(self._script.group_s)
@@ -128,23 +140,30 @@ class FakeRolloutWorker:
             if kind == "short":
                 continue
             if kind == "garbage":
-                stranger, drawn = replace(task.pair, pair_id="stranger"), replace(group.completions, pair_id="stranger")
-                group = replace(group, pair=stranger, completions=drawn)
+                other_pair = replace(task.pair, pair_id="stranger")
+                group = replace(
+                    group, pair=other_pair, completions=replace(group.completions, pair_id=other_pair.pair_id)
+                )
             groups += [group, group] if kind == "twice" else [group]
         return groups
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing, because there is no engine."""
 
 
 class FakeReplayWorker:
-    """Token gradients proportional to the tokens; implements ``protocols.ReplayWorker``."""
+    """Replay worker whose gradients are proportional to the tokens; implements ``protocols.ReplayWorker``.
+
+    Args:
+        config: not used.
+        script: planned faults.
+    """
 
     def __init__(self, config: RunConfig, script: FaultPlan) -> None:
         self._script = script
 
     def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
-        """Returns 0.01 * tokens, divided by the denominator."""
+        """Returns 0.01 * tokens / |T| as the gradient, and uniform attention targets."""
         self._script.trigger(f"replay-{tokens.pair_id}")
         attention_N = torch.full((TOKENS_PER_IMAGE,), 1.0 / TOKENS_PER_IMAGE)
         return TokenGradients(
@@ -161,12 +180,18 @@ class FakeReplayWorker:
         )
 
     def backbone_digest(self) -> str:
-        """Returns the digest of a backbone that is not there."""
+        """Returns a constant, because there is no backbone."""
         return "scripted"
 
 
 class FakeLearner:
-    """One weight vector, moved by the token gradients; implements ``protocols.Learner``, with several ranks too."""
+    """Learner with one weight vector, which token gradients change; implements ``protocols.Learner``.
+
+    Args:
+        config: not used.
+        script: planned faults.
+        ranks: data-parallel ranks as seen from this process.
+    """
 
     def __init__(self, config: RunConfig, script: FaultPlan, ranks: Ranks = ALONE) -> None:
         self._script, self._ranks = script, ranks
@@ -175,24 +200,24 @@ class FakeLearner:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of optimizer steps done."""
         return self._step
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the labels of ``embed``."""
+        """Returns the labels of the eight embeddings of ``embed``, two per class."""
         return np.arange(8, dtype=np.int64) // 2
 
     def split_hash(self) -> str:
-        """Returns a constant: there is one made-up data set."""
+        """Returns a constant, because there is no data set."""
         return "scripted"
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Returns tokens that depend on images, weights and nothing else; every rank makes its share of the pairs."""
+        """Returns tokens that depend on images and weights only; every rank computes its share of the pairs."""
         self._script.trigger(f"encode-{batch.step}")
         return self.encode_no_grad(batch)
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Returns the same tokens: nothing is kept for a backward."""
+        """Returns the tokens of ``encode``."""
         records = [self._tokens(pair) for pair in batch.pairs]
         own = records[self._ranks.share(len(records))]
         values_NW = self._ranks.gather_rows(torch.cat([record.values_NW for record in own]))
@@ -201,11 +226,11 @@ class FakeLearner:
         return EncodedBatch(published, num_bytes=sum(record.values_NW.nbytes for record in published))
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
-        """Returns tokens of evaluation pairs."""
+        """Returns the tokens of evaluation pairs."""
         return [self._tokens(pair) for pair in pairs]
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one step of plain gradient descent."""
+        """Takes one step of gradient descent with learning rate 1."""
         for gradients in handles:
             self._weights_W -= gradients.values_NW.sum(0)
         self._step += 1
@@ -214,7 +239,7 @@ class FakeLearner:
         )
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
-        """Returns eight unit vectors."""
+        """Returns eight orthogonal unit vectors."""
         return Embeddings(np.eye(8, dtype=np.float32), self.labels(split))
 
     def save(self, folder: Path) -> None:
@@ -222,7 +247,7 @@ class FakeLearner:
         (folder / "learner.json").write_text(json.dumps([self._step, self._weights_W.tolist()]), "utf-8")
 
     def load(self, folder: Path) -> None:
-        """Restores them."""
+        """Restores weights and step."""
         self._step, weights = json.loads((folder / "learner.json").read_text("utf-8"))
         self._weights_W = torch.tensor(weights)
 
@@ -247,7 +272,11 @@ class FakeLearner:
 
 
 def fake_factories(script: FaultPlan | None = None) -> Factories:
-    """Returns factories of scripted workers for ``RayRuntime``."""
+    """Returns factories of fake learners and workers for ``RayRuntime``.
+
+    Args:
+        script: planned faults; None for none.
+    """
     script = script or FaultPlan()
     return Factories(
         learner=partial(FakeLearner, script=script),
@@ -257,7 +286,10 @@ def fake_factories(script: FaultPlan | None = None) -> Factories:
 
 
 def fake_group(task: RolloutTask, tokens: EncoderTokens) -> ScoredGroup:
-    """Returns a contributing group whose texts name the pair and whose ids and log-probs come from its tokens."""
+    """Returns a contributing group, with alternating rewards, whose texts contain the pair id.
+
+    The log-probabilities depend on the mean of the tokens.
+    """
     num = task.sampling.num_completions
     level = float(tokens.values_NW.float().mean())
     lengths = [3 + index % 2 for index in range(num)]

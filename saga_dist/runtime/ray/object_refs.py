@@ -1,8 +1,8 @@
-"""References into the object store, and how records are put there and opened again.
+"""Handles of records in Ray's object store, and functions that store and fetch the records.
 
-Payloads are Arrow batches: on one node every reader maps the same shared memory, nothing is copied or unpickled. A
-handle wraps its reference so that Ray, which fetches bare references among a call's arguments, leaves it alone: the
-coordinator passes handles on and never sees a payload.
+Payloads are Arrow batches. On one node all readers map the same shared memory, and nothing is copied or unpickled. A
+handle wraps its reference, because Ray would fetch a bare reference among the arguments of a call; the coordinator
+passes handles on without fetching payloads.
 """
 
 from __future__ import annotations
@@ -21,36 +21,48 @@ from saga_dist.wire import gradients_from_batch, gradients_to_batch, tokens_from
 
 @dataclass(frozen=True, slots=True)
 class ObjectHandle:
-    """One pair's Arrow batch in the object store."""
+    """Handle of the Arrow batch of one pair in the object store."""
 
     pair_id: str
+    """Id of the pair."""
     ref: ray.ObjectRef
+    """Reference of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalHandle:
-    """One pair's token gradients, kept in the learner's own process."""
+    """Handle of the token gradients of one pair that are in the learner's own process."""
 
     pair_id: str
+    """Id of the pair."""
 
 
 def put_tokens(tokens: EncoderTokens) -> ObjectHandle:
-    """Returns the handle of one payload, however many workers and completions will read it."""
+    """Stores the tokens of a pair once, for all readers, and returns their handle."""
     return ObjectHandle(tokens.pair_id, ray.put(tokens_to_batch(tokens)))
 
 
 def fetch_tokens(handles: Sequence[ObjectHandle], *, deadline_s: float) -> list[EncoderTokens]:
-    """Returns the records of ``handles``; their values look into shared memory and must not be written to."""
+    """Returns the tokens behind handles; their values are views of shared memory and must not be written to.
+
+    Args:
+        handles: handles of ``put_tokens``.
+        deadline_s: longest time to wait, seconds.
+
+    Raises:
+        DeadlineExceeded: the payloads did not arrive in time.
+        LearnerLost: a payload is lost.
+    """
     return [tokens_from_batch(batch) for batch in _fetch(handles, deadline_s)]
 
 
 def pack_gradients(gradients: TokenGradients) -> pa.RecordBatch:
-    """Returns the payload of token gradients."""
+    """Returns token gradients as an Arrow batch."""
     return gradients_to_batch(gradients)
 
 
 def fetch_gradients(handles: Sequence[ObjectHandle], *, deadline_s: float) -> list[TokenGradients]:
-    """Returns the records of ``handles``."""
+    """Returns the token gradients behind handles, as ``fetch_tokens`` does."""
     return [gradients_from_batch(batch) for batch in _fetch(handles, deadline_s)]
 
 

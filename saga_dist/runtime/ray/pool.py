@@ -1,19 +1,23 @@
-"""A pool of worker actors: leases, retries elsewhere, replacement, deduplication by pair id.
+"""A pool of worker actors: leases, retries on other workers, replacement of workers, deduplication by pair id.
 
-One thread runs one event loop with one coroutine per worker slot and one that hands out leases:
+One thread runs one event loop, with one coroutine that dispatches leases and one coroutine per worker slot:
 
     caller    submit ──► queue ─────────────┐                      ┌──► results ──► collect, poll
                                             ▼                      │
-    loop      wakeup ──► _serve: scale, hand out ──► slot: run a lease ──► finish | fail ──► wakeup
+    loop      wakeup ──► _serve: scale, dispatch ──► slot: run a lease ──► finish | fail ──► wakeup
 
-Who waits for whom. A caller in ``collect`` waits for a result, and is woken by the loop, by ``forget`` and by
-``close``. ``_serve`` waits for ``wakeup``, which callers and slots set. A slot waits for its worker, and is woken by
-the answer, the deadline, the heartbeat or by being evicted (``worker_slot``). So every lease ends; a lease that fails
-costs each of its tasks one of a bounded number of attempts, after which the task is ``Quarantined``, a result like any
-other; a pool without a worker ends by the deadline of a start (``worker_group``). When the loop ends, whatever the
-reason, callers are woken and get its error.
+Every wait ends:
 
-Queue, results and errors are shared between threads and guarded by one lock; everything else belongs to the loop.
+- A caller in ``collect`` waits for a result; the loop, ``forget`` and ``close`` wake it.
+- ``_serve`` waits for the event ``wakeup``, which callers and slots set.
+- A slot waits for its worker; the worker's answer, the deadline, a missed heartbeat or an eviction ends the wait
+  (``worker_slot``).
+
+Therefore every lease ends. A failed lease costs each of its tasks one of a bounded number of attempts, after which the
+result of the task is ``Quarantined``. A pool that cannot start any worker ends with an error after the start deadline
+(``worker_group``). When the loop ends for any reason, callers are woken and get its error.
+
+Queue, results and errors are shared between threads and guarded by one lock; only the loop uses all other state.
 """
 
 from __future__ import annotations
@@ -42,17 +46,19 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 CLOSE_S = 90.0
-"""Longest wait for the end of the loop, all of whose workers are killed."""
+"""Longest time that ``close`` waits for the end of the loop, which kills all workers first, seconds."""
+SLACK_S = 10.0
+"""Time that ``call`` waits beyond the deadline of its coroutine, whose error says more, seconds."""
 _SLICE_S = 1.0
-"""A caller that waits looks at least this often whether the loop has ended."""
+"""Longest time between two checks of a waiting caller, seconds."""
 
 
 class RayPool(Generic[TaskT, ResultT]):
-    """N actors of one role behind one queue; implements ``protocols.WorkerPool``.
+    """A pool of actors of one role behind one queue; implements ``protocols.WorkerPool``.
 
     Args:
-        adapter: how to create and talk to the workers.
-        config: how many, how much at once, how long, how often.
+        adapter: creates, calls and kills the actors.
+        config: settings of the pool.
     """
 
     def __init__(self, adapter: ActorAdapter[TaskT, ResultT], config: PoolConfig) -> None:
@@ -61,15 +67,15 @@ class RayPool(Generic[TaskT, ResultT]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Condition()
-        """Guards all that follows; notified when there is something to collect."""
+        """Guards the attributes below; notified when a waiting caller has to check them."""
         self._queue: WorkQueue[TaskT] = WorkQueue(
             max_attempts=config.max_attempts, max_quarantined=config.max_quarantined
         )
         self._results: list[ResultT | Quarantined] = []
         self._errors: deque[SagaError] = deque()
-        """What ended a lease but not the pool; each is raised once."""
-        self._end: BaseException | None = None
-        """What ended the loop; raised again and again."""
+        """Errors of leases that did not end the pool; each is raised once."""
+        self._loop_error: BaseException | None = None
+        """Error that ended the loop; raised by every later call."""
         self._closed = False
         self._target, self._at_once = config.workers, False
         self._reported_replacements = 0
@@ -77,21 +83,19 @@ class RayPool(Generic[TaskT, ResultT]):
     # ------------------------------------------------------------------ tasks and results
 
     def start(self) -> None:
-        """Starts the workers in the background; ``submit`` and ``ask`` do it otherwise."""
+        """Starts the workers in the background; ``submit`` and ``call`` call it too."""
         with self._lock:
             if self._closed:
                 raise WorkerError("the pool is closed", where=self._adapter.name)
             if self._thread is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._loop,), name=f"{self._adapter.name} pool", daemon=True
-                )
+                self._loop, name = asyncio.new_event_loop(), f"{self._adapter.name} pool"
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=name, daemon=True)
                 self._thread.start()
 
     def submit(self, tasks: Sequence[TaskT]) -> None:
-        """Queues tasks; returns at once. A task whose pair is already pending is dropped and counted.
+        """Queues tasks; does not wait for them. A task whose pair id is already pending is dropped and counted.
 
-        Raises what ``collect`` raises.
+        Raises the errors of ``collect``.
         """
         self.start()
         with self._lock:
@@ -103,34 +107,36 @@ class RayPool(Generic[TaskT, ResultT]):
     def collect(self) -> list[ResultT | Quarantined]:
         """Returns at least one finished result, or an empty list when nothing is pending.
 
-        A task on which ``max_attempts`` workers failed comes back as ``Quarantined``.
+        The result of a task on which ``max_attempts`` workers failed is ``Quarantined``.
 
         Raises:
-            UserError: a worker found a mistake that every other worker would find too. The tasks of that lease are no
-                longer pending; the others are.
-            WorkerError: too many tasks were quarantined, or no worker could be brought up in time. The pool has ended.
+            UserError: a worker found a mistake of the user, which would fail on every other worker too. The tasks of
+                that lease are no longer pending; other tasks are.
+            WorkerError: too many tasks were quarantined, or no worker could be started in time. The pool has ended.
         """
         with self._lock:
-            while True:
-                self._raise_error()
-                if self._results or not len(self._queue):
-                    return self._take_results()
+            while not (results := self.poll()) and len(self._queue):
                 self._lock.wait(_SLICE_S)
+            return results
 
     def poll(self) -> list[ResultT | Quarantined]:
-        """Returns the finished results that are here, perhaps none; never waits. Raises what ``collect`` raises."""
+        """Returns the finished results, an empty list when there are none; does not wait.
+
+        Raises the errors of ``collect``.
+        """
         with self._lock:
             self._raise_error()
-            return self._take_results()
+            results, self._results = self._results, []
+            return results
 
     @property
     def num_pending(self) -> int:
-        """Tasks submitted and not yet collected."""
+        """Number of tasks that were submitted and whose results were not collected."""
         with self._lock:
             return len(self._queue) + len(self._results)
 
     def metrics(self) -> dict[str, float]:
-        """Returns what happened since the last call, by plain quantity names."""
+        """Returns the counts and durations since the last call, by name."""
         with self._lock:
             counts = self._queue.take_counts()
             replacements = self._group.num_replacements
@@ -140,7 +146,7 @@ class RayPool(Generic[TaskT, ResultT]):
         return {**numbers, "workers": float(self._group.num_up), **self._group.usage.take(time.monotonic())}
 
     def forget(self) -> None:
-        """Drops every pending task, every result and error that was not taken; late answers are ignored."""
+        """Drops all pending tasks and all uncollected results and errors; answers that arrive later are ignored."""
         with self._lock:
             self._queue.forget()
             self._results.clear()
@@ -148,9 +154,9 @@ class RayPool(Generic[TaskT, ResultT]):
             self._lock.notify_all()
 
     def close(self) -> None:
-        """Ends the loop and every worker, and forgets all tasks; closing twice is fine."""
+        """Ends the loop and all workers and drops all tasks; a second call does nothing more."""
         with self._lock:
-            self._closed, self._end = True, None
+            self._closed, self._loop_error = True, None
             self.forget()
         self._wake()
         if self._thread is not None:
@@ -161,67 +167,64 @@ class RayPool(Generic[TaskT, ResultT]):
     # ------------------------------------------------------------------ workers
 
     def resize(self, number: int, *, at_once: bool = False) -> None:
-        """Asks for another number of workers; returns at once, nobody pauses.
+        """Changes the target number of workers; does not wait for it, and workers go on meanwhile.
 
         Args:
-            number: at least 1.
-            at_once: workers that leave return their leases instead of finishing them.
+            number: number of workers, at least 1.
+            at_once: True: workers that leave return their leases; False: they finish them first.
         """
-        assert number >= 1, f"a pool of {number} workers would never end"
+        assert number >= 1, f"a pool of {number} workers; expected at least 1"
         with self._lock:
             self._target, self._at_once = number, at_once
         self._wake()
 
     @property
     def target(self) -> int:
-        """Workers asked for."""
+        """Number of workers that the pool should have."""
         return self._target
 
     def status(self) -> tuple[WorkerStatus, ...]:
-        """Returns the status of every slot, the oldest first."""
+        """Returns the status of every slot, the oldest slot first."""
         return self._group.status()
 
     def workers(self) -> dict[str, WorkerInfo]:
-        """Returns where each running worker lives, by name."""
+        """Returns node and process of each running worker, by name."""
         return {status.name: status.info for status in self.status() if status.info is not None}
 
-    def ask(self, method: str) -> Any:
-        """Returns the answer of one running worker to ``method()``; of another when that one dies meanwhile.
+    def call(self, method: str) -> Any:
+        """Returns the result of ``method()`` on one running worker; if that worker dies, of another one.
 
-        Waits for a worker to be up if need be, never longer than a start and a lease may take together.
+        Waits for a worker when none runs, no longer than the deadlines of a start and a lease together.
+
+        Args:
+            method: name of a method of the actor that takes no arguments.
+
+        Raises:
+            DeadlineExceeded: there was no answer in time.
+            SagaError: the worker raised it, or the pool has ended.
         """
         self.start()
         with self._lock:
             self._raise_error()
             assert self._loop is not None
-            answer = asyncio.run_coroutine_threadsafe(self._group.ask(method), self._loop)
+            answer = asyncio.run_coroutine_threadsafe(self._group.call(method), self._loop)
+        timeouts = self._config.timeouts
         try:
-            while not concurrent.futures.wait([answer], timeout=_SLICE_S).done:
-                self._raise_if_over()
+            return answer.result(timeouts.start_s + timeouts.lease_s + SLACK_S)
+        except (concurrent.futures.CancelledError, TimeoutError):
+            with self._lock:
+                self._raise_error()
+            raise WorkerError("the pool was closed", where=self._adapter.name) from None
         finally:
-            answer.cancel()  # by whom an interrupt makes this wait end early
-        if answer.cancelled():
-            self._raise_if_over()
-        return answer.result()
+            answer.cancel()  # an interrupt may have ended the wait
 
-    # ------------------------------------------------------------------ inside, of any thread
+    # ------------------------------------------------------------------ internal, called in any thread
 
     def _raise_error(self) -> None:
         if self._errors:
             raise self._errors.popleft()
-        if self._end is not None:
-            raise self._end
-
-    def _raise_if_over(self) -> None:
-        with self._lock:
-            if self._end is not None:
-                raise self._end
-            if self._closed:
-                raise WorkerError("the pool was closed", where=self._adapter.name)
-
-    def _take_results(self) -> list[ResultT | Quarantined]:
-        results, self._results = self._results, []
-        return results
+        if self._loop_error is not None:
+            raise self._loop_error
 
     def _wake(self) -> None:
         if self._loop is not None:
@@ -231,36 +234,37 @@ class RayPool(Generic[TaskT, ResultT]):
     # ------------------------------------------------------------------ the loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs the loop in its thread; what ends it is handed to the callers."""
-        try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                self._note_end(runner.run(self._outcome()))
-        except BaseException as error:
-            self._note_end(error)
-            raise
+        """Runs the loop in its thread; an error that ends it is raised in the callers."""
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            try:
+                runner.run(self._main())
+            except BaseException as error:
+                self._set_loop_error(error)
+                raise
 
-    async def _outcome(self) -> BaseException | None:
-        """Serves until the pool is closed; returns the error that ended it before."""
+    async def _main(self) -> None:
+        """Serves until the pool is closed, or stores the error that ended it."""
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
-        return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        self._set_loop_error(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
-    def _note_end(self, error: BaseException | None) -> None:
+    def _set_loop_error(self, error: BaseException | None) -> None:
+        """Stores the error that ended the loop, unless the pool was closed, and wakes the callers."""
         with self._lock:
-            self._end = None if self._closed else error
+            self._loop_error = None if self._closed else error
             self._lock.notify_all()
 
     async def _serve(self) -> None:
-        """Scales and hands out leases whenever something has changed, until the pool is closed.
+        """Scales the group and dispatches leases after every ``wakeup``, until the pool is closed.
 
         Raises:
-            ExceptionGroup: a slot ended with an error; all others were ended too.
+            ExceptionGroup: a slot ended with an error; all other slots were ended too.
         """
         wakeup = self._group.wakeup
         async with asyncio.TaskGroup() as tasks:
             while not self._closed:
                 for slot in self._group.reconcile(self._scale_request()):
                     tasks.create_task(self._group.supervise(slot), name=slot.name)
-                self._hand_out()
+                self._dispatch()
                 await wakeup.wait()
                 wakeup.clear()
             self._group.evict_all()
@@ -270,23 +274,24 @@ class RayPool(Generic[TaskT, ResultT]):
             at_once, self._at_once = self._at_once, False
             return ScaleRequest(self._target, at_once, demand=self._queue.num_waiting + self._queue.num_leases)
 
-    def _hand_out(self) -> None:
-        group, most = self._group, self._config.tasks_per_lease
+    def _dispatch(self) -> None:
+        """Leases waiting tasks to idle workers."""
+        group, tasks_per_lease = self._group, self._config.tasks_per_lease
         with self._lock:
-            leases = self._queue.hand_out(group.idle, num_coming=group.num_coming, most=most)
+            leases = self._queue.hand_out(group.idle, num_coming=group.num_coming, most=tasks_per_lease)
         for slot, tasks in leases.items():
             slot.assign(tasks)
 
     async def _work(self, slot: WorkerSlot[TaskT, ResultT]) -> None:
-        """Lets a worker run leases until it fails, leaves, or has idled long enough to be released."""
-        patience_s = self._config.idle_release_s or None
+        """Runs leases on the worker of a slot until it fails, leaves, or is released for being idle."""
+        idle_release_s = self._config.idle_release_s or None
         try:
             while not slot.leaving:
-                tasks = await slot.next_lease(patience_s)
+                tasks = await slot.next_lease(idle_release_s)
                 if tasks is not None:
                     await self._run_lease(slot, tasks)
                 elif self._group.has_surplus:
-                    log.info("%s is released after %g s without work", slot.name, patience_s)
+                    log.info("%s is released after %g s without work", slot.name, idle_release_s)
                     slot.release()
                     return
         except Evicted:
@@ -298,35 +303,36 @@ class RayPool(Generic[TaskT, ResultT]):
             self._fail(slot, error)
 
     async def _run_lease(self, slot: WorkerSlot[TaskT, ResultT], tasks: Sequence[TaskT]) -> None:
+        """Runs one lease and stores its results, or the error by which the worker refused it."""
         results: list[ResultT] = []
-        refusals: list[SagaError] = []
+        errors: list[SagaError] = []
         try:
             results = await slot.run(tasks, on_late=partial(self._count_late, len(tasks)))
-        except FATAL as error:  # the worker refused its tasks and is as good as before
-            refusals = [error]
+        except FATAL as error:  # the tasks are wrong, not the worker, which keeps running
+            errors = [error]
         with self._lock:
-            if self._queue.finish(slot):  # nobody wants the results of forgotten tasks
+            if self._queue.finish(slot):  # false when ``forget`` has dropped the tasks meanwhile
                 self._results += results
-                self._errors += refusals
+                self._errors += errors
                 self._lock.notify_all()
 
     def _fail(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
-        """Ends a worker that failed. The tasks of its lease are retried singly elsewhere, or quarantined."""
+        """Kills a worker that failed; the tasks of its lease are queued to be retried one by one, or quarantined."""
         self._group.num_replacements += 1
         slot.kill()
         with self._lock:
             num_tasks = len(self._queue.on_lease(slot))
-            lost = self._queue.fail(slot, str(error))
-            self._results += lost
+            quarantined = self._queue.fail(slot, str(error))
+            self._results += quarantined
             self._lock.notify_all()
         self._group.wakeup.set()
-        retried = num_tasks - len(lost)
-        log.warning("%s; replacing it%s", error, f", {retried} groups go elsewhere" if retried else "")
-        for group in lost:
-            log.warning("pair %s is quarantined after %d workers failed on it", group.pair_id, group.attempts)
+        retried = num_tasks - len(quarantined)
+        log.warning("%s; replacing it%s", error, f", {retried} groups are retried" if retried else "")
+        for one in quarantined:
+            log.warning("pair %s is quarantined after %d workers failed on it", one.pair_id, one.attempts)
 
     def _count_late(self, num_tasks: int) -> None:
-        """Counts the answer of a worker that was given up: its groups have been, or will be, done elsewhere."""
+        """Counts the answer of a worker that had already been replaced, whose tasks other workers do or have done."""
         with self._lock:
             self._queue.count_duplicates(num_tasks)
         log.warning("%s: a late answer with %d groups was dropped", self._adapter.name, num_tasks)

@@ -1,4 +1,4 @@
-"""The run's metrics for Prometheus, through the exporter that every Ray node has."""
+"""Export of a run's metrics to Prometheus, through the metrics exporter of the Ray node."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")
 
 
 class RayGauges:
-    """One gauge per metric, e.g. ``ray_saga_dist_rollout_reward_mean`` with the label ``run``; a ``MetricSink``.
+    """Metric sink with one gauge per metric, e.g. ``ray_saga_dist_rollout_reward_mean``, with the label ``run``.
 
-    Ray exports the gauges of this process (the driver's) on its node's metrics port.
+    Ray exports the gauges of this process, the driver, on the metrics port of its node.
 
     Args:
-        run: value of the label.
+        run: value of the label ``run``.
     """
 
     def __init__(self, run: str) -> None:
@@ -26,10 +26,10 @@ class RayGauges:
         self._gauges: dict[str, Gauge] = {}
 
     def open(self, *, after_step: int) -> None:
-        """Nothing to begin: gauges hold the present value only."""
+        """Does nothing, because gauges have only their present value."""
 
     def write(self, result: StepResult) -> None:
-        """Sets every gauge; a value that is not finite leaves its gauge as it was."""
+        """Sets the gauge of every metric; a gauge keeps its value when the new one is not finite."""
         for name, value in {"step": float(result.step), **result.metrics}.items():
             if not math.isfinite(value):
                 continue
@@ -38,4 +38,4 @@ class RayGauges:
             self._gauges[name].set(float(value), tags={"run": self._run})
 
     def close(self) -> None:
-        """Nothing to end: gauges go with the process."""
+        """Does nothing, because gauges end with the process."""

@@ -1,4 +1,4 @@
-"""The learner in another process: every call has a deadline and is watched by heartbeats."""
+"""The learner in another process; every call has a deadline, and heartbeats detect a dead or hanging process."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ from saga_dist.types import ImagePair, MicroBatch, Quarantined, ReplayTask, Step
 log = logging.getLogger(__name__)
 
 RESUME = "the same command resumes from the last checkpoint"
+"""Advice of errors after which the run ends."""
 
 
 class RemoteLearner:
-    """A ``LearnerActor`` behind ``protocols.Learner``. One that dies or falls silent is lost; see ``restart``.
+    """Client of a ``LearnerActor``; implements ``protocols.Learner``.
 
-    The actor is created at once; ``wait_until_up`` waits for it.
+    The constructor creates the actor, and ``wait_until_up`` waits until it has built its learner. When the actor dies,
+    misses a heartbeat or a deadline, calls raise ``LearnerLost``; ``restart`` creates another one.
 
     Args:
         spawn: returns the handle of a new actor.
-        timeouts: longest time for its start, for one call, and for a busy learner to show that it lives.
-        missing: says what the cluster lacks, for the error of a start that takes too long.
+        timeouts: deadlines of the start, of a call and of a heartbeat.
+        missing: returns the resources that the cluster lacks, for the error of a start that takes too long.
     """
 
     def __init__(self, spawn: Callable[[], Any], timeouts: Timeouts, missing: Callable[[], str]) -> None:
         self._spawn, self._timeouts, self._missing = spawn, timeouts, missing
         self.info: WorkerInfo | None = None
-        """Where it runs; None until it is up."""
+        """Node and process of the learner; None until it is up."""
         self._labels: dict[str, np.ndarray] = {}
         self._start()
 
     def wait_until_up(self) -> None:
-        """Returns when the actor has built its learner.
+        """Waits until the actor has built its learner.
 
         Raises:
-            DeadlineExceeded: it has not, in time.
-            SagaError: what building it raised.
+            DeadlineExceeded: the learner was not built in time.
+            SagaError: building the learner raised it.
         """
         ready, _ = ray.wait([self._started], timeout=self._timeouts.start_s)
         if not ready:
@@ -59,7 +61,7 @@ class RemoteLearner:
         log.info("learner is up (pid %d)", self.info.pid)
 
     def restart(self) -> None:
-        """Ends the process, hung or not, and returns when another one is up; raises what ``wait_until_up`` raises."""
+        """Kills the process, creates another one and waits until it is up; raises the errors of ``wait_until_up``."""
         self.close()
         self.info = None
         self._labels.clear()
@@ -67,40 +69,40 @@ class RemoteLearner:
         self.wait_until_up()
 
     def close(self) -> None:
-        """Ends the learner's process."""
+        """Kills the learner's process."""
         ray.kill(self._actor, no_restart=True)
 
     @property
     def step(self) -> int:
-        """Optimizer steps done so far; also the encoder version."""
+        """Number of optimizer steps done; also the encoder version."""
         return self.call("step")
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the int64 [I] labels of a split, empty without such a split; asked for once per split and learner."""
+        """Returns the labels of a split, int64 [I], empty without such a split; fetched once per learner and kept."""
         if split not in self._labels:
-            self._labels[split] = np.array(self.call("labels", split))  # own memory, not the object store's
+            self._labels[split] = np.array(self.call("labels", split))  # a copy, which does not use the object store
         return self._labels[split]
 
     def split_hash(self) -> str:
-        """Returns the sha256 of which images, classes and labels the splits hold."""
+        """Returns the sha256 of the images, classes and labels of all splits."""
         return self.call("split_hash")
 
     def encode(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a micro-batch; returns one handle per pair."""
+        """Encodes a micro-batch and back-propagates the metric loss; returns one token handle per pair."""
         return self.call("encode", batch)
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a later step's micro-batch at today's version; returns one handle per pair."""
+        """Encodes a later step's micro-batch with the present encoder; returns one token handle per pair."""
         return self.call("encode_no_grad", batch)
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
-        """Takes one optimizer step from the token gradients behind ``handles``."""
+        """Takes one optimizer step with the token gradients behind ``handles``."""
         return self.call("finish_step", list(handles))
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split."""
         answer: Embeddings = self.call("embed", split, pretrained)
-        # Own memory: the arrays look into the object store, which may go before they do.
+        # Copies, because the arrays are views of the object store, which may be closed before they are released.
         return replace(
             answer,
             values_IE=np.array(answer.values_IE),
@@ -113,51 +115,65 @@ class RemoteLearner:
         return self.call("encode_pairs", split, list(pairs))
 
     def save(self, folder: Path) -> None:
-        """Writes the training state into an existing folder that the learner's node can see."""
+        """Writes the training state into an existing folder, to which the learner's node has access."""
         self.call("save", folder.resolve())
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote."""
+        """Restores the training state that ``save`` wrote."""
         self.call("load", folder.resolve())
 
     def save_encoder(self, folder: Path) -> None:
-        """Writes the deployable encoder."""
+        """Writes the deployable encoder, into a folder to which the learner's node has access."""
         self.call("save_encoder", folder.resolve())
 
     def reset(self, config: RunConfig) -> None:
-        """Builds a fresh learner for ``config`` in the same process."""
+        """Builds a new learner for ``config`` in the same process."""
         self._labels.clear()
         self.call("reset", config)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Returns the answer of the actor's ``method``.
+        """Calls a method of the actor and returns its result.
+
+        Args:
+            method: name of the method.
+            arguments: its arguments.
 
         Raises:
-            LearnerLost: the learner died, fell silent or ran out of time.
-            SagaError: whatever of ours the learner raised.
+            LearnerLost: the learner died, missed a heartbeat or the deadline.
+            SagaError: the method raised it.
         """
         return self.wait(self.send(method, *arguments), method)
 
     def send(self, method: str, *arguments: Any) -> ray.ObjectRef:
-        """Starts a call; its answer is taken with ``wait``."""
+        """Starts a call of a method of the actor; returns the reference of its result, for ``wait``."""
         return getattr(self._actor, method).remote(*arguments)
 
     def wait(self, ref: ray.ObjectRef, method: str, *, deadline_s: float | None = None) -> Any:
-        """Returns the answer behind ``ref``; asks for a sign of life every half heartbeat while it waits."""
+        """Waits for the result of a call and returns it; calls ``health`` every half heartbeat meanwhile.
+
+        Args:
+            ref: reference that ``send`` returned.
+            method: name of the method, for error messages.
+            deadline_s: longest time to wait, seconds; None: the deadline of ``timeouts``.
+
+        Raises:
+            LearnerLost: the learner died, missed a heartbeat or the deadline.
+            SagaError: the method raised it.
+        """
         deadline_s, heartbeat_s = deadline_s or self._timeouts.lease_s, self._timeouts.heartbeat_s
-        deadline, reply, silent_at = time.monotonic() + deadline_s, None, 0.0
+        deadline, heartbeat, lost_at = time.monotonic() + deadline_s, None, 0.0
         while True:
-            patience = min(heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
-            ready, _ = ray.wait([ref], timeout=patience)
+            wait_s = min(heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
+            ready, _ = ray.wait([ref], timeout=wait_s)
             if ready:
                 return self._open(ref)
             now = time.monotonic()
             if now >= deadline:
-                raise self._end(f"{method} did not finish within {deadline_s:g} s")
-            if reply is None or ray.wait([reply], timeout=0)[0]:
-                reply, silent_at = self._actor.health.remote(), now + heartbeat_s
-            elif now >= silent_at:
-                raise self._end(f"no sign of life for {heartbeat_s:g} s during {method}")
+                raise self._kill(f"{method} did not finish within {deadline_s:g} s")
+            if heartbeat is None or ray.wait([heartbeat], timeout=0)[0]:
+                heartbeat, lost_at = self._actor.health.remote(), now + heartbeat_s
+            elif now >= lost_at:
+                raise self._kill(f"no heartbeat for {heartbeat_s:g} s during {method}")
 
     def _start(self) -> None:
         self._actor = self._spawn()
@@ -172,13 +188,21 @@ class RemoteLearner:
         except RayError as error:
             raise to_saga_error(error, where="learner", info=self.info) from error
 
-    def _end(self, what: str) -> LearnerLost:
-        self.close()  # it would hold its GPU for ever
+    def _kill(self, what: str) -> LearnerLost:
+        """Kills the process, which would keep its GPU otherwise, and returns the error to raise."""
+        self.close()
         return LearnerLost(what, where="learner", fix=RESUME)
 
 
 class LearnerReplayPool:
-    """Replay in the learner's process behind ``protocols.WorkerPool``: one group at a time, gradients stay there."""
+    """Pool for replay in the learner's process; implements ``protocols.WorkerPool``.
+
+    Groups are replayed one at a time, and their token gradients stay in the learner's process.
+
+    Args:
+        learner: the learner, whose actor has a replay worker.
+        deadline_s: longest time for the replay of one group, seconds.
+    """
 
     def __init__(self, learner: RemoteLearner, *, deadline_s: float) -> None:
         self._learner, self._deadline_s = learner, deadline_s
@@ -188,12 +212,17 @@ class LearnerReplayPool:
         self._groups = 0
 
     def submit(self, tasks: Sequence[ReplayTask]) -> None:
-        """Queues tasks; the first one starts at once."""
+        """Queues tasks and starts the first one, unless one is running."""
         self._queue.extend(tasks)
         self._send_next()
 
     def collect(self) -> list[GradientHandle | Quarantined]:
-        """Returns the next group's handle, or an empty list when nothing is pending."""
+        """Waits for the next group and returns its gradient handle; returns an empty list when nothing is pending.
+
+        Raises:
+            LearnerLost: the learner was lost.
+            TrainingError: the replay of the group failed.
+        """
         if self._running is None:
             return []
         started = time.monotonic()
@@ -208,29 +237,29 @@ class LearnerReplayPool:
         return [handle]
 
     def poll(self) -> list[GradientHandle | Quarantined]:
-        """Returns the next group's handle if it is there, else an empty list; never waits."""
+        """Returns the next group's gradient handle if it is finished, else an empty list; does not wait."""
         if self._running is None or not ray.wait([self._running], timeout=0)[0]:
             return []
         return self.collect()
 
     @property
     def num_pending(self) -> int:
-        """Tasks submitted and not yet collected."""
+        """Number of tasks that were submitted and whose results were not collected."""
         return len(self._queue) + (self._running is not None)
 
     def metrics(self) -> dict[str, float]:
-        """Returns groups and seconds since the last call."""
+        """Returns the number of groups and the seconds spent waiting for them since the last call."""
         metrics = {"leases": float(self._groups), "busy_s": self._busy_s}
         self._groups, self._busy_s = 0, 0.0
         return metrics
 
     def forget(self) -> None:
-        """Drops queued tasks and the answer of the running one."""
+        """Drops queued tasks and the result of the running one."""
         self._queue.clear()
         self._running = None
 
     def close(self) -> None:
-        """Forgets queued tasks."""
+        """Drops all tasks; the learner's process is closed by its owner."""
         self.forget()
 
     def _send_next(self) -> None:

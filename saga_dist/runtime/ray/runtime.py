@@ -1,4 +1,4 @@
-"""The Ray runtime: a learner and worker pools as actors, brought up at the same time and closed together."""
+"""The Ray runtime: learner and worker pools as actors, which are started at the same time and closed together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
-    """How a pool talks to rollout actors."""
+    """Adapter of the rollout pool to ``RolloutActor``.
+
+    Args:
+        config: the whole configuration.
+        factories: functions that build the plain objects.
+        missing: returns the resources that the cluster lacks.
+    """
 
     name = "rollout"
 
@@ -46,7 +52,7 @@ class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return actor.run.remote(list(tasks)), ()
 
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
-        """Returns the groups in a batch."""
+        """Returns the scored groups of the batch."""
         return groups_from_batch(answer)
 
     def task_key(self, task: RolloutTask) -> str:
@@ -58,12 +64,18 @@ class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return result.pair.pair_id
 
     def missing(self) -> str:
-        """Returns what the cluster lacks to start the configured workers."""
+        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
         return self._missing()
 
 
 class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
-    """How a pool talks to replay actors: small views come back, payloads stay in the object store."""
+    """Adapter of the replay pool to ``ReplayActor``; token gradients stay in the object store.
+
+    Args:
+        config: the whole configuration.
+        factories: functions that build the plain objects.
+        missing: returns the resources that the cluster lacks.
+    """
 
     name = "replay"
 
@@ -81,7 +93,7 @@ class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
         return answer, payloads
 
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
-        """Returns the views with handles of their payloads."""
+        """Returns one gradient handle per task, with the reference of its payload."""
         return [
             replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
         ]
@@ -95,22 +107,22 @@ class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
         return result.pair_id
 
     def missing(self) -> str:
-        """Returns what the cluster lacks to start the configured workers."""
+        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
         return self._missing()
 
 
 class RayRuntime:
     """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
 
-    Workers come up in the background: the constructor waits for the learner only, so that a first evaluation runs while
-    engines warm up. Without an MLLM in the configuration no worker is started.
+    Workers start in the background. The constructor waits for the learner only, so that the first evaluation runs while
+    the engines start. No worker is started when the configuration needs no MLLM.
 
     Args:
         config: the whole configuration.
-        factories: how the plain classes are built; the default builds the real ones.
+        factories: functions that build the plain objects; None: those of ``build``.
 
     Raises:
-        ConfigError: no Ray to run on.
+        ConfigError: Ray cannot be started or joined.
         UserError: the learner found a mistake in configuration, model or data.
     """
 
@@ -139,26 +151,26 @@ class RayRuntime:
             self._closing = closing.pop_all()
 
     def restart_learner(self) -> None:
-        """Puts a new learner in the place of one that was lost; the pools forget what they did for it."""
+        """Starts a new learner in place of a lost one; the pools drop all tasks."""
         self.rollouts.forget()
         self.replays.forget()
         self.learner.restart()
 
     def reset_learner(self, config: RunConfig) -> None:
-        """Puts a fresh learner for ``config`` in place; the workers hold only frozen weights and stay as they are."""
+        """Replaces the learner by a new one for ``config``; the workers, which have only frozen weights, stay."""
         self._config = config
         self.learner.reset(config)
 
     def backbone_digest(self) -> str:
-        """Returns the sha256 over the frozen backbone that replay differentiates through ('' without an MLLM)."""
+        """Returns the sha256 of the frozen backbone that replay differentiates through; empty without an MLLM."""
         if not self._config.needs_mllm:
             return ""
         if isinstance(self.replays, RayPool):
-            return self.replays.ask("backbone_digest")
+            return self.replays.call("backbone_digest")
         return self.learner.call("backbone_digest")
 
     def watch(self, run_dir: Path) -> None:
-        """Lets `saga-dist scale` reach the workers through files in the run directory, until ``close``."""
+        """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""
         config, scalable = self._config, dict[str, tuple[ScalablePool, tuple[int, int]]]()
         if config.needs_mllm:
             scalable["rollout"] = self.rollouts, config.rollout.worker_range
@@ -169,7 +181,7 @@ class RayRuntime:
         self._closing.callback(watch.close)
 
     def close(self) -> None:
-        """Ends every actor, then the private Ray if one was started; closing twice is fine."""
+        """Ends all actors, then the private Ray if one was started; a second call does nothing."""
         self._closing.close()
 
     def __enter__(self) -> RayRuntime:
@@ -186,7 +198,7 @@ class RayRuntime:
 
     def _rollout_pool(self, adapter: RolloutAdapter) -> RayPool[RolloutTask, ScoredGroup]:
         section = self._config.rollout
-        # A lease lasts a little longer than the worker's own deadline, whose error says more.
+        # The deadline of a lease is later than the engine's, because the engine's error says more.
         timeouts = self._timeouts(section.deadline_s + self._config.runtime.heartbeat_s)
         config = PoolConfig(
             workers=section.workers,
@@ -205,7 +217,7 @@ class RayRuntime:
             return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)
         config = PoolConfig(
             workers=section.workers,
-            tasks_per_lease=1,  # groups differ in length, and replay has no batching to lose
+            tasks_per_lease=1,  # groups differ in length, and replay does not batch over groups
             max_attempts=rollout.max_attempts,
             timeouts=self._timeouts(section.deadline_s),
             max_quarantined=rollout.max_quarantined,

@@ -1,11 +1,11 @@
-"""Scaling a running job from outside: two small files in the run directory, no connection to Ray needed.
+"""Scaling of a running job through two small files in its run directory, without a connection to Ray.
 
-    workers.json   the run ──► you    who works, kept up to date by a thread of the run; gone when the run has ended
-    scale.json     you ──► the run    how many shall work, looked at every second
+    workers.json   run ──► command    status of the workers; a thread of the run updates it and removes it at the end
+    scale.json     command ──► run    requested numbers of workers; the thread reads it every second
 
-Both are written atomically and read strictly. A request carries the token of the run it was made for, so that one left
-by an earlier process of the same run directory means nothing to the next. Wherever the run directory can be seen (this
-machine, a shared file system, a pod of the cluster) the job can be scaled.
+Both files are written atomically and validated when they are read. A request contains the token of the process that it
+was made for, so that a later process of the same run directory ignores it. A job can be scaled from every machine that
+has access to the run directory (this machine, a shared file system, a pod of the cluster).
 """
 
 from __future__ import annotations
@@ -31,98 +31,98 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0
-"""Between two looks at ``scale.json``."""
+POLL_S = 1.0
+"""Time between two reads of ``scale.json``, seconds."""
 REFRESH_S = 5.0
-"""``workers.json`` is written at least this often."""
+"""Longest time between two writes of ``workers.json``, seconds."""
 SILENT_S = 30.0
-"""A ``workers.json`` that is older was left behind by a process that died."""
+"""Age, seconds, from which ``workers.json`` is taken to be left over from a process that died."""
 
 _UP = ("idle", "busy")
-_CALM = (*_UP, "released")
-"""States in which nothing is about to change."""
+_SETTLED = (*_UP, "released")
+"""States that a worker keeps until there is work or a request."""
 
 
 class WorkerEntry(Section):
-    """One place of a pool."""
+    """Status of one slot of a pool, in ``workers.json``."""
 
-    name: str
-    state: str
-    """See ``WorkerStatus``."""
-    pid: int = 0
-    host: str = ""
-    since: float = Field(0.0, description="when it came up, seconds since 1970")
+    name: str = Field(description="name of the slot, <role>-<n>")
+    state: str = Field(description="gone, starting, idle, busy, released or leaving")
+    pid: int = Field(0, description="process id of the worker; 0 while no worker is up")
+    host: str = Field("", description="host name of the worker's node; empty while no worker is up")
+    since: float = Field(0.0, description="time at which the worker came up, seconds since 1970; 0 while none is up")
 
 
 class PoolView(Section):
-    """One pool as the run last wrote it down."""
+    """Status of one pool, in ``workers.json``."""
 
-    target: int
-    fewest: int
-    most: int
-    members: tuple[WorkerEntry, ...]
+    target: int = Field(description="number of workers that the pool should have")
+    fewest: int = Field(description="smallest number of workers that may be requested")
+    most: int = Field(description="largest number of workers that may be requested")
+    members: tuple[WorkerEntry, ...] = Field(description="all slots, the oldest first")
 
     @property
     def num_up(self) -> int:
-        """Workers that are up and stay."""
+        """Number of workers that are up and not leaving."""
         return sum(member.state in _UP for member in self.members)
 
     @property
     def settled(self) -> bool:
-        """True when everybody who was asked for is up, or released for want of work, and nobody else is there."""
-        return len(self.members) == self.target and all(member.state in _CALM for member in self.members)
+        """True when the pool has its target number of slots and every worker is up or released."""
+        return len(self.members) == self.target and all(member.state in _SETTLED for member in self.members)
 
 
 class RunView(Section):
-    """``workers.json``."""
+    """Content of ``workers.json``."""
 
-    run: str
-    """Token of the process."""
-    host: str
-    pid: int
-    written_at: float
-    """Seconds since 1970."""
-    pools: dict[str, PoolView]
+    run: str = Field(description="random token of the run's process")
+    host: str = Field(description="host name of the run's process")
+    pid: int = Field(description="process id of the run's process")
+    written_at: float = Field(description="time of writing, seconds since 1970")
+    pools: dict[str, PoolView] = Field(description="pools by role: rollout, replay")
 
 
 class Request(Section):
-    """``scale.json``."""
+    """Content of ``scale.json``."""
 
-    run: str
-    targets: dict[str, int]
-    at_once: bool
+    run: str = Field(description="token of the process that the request is for")
+    targets: dict[str, int] = Field(description="requested number of workers by role")
+    at_once: bool = Field(description="True: workers that leave return their leases; False: they finish them first")
 
 
 class ScalablePool(Protocol):
-    """What the watch needs of a pool."""
+    """Protocol of a pool whose number of workers can be changed."""
 
-    def resize(self, number: int, *, at_once: bool = False) -> None: ...
+    def resize(self, number: int, *, at_once: bool = False) -> None:
+        """Changes the target number of workers; does not wait for it."""
 
     @property
-    def target(self) -> int: ...
+    def target(self) -> int:
+        """Number of workers that the pool should have."""
 
-    def status(self) -> tuple[WorkerStatus, ...]: ...
+    def status(self) -> tuple[WorkerStatus, ...]:
+        """Returns the status of every slot, the oldest first."""
 
 
 class ScaleController:
-    """The run's side: a thread that obeys ``scale.json`` and keeps ``workers.json``.
+    """Thread of a run that applies the requests in ``scale.json`` and writes ``workers.json``.
 
     Args:
         run_dir: an existing folder.
-        pools: each with the fewest and the most workers it may have, by role.
+        pools: each pool with its smallest and largest number of workers, by role.
     """
 
     def __init__(self, run_dir: Path, pools: Mapping[str, tuple[ScalablePool, tuple[int, int]]]) -> None:
         self._request, self._workers, self._pools = run_dir / "scale.json", run_dir / "workers.json", pools
         self._run = secrets.token_hex(8)
-        self._obeyed: Request | None = None
+        self._applied: Request | None = None
         self._written: RunView | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="scale watch", daemon=True)
+        self._thread = threading.Thread(target=self._run_until_closed, name="scale watch", daemon=True)
 
     def start(self) -> None:
         """Writes ``workers.json`` for the first time and starts the thread."""
-        self.look()
+        self.poll()
         self._thread.start()
 
     def close(self) -> None:
@@ -135,19 +135,19 @@ class ScaleController:
         except OSError as error:
             log.warning("%s is left behind (%s)", self._workers, error.strerror)
 
-    def look(self) -> None:
-        """One look at the request, one at the workers. A full disk or a broken file is not worth a run."""
+    def poll(self) -> None:
+        """Applies a new request and updates ``workers.json``; an OSError is logged and does not end the run."""
         try:
-            self._obey()
+            self._apply_request()
             self._write()
         except OSError as error:
-            log.warning("%s: scaling does not work just now (%s)", self._workers.parent, error.strerror)
+            log.warning("%s: scaling does not work at present (%s)", self._workers.parent, error.strerror)
 
-    def _watch(self) -> None:
-        while not self._stop.wait(LOOK_S):
-            self.look()
+    def _run_until_closed(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self.poll()
 
-    def _obey(self) -> None:
+    def _apply_request(self) -> None:
         if not self._request.exists():
             return
         try:
@@ -156,13 +156,13 @@ class ScaleController:
             log.warning("%s is not a request; removed", self._request)
             self._request.unlink(missing_ok=True)
             return
-        if request == self._obeyed or request.run != self._run:
+        if request == self._applied or request.run != self._run:
             return
-        self._obeyed = request
+        self._applied = request
         for role, number in request.targets.items():
             pool, (fewest, most) = self._pools.get(role, (None, (0, 0)))
             if pool is None or not max(1, fewest) <= number <= most:
-                log.warning("asked for %s=%d; not obeyed, expected %d to %d", role, number, fewest, most)
+                log.warning("request %s=%d is ignored; expected %d to %d", role, number, fewest, most)
             elif number != pool.target:
                 log.info("scaling %s from %d to %d workers", role, pool.target, number)
                 pool.resize(number, at_once=request.at_once)
@@ -190,14 +190,17 @@ def _view(pool: ScalablePool, fewest: int, most: int) -> PoolView:
     return PoolView(target=pool.target, fewest=fewest, most=most, members=tuple(members))
 
 
-# ---------------------------------------------------------------------- the other side
+# ---------------------------------------------------------------------- functions of the command
 
 
 def read_workers(run_dir: Path) -> RunView:
-    """Returns who works in a run.
+    """Returns the status of the workers of a run.
+
+    Args:
+        run_dir: the run directory.
 
     Raises:
-        ConfigError: nothing runs there, or nothing that could be scaled.
+        ConfigError: it is no run directory, no run is in progress there, or the run has no workers to scale.
     """
     file, saved = run_dir / "workers.json", run_dir / "config.json"
     if not saved.is_file():
@@ -208,7 +211,7 @@ def read_workers(run_dir: Path) -> RunView:
         raise ConfigError(
             "no workers to scale here",
             where=str(run_dir),
-            expected='a run that trains just now with runtime.kind = "ray"',
+            expected='a run in progress with runtime.kind = "ray"',
             fix="start it; a finished or serial run has none",
         ) from None
     except (OSError, ValidationError) as error:
@@ -217,7 +220,7 @@ def read_workers(run_dir: Path) -> RunView:
     silent_s = time.time() - view.written_at
     if silent_s > SILENT_S:
         raise ConfigError(
-            f"the run is not there any more: process {view.pid} on {view.host} was last heard {silent_s:.0f} s ago",
+            f"the run has died: process {view.pid} on {view.host} last wrote its status {silent_s:.0f} s ago",
             where=str(run_dir),
             fix="the command that started it resumes it",
         )
@@ -225,15 +228,15 @@ def read_workers(run_dir: Path) -> RunView:
 
 
 def request_scale(run_dir: Path, targets: Mapping[str, int], *, at_once: bool = False) -> RunView:
-    """Asks a run for other numbers of workers; returns who works just now.
+    """Requests other numbers of workers from a run; returns the present status of its workers.
 
     Args:
-        run_dir: of the run.
-        targets: number of workers by role.
-        at_once: workers that leave return their groups instead of finishing them.
+        run_dir: the run directory.
+        targets: requested number of workers by role.
+        at_once: True: workers that leave return their groups; False: they finish them first.
 
     Raises:
-        ConfigError: no such role, a number out of range, or nothing runs there.
+        ConfigError: there is no such role, a number is out of range, or no run is in progress.
     """
     view = read_workers(run_dir)
     for role, number in targets.items():
@@ -259,10 +262,15 @@ def request_scale(run_dir: Path, targets: Mapping[str, int], *, at_once: bool = 
 
 
 def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) -> RunView:
-    """Returns who works as soon as the run has as many workers as were asked for.
+    """Waits until the run has the requested numbers of workers; returns the status of its workers.
+
+    Args:
+        run_dir: the run directory.
+        targets: requested number of workers by role.
+        deadline_s: longest time to wait, seconds.
 
     Raises:
-        DeadlineExceeded: it has not, after ``deadline_s`` seconds.
+        DeadlineExceeded: the run does not have them after ``deadline_s`` seconds.
         ConfigError: the run ended.
     """
     deadline = time.monotonic() + deadline_s
@@ -282,4 +290,4 @@ def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) ->
                 where=open_roles[0],
                 fix="the run goes on trying; `saga-dist scale RUN` shows how far it is",
             )
-        time.sleep(LOOK_S / 4)
+        time.sleep(POLL_S / 4)

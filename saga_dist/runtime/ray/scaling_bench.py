@@ -1,16 +1,21 @@
-"""The part of the scaling bench that needs Ray: the real coordinator and pool over workers that only take their time.
+"""The part of the scaling bench that needs Ray: the real coordinator and pool with workers that only sleep.
 
-A worker sleeps as long as a real engine took for a group (a recorded trace) and touches no model, so that 64 of them
-fit on two cores and what is left to measure is ours: leases, order, waiting, bookkeeping.
+A worker sleeps as long as a real engine took for a group, according to a recorded trace, and runs no model. So 64
+workers fit on two cores, and the bench measures the overhead of the system: leases, order, waits, bookkeeping.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,15 +35,16 @@ from saga_dist.utils.rng import counter_seed
 from saga_dist.workers.serial_pool import SerialPool
 
 GROUPS_PER_LEASE = 1
+"""Groups on one lease of the bench."""
 _TIMEOUTS = Timeouts(start_s=600.0, lease_s=120.0, heartbeat_s=60.0)
 
 
 class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
-    """How the pool talks to workers that take the time of the trace.
+    """Adapter of a pool to workers that sleep for the durations of a trace.
 
     Args:
-        latencies: seconds per group, as recorded.
-        scale: what they are multiplied with; 0: answers come at once.
+        latencies: recorded duration of each group, seconds.
+        scale: factor on the durations; 0: workers answer immediately.
     """
 
     name = "rollout"
@@ -48,11 +54,11 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         self._sent: dict[str, RolloutTask] = {}
 
     def seconds(self, pair_id: str) -> float:
-        """Returns how long the group of a pair takes: the same whoever works on it."""
+        """Returns the duration of the group of a pair, which does not depend on the worker."""
         return self._scale * self._latencies[counter_seed("latency", pair_id) % len(self._latencies)]
 
     def spawn(self) -> Any:
-        """Returns the handle of a new worker; its class travels by value, so that its process stays small."""
+        """Returns the handle of a new worker; its class is pickled by value, which keeps its process small."""
 
         class Sleeper:
             def start(self) -> WorkerInfo:
@@ -68,13 +74,13 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return ray.remote(num_cpus=0, max_concurrency=2)(Sleeper).remote()
 
     def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease."""
+        """Starts a lease; the answer is the list of pair ids."""
         self._sent.update((task.pair_id, task) for task in tasks)
         names = [task.pair_id for task in tasks]
         return actor.run.remote([self.seconds(name) for name in names], names), ()
 
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
-        """Returns the groups that a scripted worker would have made."""
+        """Returns the groups of a fake rollout worker."""
         tasks = [self._sent.pop(name) for name in answer]
         return [fake_group(task, task.tokens) for task in tasks]
 
@@ -87,35 +93,87 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return result.pair_id
 
 
-class BenchLearner(FakeLearner):
-    """A scripted learner with many images, whose update takes a while.
+class SimulatedActor:
+    """Actor handle without a process; a timer of an event loop in another thread completes each call.
 
     Args:
-        config: of the run.
-        update_s: seconds of one optimizer step.
+        clock: the event loop.
+        pid: number of the actor, in place of a process id.
+    """
+
+    def __init__(self, clock: asyncio.AbstractEventLoop, pid: int) -> None:
+        self._clock = clock
+        info = WorkerInfo(pid, "", "", "")
+        self.start = SimpleNamespace(remote=lambda: self._answer(0.0, info))
+        self.health = SimpleNamespace(remote=lambda: self._answer(0.0, 0.0))
+        self.run = SimpleNamespace(remote=lambda seconds, pair_ids: self._answer(sum(seconds), pair_ids))
+
+    def _answer(self, seconds: float, value: Any) -> Any:
+        """Returns an object with the ``future`` of a reference, which gets its value after ``seconds``."""
+        answer = Future[Any]()
+        self._clock.call_soon_threadsafe(self._clock.call_later, seconds, answer.set_result, value)
+        return SimpleNamespace(future=lambda: answer)
+
+
+class SimulatedAdapter(SleeperAdapter):
+    """Adapter to simulated workers with the same durations, of which a machine can run thousands.
+
+    Args:
+        latencies: see ``SleeperAdapter``.
+        scale: see ``SleeperAdapter``.
+    """
+
+    def __init__(self, latencies: Sequence[float], scale: float) -> None:
+        super().__init__(latencies, scale)
+        self._pids = itertools.count(1)
+        self._clock = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._clock.run_forever, name="simulated workers", daemon=True)
+        self._thread.start()
+
+    def spawn(self) -> SimulatedActor:
+        """Returns the handle of a new simulated worker."""
+        return SimulatedActor(self._clock, next(self._pids))
+
+    def kill(self, actor: SimulatedActor) -> None:
+        """Does nothing, because there is no process."""
+
+    def close(self) -> None:
+        """Ends the thread of the event loop."""
+        self._clock.call_soon_threadsafe(self._clock.stop)
+        self._thread.join()
+        self._clock.close()
+
+
+class BenchLearner(FakeLearner):
+    """Fake learner with four images of each training class, whose update takes a given time.
+
+    Args:
+        config: configuration of the run.
+        update_s: duration of one optimizer step, seconds.
     """
 
     def __init__(self, config: RunConfig, update_s: float) -> None:
         super().__init__(config, FaultPlan())
-        self._update_s = update_s
+        self._update_s, self._num_classes = update_s, config.data.birds.train_classes
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns four images of each of 128 classes; no validation classes."""
-        return np.arange(512, dtype=np.int64) // 4 if split == "train" else np.zeros(0, np.int64)
+        """Returns the labels of four images of each training class; other splits are empty."""
+        num_images = 4 * self._num_classes if split == "train" else 0
+        return np.arange(num_images, dtype=np.int64) // 4
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one step, and its time."""
+        """Takes one optimizer step, after sleeping for its duration."""
         time.sleep(self._update_s)
         return super().finish_step(handles)
 
 
 class BenchRuntime:
-    """Scripted learner and replay in this process, sleeping workers behind the real pool; ``protocols.Runtime``.
+    """Runtime with the real rollout pool over sleeping workers; learner and replay are fakes in this process.
 
     Args:
-        config: of the run.
-        adapter: the workers.
-        update_s: seconds of one optimizer step.
+        config: configuration of the run.
+        adapter: adapter of the rollout pool.
+        update_s: duration of one optimizer step, seconds.
     """
 
     def __init__(self, config: RunConfig, adapter: SleeperAdapter, update_s: float) -> None:
@@ -130,17 +188,17 @@ class BenchRuntime:
         )
 
     def restart_learner(self) -> None:
-        """Never needed: nothing dies here."""
+        """Does nothing, because the learner is never lost."""
 
     def reset_learner(self, config: RunConfig) -> None:
-        """Never needed: one run each."""
+        """Does nothing, because each runtime serves one run."""
 
     def backbone_digest(self) -> str:
-        """Returns nothing: there is no backbone."""
+        """Returns an empty string, because there is no backbone."""
         return ""
 
     def watch(self, run_dir: Path) -> None:
-        """Nobody scales it."""
+        """Does nothing, because the bench does not change the number of workers."""
 
     def close(self) -> None:
         """Ends the workers."""
@@ -148,14 +206,20 @@ class BenchRuntime:
 
 
 def wait_for_workers(pool: RayPool[Any, Any], number: int) -> None:
-    """Returns when so many workers are up: starting them is not what is measured."""
+    """Waits until this many workers are up, because their start is not part of the measurement."""
     deadline = time.monotonic() + _TIMEOUTS.start_s
     while len(pool.workers()) < number and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> tuple[float, list[dict[str, float]]]:
-    """Trains and returns groups per second, first step left out, and the metrics of every step."""
+    """Trains; returns groups per second, without the first step, and the metrics of every step.
+
+    Args:
+        config: configuration of the run.
+        adapter: adapter of the rollout pool.
+        update_s: duration of one optimizer step, seconds.
+    """
     runtime = BenchRuntime(config, adapter, update_s)
     try:
         runtime.rollouts.start()
@@ -173,7 +237,14 @@ def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> tup
 
 
 def split_evenly(config: RunConfig, adapter: SleeperAdapter) -> float:
-    """Returns groups per second of the plain way: a step's pairs are dealt out to the workers, all are waited for."""
+    """Returns groups per second of the baseline: the pairs of a step are divided evenly among the workers in advance.
+
+    The next step starts when all workers have finished. There is no learner.
+
+    Args:
+        config: configuration of the run.
+        adapter: creates the workers.
+    """
     workers = [adapter.spawn() for _ in range(config.rollout.workers)]
     try:
         ray.get([worker.start.remote() for worker in workers], timeout=_TIMEOUTS.start_s)

@@ -1,8 +1,8 @@
-"""The connection to Ray: join a cluster, or start a private one on this machine, and end only what was started here.
+"""The connection to Ray: joins a cluster or starts a private one on this machine, and ends only what it started.
 
-Inside ``ray job submit`` (or with ``runtime.address`` or RAY_ADDRESS) the run joins; a process already connected
-stays so; otherwise a private Ray starts: own temporary folder, no dashboard, own random token, nothing written to the
-home folder.
+Inside ``ray job submit``, or with ``runtime.address`` or RAY_ADDRESS, the run joins that cluster. A process that is
+already connected keeps its connection. Otherwise a private Ray is started, with its own temporary folder and random
+token, without a dashboard, and without files in the home folder.
 """
 
 from __future__ import annotations
@@ -31,42 +31,55 @@ from saga_dist.errors import ConfigError
 log = logging.getLogger(__name__)
 
 CONNECT_DEADLINE_S = 10.0
+"""Longest time for a TCP connection to the Ray head, seconds."""
 NAMESPACE = "saga_dist"
+"""Ray namespace of the actors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What one role asks of the cluster."""
+    """Resources that the actors of one role request from the cluster."""
 
     role: str
+    """Name of the role: learner, rollout or replay."""
     count: int
+    """Number of actors."""
     cpus: float
+    """CPUs of each actor."""
     gpus: float
+    """GPUs of each actor."""
     pinned: bool = False
-    """True when it also asks for the custom resource of its role."""
+    """True when each actor also requests 1 of the custom resource of its role."""
 
 
 def resource_requests(config: RunConfig) -> list[ResourceRequest]:
-    """Returns what every role of the run asks of the cluster."""
+    """Returns the resource requests of all roles of a run."""
     runtime, rollout, replay = config.runtime, config.rollout, config.replay
-    asked = [ResourceRequest("learner", runtime.learner_processes, runtime.learner_num_cpus, runtime.learner_num_gpus)]
+    requests = [
+        ResourceRequest("learner", runtime.learner_processes, runtime.learner_num_cpus, runtime.learner_num_gpus)
+    ]
     if config.needs_engine:
-        asked.append(ResourceRequest("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
+        requests.append(ResourceRequest("rollout", rollout.workers, rollout.num_cpus, rollout.num_gpus))
     if config.needs_mllm:
-        asked.append(ResourceRequest("replay", replay.workers, replay.num_cpus, replay.num_gpus))
-    return [replace(need, pinned=runtime.pin_roles) for need in asked if need.count]
+        requests.append(ResourceRequest("replay", replay.workers, replay.num_cpus, replay.num_gpus))
+    return [replace(need, pinned=runtime.pin_roles) for need in requests if need.count]
 
 
-def missing_resources(asked: Sequence[ResourceRequest], resources: dict[str, float]) -> str:
-    """Returns one line that says what is needed and what is there, or '' when ``resources`` suffice."""
+def missing_resources(requests: Sequence[ResourceRequest], resources: dict[str, float]) -> str:
+    """Returns one line with the missing resources; empty when ``resources`` suffice.
+
+    Args:
+        requests: resource requests of all roles.
+        resources: resources of the cluster by Ray's names.
+    """
     short = []
     for name, unit in (("CPU", "cpus"), ("GPU", "gpus")):
-        parts = [(need, getattr(need, unit)) for need in asked if getattr(need, unit)]
+        parts = [(need, getattr(need, unit)) for need in requests if getattr(need, unit)]
         total, there = sum(need.count * amount for need, amount in parts), resources.get(name, 0.0)
         if total > there + 1e-6:
             detail = " + ".join(f"{need.count} {need.role} x {amount:g}" for need, amount in parts)
             short.append(f"{total:g} {name}s needed ({detail}), {there:g} there")
-    for need in asked:
+    for need in requests:
         there = resources.get(need.role, 0.0)
         if need.pinned and need.count > there:
             short.append(f"{need.count} of the resource {need.role!r} needed, {there:g} there")
@@ -74,13 +87,13 @@ def missing_resources(asked: Sequence[ResourceRequest], resources: dict[str, flo
 
 
 class RaySession:
-    """A connection to Ray for one run.
+    """Connection to Ray for one run.
 
     Args:
-        config: address, size of a local Ray, and what the roles need.
+        config: the whole configuration.
 
     Raises:
-        ConfigError: the address cannot be reached, its token does not fit, or a local Ray would be too small.
+        ConfigError: the address cannot be reached, the token is wrong, or a local Ray would be too small.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -103,11 +116,11 @@ class RaySession:
             log.warning("%s; waiting for the cluster to grow", missing)
 
     def missing(self) -> str:
-        """Returns what the cluster lacks for the configured roles, '' when nothing."""
+        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
         return missing_resources(self._needs, ray.cluster_resources())
 
     def close(self) -> None:
-        """Ends the private Ray, or the connection that was made here."""
+        """Ends the private Ray, or the connection if this object made it."""
         if self._joined or self._started:
             self._joined = self._started = False
             ray.shutdown()
@@ -123,7 +136,7 @@ class RaySession:
                 ray.init(address=address, namespace=NAMESPACE, **_quiet())
         except (ConnectionError, AuthenticationError) as error:
             raise ConfigError(
-                "Ray does not let us in",
+                "Ray refused the connection",
                 where=f"runtime.address = {address!r}",
                 fix="check that it is a Ray head of this version and RAY_AUTH_TOKEN or ~/.ray/auth_token is its token",
             ) from error
@@ -141,7 +154,7 @@ class RaySession:
             )
         _use_authentication("token", _private_token())
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Unix sockets lie below this folder and their paths may have 107 characters, so TMPDIR may be too deep.
+        # Paths of the Unix sockets in this folder may have at most 107 characters, so TMPDIR may be too deep.
         self._folder = Path(tempfile.mkdtemp(prefix="saga-", dir="/tmp" if Path("/tmp").is_dir() else None))
         try:
             with _own_sigterm_handler():
@@ -169,7 +182,11 @@ def _quiet() -> dict[str, Any]:
 
 
 def _require_reachable(address: str) -> None:
-    """Ray itself tries for two minutes before it says that nobody answers."""
+    """Checks that an address accepts a TCP connection, because Ray itself would retry for two minutes.
+
+    Raises:
+        ConfigError: it is no address, or there is no connection within ``CONNECT_DEADLINE_S``.
+    """
     where = f"runtime.address = {address!r}"
     if address == "auto":
         return
@@ -180,7 +197,7 @@ def _require_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
     except OSError as error:
         raise ConfigError(
-            f"nobody answers there ({error.strerror or error})",
+            f"no connection to this address ({error.strerror or error})",
             where=where,
             fix="check address and firewall, or `ray status` there",
         ) from error
@@ -193,17 +210,17 @@ def _has_token() -> bool:
 
 @cache
 def _private_token() -> str:
-    return secrets.token_hex(32)  # one per process: Ray reads it once and keeps it
+    return secrets.token_hex(32)  # cached, because Ray reads the token once per process and keeps it
 
 
 def _use_authentication(mode: str, token: str = "") -> None:
-    """Sets Ray's authentication for this process and its children, unless the environment already says something."""
+    """Sets Ray's authentication for this process and its children, unless the environment already sets a mode."""
     if "RAY_AUTH_MODE" in os.environ:
         return
     os.environ["RAY_AUTH_MODE"] = mode
     if token and not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = token
-    # Ray took its settings from the environment when it was imported; this makes it look again, as its own set-up does.
+    # Ray read the environment when it was imported; this makes it read it again, as Ray's own set-up does.
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
@@ -212,7 +229,7 @@ def _use_authentication(mode: str, token: str = "") -> None:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """Keeps the caller's SIGTERM handler: Ray replaces it by one that exits without a checkpoint."""
+    """Restores the SIGTERM handler, which Ray replaces by one that exits without a checkpoint."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The part of the transport bench that needs Ray: a reader in a process of its own, and both ways to reach it."""
+"""The part of the transport bench that needs Ray: a reader in its own process, and two ways to send payloads to it."""
 
 from __future__ import annotations
 
@@ -19,51 +19,58 @@ from saga_dist.runtime.ray.session import RaySession
 from saga_dist.types import EncoderTokens
 
 DEADLINE_S = 120.0
+"""Longest wait for one call of the reader, seconds."""
 NUM_READERS = 2
+"""Number of times that each set of payloads is read: as by the rollout worker and by the replay worker."""
 
 Place = tuple[str, str, int]
-"""Where a byte of shared memory is, the same in every process: device, inode, offset."""
+"""Position of a byte of shared memory, the same in every process: device, inode, offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedPayloads:
-    """What a reader saw of a set of payloads."""
+    """Result of opening a set of payloads in one process."""
 
     seconds: float
-    """To have all tensors at hand, wall clock."""
+    """Wall-clock time until all tensors were available, seconds."""
     digests: tuple[str, ...]
-    """sha256 of each pair's values."""
+    """sha256 of the values of each pair."""
     places: tuple[Place | None, ...]
-    """Where each pair's values lie; None in memory of the reader's own."""
+    """Position of the values of each pair; None when they are in private memory of the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Payloads from the learner's process to a reader's."""
+    """Transport of a set of payloads from this process to the reader."""
 
     put_s: float
+    """Time to store the payloads, seconds."""
     opened: tuple[OpenedPayloads, ...]
-    """By the rollout worker, then by the replay worker."""
+    """Results of the reads: the one of the rollout worker, then the one of the replay worker."""
 
     def seconds(self, num_readers: int) -> float:
-        """Returns the time of writing and of so many readers."""
+        """Returns the time of storing the payloads and of the first ``num_readers`` reads, seconds."""
         return self.put_s + sum(opened.seconds for opened in self.opened[:num_readers])
 
 
 class PayloadReader:
-    """Opens payloads in its own process, as a worker does."""
+    """Actor that opens payloads in its own process, as a worker does."""
 
     def open_arrow(self, handles: Sequence[ObjectHandle]) -> OpenedPayloads:
-        """Returns what came through our handles."""
+        """Opens payloads that were stored as Arrow batches."""
         return _opened(lambda: fetch_tokens(handles, deadline_s=DEADLINE_S))
 
     def open_pickled(self, handles: Sequence[ObjectHandle]) -> OpenedPayloads:
-        """Returns what came as records with torch tensors in them."""
+        """Opens payloads that were stored as records with torch tensors."""
         return _opened(lambda: ray.get([handle.ref for handle in handles], timeout=DEADLINE_S))
 
 
 class Transport:
-    """Both ways from this process to a reader on the same node."""
+    """Sends records from this process to a reader on the same node, as Arrow batches or pickled.
+
+    Args:
+        reader: actor handle of a ``PayloadReader``.
+    """
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
@@ -73,11 +80,11 @@ class Transport:
         return self._send(records, put_tokens, self._reader.open_arrow)
 
     def pickled(self, records: Sequence[EncoderTokens]) -> RoundTrip:
-        """Sends records as they are: Ray pickles the tensors in them."""
+        """Sends records as they are; Ray pickles their tensors."""
         return self._send(records, _put_pickled, self._reader.open_pickled)
 
     def places(self, records: Sequence[EncoderTokens]) -> tuple[tuple[Place | None, ...], tuple[Place | None, ...]]:
-        """Returns where published values lie, as seen from this process and from the reader's."""
+        """Returns the positions of published values, in this process and in the reader's."""
         handles = [put_tokens(record) for record in records]
         here = _opened(lambda: fetch_tokens(handles, deadline_s=DEADLINE_S))
         there: OpenedPayloads = ray.get(self._reader.open_arrow.remote(handles), timeout=DEADLINE_S)
@@ -95,7 +102,7 @@ class Transport:
 
 @contextmanager
 def transport(config: RunConfig) -> Iterator[Transport]:
-    """Yields a transport with a running reader; ends what it started."""
+    """Yields a transport with a running reader; ends the reader and the Ray session."""
     session = RaySession(config)
     try:
         reader = ray.remote(num_cpus=0.5, max_restarts=0)(PayloadReader).remote()
@@ -109,7 +116,7 @@ def transport(config: RunConfig) -> Iterator[Transport]:
 
 
 def place_of(address: int) -> Place | None:
-    """Returns which byte of which shared file is mapped at an address of this process; None in private memory."""
+    """Returns the position of the shared byte that is mapped at an address of this process; None in private memory."""
     for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
         span, rights, offset, device, inode = line.split(maxsplit=5)[:5]
         start, stop = (int(end, 16) for end in span.split("-"))

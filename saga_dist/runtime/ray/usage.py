@@ -1,4 +1,4 @@
-"""How much of their time workers worked: busy and running time, added up whenever a worker changes its state."""
+"""Utilisation of the workers of a pool: sums of their running and busy time, updated at every change of state."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import threading
 
 
 class Usage:
-    """Seconds that workers ran and were busy since the last ``take``; may be used by several threads.
+    """Sums the seconds that workers ran and were busy since the last ``take``; safe for use by several threads.
 
     Args:
-        now: seconds, of a clock that only goes forward.
+        now: present time of a monotonic clock, seconds.
     """
 
     def __init__(self, now: float) -> None:
@@ -21,7 +21,14 @@ class Usage:
         self._busy_s: dict[str, float] = {}
 
     def note(self, now: float, worker: str, *, running: bool, busy: bool) -> None:
-        """Notes whether a worker runs and is busy from ``now`` on."""
+        """Records the state of a worker from a point in time on.
+
+        Args:
+            now: present time of the clock, seconds.
+            worker: name of the worker.
+            running: True when its process is up.
+            busy: True when it runs a lease.
+        """
         with self._lock:
             self._add_running(now)
             self._add_busy(now, worker)
@@ -33,9 +40,14 @@ class Usage:
                 self._busy_since[worker] = now
 
     def take(self, now: float) -> dict[str, float]:
-        """Returns busy seconds of all workers, of the busiest, per worker, and the idle share of all running time.
+        """Returns the utilisation since the last call and starts a new interval.
 
-        A worker counts for as long as it ran; where none ran there is neither mean nor share.
+        Args:
+            now: present time of the clock, seconds.
+
+        Returns ``busy_s`` (sum over workers), ``busy_max_s`` (largest of a worker) and, if any worker was running,
+        ``busy_per_worker_s`` (``busy_s`` by the mean number of running workers) and ``idle_share`` (idle share of the
+        running time, in [0, 1]).
         """
         with self._lock:
             self._add_running(now)

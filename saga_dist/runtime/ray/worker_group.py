@@ -1,8 +1,9 @@
-"""The workers of a pool: started, restarted with backoff, scaled, released while nobody needs them.
+"""The workers of a pool: starts, restarts (with backoff), scales, releases and readmits them.
 
-A slot that cannot be filled blocks nobody and is never given up: it is tried again, later and later, while another
-worker runs. Only when none runs, and none came up for as long as a start may take, there is nobody to wait for; and a
-pool that has never had a worker ends after a few failed starts, for the next would fail as well.
+A failed start does not affect other slots. While any worker of the pool is up, the start is retried without limit, with
+growing pauses. The group ends with an error when no worker is up and every slot is hopeless: the slot has had no worker
+for as long as a start may take, or, in a group that never had a worker, ``max_attempts`` of its starts failed. An error
+that would be the same on every worker (``FATAL``) ends a group that never had a worker at the first start.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus
+from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import FATAL, WorkerInfo, to_saga_error
 from saga_dist.runtime.ray.usage import Usage
 from saga_dist.runtime.ray.worker_slot import UP, Evicted, WorkerSlot, WorkerState
@@ -30,39 +31,42 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 60.0
-"""Longest pause between two attempts to start a worker."""
+"""Longest pause between two attempts to start a worker, seconds."""
 
-_USEFULNESS = {
+_RANK = {
     WorkerState.GONE: 0,
     WorkerState.RELEASED: 0,
     WorkerState.STARTING: 1,
     WorkerState.IDLE: 2,
     WorkerState.BUSY: 3,
 }
-"""The least useful workers leave first."""
+"""Rank of the states by which slots are chosen to leave: the lowest first."""
 
 _by_seniority = attrgetter("seniority")
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleRequest:
-    """How many workers a pool should have."""
+    """Number of workers that a pool should have."""
 
     target: int
-    """Slots that stay."""
+    """Number of slots, without those that are leaving."""
     at_once: bool
-    """True when those that leave must not finish their leases."""
+    """True: workers that leave return their leases; False: they finish them first."""
     demand: int
-    """Workers that would have something to do."""
+    """Number of workers for which there is work: waiting tasks and leases."""
 
 
 class WorkerGroup(Generic[TaskT, ResultT]):
-    """All slots of one pool. What depends on all of them is kept as they change, and never counted anew.
+    """All slots of one pool. Counts and lists over the slots are updated at every change of a slot's state.
+
+    All methods but ``status`` must be called on the event loop of the pool.
 
     Args:
-        adapter: how to create and use the workers.
-        config: of the pool.
-        work: gives leases to a worker that is up, until it is killed, released or should leave.
+        adapter: creates, calls and kills the actors.
+        config: settings of the pool.
+        work: coroutine that runs leases on a worker that is up, until the worker is killed or released or the slot
+            is leaving.
     """
 
     def __init__(
@@ -73,67 +77,71 @@ class WorkerGroup(Generic[TaskT, ResultT]):
     ) -> None:
         self._adapter, self._config, self._work = adapter, config, work
         self.wakeup = asyncio.Event()
-        """Set whenever a worker has become idle or was released."""
+        """Event that is set when a worker becomes idle or is released, and by the pool when tasks or target change."""
         self.idle: list[WorkerSlot[TaskT, ResultT]] = []
-        """Slots that can take a lease, the oldest first."""
+        """Slots whose worker is idle, the oldest slot first."""
         self.usage = Usage(time.monotonic())
+        """Running and busy time of the workers."""
         self.num_replacements = 0
-        """Workers, started or not, that failed so far."""
+        """Number of failures of workers and of their starts so far."""
         self.num_up = 0
-        """Workers that are idle or busy."""
+        """Number of workers that are idle or busy."""
         self._slots: list[WorkerSlot[TaskT, ResultT]] = []
-        """The oldest first, those that leave included."""
+        """All slots, leaving ones included, the oldest first."""
         self._num_staying = self._num_released = 0
-        self._coming: set[WorkerSlot[TaskT, ResultT]] = set()
-        """Slots whose worker starts, and did not fail to before."""
+        self._starting: set[WorkerSlot[TaskT, ResultT]] = set()
+        """Slots whose worker is starting and has not failed to start before."""
         self._came_up = asyncio.Event()
-        """Set for a moment whenever a worker comes up."""
+        """Event that wakes all waiting coroutines when a worker comes up; it is cleared again at once."""
         self._ever_up = False
-        self._demand = self._num_asking = 0
+        self._demand = self._num_open_calls = 0
         self._seniority = itertools.count()
 
-    # ------------------------------------------------------------------ what the pool asks
+    # ------------------------------------------------------------------ called by the pool
 
     @property
     def num_coming(self) -> int:
-        """Workers that start for the first time: they will want their share of the work."""
-        return len(self._coming)
+        """Number of workers that are starting for the first time; tasks are kept for them."""
+        return len(self._starting)
 
     def status(self) -> tuple[WorkerStatus, ...]:
-        """Returns the status of every slot, the oldest first; may be called from any thread."""
+        """Returns the status of every slot, the oldest first; may be called in any thread."""
         return tuple(slot.status() for slot in tuple(self._slots))
 
-    async def ask(self, method: str) -> Any:
-        """Returns the answer of one running worker to ``method()``; of another when that one dies meanwhile.
+    async def call(self, method: str) -> Any:
+        """Returns the result of ``method()`` on one running worker; if that worker dies, of another one.
 
         Raises:
-            DeadlineExceeded: no answer within the time that a start and a lease may take together.
-            SagaError: what the worker raised.
+            DeadlineExceeded: there was no answer within the deadlines of a start and a lease together.
+            SagaError: the worker raised it.
         """
-        timeouts, dead = self._config.timeouts, set[WorkerInfo]()
-        self._change_asking(1)
+        deadline_s, dead = self._config.timeouts.start_s + self._config.timeouts.lease_s, set[WorkerInfo | None]()
+        self._add_open_calls(1)
         try:
-            async with asyncio.timeout(timeouts.start_s + timeouts.lease_s):
+            async with asyncio.timeout(deadline_s):
                 while True:
-                    slot = await self._worker_up(but_not=dead)
+                    slot = await self._wait_for_worker(exclude=dead)
                     name, info = slot.name, slot.info
-                    assert info is not None
                     try:
-                        return await slot.ask(method)
-                    except RayActorError as error:
-                        log.warning("%s; asking another worker", to_saga_error(error, where=name, info=info))
+                        return await answer_of(getattr(slot.actor, method).remote())
+                    except RayError as error:
+                        own = to_saga_error(error, where=name, info=info)
+                        if not isinstance(error, RayActorError):
+                            raise own from error
+                        log.warning("%s; calling another worker", own)
                         dead.add(info)
         except TimeoutError:
-            raise DeadlineExceeded(f"no worker to ask for {method}", where=self._adapter.name) from None
+            what = f"no worker answered {method} within {deadline_s:g} s"
+            raise DeadlineExceeded(what, where=self._adapter.name) from None
         finally:
-            self._change_asking(-1)
+            self._add_open_calls(-1)
 
-    # ------------------------------------------------------------------ how many
+    # ------------------------------------------------------------------ scaling
 
     def reconcile(self, request: ScaleRequest) -> list[WorkerSlot[TaskT, ResultT]]:
-        """Brings the number of slots to the target, and released workers back when they are needed.
+        """Changes the number of slots to the target and readmits released slots for which there is work.
 
-        Returns the slots that are new; each needs its ``supervise``.
+        Returns the new slots; the caller runs ``supervise`` for each of them.
         """
         self._demand = request.demand
         if request.at_once:
@@ -143,27 +151,27 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         if self._num_staying > request.target:
             self._shrink(request.target, at_once=request.at_once)
         new = self._grow(request.target) if self._num_staying < request.target else []
-        while self._num_released and self._num_wanted < self._num_needed:
+        while self._num_released and self._num_kept < self._num_needed:
             next(slot for slot in self._slots if slot.state is WorkerState.RELEASED).readmit()
         return new
 
     @property
     def has_surplus(self) -> bool:
-        """True when a worker that has nothing to do may be released."""
-        return self._config.idle_release_s > 0 and self._num_wanted > self._num_needed
+        """True when idle workers may be released and more workers are kept than needed."""
+        return self._config.idle_release_s > 0 and self._num_kept > self._num_needed
 
     def evict_all(self) -> None:
         """Ends every slot at once."""
         for slot in self._slots:
             slot.leave(at_once=True)
 
-    # ------------------------------------------------------------------ the life of a slot
+    # ------------------------------------------------------------------ supervision of a slot
 
     async def supervise(self, slot: WorkerSlot[TaskT, ResultT]) -> None:
-        """Starts workers in a slot, one after another, and lets each of them work; ends when the slot leaves.
+        """Starts a worker in a slot and runs leases on it, again after every failure, until the slot leaves.
 
         Raises:
-            SagaError: no worker could be started, and there is none to wait for.
+            SagaError: no worker could be started, and all slots are hopeless.
         """
         try:
             while not slot.leaving:
@@ -183,7 +191,7 @@ class WorkerGroup(Generic[TaskT, ResultT]):
             self._slots.remove(slot)
 
     async def _start_failed(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
-        """Ends the pool when there is nobody to wait for; pauses before the next attempt otherwise."""
+        """Raises an error when every slot is hopeless; else releases the slot or pauses before the next attempt."""
         self.num_replacements += 1
         if not self._ever_up and isinstance(error, FATAL):
             raise error
@@ -198,45 +206,49 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         await slot.pause(pause_s)
 
     def _is_hopeless(self, slot: WorkerSlot[TaskT, ResultT]) -> bool:
+        """Returns True when a slot without a worker is not expected to have one in time, or at all."""
         down_s = asyncio.get_running_loop().time() - slot.down_since
-        never = not self._ever_up and slot.failed_starts >= self._config.max_attempts
-        unwanted = slot.leaving or slot.state is WorkerState.RELEASED
-        return never or down_s >= self._config.timeouts.start_s or unwanted
+        failed_always = not self._ever_up and slot.failed_starts >= self._config.max_attempts
+        needs_none = slot.leaving or slot.state is WorkerState.RELEASED
+        return failed_always or down_s >= self._config.timeouts.start_s or needs_none
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ internal
 
-    async def _worker_up(self, *, but_not: Collection[WorkerInfo]) -> WorkerSlot[TaskT, ResultT]:
-        """Waits for a worker that is up and not among ``but_not``; returns its slot, an idle one if there is one."""
+    async def _wait_for_worker(self, *, exclude: Collection[WorkerInfo | None]) -> WorkerSlot[TaskT, ResultT]:
+        """Waits for a worker that is up and not in ``exclude``; returns its slot, preferably of an idle worker."""
         while True:
-            up = [slot for slot in self._slots if slot.info is not None and slot.info not in but_not]
+            up = [slot for slot in self._slots if slot.info is not None and slot.info not in exclude]
             if up:
                 return min(up, key=lambda slot: slot.state is not WorkerState.IDLE)
             await self._came_up.wait()
 
-    def _change_asking(self, number: int) -> None:
-        self._num_asking += number
+    def _add_open_calls(self, number: int) -> None:
+        """Counts calls of ``call`` in progress, for each of which a worker is needed."""
+        self._num_open_calls += number
         self.wakeup.set()
 
     @property
-    def _num_wanted(self) -> int:
+    def _num_kept(self) -> int:
+        """Number of slots that have a worker or will start one, without leaving slots."""
         return self._num_staying - self._num_released
 
     @property
     def _num_needed(self) -> int:
-        return max(self._demand + self._num_asking, self._config.min_workers)
+        """Number of workers for which there is work, at least ``min_workers``."""
+        return max(self._demand + self._num_open_calls, self._config.min_workers)
 
     def _shrink(self, target: int, *, at_once: bool) -> None:
-        """Lets the least useful slots leave: empty ones, then idle ones, then busy ones; the youngest first."""
+        """Makes slots leave, of equal states the youngest first: without a worker, starting, idle, then busy ones."""
         youngest_first = [slot for slot in reversed(self._slots) if not slot.leaving]
-        least_useful_first = sorted(youngest_first, key=lambda slot: _USEFULNESS[slot.state])
-        for slot in least_useful_first[: self._num_staying - target]:
+        in_order_of_leaving = sorted(youngest_first, key=lambda slot: _RANK[slot.state])
+        for slot in in_order_of_leaving[: self._num_staying - target]:
             slot.leave(at_once=at_once)
         self._num_staying = target
 
     def _grow(self, target: int) -> list[WorkerSlot[TaskT, ResultT]]:
-        """Keeps slots that were about to leave, the oldest first, and adds new ones; returns the new ones."""
-        about_to_leave = [slot for slot in self._slots if slot.leaving and not slot.evicted]
-        kept = about_to_leave[: target - self._num_staying]
+        """Keeps leaving slots that were not evicted, the oldest first, then adds new slots; returns the new slots."""
+        leaving = [slot for slot in self._slots if slot.leaving and not slot.evicted]
+        kept = leaving[: target - self._num_staying]
         for slot in kept:
             slot.leaving = False
         num_new = target - self._num_staying - len(kept)
@@ -251,14 +263,14 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         return new
 
     def _note_change(self, slot: WorkerSlot[TaskT, ResultT], before: WorkerState) -> None:
-        """Keeps what depends on the states of all slots up to date; called after each change of one."""
+        """Updates the counts and lists over all slots after a change of the state of one."""
         after = slot.state
         self.num_up += (after in UP) - (before in UP)
         self._num_released += (after is WorkerState.RELEASED) - (before is WorkerState.RELEASED)
         self.usage.note(time.monotonic(), slot.name, running=after in UP, busy=after is WorkerState.BUSY)
-        self._coming.discard(slot)
+        self._starting.discard(slot)
         if after is WorkerState.STARTING and not slot.failed_starts:
-            self._coming.add(slot)
+            self._starting.add(slot)
         if before is WorkerState.IDLE:
             self.idle.remove(slot)
         if after is WorkerState.IDLE:

@@ -1,16 +1,14 @@
-"""One slot of a pool: the life of a worker, and of the workers that take its place when it fails.
+"""One slot of a pool: states, deadlines and heartbeat of its worker, and of the workers that replace it.
 
-              start            next_lease            assign
-       GONE ────────► STARTING ──────────► IDLE ◄──────────────► BUSY
-        ▲ ▲               │                 │     (next_lease)    │
-        │ └───────────────┴──── failure ────┼─────────────────────┘
-        │ readmit                           │ not needed for a while
-        └──────────────── RELEASED ◄────────┘
+    GONE ──start──► STARTING ──next_lease──► IDLE ───assign────► BUSY
+     ▲ ▲               │                     │ │ ◄─next_lease──  │
+     │ └────failure────┴─────────────────────│─┴─────────────────┘
+     └───readmit─── RELEASED ◄───release─────┘
 
-A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer to a lease. While it does,
-these end the wait too, whichever comes first: the deadline, ``evict``, and the heartbeat. The heartbeat asks a worker
-that was silent for half of ``heartbeat_s`` for a sign of life and gives it ``heartbeat_s`` to answer, so a worker that
-hangs is found after one and a half heartbeats at most.
+A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer of a lease. The deadline,
+an eviction (``leave``) or the heartbeat can end the wait earlier. The heartbeat calls ``health`` of a worker that has
+not answered anything for half of ``heartbeat_s``, and the worker has ``heartbeat_s`` to answer. So a hang is detected
+after at most 1.5 * ``heartbeat_s``.
 """
 
 from __future__ import annotations
@@ -19,16 +17,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, Timeouts, WorkerStatus
+from saga_dist.runtime.ray.adapter import ActorAdapter, Timeouts, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
 
 TaskT = TypeVar("TaskT")
@@ -38,59 +34,39 @@ log = logging.getLogger(__name__)
 
 
 class WorkerState(Enum):
-    """What the worker of a slot is doing."""
+    """State of the worker of a slot."""
 
     GONE = "gone"
-    """There is none; one will be started."""
+    """The slot has no worker; one will be started."""
     STARTING = "starting"
+    """The actor was created and its ``start`` has not returned."""
     IDLE = "idle"
+    """The worker is up and has no lease."""
     BUSY = "busy"
+    """The worker is up and runs a lease."""
     RELEASED = "released"
-    """There is none, because none is needed."""
+    """The slot has no worker, because there is no work for one."""
 
 
 UP = (WorkerState.IDLE, WorkerState.BUSY)
-"""States in which the worker's process can be talked to."""
+"""States in which the worker's actor answers calls."""
 
 
 class Evicted(Exception):
-    """The slot has to end at once; nobody is to blame."""
-
-
-def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
-    """Returns the answer behind a reference as a future of the running loop, which others may settle or cancel first.
-
-    Args:
-        ref: of a call; its ``future`` is completed by a thread of Ray's.
-        on_late: called on the loop when an answer comes that is no error, after the future was settled otherwise.
-    """
-    loop = asyncio.get_running_loop()
-    answer = loop.create_future()
-
-    def settle(done: Future[Any]) -> None:
-        error = done.exception()
-        if not answer.done():
-            answer.set_result(done.result()) if error is None else answer.set_exception(error)
-        elif error is None:
-            on_late()
-
-    def hand_over(done: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, done)
-
-    ref.future().add_done_callback(hand_over)
-    return answer
+    """Ends the coroutine of a slot that has to end at once; it is not a failure of the worker."""
 
 
 class WorkerSlot(Generic[TaskT, ResultT]):
-    """Room for one worker whose actor may change. To be used on the event loop that it is made on.
+    """A slot of a pool for one worker, whose actor is replaced when it fails.
+
+    All methods but ``status`` must be called on the event loop on which the slot was created.
 
     Args:
-        name: for logs and errors.
-        seniority: number of slots that the pool had before.
-        adapter: how to talk to the worker.
-        timeouts: of the worker.
-        on_change: called with the slot and its previous state whenever the state has changed.
+        name: name of the slot, for logs and errors.
+        seniority: number of slots that the pool created before this one.
+        adapter: creates, calls and kills the actor.
+        timeouts: deadlines of the worker.
+        on_change: called with the slot and its previous state after every change of the state.
     """
 
     def __init__(
@@ -106,58 +82,62 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._loop = asyncio.get_running_loop()
         self.actor: Any = None
         self.info: WorkerInfo | None = None
-        """Where the worker runs; None while none is up."""
+        """Node and process of the worker; None while no worker is up."""
         self.since = 0.0
-        """When the worker came up, seconds since 1970."""
+        """Time at which the worker came up, seconds since 1970."""
         self.down_since = self._loop.time()
-        """When the slot last lost its worker, or was first to have one; of the loop's clock."""
+        """Time of the loop's clock since which the slot has had no worker that was up."""
         self.failed_starts = 0
-        """Starts that failed since a worker was last up."""
+        """Number of starts that failed since a worker was last up."""
         self.leaving = False
-        """True when the slot ends with its lease."""
+        """True when the slot ends after its present lease, if it has one."""
+        self._lease: list[TaskT] | None = None
+        """Tasks of the present lease; None while the worker is idle."""
         self._waiting: asyncio.Future[Any] = self._loop.create_future()
-        """What the slot's coroutine awaits."""
-        self._interruption: Exception | None = None
-        """What ended the worker, or the slot, before its time."""
+        """Future that the slot's coroutine awaits."""
+        self._interruption: BaseException | None = None
+        """Error that ended the worker or the slot while the coroutine was waiting."""
         self._heartbeat: asyncio.Task[None] | None = None
-        self._last_sign = 0.0
-        """When the worker last showed that it lives; of the loop's clock."""
+        self._last_answer_at = 0.0
+        """Time of the loop's clock at which the worker last answered a call."""
 
-    # ------------------------------------------------------------------ what others see and ask for
+    # ------------------------------------------------------------------ called by pool and group
 
     @property
     def evicted(self) -> bool:
-        """True when the slot has ended or is about to."""
+        """True when the slot was evicted and its coroutine has ended or is about to."""
         return isinstance(self._interruption, Evicted)
 
     def status(self) -> WorkerStatus:
-        """Returns what the slot is doing; may be called from any thread."""
+        """Returns the status of the slot; may be called in any thread."""
         return WorkerStatus(self.name, "leaving" if self.leaving else self.state.value, self.info, self.since)
 
     def assign(self, tasks: list[TaskT]) -> None:
-        """Gives an idle worker a lease."""
-        self._waiting.set_result(tasks)
+        """Leases tasks to the worker, which must be idle."""
+        self._lease = tasks
         self._enter(WorkerState.BUSY)
+        if not self._waiting.done():  # the timeout of next_lease may have come in the same turn of the loop
+            self._waiting.set_result(None)
 
     def leave(self, *, at_once: bool) -> None:
-        """Ends the slot: now, or, when it is busy and not ``at_once``, with its lease."""
+        """Ends the slot: after its lease when it is busy and not ``at_once``, else now."""
         self.leaving = True
         if (at_once or self.state is not WorkerState.BUSY) and not self.evicted:
             self._interrupt(Evicted())
 
     def release(self) -> None:
-        """Ends the worker until ``readmit``."""
+        """Stops the worker; the slot has none until ``readmit``."""
         self.kill()
         self._enter(WorkerState.RELEASED)
 
     def readmit(self) -> None:
-        """Lets a released slot start a worker again."""
+        """Makes a released slot start a worker again."""
         self.down_since, self.failed_starts = self._loop.time(), 0
         self._enter(WorkerState.GONE)
         self._waiting.set_result(None)
 
     def kill(self) -> None:
-        """Ends the worker's process, hung or not, and leaves the slot empty."""
+        """Kills the worker's process, even if it hangs; the slot has no worker then."""
         if self.state in UP:
             self.down_since = self._loop.time()
         if self._heartbeat is not None:
@@ -167,13 +147,13 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self.actor, self.info, self._heartbeat = None, None, None
         self._enter(WorkerState.GONE)
 
-    # ------------------------------------------------------------------ what its coroutine awaits
+    # ------------------------------------------------------------------ awaited by the slot's coroutine
 
     async def start(self) -> None:
-        """Brings a worker up.
+        """Creates an actor and waits until its worker is up.
 
         Raises:
-            SagaError: it did not start, or not in time; the slot is empty again.
+            SagaError: the worker did not start, or not in time; the slot has no worker then.
             Evicted: the slot was evicted.
         """
         self._interruption = None
@@ -194,29 +174,33 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._heartbeat.add_done_callback(self._heartbeat_ended)
         log.info("%s is up after %.1f s (pid %d)", self.name, self._loop.time() - started, info.pid)
 
-    async def next_lease(self, patience_s: float | None) -> list[TaskT] | None:
-        """Returns the tasks of the next lease; None when none came within ``patience_s`` seconds.
-
-        Raises:
-            SagaError: the worker died or fell silent while it was idle.
-            Evicted: the slot was evicted.
-        """
-        self._enter(WorkerState.IDLE)
-        try:
-            return await self._wait_for(self._loop.create_future(), patience_s)
-        except TimeoutError:
-            return None
-
-    async def run(self, tasks: Sequence[TaskT], on_late: Callable[[], None]) -> list[ResultT]:
-        """Returns the results of a lease, one per task.
+    async def next_lease(self, timeout_s: float | None) -> list[TaskT] | None:
+        """Waits for a lease; returns its tasks, or None after ``timeout_s`` seconds without one.
 
         Args:
-            tasks: of the lease.
-            on_late: called when the answer comes after all, although an error was raised here.
+            timeout_s: longest time to wait, seconds; None: no limit.
 
         Raises:
-            FATAL: the worker refused the tasks, as every other would; it is as good as before.
-            SagaError: the worker failed, fell silent, was late or gave a wrong answer, and has to be replaced.
+            SagaError: the idle worker died or missed its heartbeat.
+            Evicted: the slot was evicted.
+        """
+        self._lease = None
+        self._enter(WorkerState.IDLE)
+        with suppress(TimeoutError):
+            await self._wait_for(self._loop.create_future(), timeout_s)
+        return self._lease
+
+    async def run(self, tasks: Sequence[TaskT], on_late: Callable[[], None]) -> list[ResultT]:
+        """Runs a lease on the worker and returns its results, one per task.
+
+        Args:
+            tasks: the tasks of the lease.
+            on_late: called when the answer arrives after an error was raised here.
+
+        Raises:
+            FATAL: the worker refused the tasks, as every worker would; it remains usable.
+            SagaError: the worker failed, missed its heartbeat or the deadline, or gave a wrong answer; it has to be
+                replaced.
             Evicted: the slot was evicted.
         """
         ref, payloads = self._adapter.send(self.actor, tasks)
@@ -231,35 +215,16 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._check(tasks, results)
         return results
 
-    async def ask(self, method: str) -> Any:
-        """Returns the worker's answer to ``method()``, whatever else it is doing.
-
-        Raises:
-            RayActorError: the worker died.
-            SagaError: it answered with an error, or not within the time of a lease.
-        """
-        info = self.info
-        try:
-            async with asyncio.timeout(self._timeouts.lease_s):
-                return await answer_of(getattr(self.actor, method).remote())
-        except RayActorError:
-            raise
-        except RayError as error:
-            raise to_saga_error(error, where=self.name, info=info) from error
-        except TimeoutError:
-            what = f"no answer to {method} within {self._timeouts.lease_s:g} s"
-            raise DeadlineExceeded(what, where=self.name) from None
-
     async def pause(self, seconds: float) -> None:
-        """Waits for so long; raises ``Evicted`` when the slot was evicted."""
+        """Waits for a number of seconds; raises ``Evicted`` when the slot is evicted."""
         with suppress(TimeoutError):
             await self._wait_for(self._loop.create_future(), seconds)
 
     async def until_readmitted(self) -> None:
-        """Waits for ``readmit``; raises ``Evicted`` when the slot was evicted."""
+        """Waits for ``readmit``; raises ``Evicted`` when the slot is evicted."""
         await self._wait_for(self._loop.create_future(), None)
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ internal
 
     def _enter(self, state: WorkerState) -> None:
         before, self.state = self.state, state
@@ -271,29 +236,33 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self.kill()
 
     def _check(self, tasks: Sequence[TaskT], results: Sequence[ResultT]) -> None:
-        """Takes the results of a lease all or none: an answer with one pair too many or too few is worth nothing."""
+        """Checks that there is one result per task. An answer with another set of results is rejected as a whole.
+
+        Raises:
+            WorkerError: results are missing, repeated, or of other pairs.
+        """
         expected = [self._adapter.task_key(task) for task in tasks]
         keys = [self._adapter.result_key(result) for result in results]
         if sorted(keys) != sorted(expected):
-            strange = (sorted(set(keys) ^ set(expected)) or keys)[0]
-            what = f"{len(keys)} results for {len(expected)} tasks, the first that differs: {strange}"
+            different = (sorted(set(keys) ^ set(expected)) or keys)[0]
+            what = f"{len(keys)} results for {len(expected)} tasks, the first that differs: {different}"
             raise WorkerError(f"a wrong answer: {what}", where=self.name)
 
     async def _answer(self, answer: asyncio.Future[AnswerT], timeout_s: float) -> AnswerT:
-        """Returns an answer of the worker; raises what ``_wait_for`` raises, errors of Ray as our own."""
+        """Returns an answer of the worker; raises the errors of ``_wait_for``, and errors of Ray as a ``SagaError``."""
         try:
             return await self._wait_for(answer, timeout_s)
         except RayError as error:
             raise to_saga_error(error, where=self.name, info=self.info) from error
         finally:
-            self._last_sign = self._loop.time()  # an error is an answer too; without one the worker is killed
+            self._last_answer_at = self._loop.time()  # also after an error; a worker that did not answer is killed
 
     async def _wait_for(self, wanted: asyncio.Future[AnswerT], timeout_s: float | None) -> AnswerT:
-        """Returns the result of ``wanted``, unless the deadline or an interruption comes first.
+        """Returns the result of a future, unless the timeout or an interruption comes first.
 
         Raises:
-            TimeoutError: ``timeout_s`` seconds are over.
-            SagaError: the heartbeat found the worker dead or silent.
+            TimeoutError: ``timeout_s`` seconds have passed.
+            SagaError: the worker died or missed its heartbeat.
             Evicted: the slot was evicted.
         """
         self._waiting = wanted
@@ -303,36 +272,39 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         finally:
             if timer is not None:
                 timer.cancel()
-        if self._interruption is not None:  # it came after the result, but before this coroutine went on
+        if self._interruption is not None:  # set after the result, but before this coroutine resumed
             raise self._interruption
         return result
 
-    def _interrupt(self, reason: Exception) -> None:
-        """Ends the worker, and the wait of the slot's coroutine."""
+    def _interrupt(self, reason: BaseException) -> None:
+        """Kills the worker and raises ``reason`` in the slot's coroutine."""
         self._interruption = reason
         if not self._waiting.done():
             self._waiting.set_exception(reason)
         self.kill()
 
     async def _watch_heartbeat(self) -> None:
-        """Asks a silent worker for a sign of life, again and again; ends with an error when none comes in time."""
+        """Calls ``health`` whenever the worker has not answered for half a heartbeat; runs until the task is cancelled.
+
+        Raises:
+            SagaError: the worker died, or did not answer anything within a heartbeat.
+        """
         while True:
-            while (rest_s := self._last_sign + self._timeouts.heartbeat_s / 2 - self._loop.time()) > 0:
-                await asyncio.sleep(rest_s)
-            heartbeat_s, asked_at = self._timeouts.heartbeat_s, self._loop.time()
+            while (wait_s := self._last_answer_at + self._timeouts.heartbeat_s / 2 - self._loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            heartbeat_s, called_at = self._timeouts.heartbeat_s, self._loop.time()
             try:
                 async with asyncio.timeout(heartbeat_s):
                     await answer_of(self.actor.health.remote())
-                self._last_sign = self._loop.time()
+                self._last_answer_at = self._loop.time()
             except RayError as error:
                 raise to_saga_error(error, where=self.name, info=self.info) from error
             except TimeoutError:
-                if self._last_sign <= asked_at:
-                    raise DeadlineExceeded(f"no sign of life for {heartbeat_s:g} s", where=self.name) from None
+                if self._last_answer_at <= called_at:
+                    raise DeadlineExceeded(f"no heartbeat for {heartbeat_s:g} s", where=self.name) from None
 
     def _heartbeat_ended(self, heartbeat: asyncio.Task[None]) -> None:
         if not heartbeat.cancelled() and (error := heartbeat.exception()) is not None:
-            assert isinstance(error, Exception)
             self._interrupt(error)
 
 

@@ -181,7 +181,7 @@ class Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps the time of a notice of silence."""
-        if "no sign of life" in record.getMessage():
+        if "no heartbeat" in record.getMessage():
             self.times.append(record.created)
 
     def delays(self, stops: list[float]) -> list[float]:

@@ -130,7 +130,7 @@ def test_pool_may_release_everybody(make_pool: Any, scene: Any) -> None:
     pool.submit(scene.tasks(2))
     scene.assert_right(scene.drain(pool), 2)
     scene.until(lambda: scene.states(pool) == ["released"])
-    assert pool.ask("health") > 0, "a question brings one back"
+    assert pool.call("health") > 0, "a question brings one back"
     pool.submit(scene.tasks(2))
     scene.assert_right(scene.drain(pool), 2)
 

@@ -369,10 +369,10 @@ def test_late_answer_is_dropped_and_counted(
 
 
 def test_question_goes_to_another_worker_when_the_first_one_dies(pool: OnRay, scene: Any) -> None:
-    assert pool.ask("health") > 0
+    assert pool.call("health") > 0
     for pid in scene.pids(pool).values():
         os.kill(pid, signal.SIGKILL)
-    assert pool.ask("health") > 0
+    assert pool.call("health") > 0
     scene.until(lambda: scene.states(pool) == ["idle", "idle"])
 
 
@@ -436,7 +436,7 @@ def test_place_that_cannot_be_filled_blocks_nobody_and_is_filled_when_it_can(mak
     blocker = ray.remote(num_cpus=0, resources={"replay": 4}, concurrency_groups={"control": 1})(BaseActor)
     blocking = blocker.remote(scene.config(), fake_factories(), "/")
     assert ray.get(blocking.health.remote(), timeout=90) > 0
-    pool = make_pool(replace(GENEROUS, timeouts=Timeouts(start_s=40, lease_s=60, heartbeat_s=20)))
+    pool = make_pool(replace(GENEROUS, timeouts=Timeouts(start_s=30, lease_s=60, heartbeat_s=20)))
     kinds = iter([{}, {"replay": 1}])
 
     def spawn() -> Any:

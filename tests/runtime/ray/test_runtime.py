@@ -182,7 +182,7 @@ def test_learner_that_cannot_be_built_says_why(ray_cluster: dict[str, str]) -> N
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("kill", "learner: its process died .*; the same command resumes"), ("stop", "learner: no sign of life for 3 s")],
+    [("kill", "learner: its process died .*; the same command resumes"), ("stop", "learner: no heartbeat for 3 s")],
 )
 def test_learner_that_dies_or_hangs_ends_the_run_and_says_how_to_go_on(
     kind: Any, message: str, make: Make, tmp_path: Path

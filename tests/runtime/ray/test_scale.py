@@ -108,7 +108,7 @@ def test_mistakes_are_one_line_and_change_nothing(
 
 
 def test_nothing_to_scale(run_dir: Path, watch: Watch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no workers to scale here; expected a run that trains just now with runtime"):
+    with pytest.raises(ConfigError, match="no workers to scale here; expected a run in progress with runtime"):
         read_workers(run_dir)
     with pytest.raises(ConfigError, match=r"holds no config\.json; expected the directory of a run"):
         read_workers(tmp_path / "elsewhere")
@@ -128,11 +128,11 @@ def test_files_of_a_run_that_died_are_not_believed(run_dir: Path, watch: Watch) 
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.json"], "a run that ends takes its files along"
 
     (run_dir / "workers.json").write_text(json.dumps({**written, "written_at": time.time() - 100}))
-    with pytest.raises(ConfigError, match=r"the run is not there any more: process \d+ on .* last heard 100 s ago"):
+    with pytest.raises(ConfigError, match=r"the run has died: process \d+ on .* last wrote its status 100 s ago"):
         read_workers(run_dir)
     (run_dir / "scale.json").write_bytes(left)  # asked of the process before
     again = ObedientPool(2)
-    watch(rollout=(again, (1, 4))).look()
+    watch(rollout=(again, (1, 4))).poll()
     assert again.orders == []
 
 
@@ -141,7 +141,7 @@ def test_broken_request_is_removed_and_the_run_goes_on(content: bytes, run_dir: 
     rollout = ObedientPool(1)
     running = watch(rollout=(rollout, (1, 4)))
     (run_dir / "scale.json").write_bytes(content)
-    running.look()
+    running.poll()
     assert not (run_dir / "scale.json").exists()
     (run_dir / "workers.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"workers\.json: cannot be read \(not what a run writes\)"):

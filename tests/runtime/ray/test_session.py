@@ -76,7 +76,7 @@ def test_address_where_nobody_answers(unconnected: None) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(ConfigError, match=rf"^runtime.address = '127.0.0.1:{port}': nobody answers there"):
+    with pytest.raises(ConfigError, match=rf"^runtime.address = '127.0.0.1:{port}': no connection to this address"):
         RaySession(config(runtime={"address": f"127.0.0.1:{port}"}))
 
 

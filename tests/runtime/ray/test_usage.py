@@ -9,9 +9,11 @@ from saga_dist.runtime.ray.usage import Usage
 
 def test_share_is_weighted_by_the_time_that_workers_ran() -> None:
     usage = Usage(now=100.0)
-    usage.note(110.0, running=("a",), busy=())  # nobody for 10 s
-    usage.note(120.0, running=("a", "b"), busy=("a",))  # a idles for 10 s
-    usage.note(140.0, running=("b",), busy=("b",))  # a works 20 s, b idles 20 s; then a is gone
+    usage.note(110.0, "a", running=True, busy=False)  # nobody for 10 s
+    usage.note(120.0, "a", running=True, busy=True)  # a idles for 10 s
+    usage.note(120.0, "b", running=True, busy=False)
+    usage.note(140.0, "a", running=False, busy=False)  # a works 20 s, b idles 20 s; then a is gone
+    usage.note(140.0, "b", running=True, busy=True)
     assert usage.take(150.0) == {  # b works 10 s
         "busy_s": pytest.approx(30.0),
         "busy_max_s": pytest.approx(20.0),
@@ -19,5 +21,5 @@ def test_share_is_weighted_by_the_time_that_workers_ran() -> None:
         "idle_share": pytest.approx(1 - 30.0 / 60.0),
     }
     assert usage.take(160.0)["idle_share"] == 0.0, "what holds goes on to hold: b works on"
-    usage.note(160.0, running=(), busy=())
+    usage.note(160.0, "b", running=False, busy=False)
     assert usage.take(170.0) == {"busy_s": 0.0, "busy_max_s": 0.0}, "no share without a worker"

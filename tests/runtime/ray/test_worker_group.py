@@ -154,7 +154,7 @@ def test_group_that_lost_its_worker_gives_up_after_the_time_of_a_start(instantly
 
     error, after_s = ended_by(Fragile(adapter), instantly, WorkerError)
     assert "no worker could be started, the last time" in str(error)
-    # The hang is found at 30 s; starts follow 1, 3, 7, 15, … s later; the first one beyond 500 s is at 543 s.
+    # The hang is found at 30 s; starts follow 1, 3, 7, 15, 31, 63, 123, … s later, the first beyond 500 s after 543 s.
     assert after_s == pytest.approx(30 + 543)
 
 
@@ -195,7 +195,7 @@ def test_question_is_a_demand_and_goes_to_another_worker_when_the_first_one_dies
         crowd.ask_for(2)
         await asyncio.sleep(6)
         assert set(crowd.states().values()) == {"released"}
-        question = asyncio.create_task(crowd.group.ask("health"))
+        question = asyncio.create_task(crowd.group.call("health"))
         await asyncio.sleep(0.1)
         crowd.ask_for(2)
         assert await question == 1.0
@@ -204,7 +204,7 @@ def test_question_is_a_demand_and_goes_to_another_worker_when_the_first_one_dies
         dying = crowd.group.idle[0].actor
         dying.digest = dying._method(lambda: (0.5, RayActorError()))
         crowd.ask_for(2, demand=2)
-        question = asyncio.create_task(crowd.group.ask("digest"))
+        question = asyncio.create_task(crowd.group.call("digest"))
         await asyncio.sleep(0.1)
         (other,) = [slot.actor for slot in crowd.group.idle if slot.actor is not dying]
         other.digest = other._method(lambda: (0.5, "sha256"))

@@ -42,7 +42,7 @@ def test_a_hang_is_noticed_within_two_heartbeats(
         adapter.hangs_at = hangs_at
         slot = slot_of(adapter)
         await start(slot)
-        with pytest.raises(DeadlineExceeded, match="^worker-0: no sign of life for 10 s$"):
+        with pytest.raises(DeadlineExceeded, match="^worker-0: no heartbeat for 10 s$"):
             await (slot.run(["p0"], ignore) if busy else slot.next_lease(None))
         return now() - hangs_at
 
@@ -81,7 +81,7 @@ def test_silence_is_counted_from_the_last_answer_of_any_kind(instantly: Any, fak
         actor = adapter.spawned[0][1]
         actor.health = actor._method(lambda: (1e9, 1.0))
         await slot.run(["p0"], ignore)
-        with pytest.raises(DeadlineExceeded, match="no sign of life"):
+        with pytest.raises(DeadlineExceeded, match="no heartbeat"):
             await slot.next_lease(None)
         return now()
 
@@ -128,6 +128,22 @@ def test_eviction_ends_every_wait_and_the_process(instantly: Any, fake_adapter: 
         ]
 
     assert instantly(story()) == pytest.approx([3.0, 3.0, 3.0])
+
+
+@pytest.mark.parametrize("first", ["patience", "lease"])
+def test_lease_that_comes_as_patience_ends_is_not_lost(first: str, instantly: Any, fake_adapter: Any) -> None:
+    async def story() -> Any:
+        slot, loop = slot_of(fake_adapter()), asyncio.get_running_loop()
+        await start(slot)
+        if first == "lease":
+            loop.call_at(5.0, slot.assign, ["p0"])
+        waiting = asyncio.create_task(slot.next_lease(5.0))
+        await asyncio.sleep(0)
+        if first == "patience":
+            loop.call_at(5.0, slot.assign, ["p0"])
+        return await waiting, slot.state, now()
+
+    assert instantly(story()) == (["p0"], WorkerState.BUSY, 5.0)
 
 
 @pytest.mark.parametrize(
