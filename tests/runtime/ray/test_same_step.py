@@ -54,6 +54,7 @@ def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[
     return rows, files
 
 
+@pytest.mark.timeout(1200)  # three trainings with a process for each role
 def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path: Path) -> None:
     results, digests = {}, {}
     for name, overrides in (
