@@ -45,7 +45,7 @@ def imported_after(*arguments: str) -> set[str]:
         "print('MODULES', *sorted({'torch', 'ray', 'vllm', 'transformers', 'faiss'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=240, check=True, cwd=ROOT
     )
     return set(done.stdout.split("MODULES")[-1].split())
 

@@ -23,7 +23,7 @@ PINS = dict(
 
 def run_python(code: str, *flags: str) -> str:
     """Standard output of ``code`` in a fresh interpreter of this environment."""
-    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -176,7 +176,7 @@ def test_neither_ray_nor_vllm_nor_a_language_model_is_needed(saved: Path) -> Non
         "from saga_dist.models.encoder import load\n"
         f"print(load({str(saved)!r}).encode([np.zeros((80, 80, 3), np.uint8)]).shape)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout.strip() == "(1, 32)", done.stderr[-2000:]
 
 

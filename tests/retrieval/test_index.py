@@ -201,6 +201,6 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
         "'--kind', 'ivf']\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert "ivf index of 300 images, 16 wide" in done.stdout, done.stderr[-2000:]
     assert "recall@10 against exact" in done.stdout

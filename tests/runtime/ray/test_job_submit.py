@@ -210,12 +210,12 @@ def test_a_module_that_a_node_lacks_is_one_line_with_the_node(head: Head, tmp_pa
 @pytest.mark.slow  # Ray takes 20 seconds to give up
 def test_wrong_token_is_one_line_and_not_a_silent_wait(head: Head) -> None:
     code = (
-        "from saga_dist.runtime.ray.session import Session\n"
+        "from saga_dist.runtime.ray.session import RaySession\n"
         "from saga_dist.config import parse_config\n"
         "from saga_dist.errors import ConfigError\n"
         "try:\n"
         "    data = {'layout': 'birds', 'image_size': 80}\n"
-        f"    Session(parse_config({{'data': data, 'runtime': {{'address': '{head.gcs}'}}}}, where='test'))\n"
+        f"    RaySession(parse_config({{'data': data, 'runtime': {{'address': '{head.gcs}'}}}}, where='test'))\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )

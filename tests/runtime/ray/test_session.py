@@ -91,13 +91,13 @@ from pathlib import Path
 for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 os.environ["HOME"] = sys.argv[1]
-from saga_dist.runtime.ray.session import Session
+from saga_dist.runtime.ray.session import RaySession
 from saga_dist.config import parse_config
 import ray
 mine = lambda number, frame: None
 signal.signal(signal.SIGTERM, mine)
 config = parse_config({"data": {"layout": "birds", "image_size": 80}}, where="test")
-session = Session(config)
+session = RaySession(config)
 folder = session._folder
 @ray.remote
 def inside():
@@ -106,7 +106,7 @@ found = {
     "cpus": ray.cluster_resources()["CPU"],
     "inside": ray.get(inside.remote(), timeout=150),
     "handler": signal.getsignal(signal.SIGTERM) is mine,
-    "again": Session(config).missing(),
+    "again": RaySession(config).missing(),
     "folder": folder.is_dir(),
 }
 session.close()
