@@ -5,6 +5,7 @@ Workers live on from run to run unless a fault takes them: what it leaves behind
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import logging
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,7 +154,9 @@ class Nodes:
         self._room = {"learner": 1, "rollout": 1, "replay": stream.replay_workers}
         resources = {name: count for name, count in self._room.items() if count}
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "resources": resources}
-        self._cluster = start_node(lambda: Cluster(initialize_head=True, head_node_args=head))
+        # A node that registers hooks for the end of this process can be started from the main thread only.
+        self._cluster = start_node(lambda: Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False))
+        atexit.register(self.close)
         self._second = self._add()
         self.address = self._cluster.address
 
@@ -163,6 +167,7 @@ class Nodes:
 
     def close(self) -> None:
         """Ends what was started here."""
+        atexit.unregister(self.close)
         self._cluster.shutdown()
 
     def _add(self) -> Any:
@@ -197,7 +202,7 @@ class Notices(logging.Handler):
 
 @contextmanager
 def node_losses(nodes: Nodes, script: FaultPlan, names: list[str]) -> Iterator[None]:
-    """Lets a node go whenever one of the named faults strikes."""
+    """Loses a node whenever one of the named faults strikes; raises when another one cannot be started."""
     over = threading.Event()
 
     def watch() -> None:
@@ -208,13 +213,13 @@ def node_losses(nodes: Nodes, script: FaultPlan, names: list[str]) -> Iterator[N
                     waiting.discard(name)
                     nodes.lose()
 
-    thread = threading.Thread(target=watch, name="node losses")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="node losses") as threads:
+        watching = threads.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+        watching.result()
 
 
 class Rehearsal:
