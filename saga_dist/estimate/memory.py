@@ -111,7 +111,7 @@ class RolloutMemory:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Bytes of KV cache needed for these groups."""
+        """Bytes of KV cache needed for the groups that one worker generates at the same time."""
         return self.kv_cache_tokens * self.kv_token_bytes
 
 

@@ -209,17 +209,17 @@ def measured_rates(config: RunConfig, card: Card, measured: Path) -> RateSource:
 
 
 def calibrated_rates(config: RunConfig, card: Card, num_steps: int) -> tuple[RateSource, MeasuredSteps, int]:
-    """Runs a few training steps of this configuration in this process and measures their rates.
+    """Trains ``num_steps`` steps in this process, all roles in turn, and derives the device's rates from their times.
 
     Args:
         config: configuration to estimate.
-        card: kind of device of this machine.
+        card: this machine's device, with its memory and nominal rates.
         num_steps: number of steps to measure.
 
     Returns:
-        rate_source: rates and inputs of the steps.
-        steps: means over the steps.
-        peak: highest resident memory of the process, in bytes.
+        rate_source: rates (operations and bytes per second of each role), and the token counts that they belong to.
+        steps: seconds and token counts of each phase, means over the steps.
+        peak: highest resident set size of the process, bytes.
 
     Raises:
         UserError: model or data cannot be used.

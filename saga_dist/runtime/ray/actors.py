@@ -65,12 +65,12 @@ class Factories:
 
 
 class BaseActor:
-    """Base actor: working directory, logging, ``start`` and ``health``.
+    """Base of the Ray actors: sets working directory and logging, and has the calls ``start`` and ``health``.
 
     Args:
         config: the whole configuration.
-        factories: functions that build the plain objects.
-        folder: working directory of the driver, which becomes the actor's where it exists.
+        factories: functions that build the learner, the rollout worker and the replay worker that actors wrap.
+        folder: working directory of the driver, which becomes the actor's if it exists on the actor's node.
     """
 
     role: ClassVar[str]

@@ -194,13 +194,13 @@ def _view(pool: ScalablePool, fewest: int, most: int) -> PoolView:
 
 
 def read_workers(run_dir: Path) -> RunView:
-    """Returns the status of the workers of a run.
+    """Returns the number and state of a run's rollout and replay workers, as its driver last wrote them.
 
     Args:
         run_dir: the run directory.
 
     Raises:
-        ConfigError: it is no run directory, no run is in progress there, or the run has no workers to scale.
+        ConfigError: the folder is no run directory, no run is in progress there, or its runtime is serial.
     """
     file, saved = run_dir / "workers.json", run_dir / "config.json"
     if not saved.is_file():

@@ -66,11 +66,11 @@ def resource_requests(config: RunConfig) -> list[ResourceRequest]:
 
 
 def missing_resources(requests: Sequence[ResourceRequest], resources: dict[str, float]) -> str:
-    """Returns one line with the missing resources; empty when ``resources`` suffice.
+    """Returns one line with the resources that the cluster lacks in total; empty when it has enough.
 
     Args:
-        requests: resource requests of all roles.
-        resources: resources of the cluster by Ray's names.
+        requests: request of each role (learner, rollout, replay), with its number of actors.
+        resources: total resources of the cluster, as ``ray.cluster_resources`` returns them.
     """
     short = []
     for name, unit in (("CPU", "cpus"), ("GPU", "gpus")):
