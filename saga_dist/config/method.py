@@ -105,10 +105,10 @@ class ObjectiveSection(Section):
     )
     balance: Literal["none", "gradient_norm"] = Field(
         "none",
-        description="none (paper): the losses are added with their weights; gradient_norm: in every step the gradient "
-        "of GRPO (at the tower's output) and of the attention alignment (at the pooler) is scaled to the norm of the "
-        "metric loss's times lambda_lm / lambda_dml, or lambda_kl / lambda_dml (a deviation; no committed figure was "
-        "taken with it)",
+        description="balance of the losses: none (paper) adds them with their weights; gradient_norm scales, in every "
+        "step, the gradient of GRPO (at the tower's output) and of the attention alignment (at the pooler) to the norm "
+        "of the metric loss's times lambda_lm / lambda_dml, or lambda_kl / lambda_dml (a deviation; no committed "
+        "figure was taken with it)",
     )
     min_share: float = Field(
         0.01,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 Reduction = Literal["per_pair", "per_active_pair", "mean", "sum"]
-"""How U becomes the loss. SAGA does not publish it.
+"""The reduction turns U into the loss. SAGA does not publish which one it uses.
 
 - ``per_pair``: U / (S (S - 1)), the mean over ordered pairs of the S items;
 - ``per_active_pair``: the mean over the ordered pairs that exert a force; 0 when there is none;

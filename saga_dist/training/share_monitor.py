@@ -38,7 +38,7 @@ def advice_for_step(objective: ObjectiveSection, metrics: Mapping[str, float]) -
 
     Args:
         objective: section ``[objective]`` of the configuration.
-        metrics: metrics of the step, with those of ``LossNorms.shares``.
+        metrics: metrics of the step, with those of ``GradientNorms.shares``.
     """
     lines: list[str] = []
     for place, losses in LOSSES_AT.items():
@@ -69,7 +69,7 @@ class ShareMonitor:
         self._warned: set[str] = set()
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of one step, with those of ``LossNorms.shares``."""
+        """Takes the metrics of one step, with those of ``GradientNorms.shares``."""
         if not self._objective.min_share:
             return
         for place, losses in LOSSES_AT.items():

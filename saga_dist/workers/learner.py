@@ -34,7 +34,7 @@ from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
 from saga_dist.workers.data_parallel import ALONE, Ranks
 from saga_dist.workers.encoding import SplitEncoder, TokenBatch
-from saga_dist.workers.loss_shares import LossNorms
+from saga_dist.workers.loss_shares import GradientNorms
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
 
 
@@ -87,7 +87,7 @@ class Learner:
         self._open: list[_OpenBatch] = []
         self._batch_of_pair: dict[str, tuple[_OpenBatch, ImagePair]] = {}
         self._metrics: dict[str, list[float]] = {}
-        self._norms = LossNorms()
+        self._norms = GradientNorms()
         self.optimizer = build_optimizer(
             optimizer, encoder=encoder, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
         )
@@ -113,7 +113,7 @@ class Learner:
         if batch.index == 0:  # drop the batches and gradients of a step that was abandoned before finish_step
             self._forget_open_batches()
             self._metrics.clear()
-            self._norms = LossNorms()
+            self._norms = GradientNorms()
             self.optimizer.zero_grad(set_to_none=True)
         tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
         # The leaf is float32 for any dtype of the tower, because gradients of several losses and pairs add up in it.

@@ -25,7 +25,7 @@ def share_name(place: str, loss: str) -> str:
     return f"share/{place}_{loss}"
 
 
-class LossNorms:
+class GradientNorms:
     """Gradient norms of the losses in one step, by place and loss."""
 
     def __init__(self) -> None:

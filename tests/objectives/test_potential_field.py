@@ -43,7 +43,7 @@ def test_hand_checked_energies(alpha: float, delta: float, energy: float) -> Non
 
 
 def test_hand_checked_reductions() -> None:
-    """Four items have 12 ordered pairs; 6 exert a force: e0 p0 (-1 / 0.8), e1 p0 (1 / 0.08), e1 p1 (-1 / 3.6), twice."""
+    """Four items have 12 ordered pairs; 6 exert a force: e0 p0 (-1/0.8), e1 p0 (1/0.08), e1 p1 (-1/3.6), each twice."""
     embeddings, proxies = torch.tensor(EMBEDDINGS, dtype=torch.float64), torch.tensor(PROXIES, dtype=torch.float64)
 
     def energy(reduction: Reduction) -> float:
