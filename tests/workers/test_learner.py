@@ -308,6 +308,27 @@ def test_optimizer_groups(tiny_checkpoint: Path) -> None:
     assert groups["proxies"]["params"][0] is next(learner.metric_loss.parameters())
 
 
+def test_a_step_moves_each_group_by_its_rate_and_decays_all_but_the_proxies(tiny_checkpoint: Path) -> None:
+    """AdamW's first step moves a weight w by lr (sign of its gradient + decay w); step 0 is half of the warm-up."""
+    optimizer = {"weight_decay": 0.1, "warmup_fraction": 0.2}
+    config = make_config(tiny_checkpoint)
+    learner = make_learner(
+        config.model_copy(update={"optimizer": config.optimizer.model_copy(update=optimizer)}), num_steps=10
+    )
+    before = {name: tensor.clone() for name, tensor in learner._state().items()}
+    gradients = finish_and_catch(learner, gradients_for(learner, micro_batch(learner)))
+    names = {"pooler.query": "pooler.query", "loss.proxies": "metric_loss.loss.proxies"}
+    names |= {name: name for name in gradients if name.startswith("tower.") and name.endswith("norm1.weight")}
+    assert len(names) > 2
+    for name, in_state in names.items():
+        rate, decay = {"tower": (1e-3, 0.1), "pooler": (1e-2, 0.1), "loss": (0.1, 0.0)}[name.split(".")[0]]
+        moved = before[in_state] - learner._state()[in_state]
+        clear = gradients[name].abs() > 1e-5  # AdamW's epsilon is 1e-8
+        assert clear.any()
+        expected = 0.5 * rate * (gradients[name].sign() + decay * before[in_state])
+        assert torch.allclose(moved[clear], expected[clear], rtol=5e-3, atol=1e-7), name
+
+
 def test_constants_of_a_metric_loss_are_no_proxies(tiny_checkpoint: Path) -> None:
     learner = make_learner(make_config(tiny_checkpoint))
     encoder, proxies = learner.encoder, list(learner.metric_loss.parameters())
