@@ -67,7 +67,8 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
 
 
 def step_line(result: StepResult) -> str:
-    """Returns a step's metrics in one line: reward, verdict accuracy, contributing share, losses, tokens/s, seconds.
+    """Returns a step's metrics in one line: reward, verdict accuracy, contributing share, losses,
+    shares of GRPO at the tower and of the attention alignment at the pooler, tokens/s, seconds.
 
     Metrics that the step does not have are left out.
     """
@@ -82,6 +83,8 @@ def step_line(result: StepResult) -> str:
         ("dml", "loss/dml", ".3f"),
         ("grpo", "loss/grpo", "+.3f"),
         ("kl", "loss/kl", ".3f"),
+        ("grpo share", "share/tower_grpo", ".0%"),
+        ("kl share", "share/pooler_kl", ".0%"),
     ):
         if name in metrics and (name != "loss/grpo" or "rollout/reward_mean" in metrics):
             parts.append(f"{label} {metrics[name]:{form}}")

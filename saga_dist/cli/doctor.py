@@ -15,9 +15,12 @@ def doctor(
         Path | None, typer.Argument(help="TOML file; without it the built-in birds", metavar="[CONFIG.toml]")
     ] = None,
     overrides: Overrides = None,
-    smoke: Annotated[bool, typer.Option(help="judge one pair through the real engine")] = True,
+    smoke: Annotated[bool, typer.Option(help="judge one pair through the real engine and take one step")] = True,
 ) -> None:
-    """Check this machine and a configuration before a run: devices, versions, memory, model, data, one real pair."""
+    """Check machine and configuration before a run: devices, versions, memory, model, data, one real pair and step.
+
+    The step is not kept. It measures the share of each loss in the gradient.
+    """
     configure_logging()
     from saga_dist.cli.doctor_checks import run_checks
 

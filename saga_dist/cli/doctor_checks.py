@@ -1,4 +1,4 @@
-"""The checks of ``saga-dist doctor``: machine, model, data, and one pair judged end to end."""
+"""The checks of ``saga-dist doctor``: machine, model, data, one pair judged end to end, and one optimizer step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from saga_dist.cli.doctor_smoke import SmokeTest
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ModelError, SagaError
 from saga_dist.estimate.formatting import size
 from saga_dist.runtime.preflight import describe
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.utils.printable import printable, printable_lines
+from saga_dist.utils.registry import one_line
 
 PACKAGES = (
     "torch",
@@ -41,7 +42,7 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     Args:
         config_path: configuration file; None: the demo's configuration.
         overrides: ``section.key=value`` texts.
-        smoke: also judge one pair through the configured engine.
+        smoke: also judge one pair through the configured engine, and take one optimizer step that is not kept.
     """
     console = Console()
     config = load_config(config_path or DEMO_CONFIG, overrides)
@@ -57,46 +58,26 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     ]
     failed, warnings = 0, list[str]()
     checks.append(("capacity", lambda: _capacity_of_known_family(config, warnings)))
+    models = SmokeTest(config)
+    if smoke and config.needs_engine:
+        checks.append(("one pair", models.judge_one_pair))
     if smoke:
-        checks.append(("one pair", lambda: judge_one_pair(config)))
+        checks.append(("one step", lambda: models.take_one_step(warnings)))
     for name, check in checks:
         try:
             finding, mark = check(), "ok  "
         except SagaError as error:
             finding, mark = str(error), "FAIL"
             failed += 1
+        except Exception as error:  # noqa: BLE001 - a broken environment may raise anything; the other checks still run
+            finding, mark = one_line(error), "FAIL"
+            failed += 1
         console.print(printable_lines(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
         for warning in warnings:
             console.print(printable(f"WARN {name}: {warning}"), highlight=False, markup=False, soft_wrap=True)
         warnings.clear()
+    models.close()
     return 2 if failed else 0
-
-
-def judge_one_pair(config: RunConfig) -> str:
-    """Returns one line on the frozen MLLM's verdict for two test images, through the configured engine in this process.
-
-    The line has the seconds until the engine was ready, the number of generated tokens, the verdict and the truth.
-    """
-    from saga_dist.data.sampling import evaluation_pairs
-    from saga_dist.runtime.build import build_learner, build_rollout_worker
-    from saga_dist.types import RolloutTask, Sampling
-
-    started = time.monotonic()
-    learner = build_learner(config)
-    pair = evaluation_pairs(learner.labels("test"), 2, seed=0)[0]
-    tokens = learner.encode_pairs("test", [pair])
-    worker = build_rollout_worker(config)
-    ready = time.monotonic()
-    try:
-        sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=config.rollout.max_tokens, seed=0)
-        group = worker.rollout([RolloutTask(pair, tokens[0], sampling)], tokens)[0]
-    finally:
-        worker.close()
-    verdict = {True: "same", False: "different", None: "no verdict"}[group.verdicts[0]]
-    return (
-        f"{config.rollout.engine} ready after {ready - started:.0f} s; {group.num_tokens} tokens in "
-        f"{time.monotonic() - ready:.1f} s; verdict {verdict}, truth {'same' if pair.same else 'different'}"
-    )
 
 
 def _packages() -> str:

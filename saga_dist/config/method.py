@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from saga_dist.config.registries import METRIC_LOSSES, MODEL_FAMILIES, PROMPT_TEMPLATES, REWARDS, name_in
 from saga_dist.config.section import Section
@@ -103,6 +103,23 @@ class ObjectiveSection(Section):
         description="weight of the attention alignment (paper: 1); 0: off; above 0 it requires the attention pooler "
         "and a prompt that describes both images",
     )
+    balance: Literal["none", "gradient_norm"] = Field(
+        "none",
+        description="balance of the losses: none (paper) adds them with their weights; gradient_norm scales, in every "
+        "step, the gradient of GRPO (at the tower's output) and of the attention alignment (at the pooler) to the norm "
+        "of the metric loss's times lambda_lm / lambda_dml, or lambda_kl / lambda_dml (a deviation; no committed "
+        "figure was taken with it)",
+    )
+    min_share: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="a loss with a positive weight whose share of the gradient stays below this value for "
+        "objective.min_share_steps steps causes one warning; 0: no warning",
+    )
+    min_share_steps: int = Field(
+        20, ge=1, description="consecutive steps with a share below objective.min_share before the warning"
+    )
     kl_layer: int = Field(
         26,
         ge=0,
@@ -114,6 +131,15 @@ class ObjectiveSection(Section):
         gt=0,
         description="constant added to the standard deviation of a group's rewards in the advantage (not published)",
     )
+
+    @model_validator(mode="after")
+    def _balance_has_a_reference(self) -> ObjectiveSection:
+        if self.balance != "none" and not self.lambda_dml:
+            raise ValueError(
+                f'balance = "{self.balance}" with lambda_dml = 0: the other losses are scaled to the metric loss; '
+                'set lambda_dml above 0, or balance = "none"'
+            )
+        return self
 
     @property
     def needs_rollouts(self) -> bool:

@@ -17,6 +17,7 @@ FREE_KEYS = (
     "runtime.",
     "checkpoint.",
     "logging.",
+    "objective.min_share",
     "run.directory",
     "rollout.ahead_budget_mb",
     "rollout.deadline_s",
@@ -44,10 +45,16 @@ FREE_KEYS = (
 """Keys, or prefixes of keys, of resources, deadlines and outputs, which do not decide the result: a resume may change
 them."""
 
-ADDED_KEYS = {"model.family": "auto", "objective.reward": "verdict"}
+ADDED_KEYS = {"model.family": "auto", "objective.balance": "none", "objective.reward": "verdict"}
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
 
 A key with this value is left out of the digest, so that runs and mirrors of earlier versions are recognised."""
+
+
+REDUCTION_KEY = "objective.metric_params.reduction"
+"""Key of the Potential Field loss's reduction."""
+REDUCTION_DEFAULT = "per_pair"
+"""Its default. In version 0.1.0 it was ``mean``, so a run of that version without the key cannot be resumed."""
 
 
 class RunSection(Section):
@@ -184,8 +191,13 @@ class RunConfig(Section):
         ]
 
     def _deciding(self) -> dict[str, Any]:
-        """Returns the values of the keys that decide the result, by ``section.key``."""
+        """Returns the values of the keys that decide the result, by ``section.key``.
+
+        The default reduction of the Potential Field loss is included since it differs from version 0.1.0's.
+        """
         flat = _flatten(self.model_dump(mode="json"))
+        if self.objective.metric_loss == "potential_field":
+            flat.setdefault(REDUCTION_KEY, REDUCTION_DEFAULT)
         return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
 
 

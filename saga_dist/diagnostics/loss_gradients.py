@@ -83,7 +83,8 @@ def learner_alone(config: RunConfig, checkpoint: Path, loss: str) -> Learner:
         checkpoint: folder of the checkpoint.
         loss: one of ``LOSSES``.
     """
-    alone = {f"lambda_{name}": float(name == loss) for name in ("dml", "kl")} | {"lambda_lm": float(loss == "grpo")}
+    weights = {f"lambda_{name}": float(name == loss) for name in ("dml", "kl")} | {"lambda_lm": float(loss == "grpo")}
+    alone = {**weights, "balance": "none"}
     learner = build_learner(config.model_copy(update={"objective": config.objective.model_copy(update=alone)}))
     learner.load(checkpoint)
     return learner

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from saga_dist.errors import ConfigError
 from saga_dist.objectives.potential_field import PotentialFieldLoss, Reduction
 
 ChoiceT = TypeVar("ChoiceT", bound=str)
-_REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum")
+_REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 class MinedLoss(nn.Module):
@@ -45,7 +45,7 @@ def potential_field(
     proxies_per_class: int = 15,
     delta: float = 0.2,
     alpha: float = 3.0,
-    reduction: str = "mean",
+    reduction: str = "per_pair",
 ) -> nn.Module:
     """Returns the Potential Field loss; the arguments are those of ``potential_field.PotentialFieldLoss``.
 

@@ -13,12 +13,22 @@ pair matrix, so that memory holds one block and not all pairs (1.2e8 for 743 cla
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["per_pair", "per_active_pair", "mean", "sum"]
+"""The reduction turns U into the loss. SAGA does not publish which one it uses.
+
+- ``per_pair``: U / (S (S - 1)), the mean over ordered pairs of the S items;
+- ``per_active_pair``: the mean over the ordered pairs that exert a force; 0 when there is none;
+- ``mean``: U / I, the mean over the batch's images;
+- ``sum``: U.
+
+The gradients of ``mean`` and ``sum`` grow with the number of items and with delta^-alpha. In SAGA's sum of losses with
+equal weights they are hundreds of times those of GRPO, and the joint clipping removes GRPO's.
+"""
 
 _SMALLEST_DISTANCE = 1e-4
 """Smallest distance used in the formula. Items closer than this have no gradient, because its direction is noise."""
@@ -34,9 +44,9 @@ def potential_field_energy(
     reduction: Reduction,
     pairs_per_block: int = 2**23,
 ) -> torch.Tensor:
-    """Returns the scalar energy U of embeddings and proxies, in the dtype of the embeddings.
+    """Returns the reduced energy of embeddings and proxies, a scalar in the dtype of the embeddings.
 
-    The inputs are not normalised here. ``mean`` is the batch average U / I, as in SAGA's L_DML; ``sum`` is U.
+    The inputs are not normalised here.
 
     Args:
         embeddings_IE: [I, E], floating.
@@ -44,7 +54,7 @@ def potential_field_energy(
         proxies_CME: [C, M, E], floating; M may be 0.
         delta: positive distance at which attraction begins and repulsion ends.
         alpha: exponent, at least 0.
-        reduction: ``mean`` or ``sum``.
+        reduction: see ``Reduction``.
         pairs_per_block: largest number of pairs in memory at the same time (8 bytes each, in a few arrays).
 
     Raises:
@@ -59,8 +69,8 @@ def potential_field_energy(
         raise ValueError(
             f"delta = {delta}, alpha = {alpha}, pairs_per_block = {pairs_per_block}; expected > 0, >= 0, >= 1"
         )
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction = {reduction!r}; expected mean or sum")
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction = {reduction!r}; expected one of {', '.join(get_args(Reduction))}")
     num_images, embedding_dim = embeddings_IE.shape
     num_classes, proxies_per_class, _ = proxies_CME.shape
     if labels_I.shape != (num_images,) or labels_I.is_floating_point() or num_images == 0:
@@ -73,8 +83,17 @@ def potential_field_energy(
     items_SE = torch.cat([embeddings_IE.double(), proxies_CME.reshape(-1, embedding_dim).double()])
     proxy_labels = torch.arange(num_classes, device=labels_I.device).repeat_interleave(proxies_per_class)
     labels_S = torch.cat([labels_I.long(), proxy_labels])
-    energy: torch.Tensor = _PairEnergy.apply(items_SE, labels_S, float(delta), float(alpha), pairs_per_block)
-    return (energy / num_images if reduction == "mean" else energy).to(embeddings_IE.dtype)
+    energy, active_energy, num_active = _PairEnergy.apply(
+        items_SE, labels_S, float(delta), float(alpha), pairs_per_block
+    )
+    num_items = len(items_SE)
+    reduced: torch.Tensor = {
+        "per_pair": lambda: energy / max(1, num_items * (num_items - 1)),
+        "per_active_pair": lambda: active_energy / num_active.clamp(min=1),
+        "mean": lambda: energy / num_images,
+        "sum": lambda: energy,
+    }[reduction]()
+    return reduced.to(embeddings_IE.dtype)
 
 
 class PotentialFieldLoss(nn.Module):
@@ -87,7 +106,7 @@ class PotentialFieldLoss(nn.Module):
         proxies_per_class: M, positive; the paper uses 15 (CUB, Cars) and 2 (SOP).
         delta: positive distance; the paper searched [0.1, 0.3] and does not publish the final value.
         alpha: exponent, at least 0; the paper searched 0 to 6 and does not publish the final value.
-        reduction: ``mean`` (over the batch) or ``sum``.
+        reduction: see ``Reduction``.
     """
 
     def __init__(
@@ -99,7 +118,7 @@ class PotentialFieldLoss(nn.Module):
         proxies_per_class: int = 15,
         delta: float = 0.2,
         alpha: float = 3.0,
-        reduction: Reduction = "mean",
+        reduction: Reduction = "per_pair",
     ) -> None:
         super().__init__()
         self.delta, self.alpha, self.reduction = delta, alpha, reduction
@@ -120,15 +139,20 @@ class PotentialFieldLoss(nn.Module):
 
 
 class _PairEnergy(torch.autograd.Function):
-    """Computes U and dU/d(items) in one pass over blocks of rows of the pair matrix."""
+    """Computes U and dU/d(items) in one pass over blocks of rows of the pair matrix.
+
+    Returns U, its part from the pairs that exert a force, and their number. Both energies have the same gradient,
+    because the potential of every other pair is constant.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, items_SE: torch.Tensor, labels_S: torch.Tensor, delta: float, alpha: float, pairs_per_block: int
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         num_items = items_SE.shape[0]
         block = max(1, pairs_per_block // num_items)
-        energy = items_SE.new_zeros(())
+        energy, active_energy = items_SE.new_zeros(()), items_SE.new_zeros(())
+        num_active = labels_S.new_zeros(())
         gradient_SE = torch.empty_like(items_SE) if ctx.needs_input_grad[0] else None
         squares_S = items_SE.square().sum(-1)
         columns_S = torch.arange(num_items, device=items_SE.device)
@@ -138,21 +162,25 @@ class _PairEnergy(torch.autograd.Function):
             same_RS = labels_S[rows, None] == labels_S
             other_RS = columns_S[rows, None] != columns_S
             energy_RS, force_RS = _pair_terms(distances_RS, same_RS, delta, alpha)
+            force_RS = torch.where(other_RS, force_RS, 0.0)
+            active_RS = force_RS != 0
             energy += torch.where(other_RS, energy_RS, 0.0).sum()
+            active_energy += torch.where(active_RS, energy_RS, 0.0).sum()
+            num_active += active_RS.sum()
             if gradient_SE is not None:
-                force_RS = torch.where(other_RS, force_RS, 0.0)
                 # The factor is 4, because U has each unordered pair twice, and d(d^2)/dr = 2 (r - z).
                 weighted_RE = force_RS.sum(-1, keepdim=True) * items_SE[rows] - force_RS @ items_SE
                 gradient_SE[rows] = 4 * weighted_RE
         if gradient_SE is not None:
             ctx.save_for_backward(gradient_SE)
-        return energy
+        ctx.mark_non_differentiable(num_active)
+        return energy, active_energy, num_active
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient_SE,) = ctx.saved_tensors
-        return grad_outputs[0] * gradient_SE, None, None, None, None
+        return (grad_outputs[0] + grad_outputs[1]) * gradient_SE, None, None, None, None
 
 
 def _pair_terms(

@@ -79,12 +79,17 @@ PANELS: tuple[Panel, ...] = (
     Panel("Policy loss", {"loss/grpo": "L_GRPO"}),
     Panel("Attention alignment", {"loss/kl": "L_KL"}),
     Panel(
-        "Gradient norms",
+        "Share of each loss in the gradient",
         {
-            "gradient/total_norm": "total",
-            "gradient/dml_at_tokens_norm": "metric, at tokens",
-            "gradient/grpo_at_tokens_norm": "GRPO, at tokens",
+            "share/tower_grpo": "GRPO, at the tower; the rest is the metric loss",
+            "share/pooler_kl": "alignment, at the pooler; the rest is the metric loss",
         },
+        percent=True,
+    ),
+    Panel("Gradient norm before clipping", {"gradient/total_norm": "encoder and pooler"}),
+    Panel(
+        "Gradient norms at the tokens",
+        {"gradient/dml_at_tokens_norm": "metric loss", "gradient/grpo_at_tokens_norm": "GRPO"},
     ),
     Panel(
         "Answers out of form",

@@ -44,7 +44,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         (
             "losses",
             f"{objective.lambda_dml:g} x {objective.metric_loss}, {objective.lambda_lm:g} x GRPO, "
-            f"{objective.lambda_kl:g} x attention alignment at layer {objective.kl_layer}",
+            f"{objective.lambda_kl:g} x attention alignment at layer {objective.kl_layer}{_share_advice(config)}",
         ),
     ]
     if objective.needs_rollouts:
@@ -68,6 +68,14 @@ def describe(config: RunConfig, directory: Path) -> str:
     lines.append(("runtime", _runtime_line(config)))
     check_extensions(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
+
+
+def _share_advice(config: RunConfig) -> str:
+    """Returns where the losses' shares of the gradient are found; empty when only the metric loss trains."""
+    if not config.objective.needs_rollouts:
+        return ""
+    balanced = ", gradients balanced" if config.objective.balance != "none" else ""
+    return f"{balanced}; their shares of the gradient depend on model and data: saga-dist doctor measures them"
 
 
 def check_model_files(path: str) -> str:

@@ -29,6 +29,7 @@ from saga_dist.training.pair_ledger import PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
+from saga_dist.training.share_monitor import ShareMonitor
 from saga_dist.training.step_metrics import step_metrics
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
@@ -107,6 +108,7 @@ class Coordinator:
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / "ledger.jsonl")
+        self._shares = ShareMonitor(config.objective)
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._num_losses = 0
@@ -149,6 +151,7 @@ class Coordinator:
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)
+            self._shares.observe(result.metrics)
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)

@@ -16,7 +16,6 @@ paper writes the step as a sum. See ``optimization.py`` for clipping.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
 from saga_dist.workers.data_parallel import ALONE, Ranks
 from saga_dist.workers.encoding import SplitEncoder, TokenBatch
+from saga_dist.workers.loss_shares import GradientNorms
 from saga_dist.workers.optimization import build_optimizer, clip_gradients, schedule_factor
 
 
@@ -87,6 +87,7 @@ class Learner:
         self._open: list[_OpenBatch] = []
         self._batch_of_pair: dict[str, tuple[_OpenBatch, ImagePair]] = {}
         self._metrics: dict[str, list[float]] = {}
+        self._norms = GradientNorms()
         self.optimizer = build_optimizer(
             optimizer, encoder=encoder, tower=encoder.tower, pooler=encoder.pooler, metric_loss=self.metric_loss
         )
@@ -111,6 +112,8 @@ class Learner:
             raise TrainingError(f"micro-batch of step {batch.step}", where="learner", expected=f"step {self._step}")
         if batch.index == 0:  # drop the batches and gradients of a step that was abandoned before finish_step
             self._forget_open_batches()
+            self._metrics.clear()
+            self._norms = GradientNorms()
             self.optimizer.zero_grad(set_to_none=True)
         tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
         # The leaf is float32 for any dtype of the tower, because gradients of several losses and pairs add up in it.
@@ -139,7 +142,7 @@ class Learner:
             TrainingError: a gradient is not finite, or belongs to another step.
         """
         grpo_norm = self.accumulate(handles)
-        norm = clip_gradients(self.optimizer, self._settings.clip_norm)
+        clipped = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -150,8 +153,11 @@ class Learner:
         self._metrics.clear()
         metrics |= {
             "loss/grpo": sum(gradient.loss for gradient in handles),
-            "gradient/total_norm": norm,
+            "gradient/total_norm": clipped.encoder_norm,
+            "gradient/proxies_norm": clipped.proxies_norm,
+            "gradient/clip_factor": clipped.encoder_factor,
             "gradient/grpo_at_tokens_norm": grpo_norm,
+            **self._norms.shares(),
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(step=self._step, metrics=metrics)
@@ -168,7 +174,7 @@ class Learner:
         Raises:
             TrainingError: a gradient is not finite, or belongs to another step.
         """
-        grpo_norm = self._inject(handles)
+        self._inject(handles)
         self._back_propagate_alignment(handles)
         for opened in self._open:
             assert opened.leaf_NW.grad is not None
@@ -176,7 +182,7 @@ class Learner:
         self._forget_open_batches()
         self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
         self._ranks.broadcast_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
-        return grpo_norm
+        return self._norms.norm("tower", "grpo")
 
     def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
         """Returns the payloads of a batch's pairs."""
@@ -192,35 +198,50 @@ class Learner:
             opened.leaf_NW.grad = torch.zeros_like(opened.leaf_NW)
         self._record("loss/dml", loss.item())
         self._record("gradient/dml_at_tokens_norm", opened.leaf_NW.grad.norm().item())
+        self._norms.add("tower", "dml", [opened.leaf_NW.grad])
 
-    def _inject(self, gradients: Sequence[TokenGradients]) -> float:
-        """Adds lambda_lm * dL_GRPO/dX to the leaves and returns its norm."""
-        squared = 0.0
+    def _inject(self, gradients: Sequence[TokenGradients]) -> None:
+        """Adds lambda_lm * dL_GRPO/dX to the leaves, scaled as ``objective.balance`` says."""
+        weight = self._objective.lambda_lm
         for gradient in gradients:
-            opened, pair = self._of_this_step(gradient)
             if not torch.isfinite(gradient.values_NW).all():
                 raise TrainingError(
                     "token gradient is not finite", where=f"pair {gradient.pair_id}", fix="see rollouts/"
                 )
-            values_NW = self._objective.lambda_lm * gradient.values_NW.to(opened.leaf_NW.device)
+            self._norms.add("tower", "grpo", [gradient.values_NW], weight=weight)
+        weight *= self._balancing_factor("tower", "grpo", weight)
+        for gradient in gradients:
+            opened, pair = self._of_this_step(gradient)
+            values_NW = weight * gradient.values_NW.to(opened.leaf_NW.device)
             rows_a, rows_b = opened.tokens.rows[pair.image_a], opened.tokens.rows[pair.image_b]
             num_a = rows_a.stop - rows_a.start
             assert opened.leaf_NW.grad is not None
             opened.leaf_NW.grad[rows_a] += values_NW[:num_a]
             opened.leaf_NW.grad[rows_b] += values_NW[num_a:]
-            squared += values_NW.square().sum().item()
-        return math.sqrt(squared)
 
     def _back_propagate_alignment(self, gradients: Sequence[TokenGradients]) -> None:
         """Back-propagates lambda_kl * L_KL into the pooler only; tokens and targets are constants."""
+        pooler = list(self.encoder.pooler.parameters())
+        self._norms.add("pooler", "dml", [weight.grad for weight in pooler if weight.grad is not None])
         attended = [gradient for gradient in gradients if gradient.num_attended]
         if not self._objective.lambda_kl or not attended:
             return
         counts_P = torch.tensor([gradient.num_attended for gradient in attended])
         losses_P = torch.stack([self._alignment(gradient) for gradient in attended])
         loss = buffer_alignment_loss(losses_P, counts_P, int(counts_P.sum()))
-        (self._objective.lambda_kl * loss).backward()
+        alignment = torch.autograd.grad(self._objective.lambda_kl * loss, pooler, allow_unused=True)
+        self._norms.add("pooler", "kl", [gradient for gradient in alignment if gradient is not None])
+        factor = self._balancing_factor("pooler", "kl", self._objective.lambda_kl)
+        for weight, gradient in zip(pooler, alignment, strict=True):
+            if gradient is not None:
+                weight.grad = factor * gradient + (0 if weight.grad is None else weight.grad)
         self._record("loss/kl", loss.item())
+
+    def _balancing_factor(self, place: str, loss: str, weight: float) -> float:
+        """Returns the factor that ``objective.balance`` gives the gradient of a loss; 1 without balancing."""
+        if self._objective.balance == "none":
+            return 1.0
+        return self._norms.balance(place, loss, to=weight / self._objective.lambda_dml)
 
     def _alignment(self, gradient: TokenGradients) -> torch.Tensor:
         """Returns the mean over a group's correct completions of KL(target || beta), summed over both images."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,15 +82,24 @@ def schedule_factor(settings: OptimizerSection, step: int, num_steps: int) -> fl
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
+@dataclass(frozen=True, slots=True)
+class ClippedGradients:
+    """Gradient norms before clipping, and the factor that clipping applied."""
+
+    encoder_norm: float
+    """Global norm of encoder and pooler."""
+    encoder_factor: float
+    """Factor in (0, 1] by which the gradients of encoder and pooler were multiplied."""
+    proxies_norm: float
+    """Global norm of the proxies; 0 without proxies."""
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> ClippedGradients:
     """Clips the gradients of encoder and pooler together, and those of the proxies separately.
 
     Args:
         optimizer: optimizer with the groups of ``build_optimizer``.
-        clip_norm: largest global norm of each of the two sets.
-
-    Returns:
-        The global norm of encoder and pooler before clipping.
+        clip_norm: largest global norm of each of the two sets, positive.
 
     Raises:
         TrainingError: a gradient is not finite.
@@ -103,7 +113,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
         raise TrainingError(
             "the gradient is not finite", where="learner", fix="lower the learning rates, check the images"
         )
-    return norms[0]
+    return ClippedGradients(norms[0], min(1.0, clip_norm / norms[0]) if norms[0] else 1.0, norms[1])
 
 
 def _clip(parameters: Sequence[nn.Parameter], clip_norm: float) -> float:

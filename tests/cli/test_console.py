@@ -22,6 +22,8 @@ ROLLOUT_STEP = StepResult(
         "loss/dml": 0.9,
         "loss/grpo": -0.0031,
         "loss/kl": 1.25,
+        "share/tower_grpo": 0.42,
+        "share/pooler_kl": 0.07,
         "step/wall_s": 2.5,
     },
 )
@@ -56,7 +58,7 @@ def methods() -> list[MethodResult]:
 def test_step_line_has_what_was_measured_and_nothing_else() -> None:
     assert step_line(ROLLOUT_STEP) == (
         "reward 0.72  right same 50%  different 95%  contributing 25%  json 100%  dml 0.900  grpo -0.003  kl 1.250  "
-        "5124 tok/s  2.50 s/step"
+        "grpo share 42%  kl share 7%  5124 tok/s  2.50 s/step"
     )
     plain = StepResult(step=1, metrics={"loss/dml": 0.5, "loss/grpo": 0.0, "step/wall_s": 0.2})
     assert step_line(plain) == "dml 0.500  0.20 s/step"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from saga_dist.cli import doctor_checks
 from saga_dist.cli.doctor_checks import run_checks
 
 SMALL = [
@@ -30,11 +31,29 @@ def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) ->
     assert run_checks(None, SMALL, smoke=True) == 0
     found = lines(capsys)
     machine = {"python", "packages", "vllm", "devices", "memory", "disk", "ray auth"}
-    assert set(found) == machine | {"plan", "capacity", "one pair"}
+    assert set(found) == machine | {"plan", "capacity", "one pair", "one step"}
     assert "expected 1 x this processor: learner" in found["capacity"]
     assert "torch 2." in found["packages"]
     assert "verdict" in found["one pair"]
     assert "truth" in found["one pair"]
+    assert "grpo share" in found["one step"]
+
+
+def test_a_loss_that_is_outweighed_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*SMALL, "objective.lambda_lm=1e-6", "rollout.pairs_per_batch=8", "rollout.contributing_groups=1"]
+    assert run_checks(None, small, smoke=True) == 0
+    assert "WARN one step: GRPO is " in capsys.readouterr().out
+
+
+def test_any_error_of_a_check_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> str:
+        raise RuntimeError("CUDA driver\nis too old")
+
+    monkeypatch.setattr(doctor_checks, "_devices", broken)
+    assert run_checks(None, SMALL, smoke=False) == 2
+    found = lines(capsys)
+    assert found["devices"] == "FAIL: RuntimeError: CUDA driver is too old"
+    assert found["capacity"].startswith("ok")
 
 
 def test_what_is_wrong_is_said_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

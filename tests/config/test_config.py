@@ -355,6 +355,7 @@ def test_the_digest_is_a_function_of_what_decides_the_result() -> None:
         {"runtime": {"kind": "serial", "threads": 2}},
         {"checkpoint": {"keep": 9, "every_steps": 5}},
         {"run": {"directory": "/elsewhere"}},
+        {"objective": {"min_share": 0, "min_share_steps": 5}},
     ):
         assert digest(free) == base
     deciding: list[dict[str, Any]] = [
@@ -363,6 +364,7 @@ def test_the_digest_is_a_function_of_what_decides_the_result() -> None:
         {"data": {"batch_size": 32}},
         {"data": {"birds": {"seed": 12}}},
         {"objective": {"lambda_lm": 0.5}},
+        {"objective": {"balance": "gradient_norm"}},
         {"objective": {"metric_params": {"alpha": 3}}},
         {"model": {"path": "standin"}},
         {"optimizer": {"lr_encoder": 1e-5}},
@@ -372,9 +374,20 @@ def test_the_digest_is_a_function_of_what_decides_the_result() -> None:
     assert len({base, *map(digest, deciding)}) == len(deciding) + 1
 
 
+def test_the_default_reduction_of_potential_field_is_part_of_the_digest() -> None:
+    """Its default has changed, so a run that was started with the earlier one is not resumed with this one."""
+    own = {"objective": {"metric_loss": "potential_field"}}
+    written = [{"objective": {"metric_params": {"reduction": name}}} for name in ("per_pair", "mean")]
+    assert digest(own) == digest(written[0]) != digest(written[1])
+    other = {"objective": {"metric_loss": "multi_similarity"}}
+    assert "reduction" not in str(parse_config(merged(other), where="test")._deciding())
+    assert parse_config(merged(own), where="test")._deciding()["objective.metric_params.reduction"] == "per_pair"
+
+
 def test_new_keys_at_their_defaults_leave_the_digest_of_older_checkpoints() -> None:
     """This digest stands in checkpoints of version 0.1.0: a new deciding key belongs in ADDED_KEYS."""
-    assert digest({}) == "24c2cc7f84ba7acd15719e2d03ec7a2db90ad60ee2420681ddf27f606fdf4f24"
+    earlier = {"objective": {"metric_loss": "multi_similarity"}}
+    assert digest(earlier) == "e47de11772ebacd73f1f7f1ebfd3b64a260e651ca6da2993fe4187313379b9eb"
     assert digest({"objective": {"reward": "mine:reward"}}) != digest({})
     config = parse_config(BIRDS, where="test").model_dump()
     for key, default in ADDED_KEYS.items():

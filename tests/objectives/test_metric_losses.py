@@ -160,7 +160,7 @@ def test_wrong_input_is_refused(name: str) -> None:
         ("proxy_anchor", {"alpha": float("nan")}, "a positive number"),
         ("proxy_anchor", {"margin": True}, "True.*a number"),
         ("potential_field", {"proxies_per_class": 2.5}, "a whole number"),
-        ("potential_field", {"reduction": "none"}, "mean, sum"),
+        ("potential_field", {"reduction": "none"}, "per_pair, per_active_pair, mean, sum"),
         ("potential_field", {"alpha": -1}, "a number >= 0"),
         ("multi_similarity", {"miner": -0.1}, "a number >= 0"),
         ("infonce", {"variant": "clip"}, "ntxent, supcon"),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 
-from saga_dist.objectives.potential_field import PotentialFieldLoss, potential_field_energy
+from saga_dist.objectives.potential_field import PotentialFieldLoss, Reduction, potential_field_energy
 
 EMBEDDINGS = [[1.0, 0.0], [0.8, 0.6]]
 PROXIES = [[[0.6, 0.8]], [[-1.0, 0.0]]]
@@ -39,6 +40,57 @@ def test_hand_checked_energies(alpha: float, delta: float, energy: float) -> Non
     assert value.item() == pytest.approx(energy, abs=1e-9)
     mean = potential_field_energy(embeddings, LABELS, proxies, delta=delta, alpha=alpha, reduction="mean")
     assert mean.item() == pytest.approx(energy / 2, abs=1e-9)
+
+
+def test_hand_checked_reductions() -> None:
+    """Four items have 12 ordered pairs; 6 exert a force: e0 p0 (-1/0.8), e1 p0 (1/0.08), e1 p1 (-1/3.6), each twice."""
+    embeddings, proxies = torch.tensor(EMBEDDINGS, dtype=torch.float64), torch.tensor(PROXIES, dtype=torch.float64)
+
+    def energy(reduction: Reduction) -> float:
+        return potential_field_energy(embeddings, LABELS, proxies, delta=0.5, alpha=2, reduction=reduction).item()
+
+    active = 2 * (-1 / 0.8 + 1 / 0.08 - 1 / 3.6)
+    assert energy("per_pair") == pytest.approx((active + 6 * 0.5**-2) / 12, abs=1e-9)
+    assert energy("per_active_pair") == pytest.approx(active / 6, abs=1e-9)
+
+
+@pytest.mark.parametrize("pairs_per_block", [1, 2**23])
+def test_reductions_scale_the_same_gradient(pairs_per_block: int) -> None:
+    gradients = {}
+    for reduction in get_args(Reduction):
+        embeddings = torch.tensor(EMBEDDINGS, dtype=torch.float64, requires_grad=True)
+        proxies = torch.tensor(PROXIES, dtype=torch.float64)
+        potential_field_energy(
+            embeddings, LABELS, proxies, delta=0.5, alpha=2, reduction=reduction, pairs_per_block=pairs_per_block
+        ).backward()
+        assert embeddings.grad is not None
+        gradients[reduction] = embeddings.grad
+    for reduction, divisor in {"per_pair": 12, "per_active_pair": 6, "mean": 2}.items():
+        assert torch.allclose(gradients[reduction] * divisor, gradients["sum"], rtol=1e-12)
+
+
+def test_items_without_a_force_have_no_loss_per_active_pair_and_no_gradient() -> None:
+    for reduction, value in (("per_active_pair", 0.0), ("per_pair", 0.2**-3)):
+        embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)  # two classes, farther than delta
+        loss = potential_field_energy(embeddings, LABELS, torch.zeros(2, 0, 2), delta=0.2, alpha=3, reduction=reduction)
+        loss.backward()
+        assert loss.item() == pytest.approx(value)
+        assert embeddings.grad is not None
+        assert embeddings.grad.abs().max() == 0
+    alone = potential_field_energy(
+        torch.ones(1, 2), LABELS[:1], torch.zeros(1, 0, 2), delta=0.2, alpha=3, reduction="per_pair"
+    )
+    assert alone.item() == 0
+
+
+def test_default_is_the_mean_over_ordered_pairs() -> None:
+    embeddings, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1])
+    default, mean = (
+        PotentialFieldLoss(3, 4, seed=1, proxies_per_class=2, **given) for given in ({}, {"reduction": "mean"})
+    )
+    assert default(embeddings, labels).item() == pytest.approx(
+        mean(embeddings, labels).item() * 5 / (11 * 10), rel=1e-6
+    )
 
 
 def test_hand_checked_gradients() -> None:
@@ -147,7 +199,7 @@ def test_a_few_steps_pull_classes_together_and_apart() -> None:
         ({"proxies_CME": torch.zeros(2, 1, 3)}, r"expected \[I, E\]"),
         ({"delta": 0.0}, "delta"),
         ({"alpha": -1.0}, "alpha"),
-        ({"reduction": "none"}, "mean or sum"),
+        ({"reduction": "none"}, "one of per_pair, per_active_pair, mean, sum"),
     ],
 )
 def test_mistakes(change: dict, message: str) -> None:

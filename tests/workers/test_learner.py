@@ -27,13 +27,13 @@ from saga_dist.workers.optimization import build_optimizer, schedule_factor
 NUM_CLASSES = 4
 
 
-def make_config(checkpoint: Path, **objective: object) -> RunConfig:
+def make_config(checkpoint: Path, clip_norm: float = 1e9, **objective: object) -> RunConfig:
     return parse_config(
         {
             "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2},
             "model": {"path": str(checkpoint), "dtype": "float32", "embedding_dim": 16, "device": "cpu"},
             "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1, **objective},
-            "optimizer": {"clip_norm": 1e9, "lr_encoder": 1e-3, "lr_pooler": 1e-2, "proxy_lr_multiplier": 10.0},
+            "optimizer": {"clip_norm": clip_norm, "lr_encoder": 1e-3, "lr_pooler": 1e-2, "proxy_lr_multiplier": 10.0},
             "rollout": {"pairs_per_batch": 4},
         },
         where="test",
@@ -142,6 +142,78 @@ def test_step_gradients_equal_end_to_end_autograd(tiny_checkpoint: Path, num_bat
         assert error < 1e-5, f"{name}: relative error {error:.2e}"
 
 
+def test_clipped_gradients_reach_the_optimizer(tiny_checkpoint: Path) -> None:
+    free, clipped = (make_learner(make_config(tiny_checkpoint, clip_norm=limit)) for limit in (1e9, 0.05))
+    before = finish_and_catch(free, gradients_for(free, micro_batch(free)))
+    after = finish_and_catch(clipped, gradients_for(clipped, micro_batch(clipped)))
+    proxies = [name for name, _ in clipped.metric_loss.named_parameters()]
+    for names in (proxies, [name for name in after if name not in proxies]):
+        norm, norm_after = (
+            math.sqrt(sum(found[name].square().sum().item() for name in names)) for found in (before, after)
+        )
+        assert norm > 0.05
+        assert norm_after == pytest.approx(0.05, rel=1e-4)
+        for name in names:
+            assert torch.allclose(after[name], before[name] * (0.05 / norm), rtol=1e-3, atol=1e-9)
+
+
+WEIGHTS = {"lambda_dml": 0.7, "lambda_lm": 0.3, "lambda_kl": 2.0}
+
+
+def measured_norms(checkpoint: Path) -> dict[str, float]:
+    """Norm of each loss's gradient where it meets another's, from learners that have this loss alone."""
+    norms = {}
+    for key, name in (("lambda_dml", "dml"), ("lambda_kl", "kl")):
+        learner = make_learner(make_config(checkpoint, **dict.fromkeys(WEIGHTS, 0.0) | {key: WEIGHTS[key]}))
+        caught = finish_and_catch(learner, gradients_for(learner, micro_batch(learner)))
+        pooler = [value for parameter, value in caught.items() if parameter.startswith("pooler.")]
+        norms[f"pooler_{name}"] = math.sqrt(sum(value.square().sum().item() for value in pooler))
+    learner = make_learner(make_config(checkpoint, **WEIGHTS))
+    gradients = gradients_for(learner, micro_batch(learner))
+    norms["tower_dml"] = math.sqrt(sum(opened.leaf_NW.grad.square().sum().item() for opened in learner._open))
+    norms["tower_grpo"] = 0.3 * math.sqrt(sum(gradient.values_NW.square().sum().item() for gradient in gradients))
+    return norms
+
+
+def test_shares_of_the_losses_are_those_of_their_gradients(tiny_checkpoint: Path) -> None:
+    norms = measured_norms(tiny_checkpoint)
+    learner = make_learner(make_config(tiny_checkpoint, clip_norm=0.05, **WEIGHTS))
+    metrics = learner.finish_step(gradients_for(learner, micro_batch(learner))).metrics
+    for place in ("tower", "pooler"):
+        total = sum(norm for name, norm in norms.items() if name.startswith(place))
+        for name in (name for name in norms if name.startswith(place)):
+            assert metrics[f"share/{name}"] == pytest.approx(norms[name] / total, rel=1e-4)
+    assert metrics["gradient/clip_factor"] == pytest.approx(0.05 / metrics["gradient/total_norm"])
+
+
+def test_metric_loss_alone_has_the_whole_gradient(tiny_checkpoint: Path) -> None:
+    learner = make_learner(make_config(tiny_checkpoint))
+    learner.encode(micro_batch(learner))
+    metrics = learner.finish_step([]).metrics
+    assert {name: value for name, value in metrics.items() if name.startswith("share/")} == {
+        "share/tower_dml": 1.0, "share/pooler_dml": 1.0,
+    }  # fmt: skip
+
+
+def test_balanced_gradients_have_norms_in_the_ratio_of_the_weights(tiny_checkpoint: Path) -> None:
+    norms = measured_norms(tiny_checkpoint)
+    learner = make_learner(make_config(tiny_checkpoint, balance="gradient_norm", **WEIGHTS))
+    gradients = gradients_for(learner, micro_batch(learner))
+    metrics = learner.finish_step(gradients).metrics
+    assert metrics["share/tower_grpo"] == pytest.approx(0.3 / (0.7 + 0.3), rel=1e-4)
+    assert metrics["share/pooler_kl"] == pytest.approx(2.0 / (0.7 + 2.0), rel=1e-4)
+    # The same step with weights that give these ratios.
+    scaled = {
+        "lambda_dml": 0.7,
+        "lambda_lm": 0.3 / 0.7 * norms["tower_dml"] / norms["tower_grpo"] * 0.3,
+        "lambda_kl": 2.0 / 0.7 * norms["pooler_dml"] / norms["pooler_kl"] * 2.0,
+    }
+    by_hand = make_learner(make_config(tiny_checkpoint, **scaled))
+    by_hand.finish_step(gradients_for(by_hand, micro_batch(by_hand)))
+    for name, tensor in by_hand._state().items():
+        assert torch.allclose(learner._state()[name], tensor, rtol=1e-4, atol=2e-5), name
+
+
 def test_attention_alignment_reaches_the_pooler_only(tiny_checkpoint: Path) -> None:
     learner = make_learner(make_config(tiny_checkpoint, lambda_dml=0.0, lambda_lm=0.0, lambda_kl=1.0))
     caught = finish_and_catch(learner, gradients_for(learner, micro_batch(learner)))
@@ -234,6 +306,27 @@ def test_optimizer_groups(tiny_checkpoint: Path) -> None:
     assert groups["proxies"]["lr"] == pytest.approx(0.1)
     assert groups["proxies"]["weight_decay"] == 0
     assert groups["proxies"]["params"][0] is next(learner.metric_loss.parameters())
+
+
+def test_a_step_moves_each_group_by_its_rate_and_decays_all_but_the_proxies(tiny_checkpoint: Path) -> None:
+    """AdamW's first step moves a weight w by lr (sign of its gradient + decay w); step 0 is half of the warm-up."""
+    optimizer = {"weight_decay": 0.1, "warmup_fraction": 0.2}
+    config = make_config(tiny_checkpoint)
+    learner = make_learner(
+        config.model_copy(update={"optimizer": config.optimizer.model_copy(update=optimizer)}), num_steps=10
+    )
+    before = {name: tensor.clone() for name, tensor in learner._state().items()}
+    gradients = finish_and_catch(learner, gradients_for(learner, micro_batch(learner)))
+    names = {"pooler.query": "pooler.query", "loss.proxies": "metric_loss.loss.proxies"}
+    names |= {name: name for name in gradients if name.startswith("tower.") and name.endswith("norm1.weight")}
+    assert len(names) > 2
+    for name, in_state in names.items():
+        rate, decay = {"tower": (1e-3, 0.1), "pooler": (1e-2, 0.1), "loss": (0.1, 0.0)}[name.split(".")[0]]
+        moved = before[in_state] - learner._state()[in_state]
+        clear = gradients[name].abs() > 1e-5  # AdamW's epsilon is 1e-8
+        assert clear.any()
+        expected = 0.5 * rate * (gradients[name].sign() + decay * before[in_state])
+        assert torch.allclose(moved[clear], expected[clear], rtol=5e-3, atol=1e-7), name
 
 
 def test_constants_of_a_metric_loss_are_no_proxies(tiny_checkpoint: Path) -> None:

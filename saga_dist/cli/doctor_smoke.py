@@ -1,0 +1,78 @@
+"""The checks of ``saga-dist doctor`` that load the models: one pair judged, and one optimizer step that is not kept."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_dist.config import RunConfig
+
+if TYPE_CHECKING:
+    from saga_dist.runtime.serial import SerialRuntime
+
+
+class SmokeTest:
+    """Learner, engine and replay worker in this process, built by the first check that needs them.
+
+    Args:
+        config: the whole configuration; the runtime it names is not started.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._runtime: SerialRuntime | None = None
+
+    def close(self) -> None:
+        """Closes the engine, if one was built."""
+        if self._runtime is not None:
+            self._runtime.close()
+
+    def judge_one_pair(self) -> str:
+        """Returns one line on the frozen MLLM's verdict for two test images.
+
+        The line has the seconds until the engine was ready, the number of generated tokens, the verdict and the truth.
+        """
+        from saga_dist.data.sampling import evaluation_pairs
+        from saga_dist.types import RolloutTask, Sampling
+        from saga_dist.workers.serial_pool import run_all
+
+        started = time.monotonic()
+        runtime, settings = self._models(), self._config.rollout
+        ready = time.monotonic()
+        pair = evaluation_pairs(runtime.learner.labels("test"), 2, seed=0)[0]
+        tokens = runtime.learner.encode_pairs("test", [pair])[0]
+        sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=settings.max_tokens, seed=0)
+        group = run_all(runtime.rollouts, [RolloutTask(pair, tokens, sampling)])[0]
+        verdict = {True: "same", False: "different", None: "no verdict"}[group.verdicts[0]]
+        return (
+            f"{settings.engine} ready after {ready - started:.0f} s; {group.num_tokens} tokens in "
+            f"{time.monotonic() - ready:.1f} s; verdict {verdict}, truth {'same' if pair.same else 'different'}"
+        )
+
+    def take_one_step(self, warnings: list[str]) -> str:
+        """Returns one line with the metrics of one optimizer step, among them the share of each loss in the gradient.
+
+        Args:
+            warnings: receives a line for each loss whose share is below ``objective.min_share``, and for each without
+                a gradient in this step.
+        """
+        from saga_dist.cli.console import step_line
+        from saga_dist.data.sampling import training_sampler
+        from saga_dist.training.coordinator import Coordinator
+        from saga_dist.training.share_monitor import advice_for_step
+
+        runtime = self._models()
+        sampler = training_sampler(self._config, runtime.learner.labels("train"))
+        with tempfile.TemporaryDirectory(prefix="saga-doctor-") as folder:
+            result = Coordinator(self._config, runtime, sampler, Path(folder)).train_step()
+        warnings += advice_for_step(self._config.objective, result.metrics)
+        return step_line(result)
+
+    def _models(self) -> SerialRuntime:
+        from saga_dist.runtime.serial import SerialRuntime
+
+        if self._runtime is None:
+            self._runtime = SerialRuntime(self._config)
+        return self._runtime
