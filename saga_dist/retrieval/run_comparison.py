@@ -19,6 +19,8 @@ from saga_dist.retrieval.metrics import PairedTest, paired_test
 
 FEW_CLASSES, FEW_SEEDS = 20, 3
 """Smallest numbers of classes and of seeds whose intervals are printed without a remark."""
+ONE_RUN = "one run: says nothing about other runs"
+"""Remark on an interval that is computed from a single training run."""
 CONFIDENCE = 0.95
 """Confidence level of all intervals of this module."""
 
@@ -132,7 +134,7 @@ def interval_remark(*, num_classes: int, num_seeds: int) -> str:
     """
     remarks = []
     if num_seeds == 1:
-        remarks.append("one run: says nothing about other runs")
+        remarks.append(ONE_RUN)
     elif 1 < num_seeds < FEW_SEEDS:
         remarks.append(f"only {num_seeds} seeds")
     if num_classes < FEW_CLASSES:

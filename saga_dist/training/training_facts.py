@@ -6,7 +6,6 @@ from pathlib import Path
 
 from saga_dist.config import RunConfig
 from saga_dist.retrieval.results import TrainingFacts
-from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 
 
 def training_facts(config: RunConfig, run_dir: Path, *, pretrained: bool = False) -> TrainingFacts:
@@ -38,6 +37,8 @@ def _images_seen(config: RunConfig, run_dir: Path) -> int | None:
     steps, batch = config.run.steps, config.data.batch_size
     if not config.objective.needs_rollouts or config.rollout.max_micro_batches == 1:
         return steps * batch
+    from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger  # imports torch
+
     micro_batches = PairLedger(run_dir / LEDGER_NAME).micro_batches()
     if micro_batches.keys() != set(range(1, steps + 1)):
         return None
