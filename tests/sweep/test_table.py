@@ -111,6 +111,9 @@ def test_a_row_with_published_figures_only_has_no_runs_and_its_own_setting(tmp_p
     assert own is not None and theirs is not None
     assert (own.recall_at_1, own.source, own.image_size, own.pretraining) == (80, "The paper", 224, None)
     assert (theirs.recall_at_1, theirs.source, theirs.image_size) == (90.1, "Another work", 336)
+    larger = plain.model_copy(update={"paper": own.model_copy(update={"image_size": 448})})
+    said = table.published(larger)
+    assert said is not None and (said.source, said.image_size) == ("The paper", 448)
 
 
 @pytest.mark.parametrize(
