@@ -40,7 +40,7 @@ def published_table(
     )
     shown.add_column("")
     for heading in (*TRAINING, *FIGURES):
-        shown.add_column(heading, justify="right", no_wrap=heading in FIGURES)
+        shown.add_column(heading, justify="right", no_wrap=heading in FIGURES, overflow="fold")
     low, high = (100 * end for end in result.confidence_interval)
     for variant in table.variant:
         paper = table.published(variant)

@@ -134,7 +134,7 @@ def _part(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
     table.add_column(first)
     for heading in others:
         words = heading in ("against", "remark", "pre-training")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
