@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from saga_dist.retrieval.run_comparison import interval_remark
+from saga_dist.retrieval.run_comparison import Source, interval_remark
 from saga_dist.retrieval.training_text import TRAINING, training_cells
 from saga_dist.sweep.records import Figure, PairedComparison, SourceTest, Summary, SummaryRow
 from saga_dist.sweep.table import PublishedSetting
@@ -18,7 +18,7 @@ from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.printable import printable
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
-FIGURES = ("seeds", "R@1", "95 %", "over", "R@2", "R@4", "R@8", "NMI")
+FIGURES = ("seeds", "R@1", "95 %", "over", "R@2", "R@4", "R@8", "NMI", "remark")
 """Headings of our figures."""
 PAPER = ("paper R@1", "paper NMI")
 """Headings of the published figures."""
@@ -41,13 +41,13 @@ def write_summary(summary: Summary, out: Path) -> None:
 
 def markdown(summary: Summary) -> str:
     """Returns the tables of figures, comparisons and training as Markdown."""
-    figures, compared = _figure_headings(summary), comparisons(summary)
+    figures, compared = [*FIGURES, *_paper_headings(summary)], comparisons(summary)
     lines = [
         f"# {_plain(summary.title)}",
         "",
         f"{summary.num_queries:,} queries of {summary.num_classes:,} unseen classes.",
         "",
-        *_markdown_table(["variant", *figures], ([row.label, *_figures(row, summary)] for row in summary.rows)),
+        *_markdown_table(["variant", *figures], _cells_of(summary, figures)),
         "",
         *(_markdown_table(["variant", *TESTS], compared) if compared else ()),
         *(("",) if compared else ()),
@@ -64,9 +64,10 @@ def markdown(summary: Summary) -> str:
 
 def terminal(summary: Summary) -> list[RichTable]:
     """Returns the tables of figures, comparisons and training for a terminal."""
-    figures = [[row.label, *_figures(row, summary)] for row in summary.rows]
+    published = ("R@1", *PAPER)
     parts = [
-        (summary.title, _figure_headings(summary), figures),
+        (summary.title, FIGURES, _cells_of(summary, FIGURES)),
+        ("", published, _cells_of(summary, published) if _paper_headings(summary) else []),
         ("", TESTS, comparisons(summary)),
         ("", TRAINING, training(summary)),
     ]
@@ -140,37 +141,48 @@ def _part(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
     return table
 
 
-def _figure_headings(summary: Summary) -> list[str]:
-    """Returns the headings of the figures; the paper's only when a row has published figures."""
-    return [*FIGURES, *(PAPER if any(row.paper for row in summary.rows) else ())]
+def _paper_headings(summary: Summary) -> tuple[str, ...]:
+    """Returns the headings of the paper's figures; none when no row has published figures."""
+    return PAPER if any(row.paper for row in summary.rows) else ()
 
 
-def _figures(row: SummaryRow, summary: Summary) -> list[str]:
-    """Returns the cells of a row in the order of ``_figure_headings``."""
+def _cells_of(summary: Summary, headings: Sequence[str]) -> list[list[str]]:
+    """Returns label and cells of every row in the order of the headings."""
+    rows = [(row.label, _figures(row, summary)) for row in summary.rows]
+    return [[label, *(cells[heading] for heading in headings)] for label, cells in rows]
+
+
+def _figures(row: SummaryRow, summary: Summary) -> dict[str, str]:
+    """Returns the cells of a row by heading, those of ``PAPER`` included."""
     ends, paper = row.confidence_interval, row.paper
     cells = dict.fromkeys((*FIGURES, *PAPER), "")
     cells["seeds"] = str(len(row.seeds))
     if row.figures and ends:
-        remark = interval_remark(num_classes=summary.num_classes, num_seeds=len(row.seeds))
         cells |= {f"R@{k}": _figure(row.figures[f"recall_at_{k}"], 100, 1) for k in (1, 2, 4, 8)}
         cells |= {"95 %": f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}", "NMI": _figure(row.figures["nmi"], 1, 3)}
-        cells["over"] = row.interval_over + (f" ({remark})" if remark else "")
+        cells["over"] = _counted(row.interval_over, row.seeds, summary.num_classes)
+        cells["remark"] = interval_remark(num_classes=summary.num_classes, num_seeds=len(row.seeds))
     if paper is not None:
         spread = "" if paper.recall_sd is None else f" ± {paper.recall_sd:.1f}"
         cells["paper R@1"] = f"{paper.recall_at_1:.1f}{spread}"
         cells["paper NMI"] = "" if paper.nmi is None else f"{paper.nmi:.2f}"
-    return [cells[heading] for heading in _figure_headings(summary)]
+    return cells
 
 
 def _comparison(one: PairedComparison, num_classes: int) -> list[str]:
     """Returns the cells of a comparison from ``points`` on."""
-    over = {"classes": f"{num_classes} classes", "seeds": f"{len(one.seeds)} seeds"}
-    also = ""
+    over, also = _counted(one.leads, one.seeds, num_classes), ""
     if one.over_seeds is not None:
-        test, source = (one.class_test, "classes") if one.leads == "seeds" else (one.over_seeds, "seeds")
-        also = f"{interval(test)}, p {p_value(test)} ({over[source]})"
+        other: Source = "classes" if one.leads == "seeds" else "seeds"
+        test = one.over_seeds if other == "seeds" else one.class_test
+        also = f"{interval(test)}, p {p_value(test)} ({_counted(other, one.seeds, num_classes)})"
     led = f"{points(one.difference)} ({interval(one)})"
-    return [led, p_value(one), over[one.leads], also, one.remark(num_classes)]
+    return [led, p_value(one), over, also, one.remark(num_classes)]
+
+
+def _counted(source: Source, seeds: Sequence[int], num_classes: int) -> str:
+    """Returns a source of randomness with its number of draws, e.g. ``6 seeds``."""
+    return f"{len(seeds)} seeds" if source == "seeds" else f"{num_classes} classes"
 
 
 def _figure(figure: Figure, scale: float, digits: int) -> str:

@@ -167,9 +167,8 @@ def _check_show(table_file: Path, out: Path, summary: dict) -> None:
     markdown = (out / "table.md").read_text()
     assert shown in markdown
     assert "SAGA \\| all" in markdown
-    figures, training = [line for line in markdown.splitlines() if line.startswith("| metric loss |")]
+    row, training = [line for line in markdown.splitlines() if line.startswith("| metric loss |")]
     assert "multi_similarity" in training
-    row = figures
     assert "| 50.0 ± 0.5 | 0.40 |" in row
 
 
