@@ -12,7 +12,7 @@ from saga_dist.config import RunConfig, Section
 from saga_dist.data.image_sets import ImageSet
 from saga_dist.errors import ConfigError
 from saga_dist.protocols import Embeddings
-from saga_dist.retrieval.results import SplitResult
+from saga_dist.retrieval.results import SplitResult, TrainingFacts
 from saga_dist.runtime.build import build_splits, resolve_device
 from saga_dist.training.evaluation import retrieval_result
 
@@ -35,6 +35,11 @@ class Comparison(Section):
     """Milliseconds per image for preprocessing and forward pass in batches of 64, without decoding the image file."""
     device: str
     """Device of the encoder."""
+
+    @property
+    def training(self) -> TrainingFacts:
+        """Facts about the encoder's training."""
+        return self.encoder.training_facts()
 
 
 def compare(

@@ -21,6 +21,7 @@ from PIL.Image import Image
 
 from saga_dist.config import Section
 from saga_dist.errors import ConfigError
+from saga_dist.retrieval.results import TrainingFacts
 from saga_dist.utils.registry import Registry, is_import_path
 
 if TYPE_CHECKING:
@@ -68,6 +69,18 @@ class EncoderCard(Section):
     """Height of the encoder's input, in pixels."""
     image_width: int
     """Width of the encoder's input, in pixels."""
+    training: TrainingFacts | None = None
+    """Facts about a training by this package; None for an encoder that was used as it came."""
+
+    def training_facts(self) -> TrainingFacts:
+        """Returns the facts about training, those of an encoder used as it came included."""
+        return self.training or TrainingFacts(
+            optimizer_steps=0,
+            images_seen=0,
+            image_height=self.image_height,
+            image_width=self.image_width,
+            pretraining=self.pretraining,
+        )
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from saga_dist.baselines.frozen_encoder import EncoderCard, EncoderSpec
 from saga_dist.config import load_run_config
 from saga_dist.models.encoder import load
 from saga_dist.retrieval.identity import model_folder
+from saga_dist.retrieval.results import TrainingFacts
+from saga_dist.training.training_facts import training_facts
 
 
 class RunEncoder:
@@ -42,6 +44,7 @@ class RunEncoder:
             parameters=sum(parameter.numel() for parameter in self._encoder.parameters()),
             image_height=size,
             image_width=size,
+            training=_facts(folder),
         )
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
@@ -49,9 +52,19 @@ class RunEncoder:
         return self._encoder.encode(images)
 
 
+def _is_run(folder: Path) -> bool:
+    """Returns True for a run directory, False for the folder of a saved encoder."""
+    return (folder / "config.json").is_file() and not (folder / "manifest.json").is_file()
+
+
+def _facts(folder: Path) -> TrainingFacts:
+    """Returns the facts about the training; without the run, none but that there was one."""
+    return training_facts(load_run_config(folder), folder) if _is_run(folder) else TrainingFacts()
+
+
 def _training(folder: Path) -> str:
     """Returns model, steps, data and losses of a run, in one line."""
-    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
+    if not _is_run(folder):
         return "an encoder's folder: its run is not beside it"
     config = load_run_config(folder)
     objective = config.objective

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from saga_dist.retrieval.run_comparison import interval_remark
+from saga_dist.retrieval.training_text import training_lines
 from saga_dist.utils.printable import printable
 
 if TYPE_CHECKING:
@@ -168,9 +170,18 @@ def probe_table(methods: Iterable[MethodResult]) -> Table:
     return table
 
 
+def results_notes(methods: Sequence[MethodResult], *, split: str) -> list[str]:
+    """Returns the lines below a table of results: what the interval covers, and the training of each method."""
+    num_classes = min(method.splits[split].num_classes for method in methods)
+    remark = interval_remark(num_classes=num_classes, num_seeds=1)
+    return [f"95 %: over test classes; {remark}", *training_lines(methods)]
+
+
 def print_results(console: Console, methods: Sequence[MethodResult]) -> None:
-    """Prints the test results, then the tables of verdicts and probes when a method has them."""
+    """Prints the test results and their notes, then the tables of verdicts and probes when a method has them."""
     console.print(results_table(methods, split="test", title="unseen classes (test)"))
+    for note in results_notes(methods, split="test"):
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     for table, shown in (
         (verdict_table(methods), any(method.verdicts for method in methods)),
         (probe_table(methods), any(method.probes for method in methods)),

@@ -21,6 +21,7 @@ from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_method
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.evaluation import evaluate_method
+from saga_dist.training.training_facts import training_facts
 from saga_dist.utils.printable import printable
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class _Table:
 
     def pretrained(self) -> MethodResult:
         """Returns the results of the pre-trained encoder with mean-pooled tokens."""
-        return evaluate_method("pre-trained", self._runtime, self._config, splits=("val", "test"), pretrained=True)
+        result = evaluate_method("pre-trained", self._runtime, self._config, splits=("val", "test"), pretrained=True)
+        facts = training_facts(self._config, self._run_dir, pretrained=True)
+        return result.model_copy(update={"training": facts})
 
     def metric_loss_only(self) -> MethodResult:
         """Returns the best of several learning rates by validation Recall@1; only that one is evaluated on test."""

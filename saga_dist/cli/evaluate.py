@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saga_dist.baselines.evaluate import Comparison
-    from saga_dist.retrieval.results import SplitResult
+    from saga_dist.retrieval.results import SplitResult, TrainingFacts
 
 
 def evaluate(
@@ -55,29 +55,39 @@ def evaluate(
 
         published = load_table(beside)  # an error in the file must show before minutes of encoding
     if encoder:
-        result, text = _frozen(encoder, target, overrides or [], split, console)
+        result, training, text = _frozen(encoder, target, overrides or [], split, console)
     else:
-        result, text = _run(target, overrides or [], split, console)
+        result, training, text = _run(target, overrides or [], split, console)
     if published is not None:
-        from saga_dist.baselines.published_table import published_table
+        from saga_dist.baselines.published_table import notes, published_table
+        from saga_dist.cli.console import widen
 
-        console.print(published_table(published, result, name=encoder or str(target)))
+        widen(console, 140)
+        console.print(published_table(published, result, name=encoder or str(target), training=training))
+        for note in notes(published, result, num_runs=1 if training is not None and training.optimizer_steps else 0):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:
         write_output(json_file, f"{text}\n".encode(), option="--json")
 
 
-def _run(run: Path, overrides: list[str], split: str, console: Console) -> tuple[SplitResult, str]:
+def _run(
+    run: Path, overrides: list[str], split: str, console: Console
+) -> tuple[SplitResult, TrainingFacts | None, str]:
     if overrides:
         raise ConfigError(f"override {overrides[0]!r}", where="command line", expected="overrides with --encoder only")
-    from saga_dist.cli.console import results_table
+    from saga_dist.cli.console import results_notes, results_table
     from saga_dist.runtime.run import evaluate_encoder
 
     result = evaluate_encoder(run, split)
     console.print(results_table([result], split=split, title=f"{run} ({split})"))
-    return result.splits[split], result.model_dump_json(indent=2)
+    for note in results_notes([result], split=split):
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+    return result.splits[split], result.training, result.model_dump_json(indent=2)
 
 
-def _frozen(encoder: str, config: Path, overrides: list[str], split: str, console: Console) -> tuple[SplitResult, str]:
+def _frozen(
+    encoder: str, config: Path, overrides: list[str], split: str, console: Console
+) -> tuple[SplitResult, TrainingFacts | None, str]:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from saga_dist.baselines.frozen_encoder import parse_spec
@@ -94,7 +104,7 @@ def _frozen(encoder: str, config: Path, overrides: list[str], split: str, consol
             encoder, resolved, split, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
     _print(row, console)
-    return row.result, row.model_dump_json(indent=2)
+    return row.result, row.training, row.model_dump_json(indent=2)
 
 
 def _print(row: Comparison, console: Console) -> None:
@@ -103,8 +113,12 @@ def _print(row: Comparison, console: Console) -> None:
     from rich.table import Table
 
     from saga_dist.cli.console import widen
+    from saga_dist.retrieval.run_comparison import interval_remark
+    from saga_dist.retrieval.training_text import TRAINING, training_cells
 
     card, result = row.encoder, row.result
+    # A frozen encoder has no runs; the encoder of a run is one of many that its configuration could have given.
+    remark = interval_remark(num_classes=result.num_classes, num_seeds=1 if row.training.optimizer_steps else 0)
     table = Table(
         title="\n" + escape(printable(f"{card.spec} on {row.data} ({row.split})")),
         title_justify="left",
@@ -133,7 +147,9 @@ def _print(row: Comparison, console: Console) -> None:
     notes = {
         "pre-training": card.pretraining,
         "pooling": f"{card.pooling}; {card.preprocessing}",
+        "training": ", ".join(map(" ".join, zip(TRAINING, training_cells([row.training]), strict=True))),
         "queries": f"{result.num_queries:,} of {result.num_classes:,} unseen classes",
+        "95 %": "over test classes" + (f"; {remark}" if remark else ""),
         "ms": f"an image on {row.device}, in batches, decoding left out",
     }
     for name, text in notes.items():

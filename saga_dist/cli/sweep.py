@@ -98,15 +98,17 @@ def _show(
     from rich.markup import escape
 
     from saga_dist.cli.console import widen
-    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, terminal, write_summary
+    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, sources, terminal, write_summary
     from saga_dist.sweep.summary import summarise
 
     summary = summarise(table, cells, failures)
-    widen(console, 120)
+    widen(console, 140)
     console.print()
     for part in terminal(summary):
         console.print(part)
     console.print(HOW_TO_READ, highlight=False)
+    for line in sources(summary):
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     for name, reason in summary.missing.items():
         console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)
     if write:

@@ -16,6 +16,7 @@ from saga_dist.diagnostics.schema import (
     StepFigure,
 )
 from saga_dist.diagnostics.verdicts import STEP_METRICS
+from saga_dist.retrieval.run_comparison import ONE_RUN
 
 LOSS_NAMES = {"dml": "metric loss", "grpo": "GRPO", "kl": "attention", "text": "true text"}
 """Name of a loss in the records to its name in the tables."""
@@ -57,7 +58,8 @@ def evidence_tables(evidence: Evidence) -> Iterator[TextTable]:
 
 def _recalls(recalls: Sequence[RecallFigure]) -> TextTable:
     rows = [(f"{one.space}, {one.encoder}", f"{100 * one.recall_at_1:.1f}", _range(*one.interval)) for one in recalls]
-    return TextTable("Recall@1 on unseen classes, %", ("view of the images", "R@1", "95 %"), rows, drawn=True)
+    headings, note = ("view of the images", "R@1", "95 %"), f"95 %: over test classes; {ONE_RUN}."
+    return TextTable("Recall@1 on unseen classes, %", headings, rows, note=note, drawn=True)
 
 
 def _probes(probes: Probes) -> TextTable:

@@ -138,7 +138,10 @@ def _results(results: Results) -> str:
     heads = ("method", "split", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI", "queries", "classes")
     rows = [_result(method, split) for method in results.methods for split in method.splits]
     own = [method for method in results.methods if method.name in OWN_ROWS]
-    text = "Retrieval on classes it never trained on (`val` chose the step), in %."
+    text = (
+        "Retrieval on classes it never trained on (`val` chose the step), in %. The interval is over classes, of one "
+        "run: it says nothing about other runs."
+    )
     if own:
         text += f" This encoder is the row {own[-1].name}, step {own[-1].selected_step} of {own[-1].optimizer_steps}."
     return f"{text}\n\n{_table(heads, rows)}"

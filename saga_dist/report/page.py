@@ -26,6 +26,7 @@ from saga_dist.report.sources import RunFiles
 from saga_dist.report.teacher import AttentionFigure
 from saga_dist.report.text import json_block, shown, shown_name
 from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.training.training_facts import training_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +198,11 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("steps", f"{done} of {config.run.steps}"),
         ("data", shown_name(config.data.layout)),
         ("started from", shown_name(config.model.path)),
+        ("metric loss", shown_name(config.objective.metric_loss)),
         ("losses", _losses(config.objective.lambda_dml, config.objective.lambda_lm, config.objective.lambda_kl)),
     ]
+    images, size = training_facts(config, run.path).images_seen, config.data.image_size
+    facts.append(("images in all steps", f"{'not known' if images is None else f'{images:,}'}, {size} px"))
     walls = [row["step/wall_s"] for row in run.rows if "step/wall_s" in row]
     if walls:
         facts.append(("a step", f"{sum(walls) / len(walls):.2f} s"))

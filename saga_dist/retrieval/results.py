@@ -75,6 +75,23 @@ class VerdictResult(_ResultRecord):
     """Number of pairs of two classes."""
 
 
+class TrainingFacts(_ResultRecord):
+    """Facts about an encoder's training, without which two rows of a table cannot be compared."""
+
+    metric_loss: str | None = None
+    """Metric loss by its name in the configuration; None where none trained."""
+    optimizer_steps: int | None = Field(None, ge=0)
+    """Optimizer steps of the training; None when they are not known."""
+    images_seen: int | None = Field(None, ge=0)
+    """Images in the micro-batches of all these steps, repetitions included; None when they are not known."""
+    image_height: int | None = Field(None, ge=1)
+    """Height of the encoder's input in pixels; None when it is not known."""
+    image_width: int | None = Field(None, ge=1)
+    """Width of the encoder's input in pixels; None when it is not known."""
+    pretraining: str | None = None
+    """Checkpoint that the training started from, or what is known of it; None when nothing is known."""
+
+
 class MethodResult(_ResultRecord):
     """Results of one encoder, a row of the table."""
 
@@ -94,6 +111,8 @@ class MethodResult(_ResultRecord):
     """The MLLM's verdicts on fixed pairs, by split: ``train`` and ``test``."""
     probes: dict[str, Share] | None = None
     """Linear-probe accuracy per attribute on unseen classes; None when it was not measured."""
+    training: TrainingFacts | None = None
+    """Facts about the training of the encoder; None in results of version 0.1.0."""
 
     @model_validator(mode="after")
     def _step_exists(self) -> MethodResult:

@@ -29,6 +29,7 @@ from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.training.rollout_only import record_rollouts
+from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.utils.printable import printable
@@ -149,7 +150,7 @@ def train_method(
         coordinator.run()
     coordinator.restore_selected()
     _save_model(runtime, run_dir / "model")
-    return evaluate_method(
+    result = evaluate_method(
         name,
         runtime,
         config,
@@ -158,6 +159,7 @@ def train_method(
         wall_s=time.monotonic() - started,
         on_hits=on_hits,
     )
+    return result.model_copy(update={"training": training_facts(config, run_dir)})
 
 
 def _save_model(runtime: Runtime, path: Path) -> None:
@@ -241,9 +243,10 @@ def train_on(
         return lambda split, found: hits.update({(method, split): found})
 
     before = runtime.backbone_digest()
-    methods = [
-        evaluate_method(PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED))
-    ]
+    start = evaluate_method(
+        PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)
+    )
+    methods = [start.model_copy(update={"training": training_facts(config, run_dir, pretrained=True)})]
     if not only_pretrained:
         methods.append(
             train_method(
@@ -272,7 +275,13 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
         seed=config.run.seed,
         resamples=config.evaluation.bootstrap_resamples,
     )
-    return MethodResult(name=printable(run_dir.name), splits={split: result}, seeds=(config.run.seed,), wall_s=0.0)
+    return MethodResult(
+        name=printable(run_dir.name),
+        splits={split: result},
+        seeds=(config.run.seed,),
+        wall_s=0.0,
+        training=training_facts(config, run_dir),
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Draws tables of a sweep as one figure: a dot per run, a bar for the mean, a whisker for the interval over classes.
+"""Draws tables of a sweep as one figure: a dot per run, a bar for the mean, a whisker for the 95 % interval,
+the wider of that over classes and that over seeds.
 
 The figure is a self-contained SVG file, with its own styles for light and dark, and without scripts.
 """
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from saga_dist.sweep.collected import Collected, gain
-from saga_dist.sweep.summary import SummaryRow
+from saga_dist.sweep.records import Summary, SummaryRow
 from saga_dist.utils.printable import printable
 from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, nice_ticks, number
 
@@ -46,22 +47,25 @@ def figure(collected: Collected) -> str:
     rows = [row for _, drawn in tables for row in drawn]
     left = 24 + label_width([row.label for row in rows], _FONT_SIZE)
     right = left + _PLOT
-    frame = _Frame(left, right, right + 24 + label_width([gain(row) for row in rows], _FONT_SIZE))
+    gains = [gain(row, table.num_classes) for table, drawn in tables for row in drawn]
+    frame = _Frame(left, right, right + 24 + label_width(gains, _FONT_SIZE))
     heights = [_TITLE + _ROW * len(drawn) + _AXIS + _GAP for _, drawn in tables]
     drawing = Drawing(frame.width, sum(heights), "Recall@1 on unseen classes", style=_STYLE, font_size=_FONT_SIZE)
     for (table, drawn), top in zip(tables, accumulate(heights, initial=0), strict=False):
-        _draw_panel(drawing, frame, table.title, drawn, top)
+        _draw_panel(drawing, frame, table, drawn, top)
     return drawing.document()
 
 
-def _draw_panel(drawing: Drawing, frame: _Frame, title: str, rows: list[SummaryRow], top: float) -> None:
+def _draw_panel(drawing: Drawing, frame: _Frame, table: Summary, rows: list[SummaryRow], top: float) -> None:
     """Draws the panel of one table, from ``top`` down."""
     first, bottom = top + _TITLE, top + _TITLE + _ROW * len(rows)
     axis = _share_axis(frame, rows)
-    drawing.text("title", 10, top + 15, printable(title))
+    drawing.text("title", 10, top + 15, printable(table.title))
     drawing.x_axis(axis, bottom=bottom, grid_top=first, css_class="soft")
     for index, row in enumerate(rows):
-        _draw_row(drawing, frame, axis.scale, row, first + _ROW * (index + 0.5))
+        y = first + _ROW * (index + 0.5)
+        _draw_row(drawing, frame, axis.scale, row, y)
+        drawing.text("soft", frame.right + 10, y, printable(gain(row, table.num_classes)))
 
 
 def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
@@ -73,9 +77,8 @@ def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
 
 
 def _draw_row(drawing: Drawing, frame: _Frame, scale: Scale, row: SummaryRow, y: float) -> None:
-    """Draws label, whisker, dots, mean and gain of one variant at height ``y``."""
+    """Draws label, whisker, dots and mean of one variant at height ``y``."""
     drawing.text("label", frame.left - 10, y, printable(row.label), anchor="end")
-    drawing.text("soft", frame.right + 10, y, printable(gain(row).strip(" ()")))
     if row.confidence_interval is not None:
         low, high = map(scale, row.confidence_interval)
         drawing.line("whisker", (low, high), (y, y))

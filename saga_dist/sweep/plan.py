@@ -90,7 +90,7 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
             load_config(base, [*table.overrides_of(seed), *variant.overrides, *overrides, f"run.seed={seed}"]),
         )
         for seed in seeds or table.seeds
-        for variant in table.variant
+        for variant in table.trained
     ]
     _refuse_duplicates(cells, path)
     for cell in cells:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from saga_dist.sweep.summary import Figure, PairedComparison, Summary, SummaryRow
+from saga_dist.retrieval.run_comparison import Source, interval_remark
+from saga_dist.retrieval.training_text import TRAINING, training_cells
+from saga_dist.sweep.records import Figure, PairedComparison, SourceTest, Summary, SummaryRow
+from saga_dist.sweep.table import PublishedSetting
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.printable import printable
 
 JSON_NAME, MARKDOWN_NAME = "table.json", "table.md"
-FIGURES = ("seeds", "R@1", "95 %", "R@2", "R@4", "R@8", "NMI")
+FIGURES = ("seeds", "R@1", "95 %", "over", "R@2", "R@4", "R@8", "NMI", "remark")
 """Headings of our figures."""
 PAPER = ("paper R@1", "paper NMI")
 """Headings of the published figures."""
-TEST = ("against", "points", "p")
-"""Headings of the paired tests."""
+TESTS = ("against", "points", "p", "over", "also", "remark")
+"""Headings of the comparisons."""
 HOW_TO_READ = (
-    "Mean ± sample standard deviation over seeds. 95 %: of mean R@1, by a bootstrap over test classes. Points and p: a "
-    "paired test of R@1 against each variant named, on the same queries and seeds, swapping the two within whole "
-    "classes; it generalises to other classes, not to other seeds, and p is not corrected for the number of rows."
+    "Mean ± sample standard deviation over seeds. 95 %: of mean R@1, by a bootstrap over test classes or by Student's "
+    "t over seeds, whichever is wider. Points and p: comparison of R@1 with each variant named, on the same queries "
+    "and seeds, by a test that swaps the two within whole classes, which says nothing about other runs, and by a "
+    "paired t-test over the seeds, which says nothing about other classes; the wider interval leads, the other one is "
+    "under also. p is not corrected for the number of rows."
 )
 
 
@@ -35,36 +40,90 @@ def write_summary(summary: Summary, out: Path) -> None:
 
 
 def markdown(summary: Summary) -> str:
-    """Returns the table as Markdown."""
-    headings = _headings(summary)
+    """Returns the tables of figures, comparisons and training as Markdown."""
+    figures, compared = [*FIGURES, *_paper_headings(summary)], comparisons(summary)
     lines = [
         f"# {_plain(summary.title)}",
         "",
         f"{summary.num_queries:,} queries of {summary.num_classes:,} unseen classes.",
         "",
-        _line(["variant", *headings]),
-        _line(["---"] + ["---:"] * len(headings)),
-        *(_line([row.label, *(_cells(row, summary)[name] for name in headings)]) for row in summary.rows),
+        *_markdown_table(["variant", *figures], _cells_of(summary, figures)),
         "",
+        *(_markdown_table(["variant", *TESTS], compared) if compared else ()),
+        *(("",) if compared else ()),
         HOW_TO_READ,
+        "",
+        *_markdown_table(["variant", *TRAINING], training(summary)),
+        *(f"\n{_plain(line)}" for line in sources(summary)),
     ]
     if summary.missing:
-        lines += [
-            "",
-            "Without results:",
-            "",
-            *(f"- {name}: {_plain(reason)}" for name, reason in summary.missing.items()),
-        ]
+        lines += ["", "Without results:", ""]
+        lines += [f"- {name}: {_plain(reason)}" for name, reason in summary.missing.items()]
     return "\n".join(lines) + "\n"
 
 
 def terminal(summary: Summary) -> list[RichTable]:
-    """Returns the table for a terminal in two parts: our figures; Recall@1 with the paper's figures and the tests."""
-    rest = [name for name in _headings(summary) if name not in FIGURES]
-    return [_part(summary, summary.title, FIGURES), _part(summary, "", ("R@1", *rest))]
+    """Returns the tables of figures, comparisons and training for a terminal."""
+    published = ("R@1", *PAPER)
+    parts = [
+        (summary.title, FIGURES, _cells_of(summary, FIGURES)),
+        ("", published, _cells_of(summary, published) if _paper_headings(summary) else []),
+        ("", TESTS, comparisons(summary)),
+        ("", TRAINING, training(summary)),
+    ]
+    return [_part(title, ["variant", *headings], rows) for title, headings, rows in parts if rows]
 
 
-def _part(summary: Summary, title: str, headings: Sequence[str]) -> RichTable:
+def comparisons(summary: Summary) -> list[list[str]]:
+    """Returns the cells of every comparison: label of the row, then the columns of ``TESTS``."""
+    return [
+        [row.label, summary.label(one.variant), *_comparison(one, summary.num_classes)]
+        for row in summary.rows
+        for one in row.versus
+    ]
+
+
+def training(summary: Summary) -> list[list[str]]:
+    """Returns the facts about the training of every row: its label, then the columns of ``TRAINING``."""
+    return [[row.label, *training_cells(row.training)] for row in summary.rows]
+
+
+def sources(summary: Summary) -> list[str]:
+    """Returns a line for each source and setting of published figures, with the rows that they stand in."""
+    rows: dict[str, list[str]] = {}
+    for row in summary.rows:
+        if row.paper is not None:
+            rows.setdefault(setting(row.paper), []).append(row.label)
+    return [f"Published figures of {'; '.join(labels)}: {text}." for text, labels in rows.items()]
+
+
+def setting(paper: PublishedSetting) -> str:
+    """Returns source, input size and pre-training of published figures in one line."""
+    size = "input size not stated" if paper.image_size is None else f"{paper.image_size} px"
+    return f"{paper.source or 'source not stated'}; {size}; {paper.pretraining or 'pre-training not stated'}"
+
+
+def p_value(test: PairedComparison | SourceTest) -> str:
+    """Returns the p-value of a test with three decimals, or ``< 0.001``."""
+    return "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+
+
+def points(share: float) -> str:
+    """Returns a share as signed percentage points with one decimal; zero has a plus sign."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def interval(test: PairedComparison | SourceTest) -> str:
+    """Returns an interval in percentage points, e.g. ``+0.9 to +4.8``."""
+    return f"{points(test.low)} to {points(test.high)}"
+
+
+def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table whose first column is left-aligned and whose others are right-aligned."""
+    return [_line(headings), _line(["---"] + ["---:"] * (len(headings) - 1)), *map(_line, rows)]
+
+
+def _part(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> RichTable:
     table = RichTable(
         title=Text(printable(title)) if title else None,
         title_justify="left",
@@ -72,45 +131,58 @@ def _part(summary: Summary, title: str, headings: Sequence[str]) -> RichTable:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("variant")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=heading != "against")
-    for row in summary.rows:
-        table.add_row(Text(printable(row.label)), *(Text(printable(_cells(row, summary)[name])) for name in headings))
+    first, *others = headings
+    table.add_column(first)
+    for heading in others:
+        words = heading in ("against", "remark", "pre-training")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
-def _headings(summary: Summary) -> list[str]:
-    """Returns the headings of the table; the paper's only when a row has published figures."""
-    printed = any(row.paper for row in summary.rows)
-    return [*FIGURES, *(PAPER if printed else ()), *TEST]
+def _paper_headings(summary: Summary) -> tuple[str, ...]:
+    """Returns the headings of the paper's figures; none when no row has published figures."""
+    return PAPER if any(row.paper for row in summary.rows) else ()
 
 
-def _cells(row: SummaryRow, summary: Summary) -> dict[str, str]:
-    interval, paper, versus = row.confidence_interval, row.paper, row.versus
-    cells = dict.fromkeys((*FIGURES, *PAPER, *TEST), "")
+def _cells_of(summary: Summary, headings: Sequence[str]) -> list[list[str]]:
+    """Returns label and cells of every row in the order of the headings."""
+    rows = [(row.label, _figures(row, summary)) for row in summary.rows]
+    return [[label, *(cells[heading] for heading in headings)] for label, cells in rows]
+
+
+def _figures(row: SummaryRow, summary: Summary) -> dict[str, str]:
+    """Returns the cells of a row by heading, those of ``PAPER`` included."""
+    ends, paper = row.confidence_interval, row.paper
+    cells = dict.fromkeys((*FIGURES, *PAPER), "")
     cells["seeds"] = str(len(row.seeds))
-    if row.figures and interval:
+    if row.figures and ends:
         cells |= {f"R@{k}": _figure(row.figures[f"recall_at_{k}"], 100, 1) for k in (1, 2, 4, 8)}
-        cells |= {"95 %": f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}", "NMI": _figure(row.figures["nmi"], 1, 3)}
+        cells |= {"95 %": f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}", "NMI": _figure(row.figures["nmi"], 1, 3)}
+        cells["over"] = _counted(row.interval_over, row.seeds, summary.num_classes)
+        cells["remark"] = interval_remark(num_classes=summary.num_classes, num_seeds=len(row.seeds))
     if paper is not None:
         spread = "" if paper.recall_sd is None else f" ± {paper.recall_sd:.1f}"
         cells["paper R@1"] = f"{paper.recall_at_1:.1f}{spread}"
         cells["paper NMI"] = "" if paper.nmi is None else f"{paper.nmi:.2f}"
-    cells["against"] = "; ".join(summary.label(one.variant) for one in versus)
-    cells["points"] = "; ".join(f"{points(one.difference)} ({points(one.low)} to {points(one.high)})" for one in versus)
-    cells["p"] = "; ".join(map(p_value, versus))
     return cells
 
 
-def p_value(versus: PairedComparison) -> str:
-    """Returns the p-value of a test with three decimals, or ``< 0.001``."""
-    return "< 0.001" if versus.p_value < 0.001 else f"{versus.p_value:.3f}"
+def _comparison(one: PairedComparison, num_classes: int) -> list[str]:
+    """Returns the cells of a comparison from ``points`` on."""
+    over, also = _counted(one.leads, one.seeds, num_classes), ""
+    if one.over_seeds is not None:
+        other: Source = "classes" if one.leads == "seeds" else "seeds"
+        test = one.over_seeds if other == "seeds" else one.class_test
+        also = f"{interval(test)}, p {p_value(test)} ({_counted(other, one.seeds, num_classes)})"
+    led = f"{points(one.difference)} ({interval(one)})"
+    return [led, p_value(one), over, also, one.remark(num_classes)]
 
 
-def points(share: float) -> str:
-    """Returns a share as signed percentage points with one decimal; zero has a plus sign."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
+def _counted(source: Source, seeds: Sequence[int], num_classes: int) -> str:
+    """Returns a source of randomness with its number of draws, e.g. ``6 seeds``."""
+    return f"{len(seeds)} seeds" if source == "seeds" else f"{num_classes} classes"
 
 
 def _figure(figure: Figure, scale: float, digits: int) -> str:

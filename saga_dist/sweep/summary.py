@@ -1,4 +1,4 @@
-"""Summary of a table's finished cells: mean and standard deviation over seeds, intervals, paired tests."""
+"""Summary of a table's finished cells: mean and standard deviation over seeds, intervals, paired comparisons."""
 
 from __future__ import annotations
 
@@ -7,91 +7,19 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
 
-from saga_dist.config import Section
 from saga_dist.errors import DataError
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, load_hits
-from saga_dist.retrieval.metrics import clustered_interval, paired_test
+from saga_dist.retrieval.metrics import PairedTest, clustered_interval
+from saga_dist.retrieval.run_comparison import RunComparison, compare_runs, paired_t_test, t_interval, wider
 from saga_dist.sweep.plan import Cell
-from saga_dist.sweep.table import PublishedFigures, Table
+from saga_dist.sweep.records import SPLIT, Figure, PairedComparison, Summary, SummaryRow
+from saga_dist.sweep.table import Table, Variant
+from saga_dist.training.training_facts import training_facts
 
-SPLIT = "test"
-"""Split whose results are summarised."""
 FIGURES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "nmi")
 """Fields of ``SplitResult`` that are summarised."""
 _TEST_SEED = 0
-
-
-class Figure(Section):
-    """A metric over seeds, each value a share in [0, 1]."""
-
-    mean: float
-    """Mean over seeds."""
-    sd: float | None
-    """Sample standard deviation over seeds; None with one seed."""
-    values: tuple[float, ...]
-    """Value of each seed."""
-
-
-class PairedComparison(Section):
-    """A paired test of Recall@1 against another variant.
-
-    The test swaps whole classes, on the hits at rank 1 averaged over the common seeds.
-    """
-
-    variant: str
-    """Name of the other variant."""
-    seeds: tuple[int, ...]
-    """Seeds with which both variants are finished."""
-    difference: float
-    """Recall@1 minus the other variant's, as a share."""
-    low: float
-    """Lower end of the 95 % interval of the difference, by a bootstrap over classes."""
-    high: float
-    """Upper end of that interval."""
-    p_value: float
-    """Two-sided p-value, in (0, 1], not corrected for multiple tests."""
-
-
-class SummaryRow(Section):
-    """Summary of one variant."""
-
-    name: str
-    """Name of the variant."""
-    label: str
-    """Text of the variant in the table."""
-    seeds: tuple[int, ...]
-    """Seeds of the finished cells."""
-    figures: dict[str, Figure]
-    """Metrics by name, as in ``FIGURES``; empty without finished cells."""
-    confidence_interval: tuple[float, float] | None
-    """95 % interval of the mean Recall@1, by a bootstrap over classes; None without finished cells."""
-    paper: PublishedFigures | None
-    """Published figures of the row; None when there are none."""
-    versus: tuple[PairedComparison, ...]
-    """Paired tests against other variants with common finished seeds."""
-
-
-class Summary(Section):
-    """Summary of a table with its finished cells; the content of ``table.json``."""
-
-    title: str
-    """Title of the table."""
-    split: str = SPLIT
-    """Split of the results."""
-    num_queries: int
-    """Q, number of queries."""
-    num_classes: int
-    """C, number of classes among the queries."""
-    rows: tuple[SummaryRow, ...]
-    """One row per variant, in the order of the table."""
-    missing: dict[str, str] = Field(default_factory=dict)
-    """Cells without results by name, with their progress or the reason of their failure."""
-
-    def label(self, name: str) -> str:
-        """Returns the text of a variant in the table from its name."""
-        return next(row.label for row in self.rows if row.name == name)
 
 
 def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> Summary:
@@ -108,23 +36,7 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
     done = [cell for cell in cells if cell.finished]
     hits = {cell.name: load_hits(cell.directory / HITS_NAME, cell.method, SPLIT) for cell in done}
     labels_Q = _common_labels(hits)
-    rows = []
-    for variant in table.variant:
-        own = [cell for cell in done if cell.variant.name == variant.name]
-        others = [[cell for cell in done if cell.variant.name == name] for name in table.opponents(variant)]
-        rows.append(
-            SummaryRow(
-                name=variant.name,
-                label=variant.label,
-                seeds=tuple(cell.seed for cell in own),
-                figures=_figures(own),
-                confidence_interval=clustered_interval(_mean_hits(own, hits), labels_Q, seed=_TEST_SEED)
-                if own
-                else None,
-                paper=variant.paper,
-                versus=tuple(filter(None, (_versus(own, other, hits, labels_Q) for other in others))),
-            )
-        )
+    rows = [_row(table, variant, done, hits, labels_Q) for variant in table.variant]
     missing = {cell.name: cell.progress() for cell in cells if not cell.finished}
     missing |= {name: f"failed: {reason}" for name, reason in failures.items() if name in missing}
     return Summary(
@@ -148,29 +60,66 @@ def over_seeds(values: Sequence[float]) -> Figure:
     return Figure(mean=math.fsum(values) / len(values), sd=spread, values=tuple(values))
 
 
-def _mean_hits(cells: Sequence[Cell], hits: dict[str, FirstHits]) -> np.ndarray:
-    """Returns float64 [Q], the share of the cells in which each query has a hit at rank 1."""
-    share: np.ndarray = np.mean([hits[cell.name].at(1) for cell in cells], axis=0)
-    return share
+def _row(
+    table: Table, variant: Variant, done: Sequence[Cell], hits: dict[str, FirstHits], labels_Q: np.ndarray
+) -> SummaryRow:
+    """Returns the summary of one variant from the finished cells of the table."""
+    own = [cell for cell in done if cell.variant.name == variant.name]
+    others = [[cell for cell in done if cell.variant.name == name] for name in table.opponents(variant)]
+    class_interval = seed_interval = None
+    if own:
+        hits_SQ = _hits(own, hits)
+        class_interval = clustered_interval(hits_SQ.mean(0), labels_Q, seed=_TEST_SEED)
+        seed_interval = _seed_interval(hits_SQ.mean(1))
+    return SummaryRow(
+        name=variant.name,
+        label=variant.label,
+        seeds=tuple(cell.seed for cell in own),
+        figures=_figures(own),
+        confidence_interval=_wider(class_interval, seed_interval),
+        class_interval=class_interval,
+        seed_interval=seed_interval,
+        paper=table.published(variant),
+        versus=tuple(filter(None, (_versus(own, other, hits, labels_Q) for other in others))),
+        training=tuple(
+            dict.fromkeys(training_facts(cell.config, cell.directory, pretrained=variant.pretrained) for cell in own)
+        ),
+    )
+
+
+def _seed_interval(recalls_S: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """Returns Student's interval of the mean Recall@1 over the seeds, cut to [0, 1]; None with one seed."""
+    if len(recalls_S) < 2:
+        return None
+    low, high = t_interval(recalls_S)
+    return max(0.0, low), min(1.0, high)
+
+
+def _wider(
+    class_interval: tuple[float, float] | None, seed_interval: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Returns the wider of two intervals; None without any."""
+    if class_interval is None:
+        return None
+    return seed_interval if wider(class_interval, seed_interval) == "seeds" else class_interval
+
+
+def _hits(cells: Sequence[Cell], hits: dict[str, FirstHits]) -> np.ndarray:
+    """Returns bool [S, Q], True where a query has a hit at rank 1, for each of S cells."""
+    return np.stack([hits[cell.name].at(1) for cell in cells])
 
 
 def _versus(
     own: Sequence[Cell], other: Sequence[Cell], hits: dict[str, FirstHits], labels_Q: np.ndarray
 ) -> PairedComparison | None:
-    """Returns the paired test between the cells of two variants over their common seeds; None without any."""
+    """Returns the comparison between the cells of two variants over their common seeds; None without any."""
     seeds = sorted({cell.seed for cell in own} & {cell.seed for cell in other})
     if not seeds:
         return None
-    ours, theirs = (_mean_hits([cell for cell in cells if cell.seed in seeds], hits) for cells in (own, other))
-    test = paired_test(ours, theirs, labels_Q, seed=_TEST_SEED)
-    return PairedComparison(
-        variant=other[0].variant.name,
-        seeds=tuple(seeds),
-        difference=test.difference,
-        low=test.low,
-        high=test.high,
-        p_value=test.p_value,
-    )
+    by_seed = [{cell.seed: cell for cell in cells} for cells in (own, other)]
+    ours_SQ, theirs_SQ = (_hits([cells[seed] for seed in seeds], hits) for cells in by_seed)
+    found = compare_runs(ours_SQ, theirs_SQ, labels_Q, seed=_TEST_SEED)
+    return PairedComparison.of(other[0].variant.name, tuple(seeds), found)
 
 
 def _common_labels(hits: dict[str, FirstHits]) -> np.ndarray:
@@ -191,3 +140,46 @@ def _common_labels(hits: dict[str, FirstHits]) -> np.ndarray:
                 fix="run the older of them again in a new --out",
             )
     return hits[first].labels_Q
+
+
+def with_seed_tests(summary: Summary) -> Summary:
+    """Returns the summary with the intervals over seeds that a file of version 0.1.0 lacks.
+
+    They follow from Recall@1 of each seed, which such a file has. A comparison stays as it is where the file lacks a
+    value of one of its seeds, because the row was collected elsewhere.
+    """
+    recalls = {
+        row.name: dict(zip(row.seeds, row.figures["recall_at_1"].values, strict=True))
+        for row in summary.rows
+        if row.figures
+    }
+    rows = []
+    for row in summary.rows:
+        class_interval = row.class_interval or row.confidence_interval
+        seed_interval = row.seed_interval or _seed_interval(list(recalls.get(row.name, {}).values()))
+        rows.append(
+            row.model_copy(
+                update={
+                    "confidence_interval": _wider(class_interval, seed_interval),
+                    "class_interval": class_interval,
+                    "seed_interval": seed_interval,
+                    "versus": tuple(_with_seed_test(one, recalls[row.name], recalls) for one in row.versus),
+                }
+            )
+        )
+    return summary.model_copy(update={"rows": tuple(rows)})
+
+
+def _with_seed_test(
+    one: PairedComparison, own: dict[int, float], recalls: dict[str, dict[int, float]]
+) -> PairedComparison:
+    """Returns a comparison with its test over seeds, from Recall@1 by seed of its row and by row and seed of all."""
+    other = recalls.get(one.variant, {})
+    if one.over_seeds is not None:
+        return one
+    classes = one.class_test
+    over_classes = PairedTest(one.difference, classes.low, classes.high, classes.p_value)
+    seed_test = None
+    if len(one.seeds) > 1 and set(one.seeds) <= own.keys() & other.keys():
+        seed_test = paired_t_test([own[seed] for seed in one.seeds], [other[seed] for seed in one.seeds])
+    return PairedComparison.of(one.variant, one.seeds, RunComparison(over_classes, seed_test))

@@ -12,8 +12,20 @@ from saga_dist.config import Section
 from saga_dist.errors import ConfigError
 
 
-class PublishedFigures(Section):
-    """Figures that the paper printed for a row."""
+class PublishedSetting(Section):
+    """Setting of published figures: where they were printed, and what else decides them."""
+
+    source: str | None = Field(None, min_length=1, description="publication of the figures")
+    image_size: int | None = Field(
+        None, ge=1, description="side of the encoder's square input in pixels; left out: not stated by the source"
+    )
+    pretraining: str | None = Field(
+        None, min_length=1, description="pre-training of the encoder; left out: not stated by the source"
+    )
+
+
+class PublishedFigures(PublishedSetting):
+    """Figures that were published for a row; a setting that is left out is that of the table."""
 
     recall_at_1: float = Field(ge=0, le=100, description="Recall@1 in percent")
     recall_sd: float | None = Field(
@@ -35,6 +47,17 @@ class Variant(Section):
         "", description='variants to compare with in paired tests; "": the table\'s baseline'
     )
     paper: PublishedFigures | None = Field(None, description="published figures of this row")
+    published: bool = Field(
+        False, description="the row has published figures of another work only, with their source, and no runs"
+    )
+
+    @model_validator(mode="after")
+    def _published_row_has_a_source(self) -> Variant:
+        if self.published and (self.paper is None or self.paper.source is None):
+            raise ValueError("published = true without a source; expected paper = { recall_at_1 = …, source = … }")
+        if self.published and (self.set or self.pretrained or self.against):
+            raise ValueError("published = true with set, pretrained or against; expected none of them: it has no runs")
+        return self
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -54,11 +77,15 @@ class Table(Section):
         description="section.key=value texts for the cells of one seed, by seed, e.g. weights of another pre-training",
     )
     baseline: str = Field(description="variant that the others are compared with by default")
+    published_setting: PublishedSetting = Field(
+        PublishedSetting(), description="setting of the published figures of the table's own rows"
+    )
     variant: tuple[Variant, ...] = Field(min_length=1, description="rows of the table")
 
     @model_validator(mode="after")
     def _names_fit(self) -> Table:
         names = [variant.name for variant in self.variant]
+        trained = [variant.name for variant in self.trained]
         if len(set(names)) != len(names):
             raise ValueError(f"variants are named {', '.join(names)}; expected each name once")
         if min(self.seeds) < 0 or len(set(self.seeds)) != len(self.seeds):
@@ -67,18 +94,35 @@ class Table(Section):
             raise ValueError(f"seed_set.{min(unknown)}: expected one of the seeds {list(self.seeds)}")
         for key, name in (
             ("baseline", self.baseline),
-            *((v.name + ".against", name) for v in self.variant for name in self.opponents(v)),
+            *((v.name + ".against", name) for v in self.trained for name in self.opponents(v)),
         ):
-            if name not in names:
-                raise ValueError(f"{key} = {name!r}; expected one of {', '.join(names)}")
+            if name not in trained:
+                raise ValueError(f"{key} = {name!r}; expected one of {', '.join(trained)}")
         return self
+
+    @property
+    def trained(self) -> tuple[Variant, ...]:
+        """The variants that have runs: all but those with published figures only."""
+        return tuple(variant for variant in self.variant if not variant.published)
+
+    def published(self, variant: Variant) -> PublishedFigures | None:
+        """Returns the published figures of a variant with their setting; None when there are none."""
+        if variant.paper is None or variant.published:
+            return variant.paper
+        own = {key: value for key, value in variant.paper.model_dump().items() if value is not None}
+        return variant.paper.model_copy(update={**self.published_setting.model_dump(), **own})
 
     def overrides_of(self, seed: int) -> tuple[str, ...]:
         """Returns the overrides of every cell with a seed: those of the table, then those of the seed."""
         return (*self.set, *self.seed_set.get(str(seed), ()))
 
     def opponents(self, variant: Variant) -> tuple[str, ...]:
-        """Returns the names of the variants that a variant is compared with; by default none for the baseline."""
+        """Returns the names of the variants that a variant is compared with.
+
+        By default these are the baseline alone, and none for the baseline and for a published row.
+        """
+        if variant.published:
+            return ()
         named = (variant.against,) if isinstance(variant.against, str) else variant.against
         return tuple(name or self.baseline for name in named if (name or self.baseline) != variant.name)
 

@@ -25,7 +25,7 @@ from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
-from saga_dist.training.pair_ledger import PairLedger
+from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
@@ -107,7 +107,7 @@ class Coordinator:
         mirror = open_mirror(config.checkpoint.mirror, run=config.digest()[:16], keep=keep)
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
-        self._ledger = PairLedger(run_dir / "ledger.jsonl")
+        self._ledger = PairLedger(run_dir / LEDGER_NAME)
         self._shares = ShareMonitor(config.objective)
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)

@@ -16,6 +16,8 @@ from saga_dist.metrics.log import JsonLines
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import Quarantined
 
+LEDGER_NAME = "ledger.jsonl"
+"""Name of the ledger in a run directory."""
 OUTCOMES = ("trained", "surplus", "zero_variance", "quarantined")
 """Outcomes of a pair."""
 _FORMER_NAMES = {"spare": "surplus", "uniform": "zero_variance"}
@@ -58,6 +60,16 @@ class PairLedger:
     def truncate(self, *, after_step: int) -> None:
         """Drops the rows of steps after ``after_step``, and an incomplete last row from a crash."""
         self._lines.truncate(after_step=after_step)
+
+    def micro_batches(self) -> dict[int, int]:
+        """Returns the number of micro-batches of each step, by step counted from 1; empty without a ledger.
+
+        Raises:
+            CheckpointError: a line is not JSON.
+        """
+        if not self._lines.path.exists():
+            return {}
+        return {row["step"]: row["micro_batches"] for row in self._lines.rows(allow_cut_tail=True)}
 
     def audit(self, sampler: ClassBalancedSampler, num_steps: int, pairs_per_batch: int) -> dict[str, int]:
         """Returns the number of pairs with each outcome in steps 1 to ``num_steps``.

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 from saga_dist.baselines.evaluate import compare
 from saga_dist.baselines.frozen_encoder import open_encoder, parse_spec
-from saga_dist.baselines.published_table import published_table
+from saga_dist.baselines.published_table import notes, published_table
 from saga_dist.cli.main import app, main
 from saga_dist.config import load_config
 from saga_dist.data.images import read_image, read_original, square_image
 from saga_dist.errors import ConfigError, ModelError, UserError
 from saga_dist.protocols import Embeddings
-from saga_dist.retrieval.results import SplitResult
+from saga_dist.retrieval.results import SplitResult, TrainingFacts
 from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.run import evaluate_encoder, train
 from saga_dist.sweep.table import load_table
@@ -328,6 +328,10 @@ def test_originals_are_whole_upright_and_without_the_banner(tmp_path: Path) -> N
 
 def test_published_rows_beside_a_result() -> None:
     """87.9 of SAGA lies within [86, 88], 81.6 below it; a row without figures is left out."""
+    facts = TrainingFacts(
+        metric_loss="infonce", optimizer_steps=275, images_seen=17_600, image_height=224, image_width=224,
+        pretraining="standin",
+    )  # fmt: skip
     result = SplitResult(
         recall_at_1=0.87, recall_at_2=0.9, recall_at_4=0.95, recall_at_8=0.97, nmi=0.825,
         confidence_interval=(0.86, 0.88), num_queries=5924, num_classes=100,
@@ -335,17 +339,27 @@ def test_published_rows_beside_a_result() -> None:
     table = load_table(ROOT / "configs" / "tables" / "table1_cub.toml")
     unpublished = table.variant[0].model_copy(update={"name": "mine", "label": "unpublished", "paper": None})
     table = table.model_copy(update={"variant": (*table.variant, unpublished)})
-    console = Console(file=io.StringIO(), width=80)
-    console.print(published_table(table, result, name="runs/[bold]mine"))
+    console = Console(file=io.StringIO(), width=160)
+    console.print(published_table(table, result, name="runs/[bold]mine", training=facts))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     rows = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
     assert rows["SAGA (Potential Field)"][-5:] == ["87.9", "±", "0.3", "0.83", "within"]
     assert rows["Potential Field"][-3:] == ["81.6", "0.81", "below"]
     assert rows["runs/[bold]mine"][-3:] == ["87.0", "86.0–88.0", "0.825"]
+    assert rows["runs/[bold]mine"][1:-3] == ["infonce", "17,600", "275", "224", "standin"]
+    assert rows["SAGA (Potential Field)"][-10:-5] == ["–", "–", "–", "224", "Qwen3-VL-8B"]
+    assert rows["UNICOM ViT-L/14@336, fine-tuned"][-2:] == ["90.1", "above"]
+    assert "336" in rows["UNICOM ViT-L/14@336, frozen"]
+    assert notes(table, result, num_runs=1)[0] == "95 %: over test classes; one run: says nothing about other runs"
+    assert notes(table, result, num_runs=0)[:2] == [
+        "95 %: over test classes",
+        "published: SAGA, arXiv 2606.15134, Table 1",
+    ]
+    assert "published: UNICOM, arXiv 2304.05884" in notes(table, result, num_runs=0)
     assert "unpublished" not in text
     worse = result.model_copy(update={"confidence_interval": (0.5, 0.6)})
     console.print(published_table(table, worse, name="worse"))
-    assert console.file.getvalue().count("above") == 4  # type: ignore[attr-defined]
+    assert console.file.getvalue().count("above") == 4 + 9  # type: ignore[attr-defined]
 
 
 def test_a_table_that_is_none_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from saga_dist.diagnostics.screen_results import (
     TEXT,
     Screen,
     ScreenRow,
+    gain,
     load_screen,
     table,
 )
@@ -139,9 +140,17 @@ def test_table_shows_gains_in_points() -> None:
     )
     screen = Screen(command="c").with_result(result, command="c")
     assert screen.has("h", "d", range(2)) and not screen.has("h", "e", range(2)) and not screen.has("h", "d", range(3))
-    console = Console(width=160)
+    console = Console(width=260)
     with console.capture() as captured:
         console.print(table(screen))
     line = next(line for line in captured.get().splitlines() if line.strip().startswith("h "))
-    expected = "h 3.1 25.0 ± 5.0 35.0 ± 5.0 (+10.0, p < .001) 20.0 ± 0.0 (-5.0, p .250) 50.0 ± 0.0 (+25.0, p .040)"
+    expected = (
+        "h 3.1 25.0 ± 5.0 35.0 ± 5.0 (+10.0, p < 0.001 over classes, < 0.001 over 2 seeds) "
+        "20.0 ± 0.0 (-5.0, p 0.500 over 2 seeds, 0.250 over classes) "
+        "50.0 ± 0.0 (+25.0, p 0.126 over 2 seeds, 0.040 over classes)"
+    )
     assert " ".join(line.split()) == expected
+    # Gains of 10 and 10 points, of 0 and -10 (t = -1, p = 1 - 2 atan(1) / pi), of 30 and 20 (t = 5).
+    assert gain(rows[TEXT], rows[METRIC]) == "+10.0, p < 0.001 over classes, < 0.001 over 2 seeds"
+    assert gain(rows[BOTH], rows[METRIC]) == "+25.0, p 0.126 over 2 seeds, 0.040 over classes"
+    assert gain(row(0.3, p_value=0.01), row(0.2)) == "+10.0, p 0.010 over classes, one run"

@@ -68,9 +68,15 @@ def _losses(config: RunConfig) -> tuple[str, float, float]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rows_carry_the_published_figures(name: str) -> None:
     table, configs = _cells(name)
-    papers = [variant.paper for variant in table.variant]
-    assert all(paper is not None for paper in papers)
+    unpublished = [variant.name for variant in table.variant if variant.paper is None]
+    assert all("attention" in row or row == "saga_mean" for row in unpublished)
+    papers = [table.published(variant) for variant in table.trained if variant.paper is not None]
     assert tuple(paper.recall_at_1 for paper in papers if paper) == PUBLISHED[name]
+    mllm = "InternVL3.5-8B" if name.startswith("internvl") else "Qwen3-VL-8B"
+    for paper in papers:
+        assert paper is not None and paper.source is not None
+        assert paper.source.startswith("SAGA, arXiv 2606.15134")
+        assert (paper.image_size, paper.pretraining) == (224, mllm)
     if name in NMI:
         assert tuple(paper.nmi for paper in papers if paper) == NMI[name]
     assert table.seeds == (0, 1, 2)
@@ -82,6 +88,45 @@ def test_rows_carry_the_published_figures(name: str) -> None:
     assert [line.partition(":")[0] for line in changed] == (["model.path"] if name.startswith("internvl") else [])
 
 
+def test_the_metric_losses_alone_are_mean_pooled_where_a_figure_is_published_and_attention_pooled_beside() -> None:
+    """Baselines of the paper have mean pooling; what the attention pooler brings them is published nowhere."""
+    for name in PUBLISHED:
+        table, configs = _cells(name)
+        for variant in table.trained:
+            config = configs[variant.name]
+            if variant.pretrained or config.objective.needs_rollouts:
+                continue
+            pooler = "mean" if variant.paper is not None else "attention"
+            assert config.model.pooler == pooler, (name, variant.name)
+            assert ("attention pooler" in variant.label) == (pooler == "attention")
+            if pooler == "attention":
+                (opponent,) = table.opponents(variant)
+                changed = [line.partition(":")[0] for line in config.differences(configs[opponent])]
+                assert changed == ["model.pooler"], (name, variant.name)
+        attention = {row for row in configs if "attention" in row}
+        assert attention, name
+        # Each row of the method is compared with its metric loss, with and without the pooler.
+        for variant in table.trained:
+            if "saga" in variant.name and variant.name != "saga_mean":
+                opponents = table.opponents(variant)
+                assert len(opponents) == 2 and len(attention & set(opponents)) == 1
+
+
+STRONGER = {"table1_cub": (89.2, 90.1, 89.1, 88.5, 87.8), "table1_cars": (98.2, 97.4, 97.3, 91.5)}
+
+
+@pytest.mark.parametrize("name", STRONGER)
+def test_strong_encoders_that_the_paper_leaves_out_stand_beside_it(name: str) -> None:
+    table, configs = _cells(name)
+    rows = [variant for variant in table.variant if variant.published]
+    assert tuple(row.paper.recall_at_1 for row in rows if row.paper) == STRONGER[name]
+    for row in rows:
+        assert row.name not in configs
+        assert row.paper is not None and row.paper.source is not None and "arXiv" in row.paper.source
+        assert "SAGA" not in row.paper.source
+    assert [row.paper.image_size for row in rows if row.paper and row.name.startswith("unicom")] == [336, 336]
+
+
 def test_no_table_is_without_its_figures_but_the_birds() -> None:
     assert {file.stem for file in FILES} == PUBLISHED.keys() | {"birds"}
 
@@ -91,6 +136,7 @@ def test_ablation_rows_switch_what_they_say(name: str) -> None:
     _, configs = _cells(name)
     assert {row: (*_losses(config)[1:], config.prompt.variant) for row, config in configs.items()} == {
         "potential_field": (0, 0, "structured"),
+        "potential_field_attention": (0, 0, "structured"),
         "grpo_generic": (1, 0, "generic"),
         "grpo": (1, 0, "structured"),
         "kl": (0, 1, "structured"),
@@ -106,7 +152,7 @@ def test_rows_of_other_losses_and_widths(data: str) -> None:
         assert _losses(configs[f"{loss}_saga"]) == (loss, 1, 1)
         assert configs[loss].objective.metric_params == configs[f"{loss}_saga"].objective.metric_params
         (saga,) = [variant for variant in table.variant if variant.name == f"{loss}_saga"]
-        assert table.opponents(saga) == (loss,)
+        assert table.opponents(saga) == (loss, f"{loss}_attention")
     table, configs = _cells(f"embedding_dim_{data}")
     for width in (4096, 512, 128):
         assert configs[f"potential_field_{width}"].model.embedding_dim == width
@@ -114,18 +160,20 @@ def test_rows_of_other_losses_and_widths(data: str) -> None:
         assert _losses(configs[f"saga_{width}"])[1:] == (1, 1)
         assert _losses(configs[f"potential_field_{width}"])[1:] == (0, 0)
         (saga,) = [variant for variant in table.variant if variant.name == f"saga_{width}"]
-        assert table.opponents(saga) == (f"potential_field_{width}",)
+        assert table.opponents(saga) == (f"potential_field_{width}", f"potential_field_attention_{width}")
 
 
 @pytest.mark.parametrize("name", ["table1_cub", "table1_cars", "table1_aircraft", "table1_inat_aves"])
 def test_main_results_compare_the_tower_two_metric_losses_and_the_method(name: str) -> None:
     table, configs = _cells(name)
-    assert [variant.pretrained for variant in table.variant] == [True, False, False, False]
-    assert [_losses(config) for config in configs.values()][1:] == [
-        ("proxy_anchor", 0, 0),
-        ("potential_field", 0, 0),
-        ("potential_field", 1, 1),
-    ]
+    assert [variant.pretrained for variant in table.trained] == [True, False, False, False, False, False]
+    assert {row: (*_losses(config), config.model.pooler) for row, config in configs.items() if row != "pretrained"} == {
+        "proxy_anchor": ("proxy_anchor", 0, 0, "mean"),
+        "potential_field": ("potential_field", 0, 0, "mean"),
+        "potential_field_attention": ("potential_field", 0, 0, "attention"),
+        "saga": ("potential_field", 1, 1, "attention"),
+        "saga_mean": ("potential_field", 1, 0, "mean"),  # the mean pooler has no weights to align
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -139,7 +187,7 @@ def test_every_cell_dry_runs(
     arguments = ["sweep", str(file), *overrides, "--out", str(tmp_path / "out"), "--dry-run"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    for variant in table.variant:
+    for variant in table.trained:
         for seed in table.seeds:
             (line,) = [line for line in result.output.splitlines() if line.startswith(f"{variant.name}/seed_{seed} ")]
             assert "not started" in line

@@ -18,10 +18,11 @@ import pytest
 from typer.testing import CliRunner
 
 from saga_dist.cli.main import app, main
-from saga_dist.config import load_config
+from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import DataError
 from saga_dist.retrieval.metrics import paired_test
 from saga_dist.retrieval.results import Results
+from saga_dist.retrieval.run_comparison import paired_t_test
 from saga_dist.runtime import run
 from saga_dist.sweep import runner
 from saga_dist.sweep.plan import plan
@@ -108,11 +109,11 @@ def test_stopped_in_the_middle_and_gone_on_with(table_file: Path, tmp_path: Path
     alone = run.train(config, tmp_path / "alone").method("trained")
     assert Results.load(out / "saga" / "seed_0" / "results.json").method("trained").splits == alone.splits
 
-    _check_by_hand(summary, out)
+    _check_by_hand(summary, out, config)
     _check_show(table_file, out, summary)
 
 
-def _check_by_hand(summary: dict, out: Path) -> None:
+def _check_by_hand(summary: dict, out: Path, config: RunConfig) -> None:
     for row in summary["rows"]:
         splits = [
             json.loads((out / row["name"] / f"seed_{seed}" / "results.json").read_text())["methods"][1]["splits"][
@@ -134,7 +135,23 @@ def _check_by_hand(summary: dict, out: Path) -> None:
     expected = paired_test(hits["saga"], hits["metric"], labels, seed=0)
     (versus,) = summary["rows"][1]["versus"]
     assert (versus["variant"], versus["seeds"]) == ("metric", [0, 1])
-    assert (versus["difference"], versus["p_value"]) == (expected.difference, expected.p_value)
+    assert (versus["difference"], versus["over_classes"]["p_value"]) == (expected.difference, expected.p_value)
+    by_seed = [[row["figures"]["recall_at_1"]["values"] for row in summary["rows"]][index] for index in (1, 0)]
+    over_seeds = paired_t_test(*by_seed)
+    assert versus["over_seeds"]["p_value"] == pytest.approx(over_seeds.p_value, abs=1e-12)
+    leading = versus[f"over_{versus['leads']}"]
+    assert {key: versus[key] for key in ("low", "high", "p_value")} == leading
+    widths = {name: versus[name]["high"] - versus[name]["low"] for name in ("over_classes", "over_seeds")}
+    assert leading["high"] - leading["low"] == max(widths.values())
+    metric_only, saga = (row["training"] for row in summary["rows"])
+    assert [one["images_seen"] for one in metric_only] == [8 * config.data.batch_size]
+    ledgers = [(out / "saga" / f"seed_{seed}" / "ledger.jsonl").read_text().splitlines() for seed in (0, 1)]
+    seen = [config.data.batch_size * sum(json.loads(row)["micro_batches"] for row in rows) for rows in ledgers]
+    assert [one["images_seen"] for one in saga] == list(dict.fromkeys(seen))
+    for one in (*metric_only, *saga):
+        assert (one["metric_loss"], one["optimizer_steps"], one["image_height"]) == (
+            "multi_similarity", 8, config.data.image_size,
+        )  # fmt: skip
     means = [row["figures"]["recall_at_1"]["mean"] for row in summary["rows"]]
     assert versus["difference"] == pytest.approx(means[1] - means[0], abs=1e-12)
     assert summary["rows"][0]["versus"] == []
@@ -150,7 +167,8 @@ def _check_show(table_file: Path, out: Path, summary: dict) -> None:
     markdown = (out / "table.md").read_text()
     assert shown in markdown
     assert "SAGA \\| all" in markdown
-    (row,) = [line for line in markdown.splitlines() if line.startswith("| metric loss |")]
+    row, training = [line for line in markdown.splitlines() if line.startswith("| metric loss |")]
+    assert "multi_similarity" in training
     assert "| 50.0 ± 0.5 | 0.40 |" in row
 
 

@@ -86,6 +86,61 @@ def test_mistakes_in_a_table_are_one_line(tmp_path: Path, old: str, new: str, me
     assert "\n" not in str(caught.value)
 
 
+PUBLISHED_ROW = """
+[[variant]]
+name = "other"
+label = "another work"
+published = true
+[variant.paper]
+recall_at_1 = 90.1
+source = "Another work"
+image_size = 336
+"""
+
+
+def test_a_row_with_published_figures_only_has_no_runs_and_its_own_setting(tmp_path: Path) -> None:
+    path = _write(tmp_path)
+    path.write_text(path.read_text() + PUBLISHED_ROW + '[published_setting]\nsource = "The paper"\nimage_size = 224\n')
+    table = load_table(path)
+    cells = plan(table, path, tmp_path / "out", overrides=(), seeds=(0,))
+    assert [cell.variant.name for cell in cells] == ["plain", "wide", "zero"]
+    plain, wide, zero, other = table.variant
+    assert table.trained == (plain, wide, zero)
+    assert (table.opponents(other), table.published(wide)) == ((), None)
+    own, theirs = table.published(plain), table.published(other)
+    assert own is not None and theirs is not None
+    assert (own.recall_at_1, own.source, own.image_size, own.pretraining) == (80, "The paper", 224, None)
+    assert (theirs.recall_at_1, theirs.source, theirs.image_size) == (90.1, "Another work", 336)
+    larger = plain.model_copy(update={"paper": own.model_copy(update={"image_size": 448})})
+    said = table.published(larger)
+    assert said is not None and (said.source, said.image_size) == ("The paper", 448)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('source = "Another work"\n', "", "published = true without a source"),
+        ("published = true", 'published = true\nset = ["run.steps=3"]', "it has no runs"),
+        ("published = true", "published = true\npretrained = true", "it has no runs"),
+        ("published = true", 'published = true\nagainst = "plain"', "it has no runs"),
+    ],
+)
+def test_mistakes_in_a_published_row_are_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = _write(tmp_path)
+    assert old in PUBLISHED_ROW
+    path.write_text(path.read_text() + PUBLISHED_ROW.replace(old, new))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_table(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_published_row_is_no_opponent(tmp_path: Path) -> None:
+    path = _write(tmp_path, ('against = ["wide", ""]', 'against = "other"'))
+    path.write_text(path.read_text() + PUBLISHED_ROW)
+    with pytest.raises(ConfigError, match="zero.against = 'other'; expected one of plain, wide, zero"):
+        load_table(path)
+
+
 def test_files_that_are_no_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the file"):
         load_table(tmp_path / "none.toml")

@@ -14,8 +14,8 @@ from rich.console import Console
 from saga_dist.cli.console import print_results, step_progress
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.sweep import runner
+from saga_dist.sweep.records import Summary, SummaryRow
 from saga_dist.sweep.render import markdown, terminal, write_summary
-from saga_dist.sweep.summary import Summary, SummaryRow
 from saga_dist.types import StepResult
 from saga_dist.utils.printable import PrintableFormatter, printable, printable_lines
 
