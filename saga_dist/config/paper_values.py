@@ -1,4 +1,4 @@
-"""Published settings of SAGA (arXiv 2606.15134) by configuration key, and the differences of a configuration from them."""
+"""Published settings of SAGA (arXiv 2606.15134) by configuration key, and how a configuration differs from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from saga_dist.config.run import RunConfig
 
 NO_LIMIT = "no limit"
+"""Published value of a key that the paper's method does not bound."""
 
 PAPER_VALUES: dict[str, float | int | str | bool] = {
     "data.batch_size": 64,

@@ -45,7 +45,9 @@ def test_benchmarks_have_the_papers_values_but_for_the_limit_on_micro_batches(na
     assert [one.key for one in deviations(config)] == ["rollout.max_micro_batches"]
 
 
-@pytest.mark.parametrize("path", [DEMO_CONFIG, ROOT / "configs" / "birds.toml", ROOT / "configs" / "evidence" / "h.toml"])
+@pytest.mark.parametrize(
+    "path", [DEMO_CONFIG, ROOT / "configs" / "birds.toml", ROOT / "configs" / "evidence" / "h.toml"]
+)
 def test_a_configuration_marks_what_it_sets_differently(path: Path) -> None:
     text = Path(path).read_text()
     for section, values in tomllib.loads(text).items():
