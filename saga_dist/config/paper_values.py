@@ -45,7 +45,7 @@ PAPER_VALUES: dict[str, float | int | str | bool] = {
     "rollout.temperature": 0.7,
     "rollout.top_p": 0.95,
 }
-"""Settings of the paper's main results. Keys that it does not publish, and keys of resources and outputs, are absent."""
+"""Values of the paper's main results. Keys that it does not publish, and keys of resources and outputs, are absent."""
 
 
 class Deviation(NamedTuple):
