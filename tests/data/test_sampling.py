@@ -86,6 +86,11 @@ def test_a_micro_batch_is_a_function_of_seed_step_and_index() -> None:
     assert len({batch.image_ids for batch in forward.values()}) == len(wanted)
     assert len({batch.augmentation_seed for batch in forward.values()}) == len(wanted)
     assert make_sampler(seed=1).micro_batch(0, 0, 8).image_ids != forward[0, 0].image_ids
+    places = {
+        tuple((batch.image_ids.index(pair.image_a), batch.image_ids.index(pair.image_b)) for pair in batch.pairs)
+        for batch in forward.values()
+    }
+    assert len(places) == len(wanted)  # pairs are drawn anew, not only from other images
 
 
 def test_pairs_of_a_batch_change_nothing_else_in_it() -> None:

@@ -97,8 +97,6 @@ MUTATIONS = (
              "rows_TN / torch.where(mass_T1 > 0, mass_T1, 1.0)", "rows_TN", "objectives/test_attention.py"),
     Mutation("mean over the buffer's completions", "objectives/attention.py", "/ num_completions_total\n",
              "/ num_completions_P.sum()\n", "objectives/test_attention.py"),
-    Mutation("alignment teaches the pooler alone", LEARNER, "layout.main(opened.leaf_NW.detach()[",
-             "layout.main(opened.leaf_NW[", TEST_LEARNER),
     # seeds and sampling
     Mutation("seed of sampling: run", SOURCE, 'self._config.run.seed, "sampling"', '"sampling"',
              "training/test_step.py"),

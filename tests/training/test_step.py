@@ -62,6 +62,15 @@ def test_sampling_seeds_depend_on_run_and_pair_only(scene: Any, tmp_path: Path) 
     assert counter_generator("a").random() == counter_generator("a").random()
 
 
+def test_completions_are_sampled_as_configured(scene: Any, tmp_path: Path) -> None:
+    settings = {"temperature": 0.3, "top_p": 0.6, "max_tokens": 190, "group_size": 4}
+    scene.coordinator(scene.config(rollout=settings), tmp_path).train_step()
+    for group in read_recording(tmp_path / "rollouts" / "step_000000.arrow"):
+        sampling = group.completions.sampling
+        assert (sampling.temperature, sampling.top_p) == (0.3, 0.6)
+        assert (sampling.max_tokens, sampling.num_completions) == (190, 4)
+
+
 def test_an_engine_that_disagrees_with_replay_is_refused(scene: Any, tmp_path: Path) -> None:
     config = scene.config(rollout={"max_log_prob_gap": 0.05})
     with pytest.raises(TrainingError, match=r"start-up check: engine and replay .* differ by [\d.]+ nats per token"):
