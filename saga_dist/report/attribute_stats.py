@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saga_dist.objectives.json_scan import decode_string, scan_members
+from saga_dist.objectives.json_scan import scan_members
+from saga_dist.objectives.json_tokens import decode_string
 from saga_dist.objectives.spans import Span
 
 _LONGEST_VALUE = 400  # longer values, in characters, are ignored
