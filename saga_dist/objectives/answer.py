@@ -18,9 +18,9 @@ mistakes inside it):
                          object; a text that ends with an indented brace was cut off instead
     last answer          of several objects with a finished verdict, the last one counts, whatever the others say
 
-The verdict of an object is the value of its verdict key (case, spaces, underscores and hyphens of the key do not matter):
-one word, yes, no, true or false, in any case, quotes and emphasis, with or without a full stop. A key that occurs more
-than once must have equal values. All else is no verdict: "not yes", "yes and no", "yes|no", "maybe", 1.
+The verdict of an object is the value of its verdict key (case, spaces, underscores and hyphens of the key do not
+matter): one word, yes, no, true or false, in any case, quotes and emphasis, with or without a full stop. A key that
+occurs more than once must have equal values. All else is no verdict: "not yes", "yes and no", "yes|no", "maybe", 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from saga_dist.objectives.json_scan import JsonMember, JsonObject, scan_objects
+from saga_dist.objectives.json_strict import load_object
 from saga_dist.objectives.json_tokens import QUOTES, content
 
 _VERDICTS = {"yes": True, "no": False, "true": True, "false": False}
@@ -71,7 +72,7 @@ class _Region:
     """True in a thinking block that is never closed."""
 
 
-def find_answer(text: str, verdict_key: str, keys: Collection[str] = (), *, whole: bool = False) -> Answer | None:
+def find_answer(text: str, verdict_key: str, keys: Collection[str] = ()) -> Answer | None:
     """Returns the last complete answer of a completion; None when no object has a finished value of the verdict key.
 
     Args:
@@ -79,14 +80,15 @@ def find_answer(text: str, verdict_key: str, keys: Collection[str] = (), *, whol
         verdict_key: JSON key of the verdict, e.g. ``same_species``.
         keys: all keys at the level of the verdict. Where the closing brace of a nested object is missing, the first of
             them ends that object.
-        whole: True for a text that is one JSON object as it stands, in which tags and fences have no meaning.
     """
     level_keys = {plain_key(key) for key in (verdict_key, *keys)}
     answer = None
-    for region in [_Region(0, len(text), thinking=False)] if whole else _regions(text):
+    for region in _regions(text):
         for found in scan_objects(text, region.start, region.end):
             if not region.thinking or _stands_alone(text, found):
-                answer = _read_answer(text, found, plain_key(verdict_key), level_keys) or answer
+                if not found.closed and found.end == region.end:
+                    found.members = _with_missing_brace(text, found, level_keys)
+                answer = _read_answer(text, found, plain_key(verdict_key)) or answer
     return answer
 
 
@@ -95,11 +97,9 @@ def plain_key(key: str) -> str:
     return _KEY_SEPARATORS.sub("", key.strip(_AROUND)).casefold()
 
 
-def _read_answer(text: str, found: JsonObject, verdict_key: str, level_keys: Collection[str]) -> Answer | None:
+def _read_answer(text: str, found: JsonObject, verdict_key: str) -> Answer | None:
     """Returns the answer in an outermost object; None without a finished verdict."""
     levels = [found.members]
-    if not found.closed and not _verdict_members(found.members, verdict_key):
-        levels = [_mended(text, found, level_keys)]
     while levels:
         holding = [members for members in levels if _verdict_members(members, verdict_key)]
         if holding:
@@ -115,19 +115,22 @@ def _read_answer(text: str, found: JsonObject, verdict_key: str, level_keys: Col
     return None
 
 
-def _mended(text: str, found: JsonObject, level_keys: Collection[str]) -> list[JsonMember]:
-    """Returns the members of an object that lacks one closing brace, at the place where it most likely was.
+def _with_missing_brace(text: str, found: JsonObject, level_keys: Collection[str]) -> list[JsonMember]:
+    """Returns the members of an unclosed object, with a closing brace inserted where it most likely is missing.
 
-    The last member is then an object, in which the first key of the answer begins the answer's own members.
+    The last member is an object that took the answer's brace; in it, the answer's first key begins the answer's own
+    members. Other unclosed objects are returned as they are.
     """
     last = found.members[-1] if found.members else None
     if last is None or last.object is None or not last.object.closed or _goes_on(text, found, last):
         return found.members
     inner = last.object.members
-    first = next((index for index, member in enumerate(inner) if plain_key(member.key) in level_keys), len(inner))
+    first = next((index for index, member in enumerate(inner) if plain_key(member.key) in level_keys), None)
+    if first is None:
+        return found.members
     end = inner[first - 1].end if first else last.object.start
     description = JsonObject(last.object.start, end, closed=False, members=inner[:first])
-    return [*found.members[:-1], replace(last, end=end, closed=False, object=description), *inner[first:]]
+    return [*found.members[:-1], last._replace(end=end, closed=False, object=description), *inner[first:]]
 
 
 def _goes_on(text: str, found: JsonObject, last: JsonMember) -> bool:
@@ -164,12 +167,19 @@ def _read_verdict(text: str, member: JsonMember) -> bool | None:
 
 def _stands_alone(text: str, found: JsonObject) -> bool:
     """Returns True for a closed object at the end of the text whose brace is the first character of its line."""
-    line = text[text.rfind("\n", 0, found.start) + 1 : found.start]
-    return found.closed and line.strip() in ("{", "") and _REST_OF_TEXT.match(text, found.end + 1) is not None
+    if not found.closed or _REST_OF_TEXT.match(text, found.end + 1) is None:
+        return False
+    return text[text.rfind("\n", 0, found.start) + 1 : found.start].strip() in ("{", "")
 
 
 def _regions(text: str) -> Iterator[_Region]:
-    """Yields the parts of a text outside thinking blocks, divided at fences; an unclosed block is the last part."""
+    """Yields the parts of a text outside thinking blocks, divided at fences; an unclosed block is the last part.
+
+    A text that is one JSON object is a single part, because tags and fences inside its strings mean nothing.
+    """
+    if load_object(text) is not None:
+        yield _Region(0, len(text), thinking=False)
+        return
     start, thinking = 0, False
     parts: list[_Region] = []
     for tag in _THINKING_TAG.finditer(text):

@@ -27,10 +27,12 @@ record of their members, so memory beyond the tokens is a stack of brackets.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from saga_dist.objectives.json_tokens import (
     GOES_ON,
+    JSON_MEMBER,
     KEY_START,
     MISSING_LAST_QUOTE,
     OBJECT_START,
@@ -45,8 +47,7 @@ _ENDED_BY_A_MARK = ("word", "mark", "list")
 """Kinds of pieces that are complete when a comma, a closing brace or a key follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class JsonMember:
+class JsonMember(NamedTuple):
     """A ``"key": value`` directly inside an object."""
 
     key: str
@@ -81,8 +82,7 @@ class JsonObject:
     """Members in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """One token, object or list of a key or value."""
 
     kind: str
@@ -155,7 +155,7 @@ class _Reader:
         """Returns the object whose interior begins at ``start``, and moves to the index after its closing brace."""
         self._position = start
         body = _Body(self._text)
-        while (token := self._next()) is not None:
+        while (token := self._after_plain_members(body)) is not None:
             symbol = token.group() if token.lastgroup == "mark" else ""
             if symbol == "}":
                 body.end_part(terminated=True)
@@ -188,6 +188,14 @@ class _Reader:
         nested = self._object(start, depth + 1)
         end = nested.end + 1 if nested.closed else nested.end
         return _Piece("object", start if opening is None else opening, end, nested.closed, nested)
+
+    def _after_plain_members(self, body: _Body) -> re.Match[str] | None:
+        """Returns the next token, after all members of two plain JSON strings that stand before it."""
+        if body.awaits_key:
+            while (member := JSON_MEMBER.match(self._text, self._position, self._end)) is not None:
+                body.plain_member(member)
+                self._position = member.end()
+        return self._next()
 
     def _piece(self, token: re.Match[str]) -> _Piece:
         kind, start = str(token.lastgroup), token.start()
@@ -248,6 +256,11 @@ class _Body:
         """Pieces since the last comma or colon."""
 
     @property
+    def awaits_key(self) -> bool:
+        """True directly after a comma, and at the start."""
+        return self._key is None and not self._part
+
+    @property
     def awaits_value(self) -> bool:
         """True directly after a key's colon."""
         return self._key is not None and not self._part
@@ -256,6 +269,13 @@ class _Body:
     def lacks_brace(self) -> bool:
         """True when a colon now means that the value is an object without its opening brace."""
         return self._key is not None and len(self._part) == 1 and self._part[0].kind == "string"
+
+    def plain_member(self, member: re.Match[str]) -> None:
+        """Adds a member of two plain JSON strings."""
+        (key_start, key_end), (start, end) = member.span(1), member.span(2)
+        self.members.append(
+            JsonMember(self._text[key_start + 1 : key_end - 1], key_start, start, end, True, True, rest_end=end)
+        )
 
     def add(self, piece: _Piece) -> None:
         """Adds a piece to the present key or value."""
@@ -294,7 +314,7 @@ class _Body:
                 JsonMember(key, key_start, start, end, closed, clean=len(part) == 1, rest_end=end, object=nested)
             )
         elif part and terminated and self.members:
-            self.members[-1] = replace(self.members[-1], rest_end=part[-1].end)
+            self.members[-1] = self.members[-1]._replace(rest_end=part[-1].end)
 
     def _begin(self, part: list[_Piece], value_start: int) -> None:
         if part:

@@ -34,6 +34,8 @@ TOKEN = re.compile(
 )
 """One token. The last group is ``mark``, ``string``, ``word``, ``cut`` (a string without its closing quote, up to the
 end of the text), or None for emphasis."""
+JSON_MEMBER = re.compile(r"""\s*+("[^"\\]*+")\s*+:\s*+("[^"\\]*+")\s*+(?:,|(?=\}))""")
+"""A member of two plain JSON strings with its comma, which is read at once because most members are of this kind."""
 MISSING_LAST_QUOTE = re.compile(
     rf"""[{QUOTES}]\s*+[\w]{{1,64}}+[.!]?+[{_EMPHASIS}]*+(?=\s*+\}}[\s}}{_EMPHASIS}]*+\Z)"""
 )
@@ -57,7 +59,6 @@ def decode_string(literal: str) -> str | None:
 
 def content(literal: str) -> str:
     """Returns the text inside a string in any quotes; a literal without quotes is returned as it is."""
-    decoded = decode_string(literal) if literal[:1] == '"' else None
-    if decoded is not None:
+    if literal[:1] == '"' and "\\" in literal and (decoded := decode_string(literal)) is not None:
         return decoded
     return literal[1:-1] if len(literal) > 1 and literal[0] in QUOTES and literal[-1] in QUOTES else literal

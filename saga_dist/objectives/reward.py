@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from typing import Literal
 
 from saga_dist.objectives.answer import find_answer
+from saga_dist.objectives.json_strict import load_object
 
 VerdictForm = Literal["strict", "repaired", "none"]
 """How a completion gives its verdict: as the prompt asks, in a form that the reader had to mend, or not at all."""
-_FENCED = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*)```", re.DOTALL)
 
 
 def parse_verdict(text: str, verdict_key: str) -> bool | None:
     """Returns the verdict of a completion: True for "yes" (same class), False for "no", None without a unique verdict.
 
-    The verdict is read as a careful reader reads it, and does not depend on the form of the answer: ``objectives.answer``
-    and ``objectives.json_scan`` list the tolerated forms. The last complete answer counts, so a completion that gives
-    two answers is scored for the last one and cannot gain by giving both. Within one answer, all occurrences of the key
-    must be valid and equal, otherwise the result is None.
+    The verdict is read as a careful reader reads it: ``objectives.answer`` and ``objectives.json_scan`` list the
+    tolerated forms. The last complete answer counts, so a completion that gives two answers is scored for the last one
+    and cannot gain by giving both. Within one answer, all occurrences of the key must be valid and equal, otherwise the
+    result is None.
 
     Args:
         text: one completion, untrusted, with any characters and of any length. Time is linear in its length.
@@ -35,7 +33,7 @@ def parse_verdict(text: str, verdict_key: str) -> bool | None:
         raise TypeError(f"verdict_key is {type(verdict_key).__name__}; expected str")
     if not verdict_key:
         raise ValueError("verdict_key is empty; expected the name of the JSON key that holds the verdict")
-    answer = find_answer(text, verdict_key, whole=json_is_valid(text))
+    answer = find_answer(text, verdict_key)
     return None if answer is None else answer.verdict
 
 
@@ -56,7 +54,7 @@ def verdict_form(text: str, verdict_key: str) -> VerdictForm:
     """
     if parse_verdict(text, verdict_key) is None:
         return "none"
-    value = _load_object(text)
+    value = load_object(text)
     return "strict" if value is not None and value.get(verdict_key) in ("yes", "no") else "repaired"
 
 
@@ -91,35 +89,8 @@ def json_is_valid(text: str, required_keys: Iterable[str] = ()) -> bool:
         TypeError: ``text`` is not a string.
     """
     _check_text(text)
-    value = _load_object(text)
+    value = load_object(text)
     return value is not None and all(key in value for key in required_keys)
-
-
-def _load_object(text: str) -> dict[str, object] | None:
-    """Returns the object that is the whole text, optionally in one Markdown fence; None for any other text."""
-    body = text.strip()
-    fenced = _FENCED.fullmatch(body)
-    try:
-        value = json.loads(
-            fenced.group(1) if fenced else body,
-            object_pairs_hook=_unique_pairs,
-            parse_constant=_refuse_constant,
-            parse_int=float,
-        )
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("repeated key")
-    return unique
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _check_text(text: str) -> None:
