@@ -17,6 +17,8 @@ mistakes inside it):
     missing brace        when one closing brace is missing, the answer may have become a part of the last nested
                          object; a text that ends with an indented brace was cut off instead
     last answer          of several objects with a finished verdict, the last one counts, whatever the others say
+    unreadable answer    after that object, the verdict key with the other verdict, in a form that no rule reads, means
+                         that there is no verdict
 
 The verdict of an object is the value of its verdict key (case, spaces, underscores and hyphens of the key do not
 matter): one word, yes, no, true or false, in any case, quotes and emphasis, with or without a full stop. A key that
@@ -29,6 +31,7 @@ import re
 import string
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from saga_dist.objectives.json_scan import JsonMember, JsonObject, scan_objects
 from saga_dist.objectives.json_strict import load_object
@@ -82,13 +85,18 @@ def find_answer(text: str, verdict_key: str, keys: Collection[str] = ()) -> Answ
             them ends that object.
     """
     level_keys = {plain_key(key) for key in (verdict_key, *keys)}
-    answer = None
-    for region in _regions(text):
+    regions = list(_regions(text))
+    answer, end = None, 0
+    for region in regions:
         for found in scan_objects(text, region.start, region.end):
-            if not region.thinking or _stands_alone(text, found):
-                if not found.closed and found.end == region.end:
-                    found.members = _with_missing_brace(text, found, level_keys)
-                answer = _read_answer(text, found, plain_key(verdict_key)) or answer
+            if region.thinking and not _stands_alone(text, found):
+                continue
+            if not found.closed and found.end == region.end:
+                found.members = _with_missing_brace(text, found, level_keys)
+            if (later := _read_answer(text, found, plain_key(verdict_key))) is not None:
+                answer, end = later, found.end
+    if answer is not None and _stated_after(text, regions, end, plain_key(verdict_key)) - {answer.verdict}:
+        return Answer(answer.members, None)
     return answer
 
 
@@ -113,6 +121,30 @@ def _read_answer(text: str, found: JsonObject, verdict_key: str) -> Answer | Non
             else []
         )
     return None
+
+
+def _stated_after(text: str, regions: Sequence[_Region], end: int, verdict_key: str) -> set[bool]:
+    """Returns the verdicts that directly follow the verdict key after an answer, in whatever form.
+
+    Args:
+        text: the completion.
+        regions: its parts.
+        end: index of the end of the last answer that was read.
+        verdict_key: the plain verdict key.
+    """
+    pattern = _statement(verdict_key)
+    return {
+        _VERDICTS[stated.group(1).casefold()]
+        for region in regions
+        for stated in pattern.finditer(text, max(end, region.start), region.end)
+    }
+
+
+@cache
+def _statement(verdict_key: str) -> re.Pattern[str]:
+    """Returns a pattern of the verdict key, in any letters, and a verdict, with at most eight other signs between."""
+    key = r"[\s_-]*+".join(map(re.escape, verdict_key))
+    return re.compile(rf"(?<!\w){key}[^\w{{}}]{{0,8}}+(yes|no|true|false)\b", re.IGNORECASE)
 
 
 def _with_missing_brace(text: str, found: JsonObject, level_keys: Collection[str]) -> list[JsonMember]:
