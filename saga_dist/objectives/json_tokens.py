@@ -48,17 +48,14 @@ GOES_ON = re.compile(rf"""\s*+,(?=\s*+[{QUOTES}])""")
 """A comma and a quote after an object, which goes on although a brace has closed it."""
 
 
-def decode_string(literal: str) -> str | None:
-    """Returns the content of a quoted JSON string; None when ``literal`` is no JSON string."""
-    try:
-        value = json.loads(literal, strict=False)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, str) else None
-
-
 def content(literal: str) -> str:
-    """Returns the text inside a string in any quotes; a literal without quotes is returned as it is."""
-    if literal[:1] == '"' and "\\" in literal and (decoded := decode_string(literal)) is not None:
-        return decoded
+    """Returns the text inside a string in any quotes; a literal without quotes on both sides is returned as it is.
+
+    Escapes of a JSON string are decoded; those of other strings, and invalid ones, are kept.
+    """
+    if literal[:1] == '"' and "\\" in literal:
+        try:
+            return str(json.loads(literal, strict=False))
+        except ValueError:
+            return literal
     return literal[1:-1] if len(literal) > 1 and literal[0] in QUOTES and literal[-1] in QUOTES else literal

@@ -9,7 +9,7 @@ from saga_dist.objectives.answer import find_answer
 from saga_dist.objectives.json_strict import load_object
 
 VerdictForm = Literal["strict", "repaired", "none"]
-"""How a completion gives its verdict: as the prompt asks, in a form that the reader had to mend, or not at all."""
+"""Form in which a completion gives its verdict: as the prompt asks, in another form that can be read, or not at all."""
 
 
 def parse_verdict(text: str, verdict_key: str) -> bool | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from saga_dist.objectives.answer import find_answer, plain_key
-from saga_dist.objectives.json_scan import JsonMember, scan_members
+from saga_dist.objectives.json_scan import JsonMember, JsonObject, scan_members
 
 _REPLACEMENT = "\ufffd"
 """Character that decoders insert for bytes that are no UTF-8."""
@@ -56,19 +56,35 @@ def description_spans(
     """
     if key_a == key_b:
         raise ValueError(f"both keys are {key_a!r}; expected one key per image")
-    answer = find_answer(text, verdict_key, (key_a, key_b, *keys)) if verdict_key else None
-    members = scan_members(text) if answer is None else answer.members
-    return _span(members, key_a), _span(members, key_b)
+    members = described_members(text, (key_a, key_b, *keys), verdict_key=verdict_key)
+    objects = (description(members, key) for key in (key_a, key_b))
+    span_a, span_b = (None if found is None else Span(found.start, found.end) for found in objects)
+    return span_a, span_b
 
 
-def _span(members: Sequence[JsonMember], key: str) -> Span | None:
-    """Returns the interior of the first object under a key; a key in other letters counts when none is exact."""
-    described = [member for member in members if member.object is not None]
-    exact = [member for member in described if member.key == key]
-    for member in exact or [member for member in described if plain_key(member.key) == plain_key(key)]:
-        if member.object is not None:
-            return Span(member.object.start, member.object.end)
-    return None
+def described_members(text: str, keys: Collection[str], *, verdict_key: str | None) -> Sequence[JsonMember]:
+    """Returns the members of the answer whose verdict counts; without a verdict, those of all outermost objects.
+
+    Args:
+        text: one completion, untrusted; time is linear in its length.
+        keys: top-level keys of the answer.
+        verdict_key: JSON key of the verdict; None for an answer without one.
+    """
+    answer = find_answer(text, verdict_key, keys) if verdict_key else None
+    return scan_members(text) if answer is None else answer.members
+
+
+def description(members: Sequence[JsonMember], key: str) -> JsonObject | None:
+    """Returns the first object under a key; a key in other letters counts when none is exact. None without an object.
+
+    Args:
+        members: members of an answer.
+        key: JSON key of the description, e.g. ``bird_1``.
+    """
+    objects = [(member.key, member.object) for member in members if member.object is not None]
+    exact = [found for name, found in objects if name == key]
+    similar = [found for name, found in objects if plain_key(name) == plain_key(key)]
+    return next(iter([*exact, *similar]), None)
 
 
 def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from saga_dist.objectives.json_scan import scan_members
-from saga_dist.objectives.reward import json_is_valid, parse_verdict, verdict_reward
+from saga_dist.objectives.reward import json_is_valid, parse_verdict, verdict_form, verdict_reward
 
 KEY = "same_species"
 ANSWER = json.dumps(
@@ -41,7 +41,7 @@ ANSWER = json.dumps(
         ('{"a": [1, 2}, "same_species": "yes"}', True),
         ('{"a": 1,, "same_species": "yes",}', True),
         ('{"a": 1] , "same_species": "yes"}', True),
-        # The key repeats: all occurrences must agree.
+        # The key repeats: all occurrences within one answer must agree.
         ('{"same_species": "yes", "same_species": "YES"}', True),
         ('{"same_species": "yes", "same_species": "no"}', None),
         ('{"same_species": "no"} {"same_species": "yes"}', True),
@@ -189,6 +189,27 @@ def test_rewards() -> None:
     assert verdict_reward(None, True) == verdict_reward(None, False) == 0.0
     with pytest.raises(TypeError, match="str; expected bool or None"):
         verdict_reward("yes", True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (ANSWER, "strict"),
+        (f"```json\n{ANSWER}\n```", "strict"),
+        (ANSWER.replace('"yes"', '"Yes"'), "repaired"),
+        (ANSWER.replace('"yes"', "true"), "repaired"),
+        (f"So: {ANSWER}", "repaired"),
+        (ANSWER.removesuffix("\n}"), "repaired"),
+        ('{"Same species": "no"}', "repaired"),
+        ('{"answer": {"same_species": "no"}}', "repaired"),
+        ('{"same_species": "no", "Same species": "yes"}', "none"),
+        ('{"same_species": "yes|no"}', "none"),
+        ('{"same_species": ["yes"]}', "none"),
+        ("", "none"),
+    ],
+)
+def test_form_of_the_verdict(text: str, form: str) -> None:
+    assert verdict_form(text, KEY) == form
 
 
 def test_programming_mistakes_are_named() -> None:
