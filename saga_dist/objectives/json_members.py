@@ -91,7 +91,7 @@ class Body:
         return self._key is not None and len(self._part) == 1 and self._part[0].kind == "string"
 
     def plain_member(self, member: re.Match[str]) -> None:
-        """Adds a member of two plain JSON strings."""
+        """Adds a member of two strings without escapes."""
         start, end = member.span(2)
         self.members.append(JsonMember(member.group(1)[1:-1], start, end, closed=True, clean=True, rest_end=end))
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 
 from saga_dist.objectives.json_members import Body, JsonMember, JsonObject, Piece
-from saga_dist.objectives.json_tokens import GOES_ON, JSON_MEMBER, KEY_START, MISSING_LAST_QUOTE, OBJECT_START, TOKEN
+from saga_dist.objectives.json_tokens import GOES_ON, KEY_START, MISSING_LAST_QUOTE, OBJECT_START, PLAIN_MEMBER, TOKEN
 
 _DEEPEST = 8
 """Number of levels of objects whose members are listed."""
@@ -132,9 +132,9 @@ class _Reader:
         return Piece("object", start if opening is None else opening, end, nested.closed, nested)
 
     def _after_plain_members(self, body: Body) -> re.Match[str] | None:
-        """Returns the next token, after all members of two plain JSON strings that stand before it."""
+        """Returns the next token, after all members of two plain strings that stand before it."""
         if body.awaits_key:
-            while (member := JSON_MEMBER.match(self._text, self._position, self._end)) is not None:
+            while (member := PLAIN_MEMBER.match(self._text, self._position, self._end)) is not None:
                 body.plain_member(member)
                 self._position = member.end()
         return self._next()

@@ -34,8 +34,10 @@ TOKEN = re.compile(
 )
 """One token. The last group is ``mark``, ``string``, ``word``, ``cut`` (a string without its closing quote, up to the
 end of the text), or None for emphasis."""
-JSON_MEMBER = re.compile(r"""\s*+("[^"\\]*+")\s*+:\s*+("[^"\\]*+")\s*+(?:,|(?=\}))""")
-"""A member of two plain JSON strings with its comma, which is read at once because most members are of this kind."""
+_PLAIN_STRING = r"""("[^"\\]*+"|'[^'‘’‛\\]*+'|[“”„][^"“”‟«»＂\\]*+["“”])"""
+PLAIN_MEMBER = re.compile(rf"""\s*+{_PLAIN_STRING}\s*+:\s*+{_PLAIN_STRING}\s*+(?:,|(?=\}}))""")
+"""A member of two strings without escapes, with its comma, which is read at once because most members are of this
+kind."""
 MISSING_LAST_QUOTE = re.compile(
     rf"""[{QUOTES}]\s*+[\w]{{1,64}}+[.!]?+[{_EMPHASIS}]*+(?=\s*+\}}[\s}}{_EMPHASIS}]*+\Z)"""
 )
