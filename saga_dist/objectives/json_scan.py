@@ -37,7 +37,7 @@ _CLOSER = {"{": "}", "[": "]"}
 
 
 def scan_objects(text: str, start: int = 0, end: int | None = None) -> list[JsonObject]:
-    """Returns the outermost objects of ``text[start:end]``, in order; all indices are those of ``text``."""
+    """Returns the outermost objects with members in ``text[start:end]``, in order; indices are those of ``text``."""
     return _Reader(text, start, len(text) if end is None else end).objects()
 
 
@@ -64,12 +64,13 @@ class _Reader:
         """True after a brace that begins a new outermost object; all open objects end before it."""
 
     def objects(self) -> list[JsonObject]:
-        """Returns the outermost objects in order."""
+        """Returns the outermost objects that have members, in order."""
         found = []
         if (first := self._object_without_brace()) is not None:
             found.append(first)
         while (opening := OBJECT_START.search(self._text, self._position, self._end)) is not None:
-            found.append(self._outermost(opening.end()))
+            if (one := self._outermost(opening.end())).members:
+                found.append(one)
         return found
 
     def _object_without_brace(self) -> JsonObject | None:
