@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
+from typing import Literal
 
-from saga_dist.objectives.json_scan import JsonMember, decode_string, scan_members
+from saga_dist.objectives.answer import find_answer
+from saga_dist.objectives.json_strict import load_object
 
-_VERDICTS = {"yes": True, "no": False}
-_LONGEST_VERDICT = 64
-"""Largest number of characters of a quoted verdict; a longer value is no verdict."""
-_FENCED = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*)```", re.DOTALL)
+VerdictForm = Literal["strict", "repaired", "none"]
+"""Form in which a completion gives its verdict: as the prompt asks, in another form that can be read, or not at all."""
 
 
 def parse_verdict(text: str, verdict_key: str) -> bool | None:
     """Returns the verdict of a completion: True for "yes" (same class), False for "no", None without a unique verdict.
 
-    The verdict is the string value of ``verdict_key`` directly inside an outermost JSON object. Code fences, other text
-    and a truncated end are tolerated; case and surrounding white space are ignored. Occurrences inside descriptions
-    (nested objects, strings) are ignored. When the key occurs more than once, all occurrences must be valid and equal,
-    otherwise the result is None; so a completion cannot gain by giving both answers.
+    The verdict is read as a careful reader reads it: ``objectives.answer`` and ``objectives.json_scan`` list the
+    tolerated forms. The last complete answer counts, so a completion that gives two answers is scored for the last one
+    and cannot gain by giving both. Within one answer, all occurrences of the key must be valid and equal, otherwise the
+    result is None.
 
     Args:
         text: one completion, untrusted, with any characters and of any length. Time is linear in its length.
@@ -35,8 +33,29 @@ def parse_verdict(text: str, verdict_key: str) -> bool | None:
         raise TypeError(f"verdict_key is {type(verdict_key).__name__}; expected str")
     if not verdict_key:
         raise ValueError("verdict_key is empty; expected the name of the JSON key that holds the verdict")
-    verdicts = {_read_verdict(text, member) for member in scan_members(text) if member.key == verdict_key}
-    return verdicts.pop() if len(verdicts) == 1 else None
+    answer = find_answer(text, verdict_key)
+    return None if answer is None else answer.verdict
+
+
+def verdict_form(text: str, verdict_key: str) -> VerdictForm:
+    """Returns ``strict``, ``repaired`` or ``none``, the form in which a completion gives its verdict.
+
+    ``strict`` is a completion that is exactly one JSON object (``json_is_valid``), with the verdict key and one of the
+    words yes and no as the prompt writes them; ``repaired`` is any other text in which ``parse_verdict`` finds a
+    verdict; ``none`` is a text without one.
+
+    Args:
+        text: one completion, untrusted.
+        verdict_key: JSON key of the verdict.
+
+    Raises:
+        TypeError: ``text`` or ``verdict_key`` is not a string.
+        ValueError: ``verdict_key`` is empty.
+    """
+    if parse_verdict(text, verdict_key) is None:
+        return "none"
+    value = load_object(text)
+    return "strict" if value is not None and value.get(verdict_key) in ("yes", "no") else "repaired"
 
 
 def verdict_reward(verdict: bool | None, same: bool) -> float:
@@ -70,37 +89,8 @@ def json_is_valid(text: str, required_keys: Iterable[str] = ()) -> bool:
         TypeError: ``text`` is not a string.
     """
     _check_text(text)
-    body = text.strip()
-    fenced = _FENCED.fullmatch(body)
-    try:
-        value = json.loads(
-            fenced.group(1) if fenced else body,
-            object_pairs_hook=_unique_pairs,
-            parse_constant=_refuse_constant,
-            parse_int=float,
-        )
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and all(key in value for key in required_keys)
-
-
-def _read_verdict(text: str, member: JsonMember) -> bool | None:
-    """Returns the verdict in the value of a member; None when the value is no verdict."""
-    if not (member.closed and member.clean) or member.end - member.start > _LONGEST_VERDICT:
-        return None
-    word = decode_string(text[member.start : member.end])
-    return None if word is None else _VERDICTS.get(word.strip().casefold())
-
-
-def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("repeated key")
-    return unique
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    value = load_object(text)
+    return value is not None and all(key in value for key in required_keys)
 
 
 def _check_text(text: str) -> None:

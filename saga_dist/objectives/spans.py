@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
 
-from saga_dist.objectives.json_scan import scan_members
+from saga_dist.objectives.answer import find_answer, plain_key
+from saga_dist.objectives.json_scan import JsonMember, JsonObject, scan_members
 
 _REPLACEMENT = "\ufffd"
 """Character that decoders insert for bytes that are no UTF-8."""
@@ -32,16 +33,21 @@ class Decoder(Protocol):
         """Returns the text of the tokens."""
 
 
-def description_spans(text: str, key_a: str, key_b: str) -> tuple[Span | None, Span | None]:
+def description_spans(
+    text: str, key_a: str, key_b: str, *, verdict_key: str | None = None, keys: Collection[str] = ()
+) -> tuple[Span | None, Span | None]:
     """Returns the character ranges between the braces of the objects under ``key_a`` and ``key_b``.
 
-    Only keys of an outermost object are considered; of a repeated key, the first object is used. A truncated object
+    The descriptions are those of the answer whose verdict counts (``objectives.answer``). Without a verdict, the
+    members of all outermost objects are considered. Of a repeated key, the first object is used. A truncated object
     extends to the end of the text. A key that is missing, or whose value is no object, gives None.
 
     Args:
         text: one completion, untrusted; time is linear in its length.
         key_a: JSON key of image a's description, e.g. ``bird_1``.
         key_b: JSON key of image b's description, e.g. ``bird_2``; must differ from ``key_a``.
+        verdict_key: JSON key of the verdict; None for an answer without one.
+        keys: all top-level keys of the answer; the next of them ends a description that lacks its closing brace.
 
     Raises:
         ValueError: the keys are equal.
@@ -50,11 +56,35 @@ def description_spans(text: str, key_a: str, key_b: str) -> tuple[Span | None, S
     """
     if key_a == key_b:
         raise ValueError(f"both keys are {key_a!r}; expected one key per image")
-    spans: dict[str, Span] = {}
-    for member in scan_members(text):
-        if member.key in (key_a, key_b) and member.key not in spans and text[member.start : member.start + 1] == "{":
-            spans[member.key] = Span(member.start + 1, member.end - 1 if member.closed else member.end)
-    return spans.get(key_a), spans.get(key_b)
+    members = described_members(text, (key_a, key_b, *keys), verdict_key=verdict_key)
+    objects = (description(members, key) for key in (key_a, key_b))
+    span_a, span_b = (None if found is None else Span(found.start, found.end) for found in objects)
+    return span_a, span_b
+
+
+def described_members(text: str, keys: Collection[str], *, verdict_key: str | None) -> Sequence[JsonMember]:
+    """Returns the members of the answer whose verdict counts; without a verdict, those of all outermost objects.
+
+    Args:
+        text: one completion, untrusted; time is linear in its length.
+        keys: top-level keys of the answer.
+        verdict_key: JSON key of the verdict; None for an answer without one.
+    """
+    answer = find_answer(text, verdict_key, keys) if verdict_key else None
+    return scan_members(text) if answer is None else answer.members
+
+
+def description(members: Sequence[JsonMember], key: str) -> JsonObject | None:
+    """Returns the first object under a key; a key in other letters counts when none is exact. None without an object.
+
+    Args:
+        members: members of an answer.
+        key: JSON key of the description, e.g. ``bird_1``.
+    """
+    objects = [(member.key, member.object) for member in members if member.object is not None]
+    exact = [found for name, found in objects if name == key]
+    similar = [found for name, found in objects if plain_key(name) == plain_key(key)]
+    return next(iter([*exact, *similar]), None)
 
 
 def token_masks(offsets_T2: torch.Tensor, span: Span | None) -> torch.Tensor:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from saga_dist.objectives.json_scan import decode_string, scan_members
-from saga_dist.objectives.spans import Span
+from saga_dist.objectives.json_tokens import QUOTES, content
+from saga_dist.objectives.spans import Span, described_members, description
 
 _LONGEST_VALUE = 400  # longer values, in characters, are ignored
 
@@ -74,7 +74,9 @@ class AttributeRow:
     """Correlation of "differs" with a correct verdict, within groups."""
 
 
-def attribute_values(text: str, key: str) -> dict[str, str]:
+def attribute_values(
+    text: str, key: str, *, verdict_key: str | None = None, keys: Collection[str] = ()
+) -> dict[str, str]:
     """Returns the attributes and values of the description under ``key``, lower case, with white space collapsed.
 
     The first value of a repeated attribute is used. A value that is cut off, longer than 400 characters or not a string
@@ -83,29 +85,33 @@ def attribute_values(text: str, key: str) -> dict[str, str]:
     Args:
         text: one completion, untrusted; time is linear in its length.
         key: JSON key of the description, e.g. ``bird_1``.
+        verdict_key: JSON key of the verdict, to use the answer whose verdict counts (``objectives.spans``).
+        keys: all top-level keys of the answer.
     """
     return {
-        name: " ".join(value.split()).casefold()
-        for name, span in attribute_spans(text, key).items()
-        if (value := decode_string(text[span.start : span.end])) is not None
+        name: " ".join(content(text[span.start : span.end]).split()).casefold()
+        for name, span in attribute_spans(text, key, verdict_key=verdict_key, keys=keys).items()
+        if text[span.start] in QUOTES
     }
 
 
-def attribute_spans(text: str, key: str) -> dict[str, Span]:
+def attribute_spans(
+    text: str, key: str, *, verdict_key: str | None = None, keys: Collection[str] = ()
+) -> dict[str, Span]:
     """Returns each attribute of the description under ``key`` with the character span of its value, quotes included.
 
     Args:
         text: one completion, untrusted.
         key: JSON key of the description, e.g. ``bird_1``.
+        verdict_key: JSON key of the verdict, to use the answer whose verdict counts (``objectives.spans``).
+        keys: all top-level keys of the answer.
     """
-    for member in scan_members(text):
-        if member.key == key and text[member.start : member.start + 1] == "{":
-            spans: dict[str, Span] = {}
-            for inner in scan_members(text[member.start : member.end]):
-                if inner.closed and inner.end - inner.start <= _LONGEST_VALUE:
-                    spans.setdefault(inner.key, Span(member.start + inner.start, member.start + inner.end))
-            return spans
-    return {}
+    found = description(described_members(text, (key, *keys), verdict_key=verdict_key), key)
+    spans: dict[str, Span] = {}
+    for member in found.members if found is not None else ():
+        if member.closed and member.end - member.start <= _LONGEST_VALUE:
+            spans.setdefault(member.key, Span(member.start, member.end))
+    return spans
 
 
 def disagreement(values: Sequence[str]) -> float | None:

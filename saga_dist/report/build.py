@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -183,10 +183,8 @@ def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
     """
     group = recorded.group
     # Completions of a group are often equal, and parsing them takes most of the time.
-    values = {
-        text: (attribute_values(text, spec.key_a), attribute_values(text, spec.key_b))
-        for text in set(group.completions.texts)
-    }
+    read = partial(attribute_values, verdict_key=spec.verdict_key, keys=spec.keys)
+    values = {text: (read(text, spec.key_a), read(text, spec.key_b)) for text in set(group.completions.texts)}
     return [
         DescribedPair(*values[text], verdict, right=verdict == group.pair.same)
         for text, verdict in zip(group.completions.texts, group.verdicts, strict=True)

@@ -95,6 +95,7 @@ PANELS: tuple[Panel, ...] = (
         "Answers out of form",
         {
             "rollout/unparseable_share": "no verdict",
+            "rollout/verdict_form_repaired_share": "verdict in another form",
             "rollout/truncated_share": "cut off",
         },
         percent=True,

@@ -136,7 +136,7 @@ def attribute_masks(
     sides = ((spec.key_a, group.describes_a[index]), (spec.key_b, group.describes_b[index]))
     for image, (key, described_T) in enumerate(sides):
         masks[f"{'ab'[image]}/{WHOLE}"], words[f"{'ab'[image]}/{WHOLE}"] = (image, described_T), ""
-        spans = attribute_spans(text, key)
+        spans = attribute_spans(text, key, verdict_key=spec.verdict_key, keys=spec.keys)
         for attribute in spec.vocabulary.attribute_keys:
             if attribute not in spans:
                 continue

@@ -30,7 +30,7 @@ from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
-from saga_dist.training.step_metrics import step_metrics
+from saga_dist.training.step_metrics import step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
 from saga_dist.workers.serial_pool import run_tasks
@@ -111,6 +111,7 @@ class Coordinator:
         self._shares = ShareMonitor(config.objective)
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
+        self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
         self._num_losses = 0
         """Number of learners lost since the last checkpoint."""
         self.selection = ModelSelection()
@@ -276,6 +277,7 @@ class Coordinator:
         metrics |= step_metrics(step.buffer, gradients, step.clock, replay_is_remote=self._config.replay.workers > 0)
         if self._config.objective.needs_rollouts:
             metrics["rollout/quarantined"] = float(len(step.quarantined))
+            metrics |= verdict_form_metrics(step.buffer.groups, self._verdict_key)
             metrics |= self._source.end_step(step.number, step.num_batches)
         return StepResult(step=result.step, metrics=metrics)
 

@@ -17,6 +17,7 @@ from saga_dist.protocols import Runtime
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.training.rollout_source import WorkerRolloutSource
+from saga_dist.training.step_metrics import verdict_form_metrics, verdict_key
 from saga_dist.types import Quarantined, StepResult
 from saga_dist.wire import write_recording
 
@@ -55,6 +56,7 @@ def record_rollouts(
     if missing:
         check_engine(config, runtime, sampler)
     source = WorkerRolloutSource(config, runtime, sampler)
+    answer_key = verdict_key(config)
     for step in missing:
         buffer = RolloutBuffer(config.rollout.contributing_groups)
         num_quarantined = 0
@@ -68,7 +70,8 @@ def record_rollouts(
             if buffer.full:
                 break
         write_recording(folder / f"step_{step:06d}.arrow", buffer.groups)
-        result = StepResult(step + 1, {**buffer.metrics(), "rollout/quarantined": float(num_quarantined)})
+        measured = {**buffer.metrics(), **verdict_form_metrics(buffer.groups, answer_key)}
+        result = StepResult(step + 1, {**measured, "rollout/quarantined": float(num_quarantined)})
         metrics.write(result)
         on_step(result)
         if should_stop():

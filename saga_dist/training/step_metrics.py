@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
+from saga_dist.config import RunConfig
+from saga_dist.data.prompts import PromptSpec, load_vocabulary
 from saga_dist.metrics.log import Stopwatch
+from saga_dist.objectives.reward import VerdictForm, verdict_form
 from saga_dist.protocols import GradientHandle
 from saga_dist.training.rollout_buffer import RolloutBuffer
-from saga_dist.types import WEIGHT_QUANTILES
+from saga_dist.types import WEIGHT_QUANTILES, ScoredGroup
 
 
 def step_metrics(
@@ -35,6 +40,35 @@ def step_metrics(
     waiting_s = seconds.get("rollout", 0.0) + (seconds["replay"] if replay_is_remote else 0.0)
     metrics |= {f"step/{phase}_s": spent_s for phase, spent_s in seconds.items()}
     return metrics | {"step/wall_s": wall_s, "learner/idle_share": waiting_s / wall_s}
+
+
+def verdict_key(config: RunConfig) -> str:
+    """Returns the JSON key of the verdict in a run's answers.
+
+    Raises:
+        ConfigError: the vocabulary or the prompt template cannot be loaded.
+    """
+    settings = config.prompt
+    return PromptSpec(load_vocabulary(settings.vocabulary), settings.variant, settings.order).verdict_key
+
+
+def verdict_form_metrics(groups: Sequence[ScoredGroup], key: str) -> dict[str, float]:
+    """Returns the shares of completions, in [0, 1], that give their verdict in each form; {} without groups.
+
+    ``rollout/verdict_form_strict_share`` is the form that the prompt asks for, ``_repaired_share`` any other in which
+    the verdict can be read, and ``_none_share`` no verdict (``objectives.reward.verdict_form``). They add up to 1.
+
+    Args:
+        groups: all groups of the step.
+        key: JSON key of the verdict.
+    """
+    texts = [text for group in groups for text in group.completions.texts]
+    if not texts:
+        return {}
+    forms: Counter[str] = Counter()
+    for text, count in Counter(texts).items():  # completions of a group are often equal
+        forms[verdict_form(text, key)] += count
+    return {f"rollout/verdict_form_{form}_share": forms[form] / len(texts) for form in get_args(VerdictForm)}
 
 
 def mismatch_metrics(gradients: Sequence[GradientHandle]) -> dict[str, float]:

@@ -208,6 +208,8 @@ class RolloutWorker:
         """Returns bool [T] for image a and for image b, True for its description; all False without a description."""
         if not self._prompt.describes_images:
             return np.zeros(len(token_ids), dtype=bool), np.zeros(len(token_ids), dtype=bool)
-        span_a, span_b = description_spans(text, self._prompt.key_a, self._prompt.key_b)
+        prompt = self._prompt
+        spans = description_spans(text, prompt.key_a, prompt.key_b, verdict_key=prompt.verdict_key, keys=prompt.keys)
         offsets_T2 = token_offsets_from_decode(self._tokenizer, token_ids)
-        return token_masks(offsets_T2, span_a).numpy(), token_masks(offsets_T2, span_b).numpy()
+        mask_a, mask_b = (token_masks(offsets_T2, span).numpy() for span in spans)
+        return mask_a, mask_b

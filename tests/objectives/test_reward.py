@@ -6,7 +6,7 @@ import random
 import pytest
 
 from saga_dist.objectives.json_scan import scan_members
-from saga_dist.objectives.reward import json_is_valid, parse_verdict, verdict_reward
+from saga_dist.objectives.reward import json_is_valid, parse_verdict, verdict_form, verdict_reward
 
 KEY = "same_species"
 ANSWER = json.dumps(
@@ -38,13 +38,13 @@ ANSWER = json.dumps(
         (f"```json\n{ANSWER}\n``` Hope this helps!", True),
         (ANSWER.removesuffix("\n}"), True),
         ('{"a": {"b": [1, 2}, "same_species": "yes"}', True),
-        ('{"a": [1, 2}, "same_species": "yes"}', None),
+        ('{"a": [1, 2}, "same_species": "yes"}', True),
         ('{"a": 1,, "same_species": "yes",}', True),
         ('{"a": 1] , "same_species": "yes"}', True),
-        # The key repeats: all occurrences must agree.
+        # The key repeats: all occurrences within one answer must agree.
         ('{"same_species": "yes", "same_species": "YES"}', True),
         ('{"same_species": "yes", "same_species": "no"}', None),
-        ('{"same_species": "no"} {"same_species": "yes"}', None),
+        ('{"same_species": "no"} {"same_species": "yes"}', True),
         ('{"same_species": null, "same_species": "yes"}', None),
         ('{"same_species": "yes", "same_species": "ye', None),
         # Cut off before or inside the verdict.
@@ -66,17 +66,17 @@ ANSWER = json.dumps(
         ('{"not" "same_species": "yes"}', None),
         ('{not "same_species": "yes"}', None),
         ('{"same_species": maybe "yes"}', None),
-        ('{"same_species": true}', None),
+        ('{"same_species": true}', True),
         ('{"same_species": 1}', None),
         ('{"same_species": ["yes"]}', None),
         ('{"same_species": {"yes": "yes"}}', None),
         ('{"same_species": }', None),
         ('{"same_species": ""}', None),
-        ("{'same_species': 'yes'}", None),
-        ('{"answer": {"same_species": "yes"}}', None),
+        ("{'same_species': 'yes'}", True),
+        ('{"answer": {"same_species": "yes"}}', True),
         ('{"note": "x\\"same_species\\": \\"yes\\""}', None),
-        ('{"Same_Species": "yes"}', None),
-        ('{"bird_1": {"bill": "a", "same_species": "yes"}', None),
+        ('{"Same_Species": "yes"}', True),
+        ('{"bird_1": {"bill": "a", "same_species": "yes"}', True),
         ('{"\ud800\x00": "\udfff", "same_species": "yes"}', True),
         ('{"same_species": "yes\x00"}', None),
         ('{"same_species": "yes\ud800"}', None),
@@ -109,10 +109,21 @@ def test_valid_json_gives_what_the_standard_parser_gives() -> None:
             for member in members
         }
         assert scanned == document
-        expected = document["k"] == "yes" if document.get("k") in ("yes", "no") else None
+        expected = _verdict_of(document)
         assert parse_verdict(text, "k") is expected
         seen.add(expected)
     assert seen == {True, False, None}
+
+
+def _verdict_of(document: dict[str, object]) -> bool | None:
+    """Oracle: the value of "k" at the first level of nested objects that has it, where all values must agree."""
+    level = [document]
+    while level and not any("k" in one for one in level):
+        level = [value for one in level for value in one.values() if isinstance(value, dict)]
+    values = [one["k"] for one in level if "k" in one]
+    words = [value if isinstance(value, str | bool) else None for value in values]
+    stated = {{"yes": True, "no": False, True: True}.get(word) for word in words}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def _shift(members: list, text: str) -> int:
@@ -178,6 +189,27 @@ def test_rewards() -> None:
     assert verdict_reward(None, True) == verdict_reward(None, False) == 0.0
     with pytest.raises(TypeError, match="str; expected bool or None"):
         verdict_reward("yes", True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (ANSWER, "strict"),
+        (f"```json\n{ANSWER}\n```", "strict"),
+        (ANSWER.replace('"yes"', '"Yes"'), "repaired"),
+        (ANSWER.replace('"yes"', "true"), "repaired"),
+        (f"So: {ANSWER}", "repaired"),
+        (ANSWER.removesuffix("\n}"), "repaired"),
+        ('{"Same species": "no"}', "repaired"),
+        ('{"answer": {"same_species": "no"}}', "repaired"),
+        ('{"same_species": "no", "Same species": "yes"}', "none"),
+        ('{"same_species": "yes|no"}', "none"),
+        ('{"same_species": ["yes"]}', "none"),
+        ("", "none"),
+    ],
+)
+def test_form_of_the_verdict(text: str, form: str) -> None:
+    assert verdict_form(text, KEY) == form
 
 
 def test_programming_mistakes_are_named() -> None:

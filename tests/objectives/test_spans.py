@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -43,6 +44,12 @@ def _inside(text: str) -> list[str | None]:
 )
 def test_spans(text: str, first: str | None, second: str | None) -> None:
     assert _inside(text) == [first, second]
+
+
+def test_without_a_verdict_all_objects_are_considered() -> None:
+    text = '{"bird_1": {"bill": "red"}} {"bird_2": {"bill": "bl'
+    spans = description_spans(text, "bird_1", "bird_2", verdict_key="same_species")
+    assert [text[slice(*span)] for span in spans if span] == ['"bill": "red"', '"bill": "bl']
 
 
 def test_equal_keys_are_a_mistake() -> None:
@@ -180,3 +187,45 @@ def test_stand_in_answer_end_to_end() -> None:
         chosen = [token_id for token_id, inside in zip(ids, mask_T, strict=True) if inside]
         assert decoded[slice(*span)] in tokenizer.decode(chosen)
         assert 0 < len(chosen) < len(ids) / 2
+
+
+ANSWER_KEYS = ("bird_1", "bird_2", "reasoning", "same_species")
+ANSWER = (
+    '{"bird_1": {"bill": "hooked", "tail": "été"}, "bird_2": {"bill": "dagger"}, "reasoning": "It differs.", '
+    '"same_species": "no"}'
+)
+DRAFT = '{"bird_1": {"bill": "draft"}, "bird_2": {"bill": "draft"}, "same_species": "yes"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ANSWER,
+        ANSWER.replace('"', "'"),
+        re.sub('"([^"]*)"', r"“\1”", ANSWER),
+        ANSWER.replace("bird_", "Bird "),
+        f'{{"answer": {ANSWER}}}',
+        ANSWER[1:],
+        ANSWER[:-1],
+        ANSWER.replace('é"}', 'é"'),
+        ANSWER.replace('r"}', 'r"'),
+        ANSWER.replace('{"bill": "h', '"bill": "h'),
+        ANSWER.replace("}, ", "} "),
+        f"<think>🐦 {DRAFT} {{</think>\n{ANSWER}",
+        f"{DRAFT}\n日本 ```json\n{ANSWER}\n```",
+        f"{DRAFT}\n{ANSWER.replace(chr(34) + 'no', 'no' + chr(34))}",
+    ],
+)
+@pytest.mark.parametrize("build", [_byte_level_bpe, build_tokenizer])
+def test_tokens_of_a_description_in_a_tolerated_form(text: str, build) -> None:  # type: ignore[no-untyped-def]
+    """Token by token: the masks cover exactly the tokens that overlap the two descriptions of the last answer."""
+    tokenizer = build()
+    ids = tokenizer.encode(text).ids
+    offsets_T2 = token_offsets_from_decode(tokenizer, ids)
+    spans = description_spans(text, "bird_1", "bird_2", verdict_key="same_species", keys=ANSWER_KEYS)
+    start = text.rindex("hooked")
+    for span, first, last in zip(spans, ("bill", "bill"), ("été", "dagger"), strict=True):
+        place = text.rindex(first, 0, start if last == "été" else text.rindex("dagger"))
+        begin, end = place - 1, text.rindex(last) + len(last) + 1  # with the quotes around them
+        expected = [int(a) < end and int(b) > begin and a < b for a, b in offsets_T2.tolist()]
+        assert token_masks(offsets_T2, span).tolist() == expected

@@ -34,6 +34,15 @@ def test_values_are_normalised_and_the_first_of_a_repeated_key_counts() -> None:
     assert attribute_values(TEXT, "bird_3") == {}
 
 
+def test_attributes_are_those_of_the_answer_whose_verdict_counts() -> None:
+    first = '{"bird_1": {"bill": "draft"}, "bird_2": {}, "same": "no"}'
+    last = "{'Bird 1': {'bill': 'the bird\\'s', “crown”: “Blue”, 'size': 3}, 'bird_2': {}, 'same': 'yes'}"
+    assert attribute_values(f"{first} {last}", "bird_1", verdict_key="same") == {
+        "bill": "the bird\\'s",
+        "crown": "blue",
+    }
+
+
 def test_spans_point_into_the_whole_text() -> None:
     span = attribute_spans(TEXT, "bird_1")["crown"]
     assert TEXT[span.start : span.end] == '"blue"'

@@ -164,6 +164,23 @@ def test_masks_cover_the_descriptions_and_nothing_else(family: Family) -> None:
         assert len(chosen_a) + len(chosen_b) < len(text)
 
 
+def test_a_tolerated_form_has_the_verdict_and_the_masks_of_its_last_answer(family: Family) -> None:
+    plain = answer("no")
+    text = f"<think>{answer('yes', first='scarlet')}?</think> {answer('yes', second='navy')}\n{plain}"
+    tokenizer = family.load_tokenizer()
+    worker = make_worker(family, scripted(family, lambda *_: text.replace('"no"', "**No.**")))
+    (group,) = worker.rollout([make_task(same=False)], [make_tokens(family)])
+    assert group.verdicts == (False,) * 8
+    assert group.rewards_G.tolist() == [1] * 8
+    for ids, mask_a, mask_b in zip(group.completions.token_ids, group.describes_a, group.describes_b, strict=True):
+        chosen_a, chosen_b = (
+            tokenizer.decode([token for token, inside in zip(ids, mask, strict=True) if inside])
+            for mask in (mask_a, mask_b)
+        )
+        assert "red bill, blue crown" in chosen_a and "scarlet" not in chosen_a
+        assert "grün, 灰 tail" in chosen_b and "navy" not in chosen_b
+
+
 def test_nonsense_is_reward_zero_and_no_trouble(family: Family) -> None:
     texts = ["", "I think they are the same.", '{"same_species": "maybe"}', answer("yes")[:40], answer("no")]
     worker = make_worker(family, scripted(family, lambda _, completion, __: texts[completion % 5]))
