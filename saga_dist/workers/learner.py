@@ -130,15 +130,16 @@ class Learner:
         return self._publish(tokens, batch)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one optimizer step with the token gradients of its groups; returns the step's losses and norms.
+        """Takes one optimizer step with the token gradients of its pairs; returns the step's losses and norms.
 
         Args:
-            handles: token gradients of the contributing groups; empty when only the metric loss trains.
+            handles: token gradients of the groups or pairs that train; empty when only the metric loss trains.
 
         Raises:
             TrainingError: a gradient is not finite, or belongs to another step.
         """
-        grpo_norm = self.accumulate(handles)
+        signal = self._objective.signal
+        signal_norm = self.accumulate(handles)
         norm = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
         for group in self.optimizer.param_groups:
@@ -149,9 +150,9 @@ class Learner:
         metrics = {name: float(np.mean(values)) for name, values in self._metrics.items()}
         self._metrics.clear()
         metrics |= {
-            "loss/grpo": sum(gradient.loss for gradient in handles),
+            f"loss/{signal}": sum(gradient.loss for gradient in handles),
             "gradient/total_norm": norm,
-            "gradient/grpo_at_tokens_norm": grpo_norm,
+            f"gradient/{signal}_at_tokens_norm": signal_norm,
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(step=self._step, metrics=metrics)
