@@ -67,7 +67,7 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
 
 
 def step_line(result: StepResult) -> str:
-    """Returns a step's metrics in one line: reward, verdict accuracy, contributing share, losses, tokens/s, seconds.
+    """Returns a step's metrics in one line: reward, verdicts, contributing share, losses, tokens/s, seconds.
 
     Metrics that the step does not have are left out.
     """
@@ -79,8 +79,12 @@ def step_line(result: StepResult) -> str:
         ("different", "rollout/verdict_accuracy_different", ".0%"),
         ("contributing", "rollout/contributing_share", ".0%"),
         ("json", "rollout/json_valid_share", ".0%"),
+        ("p(right)", "verdict/probability_mean", ".2f"),
+        ("right same", "verdict/right_share_same", ".0%"),
+        ("different", "verdict/right_share_different", ".0%"),
         ("dml", "loss/dml", ".3f"),
         ("grpo", "loss/grpo", "+.3f"),
+        ("verdict", "loss/verdict", ".3f"),
         ("kl", "loss/kl", ".3f"),
     ):
         if name in metrics and (name != "loss/grpo" or "rollout/reward_mean" in metrics):

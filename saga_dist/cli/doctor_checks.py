@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -41,7 +42,7 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     Args:
         config_path: configuration file; None: the demo's configuration.
         overrides: ``section.key=value`` texts.
-        smoke: also judge one pair through the configured engine.
+        smoke: also judge one pair through the configured engine, or without one where the run needs none.
     """
     console = Console()
     config = load_config(config_path or DEMO_CONFIG, overrides)
@@ -58,7 +59,8 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     failed, warnings = 0, list[str]()
     checks.append(("capacity", lambda: _capacity_of_known_family(config, warnings)))
     if smoke:
-        checks.append(("one pair", lambda: judge_one_pair(config)))
+        judge = judge_one_pair if _samples(config) else force_one_verdict
+        checks.append(("one pair", lambda: judge(config)))
     for name, check in checks:
         try:
             finding, mark = check(), "ok  "
@@ -99,13 +101,37 @@ def judge_one_pair(config: RunConfig) -> str:
     )
 
 
+def force_one_verdict(config: RunConfig) -> str:
+    """Returns one line on p(right verdict) of two test images, by a replay through the frozen MLLM in this process."""
+    from saga_dist.data.sampling import evaluation_pairs
+    from saga_dist.runtime.build import build_learner, build_replay_worker
+    from saga_dist.types import VerdictTask
+
+    started = time.monotonic()
+    learner = build_learner(config)
+    pair = evaluation_pairs(learner.labels("test"), 2, seed=0)[0]
+    (tokens,) = learner.encode_pairs("test", [pair])
+    worker = build_replay_worker(config)
+    ready = time.monotonic()
+    gradients = worker.replay(VerdictTask(pair, tokens, num_pairs_total=1), tokens)
+    return (
+        f"replay ready after {ready - started:.0f} s; one verdict in {time.monotonic() - ready:.1f} s; p(right) "
+        f"{math.exp(-gradients.loss):.3f}, truth {'same' if pair.same else 'different'}"
+    )
+
+
+def _samples(config: RunConfig) -> bool:
+    """Returns False for a run that trains on verdicts and evaluates none: it needs no engine."""
+    return config.needs_engine or not config.objective.needs_verdicts
+
+
 def _packages() -> str:
     return ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
 
 
 def _vllm(config: RunConfig) -> str:
     found = [f"{name} {version}" for name in VLLM_PACKAGES if (version := _version(name)) != "missing"]
-    if not found and config.rollout.engine == "vllm":
+    if not found and config.rollout.engine == "vllm" and _samples(config):
         raise SagaError(
             "vLLM is not installed",
             fix="pip install 'saga-dist[cpu]' or 'saga-dist[gpu]', or rollout.engine=transformers",

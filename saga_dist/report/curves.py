@@ -77,6 +77,20 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel("Metric loss", {"loss/dml": "L_DML"}),
     Panel("Policy loss", {"loss/grpo": "L_GRPO"}),
+    Panel("Verdict loss", {"loss/verdict": "L_verdict"}),
+    Panel(
+        "Probability of the right verdict",
+        {
+            "verdict/probability_mean_same": "same class, mean",
+            "verdict/probability_mean_different": "different, mean",
+        },
+        percent=True,
+    ),
+    Panel(
+        "Right verdict above one half",
+        {"verdict/right_share_same": "same class", "verdict/right_share_different": "different"},
+        percent=True,
+    ),
     Panel("Attention alignment", {"loss/kl": "L_KL"}),
     Panel(
         "Gradient norms",
@@ -84,6 +98,7 @@ PANELS: tuple[Panel, ...] = (
             "gradient/total_norm": "total",
             "gradient/dml_at_tokens_norm": "metric, at tokens",
             "gradient/grpo_at_tokens_norm": "GRPO, at tokens",
+            "gradient/verdict_at_tokens_norm": "verdict, at tokens",
         },
     ),
     Panel(

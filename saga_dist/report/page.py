@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -18,6 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from saga_dist import __version__
+from saga_dist.config import ObjectiveSection
 from saga_dist.report.attribute_stats import AttributeRow
 from saga_dist.report.curves import Chart, run_charts
 from saga_dist.report.evidence import EvidenceView
@@ -197,7 +197,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("steps", f"{done} of {config.run.steps}"),
         ("data", shown_name(config.data.layout)),
         ("started from", shown_name(config.model.path)),
-        ("losses", _losses(config.objective.lambda_dml, config.objective.lambda_lm, config.objective.lambda_kl)),
+        ("losses", _losses(config.objective)),
     ]
     walls = [row["step/wall_s"] for row in run.rows if "step/wall_s" in row]
     if walls:
@@ -215,6 +215,7 @@ def _headline(results: Results | None) -> list[tuple[str, str]]:
     return [("Recall@1, unseen classes", f"{100 * found.recall_at_1:.1f} % ({low:.1f}–{high:.1f})")]
 
 
-def _losses(dml: float, lm: float, kl: float) -> str:
-    named: Sequence[tuple[float, str]] = ((dml, "metric"), (lm, "GRPO"), (kl, "attention"))
+def _losses(objective: ObjectiveSection) -> str:
+    signal = {"grpo": "GRPO", "verdict": "verdict"}[objective.signal]
+    named = ((objective.lambda_dml, "metric"), (objective.lambda_lm, signal), (objective.lambda_kl, "attention"))
     return " + ".join(f"{weight:g} × {name}" for weight, name in named if weight)

@@ -115,7 +115,8 @@ class RayRuntime:
     """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
 
     Workers start in the background. The constructor waits for the learner only, so that the first evaluation runs while
-    the engines start. No worker is started when the configuration needs no MLLM.
+    the engines start. No worker is started when the configuration needs no MLLM, and no rollout worker when nothing is
+    sampled.
 
     Args:
         config: the whole configuration.
@@ -172,10 +173,10 @@ class RayRuntime:
     def watch(self, run_dir: Path) -> None:
         """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""
         config, scalable = self._config, dict[str, tuple[ScalablePool, tuple[int, int]]]()
-        if config.needs_mllm:
+        if config.needs_engine:
             scalable["rollout"] = self.rollouts, config.rollout.worker_range
-            if isinstance(self.replays, RayPool):
-                scalable["replay"] = self.replays, config.replay.worker_range
+        if config.needs_mllm and isinstance(self.replays, RayPool):
+            scalable["replay"] = self.replays, config.replay.worker_range
         watch = ScaleController(run_dir, scalable)
         watch.start()
         self._closing.callback(watch.close)
