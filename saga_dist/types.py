@@ -263,7 +263,7 @@ class VerdictTask:
 
     @property
     def behaviour(self) -> None:
-        """None: nothing was sampled, so there are no older tokens."""
+        """Always None: nothing was sampled, so there are no older tokens."""
         return None
 
 

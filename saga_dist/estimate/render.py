@@ -102,7 +102,7 @@ def _inputs(estimate: Estimate) -> Iterator[tuple[str, str]]:
             f"{sampling.source}",
         )
     if work.config.objective.needs_verdicts:
-        yield "a step", f"1 micro-batch, {number(sampling.trained_groups)} pairs train; {sampling.source}"
+        yield "a step", f"1 micro-batch, {sampling.trained_groups:.0f} pairs train; {sampling.source}"
     yield "device", plan_inputs.card.name + f", {size(plan_inputs.card.memory)}"
 
 
