@@ -181,6 +181,12 @@ class RunConfig(Section):
         """Completions of a pair that replay differentiates: G, or the two verdicts."""
         return 2 if self.objective.needs_verdicts else self.rollout.group_size
 
+    @property
+    def completions_at_once(self) -> int:
+        """Completions of a pair whose activations replay holds at the same time; both verdicts always run together."""
+        size = self.completions_per_pair
+        return size if self.objective.needs_verdicts else min(size, self.replay.completions_per_chunk)
+
     def digest(self) -> str:
         """Returns the sha256 of the keys that decide the result of the run, which a resume must not change."""
         hashed = {key: value for key, value in self._deciding().items() if (key, value) not in ADDED_KEYS.items()}

@@ -143,7 +143,7 @@ def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ..
 def _changes(plan_inputs: PlanInputs) -> Iterator[tuple[str, ...]]:
     """Yields sets of overrides in the order in which they are tried: none, checkpointing, both, smaller chunks."""
     config = plan_inputs.work.config
-    now = min(config.completions_per_pair, config.replay.completions_per_chunk)
+    now = config.completions_at_once
     chunks = [f"replay.completions_per_chunk={now >> power}" for power in range(1, now.bit_length())]
     yield ()
     if not config.optimizer.gradient_checkpointing:

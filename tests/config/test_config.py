@@ -279,6 +279,9 @@ def test_verdicts_need_the_mllm_and_no_engine_unless_they_are_evaluated() -> Non
     assert parse_config(merged({"objective": verdict, "evaluation": {"verdict_pairs": 2}}), where="test").needs_engine
     grpo = parse_config(BIRDS, where="test")
     assert (grpo.objective.needs_verdicts, grpo.objective.needs_rollouts, grpo.completions_per_pair) == (False, True, 8)
+    one_by_one = {"replay": {"completions_per_chunk": 1}}
+    assert parse_config(merged({"objective": verdict, **one_by_one}), where="test").completions_at_once == 2
+    assert parse_config(merged(one_by_one), where="test").completions_at_once == 1
     alone = parse_config(merged({"objective": {**verdict, "lambda_lm": 0.0}}), where="test")
     assert (alone.needs_mllm, alone.objective.needs_verdicts) == (False, False)
 

@@ -20,6 +20,7 @@ from saga_dist.data.forced_verdict import ForcedVerdict
 from saga_dist.errors import TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
+from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.protocols import Engine
 from saga_dist.types import (
     Completions,
@@ -214,11 +215,17 @@ def assert_gradients(
 
 
 @pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("verdict_ids", [None, {True: (40, 11, 9), False: (17, 40)}], ids=["own", "ragged"])
 def test_verdict_replay_and_tower_backward_are_end_to_end_autograd(
-    world: World, monkeypatch: pytest.MonkeyPatch, verdict_ids: dict[bool, tuple[int, ...]] | None, same: bool
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict_ids: dict[bool, tuple[int, ...]] | None,
+    packed: bool,
+    same: bool,
 ) -> None:
-    """With the verdicts of the tokenizer, and with verdicts of several tokens, one longer than the other."""
+    """Verdicts of the tokenizer, and some of several tokens; packed as on a CPU, and padded as on other devices."""
+    monkeypatch.setattr(DecoderBackbone, "supports_packing", packed)
     family, opening, tokenizer = world.family, '{"same_species": "', world.family.load_tokenizer()
     if verdict_ids is None:
         verdict_ids = {said: tuple(tokenizer.encode(word)) for said, word in ((True, "yes"), (False, "no"))}
