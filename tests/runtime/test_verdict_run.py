@@ -10,18 +10,23 @@ import pytest
 from rich.console import Console
 
 from saga_dist.cli.doctor_checks import run_checks
-from saga_dist.config import RunConfig, load_config
+from saga_dist.config import RunConfig, load_config, load_run_config
+from saga_dist.data.forced_verdict import ForcedVerdict, force_verdict
 from saga_dist.errors import CheckpointError
 from saga_dist.estimate import planner
 from saga_dist.estimate.rates import CARDS, cpu_card
 from saga_dist.estimate.render import print_estimate
+from saga_dist.export.card import _settings
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.report.build import Settings, report_page, rollouts_page
 from saga_dist.report.sources import open_run, read_groups
 from saga_dist.retrieval.results import Results
 from saga_dist.runtime import serial
+from saga_dist.runtime.build import build_family, build_learner, build_replay_worker, prompt_text
 from saga_dist.runtime.preflight import describe
 from saga_dist.runtime.run import train
+from saga_dist.types import ImagePair, VerdictTask
+from saga_dist.workers import replay
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +60,28 @@ def test_it_trains_without_an_engine(run: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["verdict/pairs"] == 4 for row in rows)
     assert Results.load(run / "results.json").backbone_unchanged
+
+
+def test_the_forced_answer_is_that_of_the_runs_prompt(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def spy(tokenizer: Any, text: str, key: str) -> ForcedVerdict:
+        asked.append((text, key))
+        return force_verdict(tokenizer, text, key)
+
+    monkeypatch.setattr(replay, "force_verdict", spy)
+    (tokens,) = build_learner(config).encode_pairs("test", [ImagePair("p", 0, 1, 0, 0)])
+    worker = build_replay_worker(config)
+    for _ in range(2):
+        worker.replay(VerdictTask(ImagePair("p", 0, 1, 0, 0), tokens, num_pairs_total=1), tokens)
+    assert asked == [(prompt_text(config, build_family(config)), "same_species")]  # once for all pairs
+
+
+def test_the_card_of_an_export_names_the_signal(run: Path) -> None:
+    config = load_run_config(run)
+    assert "| likelihood of the right verdict | weight 1, nothing sampled |" in _settings(config)
+    grpo = config.model_copy(update={"objective": config.objective.model_copy(update={"signal": "grpo"})})
+    assert "| GRPO | weight 1, 2 completions a pair |" in _settings(grpo)
 
 
 def test_report_and_viewer_say_that_nothing_was_sampled(run: Path) -> None:

@@ -12,6 +12,7 @@ from saga_dist.data.sampling import training_sampler
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.runtime.ray.scale import read_workers
 from saga_dist.runtime.run import build_runtime
 from saga_dist.training.coordinator import Coordinator
 
@@ -37,6 +38,8 @@ SMALL = [
 ]
 SIGNALS = {"grpo": [], "verdict": ["objective.signal=verdict", "objective.lambda_kl=0", "evaluation.verdict_pairs=0"]}
 """Overrides of each signal of the frozen MLLM."""
+SCALABLE = {"grpo": ["rollout", "replay"], "verdict": ["replay"]}
+"""Pools of each signal that `saga-dist scale` may change."""
 OF_THE_CLOCK = ("rollout_pool/", "replay_pool/", "rollout/tokens_per_s", "step/", "learner/idle_share")
 """Metrics that may differ: they measure time, or a pool that serial has not."""
 
@@ -73,6 +76,10 @@ def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path
             digests[name] = runtime.backbone_digest()
             if isinstance(runtime.rollouts, RayPool):
                 assert bool(runtime.rollouts.workers()) == (signal == "grpo"), "no engine without rollouts"
+            if config.replay.workers:
+                (tmp_path / name / "config.json").write_text("{}")
+                runtime.watch(tmp_path / name)
+                assert list(read_workers(tmp_path / name).pools) == SCALABLE[signal]
         finally:
             runtime.close()
     rows, files = results["serial"]
