@@ -17,11 +17,11 @@ import numpy as np
 from saga_dist.types import (
     Completions,
     EncoderTokens,
+    GradientTask,
     ImagePair,
     LogProbMismatch,
     MicroBatch,
     Quarantined,
-    ReplayTask,
     RolloutTask,
     Sampling,
     ScoredGroup,
@@ -45,16 +45,16 @@ class EncodedBatch:
 
 @dataclass(frozen=True, slots=True)
 class GradientHandle:
-    """Handle of the token gradients of a group, with the numbers that the coordinator reports."""
+    """Handle of the token gradients of a pair, with the numbers that the coordinator reports."""
 
     pair_id: str
     """Id of the pair."""
     handle: Any
     """Handle of the ``TokenGradients``."""
     loss: float
-    """The group's part of L_GRPO, divided by |T|."""
+    """The group's part of L_GRPO, divided by |T|; or the pair's part of L_verdict, divided by the step's pairs."""
     num_tokens: int
-    """Generated tokens of the group."""
+    """Generated tokens of the group; or tokens of both verdicts."""
     mismatch: LogProbMismatch
     """Differences between the log-probabilities of engine and replay."""
 
@@ -63,7 +63,7 @@ class GradientHandle:
         """Returns a handle of token gradients.
 
         Args:
-            gradients: the token gradients of a group.
+            gradients: the token gradients of a pair.
             handle: reference to them; None: the record itself is the handle.
         """
         return cls(
@@ -134,13 +134,15 @@ class RolloutWorker(Protocol):
 
 @runtime_checkable
 class ReplayWorker(Protocol):
-    """Computes the gradient of a scored group at its encoder tokens; keeps no state between calls."""
+    """Computes the gradient of a scored group, or of a verdict, at its encoder tokens; keeps no state between calls."""
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
-        """Returns dL_GRPO/d(tokens) and the attention targets of one group.
+    def replay(
+        self, task: GradientTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None
+    ) -> TokenGradients:
+        """Returns dL_GRPO/d(tokens) and the attention targets of one group, or dL_verdict/d(tokens) of one pair.
 
         Args:
-            task: the group, and the denominator of the step.
+            task: the group or the pair, and the denominator of the step.
             tokens: the record behind ``task.tokens``.
             behaviour: the record behind ``task.behaviour``; None when the task has none.
         """
@@ -260,8 +262,8 @@ class Runtime(Protocol):
         """The pool that generates and scores groups of completions."""
 
     @property
-    def replays(self) -> WorkerPool[ReplayTask, GradientHandle]:
-        """The pool that computes gradients of scored groups at their encoder tokens."""
+    def replays(self) -> WorkerPool[GradientTask, GradientHandle]:
+        """The pool that computes gradients of scored groups, or of verdicts, at their encoder tokens."""
 
     def restart_learner(self) -> None:
         """Starts a new learner in place of a lost one; it has initial weights until it loads a checkpoint.

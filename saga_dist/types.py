@@ -246,6 +246,32 @@ class ReplayTask:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictTask:
+    """A pair whose verdict loss is to be differentiated at its encoder tokens; it needs no completions."""
+
+    pair: ImagePair
+    """The pair whose right verdict is to become likely."""
+    tokens: Any
+    """Handle of the pair's ``EncoderTokens`` of the present encoder version, at which the gradient is taken."""
+    num_pairs_total: int
+    """Pairs of the whole step, over which L_verdict is the mean."""
+
+    @property
+    def pair_id(self) -> str:
+        """Id of the pair."""
+        return self.pair.pair_id
+
+    @property
+    def behaviour(self) -> None:
+        """Always None: nothing was sampled, so there are no older tokens."""
+        return None
+
+
+GradientTask = ReplayTask | VerdictTask
+"""Task of a replay worker: the gradient of a group's, or of a pair's, part of the loss at its encoder tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogProbMismatch:
     """Differences between the log-probabilities of engine and replay on one group, and its importance weights."""
 
@@ -268,7 +294,7 @@ WEIGHT_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class TokenGradients:
-    """Gradient of L_GRPO at the encoder tokens of one pair, and the attention targets of its two images."""
+    """Gradient of L_GRPO (or L_verdict) at the encoder tokens of one pair, and attention targets of its two images."""
 
     pair_id: str
     """Id of the pair."""
@@ -283,11 +309,11 @@ class TokenGradients:
     num_attended: int
     """Correct completions that describe both images: the group's weight in the mean of L_KL over the buffer."""
     loss: float
-    """The group's part of L_GRPO, divided by |T|."""
+    """The group's part of L_GRPO, divided by |T|; or the pair's part of L_verdict, divided by the step's pairs."""
     num_tokens: int
-    """Generated tokens of the group."""
+    """Generated tokens of the group; or tokens of both verdicts."""
     mismatch: LogProbMismatch
-    """Differences between engine and replay."""
+    """Differences between engine and replay; zeros where no engine generated anything."""
     encoder_version: int
     """Version of the encoder tokens at which the gradient was taken."""
 

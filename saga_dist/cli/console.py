@@ -69,8 +69,8 @@ def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Call
 
 
 def step_line(result: StepResult) -> str:
-    """Returns a step's metrics in one line: reward, verdict accuracy, contributing share, losses,
-    shares of GRPO at the tower and of the attention alignment at the pooler, tokens/s, seconds.
+    """Returns a step's metrics in one line: reward, verdicts, contributing share, losses, shares of the MLLM's loss at
+    the tower and of the attention alignment at the pooler, tokens/s, seconds.
 
     Metrics that the step does not have are left out.
     """
@@ -82,10 +82,15 @@ def step_line(result: StepResult) -> str:
         ("different", "rollout/verdict_accuracy_different", ".0%"),
         ("contributing", "rollout/contributing_share", ".0%"),
         ("json", "rollout/json_valid_share", ".0%"),
+        ("p(right)", "verdict/probability_mean", ".2f"),
+        ("right same", "verdict/right_share_same", ".0%"),
+        ("different", "verdict/right_share_different", ".0%"),
         ("dml", "loss/dml", ".3f"),
         ("grpo", "loss/grpo", "+.3f"),
+        ("verdict", "loss/verdict", ".3f"),
         ("kl", "loss/kl", ".3f"),
         ("grpo share", "share/tower_grpo", ".0%"),
+        ("verdict share", "share/tower_verdict", ".0%"),
         ("kl share", "share/pooler_kl", ".0%"),
     ):
         if name in metrics and (name != "loss/grpo" or "rollout/reward_mean" in metrics):

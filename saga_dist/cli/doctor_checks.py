@@ -42,7 +42,8 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     Args:
         config_path: configuration file; None: the demo's configuration.
         overrides: ``section.key=value`` texts.
-        smoke: also judge one pair through the configured engine, and take one optimizer step that is not kept.
+        smoke: also judge one pair through the configured engine, or without one where the run needs none, and take one
+            optimizer step that is not kept.
     """
     console = Console()
     config = load_config(config_path or DEMO_CONFIG, overrides)
@@ -61,6 +62,8 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
     models = SmokeTest(config)
     if smoke and config.needs_engine:
         checks.append(("one pair", models.judge_one_pair))
+    elif smoke and config.objective.needs_verdicts:
+        checks.append(("one pair", models.force_one_verdict))
     if smoke:
         checks.append(("one step", lambda: models.take_one_step(warnings)))
     for name, check in checks:
@@ -86,7 +89,7 @@ def _packages() -> str:
 
 def _vllm(config: RunConfig) -> str:
     found = [f"{name} {version}" for name in VLLM_PACKAGES if (version := _version(name)) != "missing"]
-    if not found and config.rollout.engine == "vllm":
+    if not found and config.rollout.engine == "vllm" and config.needs_engine:
         raise SagaError(
             "vLLM is not installed",
             fix="pip install 'saga-dist[cpu]' or 'saga-dist[gpu]', or rollout.engine=transformers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -49,6 +50,23 @@ class SmokeTest:
         return (
             f"{settings.engine} ready after {ready - started:.0f} s; {group.num_tokens} tokens in "
             f"{time.monotonic() - ready:.1f} s; verdict {verdict}, truth {'same' if pair.same else 'different'}"
+        )
+
+    def force_one_verdict(self) -> str:
+        """Returns one line on p(right verdict) of two test images, by a replay through the frozen MLLM."""
+        from saga_dist.data.sampling import evaluation_pairs
+        from saga_dist.types import VerdictTask
+        from saga_dist.workers.serial_pool import run_all
+
+        started = time.monotonic()
+        runtime = self._models()
+        ready = time.monotonic()
+        pair = evaluation_pairs(runtime.learner.labels("test"), 2, seed=0)[0]
+        tokens = runtime.learner.encode_pairs("test", [pair])[0]
+        gradient = run_all(runtime.replays, [VerdictTask(pair, tokens, num_pairs_total=1)])[0]
+        return (
+            f"replay ready after {ready - started:.0f} s; one verdict in {time.monotonic() - ready:.1f} s; p(right) "
+            f"{math.exp(-gradient.loss):.3f}, truth {'same' if pair.same else 'different'}"
         )
 
     def take_one_step(self, warnings: list[str]) -> str:

@@ -78,8 +78,14 @@ class ModelSection(Section):
 
 
 class ObjectiveSection(Section):
-    """The reward, the three losses and their weights."""
+    """The signal of the frozen MLLM, the three losses and their weights."""
 
+    signal: Literal["grpo", "verdict"] = Field(
+        "grpo",
+        description="loss that the frozen MLLM gives: grpo (the paper's: rewards of sampled completions) or verdict (a "
+        "baseline of ours: -log p(right verdict) of a forced answer, nothing is sampled and no rollout worker is "
+        "started; a step is one micro-batch, all of whose pairs train)",
+    )
     reward: Annotated[str, name_in(REWARDS)] = Field(
         "verdict",
         description="reward of a completion: verdict (the paper's: 1 for the right verdict, else 0) or "
@@ -96,12 +102,14 @@ class ObjectiveSection(Section):
         "potential_field not published)",
     )
     lambda_dml: float = Field(1.0, ge=0, description="weight of the metric loss (paper: 1)")
-    lambda_lm: float = Field(1.0, ge=0, description="weight of the GRPO loss (paper: 1); 0: no GRPO gradient")
+    lambda_lm: float = Field(
+        1.0, ge=0, description="weight of the GRPO loss (paper: 1), or of the verdict loss; 0: no such gradient"
+    )
     lambda_kl: float = Field(
         1.0,
         ge=0,
-        description="weight of the attention alignment (paper: 1); 0: off; above 0 it requires the attention pooler "
-        "and a prompt that describes both images",
+        description="weight of the attention alignment (paper: 1); 0: off; above 0 it requires the attention pooler, a "
+        "prompt that describes both images, and the signal grpo",
     )
     balance: Literal["none", "gradient_norm"] = Field(
         "none",
@@ -141,10 +149,34 @@ class ObjectiveSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _signal_agrees(self) -> ObjectiveSection:
+        if self.signal == "verdict" and self.lambda_kl > 0:
+            raise ValueError(
+                f'lambda_kl = {self.lambda_kl:g} with signal = "verdict": the forced answer describes no image, so '
+                'L_KL is undefined; set objective.lambda_kl = 0 or objective.signal = "grpo"'
+            )
+        if self.signal == "verdict" and self.reward != "verdict":
+            raise ValueError(
+                f'reward = "{self.reward}" with signal = "verdict": no completion is sampled, so there is none to '
+                'reward; leave objective.reward out or set objective.signal = "grpo"'
+            )
+        return self
+
     @property
-    def needs_rollouts(self) -> bool:
+    def needs_mllm(self) -> bool:
         """False when only the metric loss trains."""
         return self.lambda_lm > 0 or self.lambda_kl > 0
+
+    @property
+    def needs_rollouts(self) -> bool:
+        """True when sampled completions of the MLLM train."""
+        return self.needs_mllm and self.signal == "grpo"
+
+    @property
+    def needs_verdicts(self) -> bool:
+        """True when the likelihood of the MLLM's verdict trains, without completions."""
+        return self.needs_mllm and self.signal == "verdict"
 
 
 class OptimizerSection(Section):

@@ -45,7 +45,12 @@ FREE_KEYS = (
 """Keys, or prefixes of keys, of resources, deadlines and outputs, which do not decide the result: a resume may change
 them."""
 
-ADDED_KEYS = {"model.family": "auto", "objective.balance": "none", "objective.reward": "verdict"}
+ADDED_KEYS = {
+    "model.family": "auto",
+    "objective.balance": "none",
+    "objective.reward": "verdict",
+    "objective.signal": "grpo",
+}
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
 
 A key with this value is left out of the digest, so that runs and mirrors of earlier versions are recognised."""
@@ -130,6 +135,16 @@ class RunConfig(Section):
                 f'objective.lambda_kl > 0 with model.pooler = "{self.model.pooler}": only the attention pooler has '
                 'weights to align; set objective.lambda_kl = 0 or model.pooler = "attention"'
             )
+        if self.objective.signal == "verdict" and self.rollout.max_staleness:
+            raise ValueError(
+                f'rollout.max_staleness = {self.rollout.max_staleness} with objective.signal = "verdict": nothing is '
+                "sampled, so nothing can be sampled ahead; set rollout.max_staleness = 0"
+            )
+        if self.objective.signal == "verdict" and self.rollout.recording:
+            raise ValueError(
+                'rollout.recording with objective.signal = "verdict": the verdict loss uses no completions; leave '
+                'rollout.recording out or set objective.signal = "grpo"'
+            )
         if self.rollout.recording and self.evaluation.verdict_pairs:
             raise ValueError(
                 f"evaluation.verdict_pairs = {self.evaluation.verdict_pairs} with rollout.recording: verdicts need an "
@@ -165,12 +180,24 @@ class RunConfig(Section):
     @property
     def needs_mllm(self) -> bool:
         """True when the frozen MLLM is needed: to train with it, or to judge evaluation pairs."""
-        return self.objective.needs_rollouts or self.evaluation.verdict_pairs > 0
+        return self.objective.needs_mllm or self.evaluation.verdict_pairs > 0
 
     @property
     def needs_engine(self) -> bool:
-        """True when a rollout engine is needed: the MLLM is, and no recording provides the rollouts."""
-        return self.needs_mllm and not self.rollout.recording
+        """True when a rollout engine is needed: completions train or are evaluated, and no recording has them."""
+        samples = self.objective.needs_rollouts or self.evaluation.verdict_pairs > 0
+        return samples and not self.rollout.recording
+
+    @property
+    def completions_per_pair(self) -> int:
+        """Completions of a pair that replay differentiates: G, or the two verdicts."""
+        return 2 if self.objective.needs_verdicts else self.rollout.group_size
+
+    @property
+    def completions_at_once(self) -> int:
+        """Completions of a pair whose activations replay holds at the same time; both verdicts always run together."""
+        size = self.completions_per_pair
+        return size if self.objective.needs_verdicts else min(size, self.replay.completions_per_chunk)
 
     def digest(self) -> str:
         """Returns the sha256 of the keys that decide the result of the run, which a resume must not change."""

@@ -70,13 +70,16 @@ class RolloutSection(WorkersSection):
         "published)",
     )
     contributing_groups: int = Field(
-        8, ge=1, description="groups with reward variance that an optimizer step trains on, K (paper: 8)"
+        8,
+        ge=1,
+        description="groups with reward variance that an optimizer step trains on, K (paper: 8); not used by the "
+        "signal verdict",
     )
     max_micro_batches: int = Field(
         8,
         ge=1,
         description="most micro-batches of one step; when they are used up, the step trains on the contributing groups "
-        "it has, even if they are fewer than K (deviation: the paper has no limit)",
+        "it has, even if they are fewer than K (deviation: the paper has no limit); the signal verdict uses one",
     )
     groups_per_lease: int = Field(
         16,

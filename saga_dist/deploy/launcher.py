@@ -89,7 +89,7 @@ def _start(roles: dict[str, int], objects: str) -> str:
 def _roles(config: RunConfig, options: DeployOptions) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the number of actors per role on the head's machine, and the same for each of the other machines."""
     replays = config.replay.workers if config.needs_mllm else 0
-    rollouts = config.rollout.workers if config.needs_mllm else 0
+    rollouts = config.rollout.workers if config.needs_engine else 0
     learner = {"learner": config.runtime.learner_processes}
     machines = len(options.worker_ips)
     if not machines:

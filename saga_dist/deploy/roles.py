@@ -104,7 +104,7 @@ def groups(config: RunConfig, options: DeployOptions) -> list[Group]:
     learner = _request("learner", runtime.learner_num_cpus, runtime.learner_num_gpus, "runtime.learner_num_gpus")
     rollout = _request("rollout", config.rollout.num_cpus, config.rollout.num_gpus, "rollout.num_gpus")
     replay = _request("replay", config.replay.num_cpus, config.replay.num_gpus, "replay.num_gpus")
-    rollouts = config.rollout.workers if config.needs_mllm else 0
+    rollouts = config.rollout.workers if config.needs_engine else 0
     replays = config.replay.workers if config.needs_mllm else 0
     _refuse_ranges_without_pods(options, rollouts, replays)
     if options.placement == "shared":

@@ -113,7 +113,7 @@ def train_step(learner: Learner, sampler: ClassBalancedSampler, config: RunConfi
         config: provides the number of pairs and the weights of the losses.
         oracle: provides the gradients of the true answers; None for the metric loss alone.
     """
-    pairs = config.rollout.pairs_per_batch if oracle and config.objective.needs_rollouts else 0
+    pairs = config.rollout.pairs_per_batch if oracle and config.objective.needs_mllm else 0
     batch = sampler.micro_batch(learner.step, 0, pairs)
     encoded = learner.encode(batch)
     if oracle is None or not pairs:

@@ -79,7 +79,7 @@ def capacity_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str
             f"all processes take {size(memory.host)} of host memory, {size(limits.host)} are free; use fewer workers "
             "or a smaller batch"
         )
-    if config.runtime.kind == "ray" and config.objective.needs_rollouts:
+    if config.runtime.kind == "ray" and config.objective.needs_mllm:
         yield from _object_store_warnings(memory, limits)
     written = disk_bytes(config, work.learner) + memory.payloads.recording(config, work.dynamic_sampling)
     if limits.disk and written > limits.disk:
@@ -143,7 +143,7 @@ def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ..
 def _changes(plan_inputs: PlanInputs) -> Iterator[tuple[str, ...]]:
     """Yields sets of overrides in the order in which they are tried: none, checkpointing, both, smaller chunks."""
     config = plan_inputs.work.config
-    now = min(config.rollout.group_size, config.replay.completions_per_chunk)
+    now = config.completions_at_once
     chunks = [f"replay.completions_per_chunk={now >> power}" for power in range(1, now.bit_length())]
     yield ()
     if not config.optimizer.gradient_checkpointing:

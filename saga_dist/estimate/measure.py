@@ -125,8 +125,8 @@ def mean_steps(rows: Sequence[Any], config: RunConfig) -> MeasuredSteps:
     def mean(name: str) -> float:
         return sum(float(row.get(name, 0.0)) for row in rows) / len(rows)
 
-    groups, size = mean("rollout/groups"), config.rollout.group_size
-    replayed = mean("rollout/selected")
+    groups, size = mean("rollout/groups"), config.completions_per_pair
+    replayed = mean("rollout/selected") + mean("verdict/pairs")  # a run has one of the two
     return MeasuredSteps(
         num_steps=len(rows),
         encode_s=mean("step/encode_s"),
@@ -163,7 +163,7 @@ def rates_from(measured: MeasuredSteps, work: Workload, *, what: str) -> Rates:
     }
     if measured.replayed_groups:
         token_counts = replace(work.token_counts, completion=measured.replayed_tokens)
-        operations = group_operations(work.shape.decoder, token_counts, config.rollout.group_size)
+        operations = group_operations(work.shape.decoder, token_counts, config.completions_per_pair)
         total = measured.replayed_groups * operations.replay(stale=config.rollout.max_staleness > 0)
         measured_rates["replay"] = Rate(total / max(1, config.replay.workers) / measured.replay_s, source)
     # With prefetched rollouts, rollout_s is only the time the learner waited, so it gives no rate.

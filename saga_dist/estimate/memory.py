@@ -177,7 +177,7 @@ def proxy_weights(config: RunConfig, num_classes: int) -> ParameterCount:
 def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> ReplayMemory:
     """Returns the memory of one replay worker for completions of the mean length."""
     decoder, value = shape.decoder, shape.value_bytes
-    rows = min(config.rollout.group_size, config.replay.completions_per_chunk)
+    rows = config.completions_at_once
     columns = round(token_counts.completion) + 1
     logits = min(config.replay.logits_chunk, rows * (columns - 1)) * decoder.vocabulary
     # Logits in ``dtype``, their float32 copy, log-softmax and gradient, and the gradient in ``dtype``.

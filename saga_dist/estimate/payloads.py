@@ -62,12 +62,13 @@ def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, sa
     token_bytes = int(tokens_to_batch(tokens).nbytes)
     gradient_bytes = int(gradients_to_batch(_gradients(tokens)).nbytes)
     group_bytes = int(groups_to_batch([_group(config.rollout.group_size, round(token_counts.completion))]).nbytes)
-    pairs = config.rollout.pairs_per_batch if config.objective.needs_rollouts else 0
+    pairs = config.rollout.pairs_per_batch if config.objective.needs_mllm else 0
+    scored_bytes = group_bytes if config.objective.needs_rollouts else 0
     gradients = sampling.trained_groups * gradient_bytes if config.replay.workers else 0.0
     max_staleness = config.rollout.max_staleness
 
     def batch_bytes(count: float, token_copies: int) -> float:
-        return count * pairs * (token_copies * token_bytes + group_bytes)
+        return count * pairs * (token_copies * token_bytes + scored_bytes)
 
     # Prefetched batches are encoded again when their step comes.
     step = batch_bytes(sampling.micro_batches_mean, 2 if max_staleness else 1) + gradients

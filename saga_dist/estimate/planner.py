@@ -108,7 +108,7 @@ def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Itera
     """
     with model_shape(config) as shape:
         token_counts, data = count_tokens(config, shape), data_shape(config)
-        if "completion_tokens" in rate_source.inputs:
+        if config.objective.needs_rollouts and "completion_tokens" in rate_source.inputs:
             token_counts = replace(
                 token_counts, completion=rate_source.inputs["completion_tokens"], completion_source=rate_source.source
             )
@@ -125,7 +125,7 @@ def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Itera
             shape=shape,
             token_counts=token_counts,
             dynamic_sampling=dynamic_sampling(config, rate_source.inputs.get("contributing_share"), rate_source.source),
-            group=group_operations(shape.decoder, token_counts, config.rollout.group_size),
+            group=group_operations(shape.decoder, token_counts, config.completions_per_pair),
             learner=learner,
             rollout=rollout,
             rates=rate_source.rates,

@@ -101,6 +101,8 @@ def _inputs(estimate: Estimate) -> Iterator[tuple[str, str]]:
             f"at most {sampling.micro_batches_max}), {number(sampling.trained_groups)} groups train; "
             f"{sampling.source}",
         )
+    if work.config.objective.needs_verdicts:
+        yield "a step", f"1 micro-batch, {sampling.trained_groups:.0f} pairs train; {sampling.source}"
     yield "device", plan_inputs.card.name + f", {size(plan_inputs.card.memory)}"
 
 
@@ -134,8 +136,9 @@ def _parts_table(estimate: Estimate) -> Table:
             f"{kv_cache_capacity(work.config, plan_inputs.memories.rollout, plan_inputs.card):,} available",
         )
     payloads = estimate.payloads
-    if work.config.objective.needs_rollouts:
+    if work.config.objective.needs_mllm:
         row("object store", None, payloads.step, f"written per step; {size(payloads.tokens)} per pair")
+    if work.config.objective.needs_rollouts:
         row("recordings", None, payloads.recording(work.config, work.dynamic_sampling), "rollouts/, the whole run")
     row("checkpoint", None, checkpoint_bytes(learner), f"each; {size(disk_bytes(work.config, learner))} in all")
     return table
@@ -157,8 +160,9 @@ def _operations_table(estimate: Estimate) -> Table:
         rows += [
             ("prefill", groups, work.group.prefill, "groups"),
             ("decode", groups, work.group.decode, "groups"),
-            ("replay", work.dynamic_sampling.trained_groups, work.group.replay(stale=stale), "groups"),
         ]
+    if work.config.objective.needs_mllm:
+        rows.append(("replay", work.dynamic_sampling.trained_groups, work.group.replay(stale=stale), "groups"))
     for role, count, each, unit in rows:
         table.add_row(role, number(count * each / TERA), number(each / TERA), f"{number(count)} {unit}")
     return table
@@ -267,7 +271,7 @@ def _allocation(plan: Plan) -> str:
         return "all on one"
     parts = [
         f"learner {allocation.learners}",
-        f"rollout {allocation.rollouts}{_gpus_each(allocation.rollout_gpus)}",
+        f"rollout {allocation.rollouts}{_gpus_each(allocation.rollout_gpus)}" if allocation.rollouts else "no rollouts",
         f"replay {allocation.replays}{_gpus_each(allocation.replay_gpus)}"
         if allocation.replays
         else "replay in the learner",

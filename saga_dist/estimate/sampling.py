@@ -38,8 +38,10 @@ def dynamic_sampling(config: RunConfig, contributing_share: float | None = None,
         source: source of that share, for reports.
     """
     rollout = config.rollout
-    if not config.objective.needs_rollouts:
+    if not config.objective.needs_mllm:
         return DynamicSampling(0.0, 1.0, 1, 1, 0.0, "only the metric loss trains")
+    if config.objective.needs_verdicts:
+        return DynamicSampling(1.0, 1.0, 1, 1, float(rollout.pairs_per_batch), "every pair trains, nothing is sampled")
     share = CONTRIBUTING if contributing_share is None else contributing_share
     limit, wanted = rollout.max_micro_batches, rollout.contributing_groups
     pairs = rollout.pairs_per_batch

@@ -136,18 +136,19 @@ def best_plan(work: Workload, card: Card, replay: ReplayMemory, gpus: int, *, ov
 def _allocations(work: Workload, card: Card, replay: ReplayMemory, gpus: int) -> Iterator[Allocation]:
     """Yields the allocations in which every role fits: powers of two of learners, any number of replay workers."""
     engine_gpus, replay_gpus = _engine_gpus(work, card), _replay_gpus(card, replay)
-    rollouts = work.config.objective.needs_rollouts
+    rollouts, mllm = work.config.objective.needs_rollouts, work.config.objective.needs_mllm
     for learners in _powers_of_two(min(gpus, work.config.data.batch_size)):
         max_replays = math.ceil(work.dynamic_sampling.trained_groups)
-        for replays in range(max_replays + 1) if rollouts else (0,):
-            if learners > 1 and rollouts and not replays:
+        for replays in range(max_replays + 1) if mllm else (0,):
+            if learners > 1 and mllm and not replays:
                 continue  # several learner processes need replay workers, whose gradients reach all of them
-            if not _learner_fits(work, card, learners, replay if rollouts and not replays else None):
-                continue
-            if not rollouts:
-                yield Allocation(learners, 1, 0, rollout_gpus=0)
+            if not _learner_fits(work, card, learners, replay if mllm and not replays else None):
                 continue
             remaining = gpus - learners - replays * replay_gpus
+            if not rollouts:
+                if remaining >= 0:
+                    yield Allocation(learners, 0, replays, replay_gpus=replay_gpus)
+                continue
             workers = min(remaining // engine_gpus, work.config.rollout.pairs_per_batch)
             if workers >= 1:
                 yield Allocation(learners, workers, replays, engine_gpus, replay_gpus)
@@ -195,13 +196,14 @@ def saturations(work: Workload) -> list[Saturation]:
     ]
     if work.config.objective.needs_rollouts:
         pairs = work.config.rollout.pairs_per_batch
-        groups = max(1, math.ceil(work.dynamic_sampling.trained_groups))
         rollout = step_times(work, Allocation(1, pairs, 1)).range("rollout")
+        found.append(
+            Saturation("rollout", pairs, rollout, "a worker for every pair; tokens are generated one after the other")
+        )
+    if work.config.objective.needs_mllm:
+        groups = max(1, math.ceil(work.dynamic_sampling.trained_groups))
         replay = step_times(work, Allocation(1, 1, groups)).range("replay")
-        found += [
-            Saturation("rollout", pairs, rollout, "a worker for every pair; tokens are generated one after the other"),
-            Saturation("replay", groups, replay, "a worker for every group that trains"),
-        ]
+        found.append(Saturation("replay", groups, replay, "a worker for every group that trains"))
     return found
 
 

@@ -54,7 +54,7 @@ class Allocation:
     learners: int
     """Number of learner processes."""
     rollouts: int
-    """Number of rollout workers."""
+    """Number of rollout workers; 0 when nothing is sampled."""
     replays: int
     """Number of replay workers; 0 when replay runs in the learner's process."""
     rollout_gpus: int = 1
@@ -138,10 +138,10 @@ def step_times(work: Workload, allocation: Allocation) -> StepTimes:
 
 def step_time(work: Workload, allocation: Allocation) -> StepTime:
     """Returns the durations of an average step with this allocation, at the workload's rates."""
-    rollouts = work.config.objective.needs_rollouts
+    rollouts, replays = work.config.objective.needs_rollouts, work.config.objective.needs_mllm
     encode, update = _encode_s(work, allocation), _update_s(work, allocation)
     rollout = work.dynamic_sampling.micro_batches_mean * _rollout_s(work, allocation) if rollouts else 0.0
-    replay = _replay_s(work, allocation, stale=False) if rollouts else 0.0
+    replay = _replay_s(work, allocation, stale=False) if replays else 0.0
     return StepTime(
         encode=encode,
         rollout=rollout,

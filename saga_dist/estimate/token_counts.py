@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 
 from saga_dist.config import RunConfig
+from saga_dist.data.forced_verdict import forced_opening
+from saga_dist.data.prompt_templates import VERDICTS
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.errors import ModelError
 from saga_dist.estimate.shapes import ModelShape
@@ -55,15 +57,18 @@ def count_tokens(config: RunConfig, shape: ModelShape) -> TokenCounts:
     """Returns the token counts of a group.
 
     Prompt tokens are counted; completions are assumed to be as long as ``example_answer``, at most
-    ``rollout.max_tokens``.
+    ``rollout.max_tokens``. With the signal ``verdict``, the opening of the answer belongs to the prompt, and a
+    completion is one of the two verdicts.
 
     Args:
         config: configuration of the run.
         shape: sizes of the model.
     """
-    text, images = prompt_text(config, shape.family), 2 * shape.tower.tokens
+    spec, images = build_prompt(config), 2 * shape.tower.tokens
+    text, answer = prompt_text(config, shape.family), example_answer(spec)
+    if config.objective.needs_verdicts:
+        text, answer = text + forced_opening(spec.verdict_key), VERDICTS[0]
     placeholder = shape.family.image_placeholder
-    answer = example_answer(build_prompt(config))
     try:
         tokenizer = shape.family.load_tokenizer()
     except ModelError:
@@ -81,12 +86,13 @@ def count_tokens(config: RunConfig, shape: ModelShape) -> TokenCounts:
         completion = float(len(tokenizer.encode(answer, add_special_tokens=False)))
         source = "the checkpoint's tokenizer"
     limit = config.rollout.max_tokens
+    length = f"assumed: JSON with a few words for each attribute, at most rollout.max_tokens = {limit}"
     return TokenCounts(
         prompt=prompt,
         common_prefix=common_prefix,
         completion=min(completion, float(limit)),
         prompt_source=source,
-        completion_source=f"assumed: JSON with a few words for each attribute, at most rollout.max_tokens = {limit}",
+        completion_source="the verdict alone" if config.objective.needs_verdicts else length,
     )
 
 

@@ -127,7 +127,9 @@ def _settings(config: RunConfig) -> str:
         ("steps", f"{config.run.steps}, batch {data.batch_size} with {data.images_per_class} images a class"),
         ("started from", Path(config.model.path).name),
         ("metric loss", f"{objective.metric_loss}, weight {objective.lambda_dml:g}"),
-        ("GRPO", f"weight {objective.lambda_lm:g}, {rollout.group_size} completions a pair"),
+        ("likelihood of the right verdict", f"weight {objective.lambda_lm:g}, nothing sampled")
+        if objective.signal == "verdict"
+        else ("GRPO", f"weight {objective.lambda_lm:g}, {rollout.group_size} completions a pair"),
         ("attention distillation", f"weight {objective.lambda_kl:g}"),
         ("learning rates", f"encoder {config.optimizer.lr_encoder:g}, pooler {config.optimizer.lr_pooler:g}"),
     ]

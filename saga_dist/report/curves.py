@@ -77,11 +77,26 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel("Metric loss", {"loss/dml": "L_DML"}),
     Panel("Policy loss", {"loss/grpo": "L_GRPO"}),
+    Panel("Verdict loss", {"loss/verdict": "L_verdict"}),
+    Panel(
+        "Probability of the right verdict",
+        {
+            "verdict/probability_mean_same": "same class, mean",
+            "verdict/probability_mean_different": "different, mean",
+        },
+        percent=True,
+    ),
+    Panel(
+        "Right verdict above one half",
+        {"verdict/right_share_same": "same class", "verdict/right_share_different": "different"},
+        percent=True,
+    ),
     Panel("Attention alignment", {"loss/kl": "L_KL"}),
     Panel(
         "Share of each loss in the gradient",
         {
             "share/tower_grpo": "GRPO, at the tower; the rest is the metric loss",
+            "share/tower_verdict": "verdict, at the tower; the rest is the metric loss",
             "share/pooler_kl": "alignment, at the pooler; the rest is the metric loss",
         },
         percent=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -18,6 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from saga_dist import __version__
+from saga_dist.config import ObjectiveSection
 from saga_dist.report.attribute_stats import AttributeRow
 from saga_dist.report.curves import Chart, run_charts
 from saga_dist.report.evidence import EvidenceView
@@ -199,7 +199,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("data", shown_name(config.data.layout)),
         ("started from", shown_name(config.model.path)),
         ("metric loss", shown_name(config.objective.metric_loss)),
-        ("losses", _losses(config.objective.lambda_dml, config.objective.lambda_lm, config.objective.lambda_kl)),
+        ("losses", _losses(config.objective)),
     ]
     images, size = training_facts(config, run.path).images_seen, config.data.image_size
     facts.append(("images in all steps", f"{'not known' if images is None else f'{images:,}'}, {size} px"))
@@ -219,6 +219,7 @@ def _headline(results: Results | None) -> list[tuple[str, str]]:
     return [("Recall@1, unseen classes", f"{100 * found.recall_at_1:.1f} % ({low:.1f}–{high:.1f})")]
 
 
-def _losses(dml: float, lm: float, kl: float) -> str:
-    named: Sequence[tuple[float, str]] = ((dml, "metric"), (lm, "GRPO"), (kl, "attention"))
+def _losses(objective: ObjectiveSection) -> str:
+    signal = {"grpo": "GRPO", "verdict": "verdict"}[objective.signal]
+    named = ((objective.lambda_dml, "metric"), (objective.lambda_lm, signal), (objective.lambda_kl, "attention"))
     return " + ".join(f"{weight:g} × {name}" for weight, name in named if weight)

@@ -229,6 +229,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         family=family,
         prompt_text=prompt_text(config, family),
         kl_layer=config.objective.kl_layer,
+        verdict_key=build_prompt(config).verdict_key,
         completions_per_chunk=config.replay.completions_per_chunk,
         logits_chunk=config.replay.logits_chunk,
     )

@@ -43,12 +43,18 @@ def describe(config: RunConfig, directory: Path) -> str:
         ),
         (
             "losses",
-            f"{objective.lambda_dml:g} x {objective.metric_loss}, {objective.lambda_lm:g} x GRPO, "
+            f"{objective.lambda_dml:g} x {objective.metric_loss}, "
+            f"{objective.lambda_lm:g} x {'verdict' if objective.signal == 'verdict' else 'GRPO'}, "
             f"{objective.lambda_kl:g} x attention alignment at layer {objective.kl_layer}{_share_advice(config)}",
         ),
     ]
-    if objective.needs_rollouts:
+    if objective.needs_mllm:
         lines.append(("prompt", f"{config.prompt.variant}, words of {config.prompt.vocabulary}, {config.prompt.order}"))
+    if objective.needs_verdicts:
+        lines.append(
+            ("verdicts", f"forced, nothing sampled; {rollout.pairs_per_batch} pairs of one micro-batch a step")
+        )
+    if objective.needs_rollouts:
         lines.append(("reward", objective.reward))
         lines.append(
             (
@@ -133,4 +139,5 @@ def _runtime_line(config: RunConfig) -> str:
         return "serial: everything in this process"
     where = runtime.address or f"the job's cluster, or a local one with {runtime.local_cpus} CPUs"
     replay = f"{config.replay.workers} replay worker(s)" if config.replay.workers else "replay in the learner"
-    return f"Ray at {where}: learner, {config.rollout.workers} rollout worker(s), {replay}"
+    rollouts = f"{config.rollout.workers} rollout worker(s)" if config.needs_engine else "no rollout workers"
+    return f"Ray at {where}: learner, {rollouts}, {replay}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from saga_dist.config import RunConfig
 from saga_dist.protocols import GradientHandle, Learner, ReplayWorker, RolloutWorker
 from saga_dist.runtime.build import build_learner, build_replay_worker, build_rollout_worker
-from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
+from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
 from saga_dist.workers.serial_pool import SerialPool
 
 
@@ -41,7 +41,7 @@ class SerialRuntime:
             max_attempts=config.rollout.max_attempts,
             max_quarantined=config.rollout.max_quarantined,
         )
-        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
+        self.replays: SerialPool[GradientTask, GradientHandle] = SerialPool(
             self._replay, lease=1, max_attempts=1, max_quarantined=config.rollout.max_quarantined
         )
 
@@ -74,6 +74,6 @@ class SerialRuntime:
         assert self._rollout_worker is not None, "the configuration needs no MLLM"
         return self._rollout_worker.rollout(tasks, [task.tokens for task in tasks])
 
-    def _replay(self, tasks: Sequence[ReplayTask]) -> list[GradientHandle]:
+    def _replay(self, tasks: Sequence[GradientTask]) -> list[GradientHandle]:
         assert self._replay_worker is not None, "the configuration needs no MLLM"
         return [GradientHandle.of(self._replay_worker.replay(task, task.tokens, task.behaviour)) for task in tasks]

@@ -19,7 +19,22 @@ from saga_dist.utils.rng import counter_generator, counter_seed
 
 BIRD_SHARE = 0.1
 """A token counts as bird when the bird covers more than this share of its area."""
+DOMAINS: dict[str, tuple[Style, tuple[float, float]]] = {
+    "clean": (PLAIN_STYLE, NUISANCE_PRETRAIN),
+    "shifted": (SHIFTED_STYLE, NUISANCE_DOWNSTREAM),
+}
+"""Style and range of nuisance strengths of the images: those of pre-training, and those of the downstream splits."""
 _CONFIG = BirdsSection(val_images_per_class=8, test_images_per_class=32)
+
+
+def held_out_birds(domain: str) -> BirdSplit:
+    """Returns images of the validation species, which no training used.
+
+    Args:
+        domain: key of ``DOMAINS``.
+    """
+    style, nuisance = DOMAINS[domain]
+    return split("val", _CONFIG, style=style, nuisance=nuisance)
 
 
 @torch.no_grad()
@@ -38,12 +53,8 @@ def examine(pair_model: PairModel, *, num_pairs: int = 128, group_size: int = 8)
         (``bird_pooled_recall_at_1``).
     """
     figures: dict[str, float] = {}
-    domains: tuple[tuple[str, Style, tuple[float, float]], ...] = (
-        ("clean", PLAIN_STYLE, NUISANCE_PRETRAIN),
-        ("shifted", SHIFTED_STYLE, NUISANCE_DOWNSTREAM),
-    )
-    for domain, style, nuisance in domains:
-        birds = split("val", _CONFIG, style=style, nuisance=nuisance)
+    for domain in DOMAINS:
+        birds = held_out_birds(domain)
         for name, value in examine_pairs(pair_model, birds, num_pairs=num_pairs, group_size=group_size).items():
             figures[f"{domain}/{name}"] = round(value, 3)
     test = split("test", _CONFIG)
@@ -72,7 +83,7 @@ def examine_pairs(
         same and different pairs; share of right colour words and of verdicts that agree with the answer's own words;
         mean reward and share of groups with varying rewards among sampled answers; attention on the bird.
     """
-    first, second = _pairs(birds.labels, num_pairs)
+    first, second = draw_pairs(birds.labels, num_pairs)
     tokens = encode_all(pair_model, birds.images)
     a, b = tokens[first], tokens[second]
     truth = birds.labels[first] == birds.labels[second]
@@ -196,7 +207,13 @@ def _values(description: object) -> list[int] | None:
     return [COLOR_WORDS[part].index(description[part]) for part in PARTS]
 
 
-def _pairs(labels: np.ndarray, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_pairs(labels: np.ndarray, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int64 [P] image indices of the first and of the second birds; every second pair is of one class.
+
+    Args:
+        labels: integer [I], class of each image.
+        num_pairs: P, number of pairs.
+    """
     generator = counter_generator("standin examine pairs")
     first: list[int] = []
     second: list[int] = []

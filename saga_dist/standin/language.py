@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from saga_dist.data.forced_verdict import forced_opening
+from saga_dist.data.prompt_templates import VERDICTS
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.data.vocabularies import STANDIN_BIRDS
 from saga_dist.errors import DataError
@@ -55,6 +57,16 @@ def answer_text(values_a: Sequence[int], values_b: Sequence[int], *, spec: Promp
             expected="structured or generic",
         )
     return json.dumps({key: values[key] for key in spec.keys})
+
+
+def verdict_first_text(same: bool, *, spec: PromptSpec = STANDIN_PROMPT) -> str:
+    """Returns the JSON answer that consists of the verdict alone, as ``objective.signal = "verdict"`` forces it.
+
+    Args:
+        same: True when both birds are of one species.
+        spec: prompt that defines the key of the verdict.
+    """
+    return f'{forced_opening(spec.verdict_key)}{VERDICTS[not same]}"}}'
 
 
 def answer_pieces(spec: PromptSpec = STANDIN_PROMPT) -> tuple[str, ...]:

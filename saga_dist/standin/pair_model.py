@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from saga_dist.data.prompts import render_prompt
-from saga_dist.standin.language import STANDIN_PROMPT
+from saga_dist.standin.language import STANDIN_PROMPT, verdict_first_text
 from saga_dist.standin.tokenizer import IMAGE_PLACEHOLDER, SPECIAL_TOKENS, build_tokenizer
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ class PairModel:
         is_image = (self.prompt_ids == model.config.image_token_id).nonzero()[:, 0]
         # Each int64 [N]: positions of the image's tokens in the prompt.
         self.columns_a, self.columns_b = is_image[: self.num_tokens], is_image[self.num_tokens :]
+        yes, no = (self.tokenizer.encode(verdict_first_text(same)).ids for same in (True, False))
+        self.verdict_position = [one == other for one, other in zip(yes, no, strict=True)].index(False)
+        """Position of the verdict, one token, in an answer that begins with it."""
+        self.opening_ids = torch.tensor(yes[: self.verdict_position])
+        """int64 [opening], token ids of such an answer up to the verdict."""
+        self.verdict_ids = {True: yes[self.verdict_position], False: no[self.verdict_position]}
+        """Token id of the verdict by its meaning, True for "same species"."""
         self._positions = self._position_ids(256)
         self._tower_constants = _tower_constants(model, self.rows, self.merge)
 
@@ -129,6 +136,16 @@ class PairModel:
             position_ids=self._positions[:, positions].unsqueeze(1).expand(-1, len(sequence), -1),
             use_cache=False,
         ).last_hidden_state
+
+    def forced_probability(self, a: Tokens, b: Tokens) -> torch.Tensor:
+        """Returns float32 [P], p("same species") against p("different") when an answer must begin with its verdict.
+
+        Args:
+            a: tokens of the first image of each pair.
+            b: tokens of the second images.
+        """
+        hidden_PD = self.hidden(a, b, self.opening_ids.expand(len(a.main_IND), -1))[:, -1]
+        return self.model.lm_head(hidden_PD)[:, [self.verdict_ids[True], self.verdict_ids[False]]].softmax(dim=-1)[:, 0]
 
     @contextmanager
     def attention_at(self, layer: int) -> Iterator[list[torch.Tensor]]:

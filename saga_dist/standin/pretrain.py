@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 
 from saga_dist.standin.checkpoint import Architecture, build_model, save_checkpoint, write_manifest
 from saga_dist.standin.examine import examine
-from saga_dist.standin.pair_model import PairModel
-from saga_dist.standin.pretraining_tasks import BirdLibrary, ImageHeads, PairTask, PairTaskBuilder
+from saga_dist.standin.forced import examine_forced
+from saga_dist.standin.pair_model import PairModel, Tokens
+from saga_dist.standin.pretraining_tasks import BirdLibrary, ImageBatch, ImageHeads, PairTask, PairTaskBuilder
 from saga_dist.standin.world import pretraining_images
 from saga_dist.utils.rng import counter_generator, counter_seed
 
@@ -63,6 +64,8 @@ class Stage:
     """Weight of ``PairTaskBuilder.grounding_loss``."""
     compare_weight: float = 0.0
     """Weight of ``PairTaskBuilder.match_loss`` and ``note_loss``."""
+    verdict_first_share: float = 0.0
+    """Share of the couples, 0 to 1, whose verdict is also learnt as the first word of an answer; 0: none."""
 
 
 STAGES: tuple[Stage, ...] = (
@@ -79,6 +82,17 @@ STAGES: tuple[Stage, ...] = (
         compare_weight=0.2,
     ),
 )
+
+
+def with_verdict_first(stages: Sequence[Stage], share: float) -> tuple[Stage, ...]:
+    """Returns the stages with a share of verdict-first answers in every stage that answers about images.
+
+    Batches and initial weights are the same as without; the weights that result are others, for a folder of their own.
+    """
+    return tuple(
+        replace(stage, verdict_first_share=share) if stage.tower_rate and stage.language_rate else stage
+        for stage in stages
+    )
 
 
 def pretrain(
@@ -103,11 +117,15 @@ def pretrain(
     for stage in stages:
         run_stage(stage, pair_model, heads, library, seed=seed)
     model.eval()
-    figures = examine(pair_model)
+    figures, options = examine(pair_model), ""
+    if share := max(stage.verdict_first_share for stage in stages):
+        figures |= examine_forced(pair_model)
+        options = f" --verdict-first {share:g}"
     save_checkpoint(model, architecture, out)
     write_manifest(
         out,
-        command=f"python -m saga_dist.standin.pretrain --out DIR --seed {seed} --threads {torch.get_num_threads()}",
+        command=f"python -m saga_dist.standin.pretrain --out DIR --seed {seed}{options} "
+        f"--threads {torch.get_num_threads()}",
         seed=seed,
         stages=[asdict(stage) for stage in stages],
         figures=figures,
@@ -186,12 +204,23 @@ def _losses(
     with pair_model.attention_at(MATCHING_LAYER) as matching, pair_model.attention_at(GROUNDED_LAYER) as rows:
         hidden = pair_model.hidden(tokens[task.first], tokens[task.second], task.answers_PT[:, :-1])
     losses["answer"] = _answer_loss(pair_model, hidden, task)
+    if stage.verdict_first_share:
+        losses["verdict first"] = _verdict_first_loss(stage, pair_model, builder, tokens, task, batch)
     if stage.grounding_weight:
         losses["grounding"] = stage.grounding_weight * builder.grounding_loss(rows[0], task, batch.part_centres)
     if stage.compare_weight:
         losses["matches"] = stage.compare_weight * builder.match_loss(matching[0], task.answers_PT)
         losses["notes"] = stage.compare_weight * builder.note_loss(rows[0])
     return losses
+
+
+def _verdict_first_loss(
+    stage: Stage, pair_model: PairModel, builder: PairTaskBuilder, tokens: Tokens, task: PairTask, batch: ImageBatch
+) -> torch.Tensor:
+    """Returns the mean negative log-likelihood of verdicts that begin the answer, for a share of the step's couples."""
+    short = builder.build_verdict_first(task, batch.values_IA.numpy(), stage.verdict_first_share)
+    hidden = pair_model.hidden(tokens[short.first], tokens[short.second], short.answers_PT[:, :-1])
+    return _answer_loss(pair_model, hidden, short)
 
 
 def _answer_loss(pair_model: PairModel, hidden: torch.Tensor, task: PairTask) -> torch.Tensor:
@@ -214,11 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m saga_dist.standin.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model into")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--verdict-first",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the couples, 0 to 1, that are also answered with the verdict as the first word (default: none)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(parsed.threads)
-    pretrain(parsed.out, seed=parsed.seed)
+    if not 0 <= parsed.verdict_first <= 1:
+        parser.error(f"--verdict-first {parsed.verdict_first:g}; expected a share from 0 to 1")
+    pretrain(parsed.out, seed=parsed.seed, stages=with_verdict_first(STAGES, parsed.verdict_first))
 
 
 if __name__ == "__main__":

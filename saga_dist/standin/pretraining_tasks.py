@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from saga_dist.standin.birds import NUM_FLOWER_TYPES
-from saga_dist.standin.language import COLOR_WORDS, NUM_VALUES, PARTS, answer_text
+from saga_dist.standin.language import COLOR_WORDS, NUM_VALUES, PARTS, answer_text, verdict_first_text
 from saga_dist.standin.pair_model import END_OF_TURN, PairModel
 from saga_dist.standin.world import BirdSplit
 
@@ -180,6 +180,27 @@ class PairTaskBuilder:
         loss_mask[:, [*self.word_positions[0], *self.word_positions[1]]] = 0
         no_images = np.zeros(0, dtype=np.int64)
         return PairTask(no_images, no_images, answers, loss_mask)
+
+    def build_verdict_first(self, task: PairTask, values_IA: np.ndarray, share: float) -> PairTask:
+        """Returns a share of the couples, of which half are of one species, with the verdict as the whole answer.
+
+        Only the verdict and what follows it are learnt. The opening of the answer is context, so that the model does
+        not begin an answer with the verdict unless it is made to.
+
+        Args:
+            task: the pairs of ``build``, the couples first.
+            values_IA: int64 [I, A], part values of the images.
+            share: share of the couples, above 0 and at most 1.
+        """
+        couples = slice(max(1, round(share * (len(task.first) // 2))))
+        first, second = task.first[couples], task.second[couples]
+        same_P = (values_IA[first] == values_IA[second]).all(axis=1)
+        encode = self._pair_model.tokenizer.encode
+        ids = {same: [*encode(verdict_first_text(same)).ids, END_OF_TURN] for same in (True, False)}
+        answers = torch.tensor([ids[bool(same)] for same in same_P])
+        loss_mask = torch.zeros(answers.shape)
+        loss_mask[:, self._pair_model.verdict_position :] = 1
+        return PairTask(first, second, answers, loss_mask)
 
     def match_loss(self, rows: torch.Tensor, answers_PT: torch.Tensor) -> torch.Tensor:
         """Returns the mean of -log(attention) from each word of bird 2 to its target in the description of bird 1.

@@ -30,7 +30,8 @@ from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
-from saga_dist.training.step_metrics import step_metrics, verdict_form_metrics, verdict_key
+from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
+from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
 from saga_dist.wire import write_recording
 from saga_dist.workers.serial_pool import run_tasks
@@ -112,6 +113,7 @@ class Coordinator:
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
+        self._verdict_step = VerdictStep(config, runtime, sampler, self._ledger)
         self._num_losses = 0
         """Number of learners lost since the last checkpoint."""
         self.selection = ModelSelection()
@@ -190,8 +192,12 @@ class Coordinator:
     def train_step(self) -> StepResult:
         """Takes one optimizer step: encode, generate rollouts until K groups contribute, replay, update.
 
+        With ``objective.signal = "verdict"`` there are no rollouts, and ``VerdictStep`` takes the step.
+
         Source: SAGA Algorithm 1.
         """
+        if self._config.objective.needs_verdicts:
+            return self._verdict_step.take()
         step = StepState(self._runtime.learner.step, RolloutBuffer(self._config.rollout.contributing_groups))
         with step.clock.phase("encode_ahead"):
             self._prefetch(step)
@@ -268,12 +274,10 @@ class Coordinator:
             groups = with_replay(step.buffer.groups, gradients)
             write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
         if self._config.objective.needs_rollouts:
-            self._ledger.append(step.number + 1, step.num_batches, step.buffer, step.quarantined)
+            self._ledger.append(step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined)
 
     def _summarise(self, step: StepState, result: StepResult, gradients: list[GradientHandle]) -> StepResult:
-        metrics = dict(result.metrics)
-        for stage, pool in (("rollout_pool", self._runtime.rollouts), ("replay_pool", self._runtime.replays)):
-            metrics |= {f"{stage}/{name}": value for name, value in pool.metrics().items()}
+        metrics = {**result.metrics, **pool_metrics(self._runtime)}
         metrics |= step_metrics(step.buffer, gradients, step.clock, replay_is_remote=self._config.replay.workers > 0)
         if self._config.objective.needs_rollouts:
             metrics["rollout/quarantined"] = float(len(step.quarantined))

@@ -7,13 +7,12 @@ ledger with the pairs that the sampler gives for these steps: no pair may be los
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError
 from saga_dist.metrics.log import JsonLines
-from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import Quarantined
 
 LEDGER_NAME = "ledger.jsonl"
@@ -34,25 +33,22 @@ class PairLedger:
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
 
-    def append(self, step: int, num_batches: int, buffer: RolloutBuffer, quarantined: Sequence[Quarantined]) -> None:
+    def append(
+        self, step: int, num_batches: int, pair_ids: Mapping[str, Sequence[str]], quarantined: Sequence[Quarantined]
+    ) -> None:
         """Writes the outcomes of the pairs of a finished step.
 
         Args:
             step: optimizer steps done, including this one.
             num_batches: micro-batches of the step.
-            buffer: groups of the step.
-            quarantined: pairs without a group, and pairs whose group was removed from the buffer.
+            pair_ids: outcome, without ``quarantined``, to the pairs that had it; an outcome left out had no pairs.
+            quarantined: pairs without a result, because workers failed on them.
         """
-        trained = [group.pair_id for group in buffer.selected()]
         self._lines.append(
             {
                 "step": step,
                 "micro_batches": num_batches,
-                "trained": trained,
-                "surplus": [
-                    group.pair_id for group in buffer.groups if group.contributes and group.pair_id not in trained
-                ],
-                "zero_variance": [group.pair_id for group in buffer.groups if not group.contributes],
+                **{outcome: list(pair_ids.get(outcome, ())) for outcome in OUTCOMES if outcome != "quarantined"},
                 "quarantined": {one.pair_id: one.reason for one in quarantined},
             }
         )

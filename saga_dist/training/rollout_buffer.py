@@ -70,6 +70,15 @@ class RolloutBuffer:
         """Returns the first K contributing groups in order of submission, or all when there are fewer."""
         return [group for group in self.groups if group.contributes][: self._capacity]
 
+    def outcomes(self) -> dict[str, list[str]]:
+        """Returns the pair ids by outcome, for the ledger: ``trained``, ``surplus`` and ``zero_variance``."""
+        trained = [group.pair_id for group in self.selected()]
+        return {
+            "trained": trained,
+            "surplus": [group.pair_id for group in self.groups if group.contributes and group.pair_id not in trained],
+            "zero_variance": [group.pair_id for group in self.groups if not group.contributes],
+        }
+
     @property
     def num_tokens(self) -> int:
         """|T|, the number of generated tokens of the selected groups; the denominator of L_GRPO."""

@@ -45,6 +45,8 @@ def record_rollouts(
         ConfigError: the configuration needs no rollouts.
         Interrupted: ``should_stop`` returned True; the finished steps are recorded.
     """
+    if config.objective.needs_verdicts:
+        raise ConfigError('objective.signal = "verdict" samples nothing', where="rollout", expected='"grpo"')
     if not config.objective.needs_rollouts:
         raise ConfigError(
             "objective.lambda_lm = 0 and objective.lambda_kl = 0", where="rollout", expected="one of them above 0"

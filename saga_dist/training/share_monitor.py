@@ -12,9 +12,14 @@ from saga_dist.workers.loss_shares import LOSSES_AT, share_name
 
 log = logging.getLogger(__name__)
 
-WEIGHT_KEYS = {"dml": "lambda_dml", "grpo": "lambda_lm", "kl": "lambda_kl"}
+WEIGHT_KEYS = {"dml": "lambda_dml", "grpo": "lambda_lm", "verdict": "lambda_lm", "kl": "lambda_kl"}
 """Key of each loss's weight in the section ``[objective]``."""
-LOSS_NAMES = {"dml": "the metric loss", "grpo": "GRPO", "kl": "the attention alignment"}
+LOSS_NAMES = {
+    "dml": "the metric loss",
+    "grpo": "GRPO",
+    "verdict": "the verdict loss",
+    "kl": "the attention alignment",
+}
 """Name of each loss in messages."""
 
 
@@ -27,7 +32,8 @@ def share_advice(objective: ObjectiveSection, place: str, loss: str, share: floa
         loss: the loss with the small share.
         share: its share of the gradient at that place, in (0, 1).
     """
-    (larger,) = (other for other in LOSSES_AT[place] if other != loss)
+    signal = {"tower": objective.signal, "pooler": "kl"}[place]
+    larger = signal if loss == "dml" else "dml"
     key, weight = WEIGHT_KEYS[larger], getattr(objective, WEIGHT_KEYS[larger])
     found = f"{LOSS_NAMES[loss]} is {100 * share:.2g} % of the gradient at the {place}, {LOSS_NAMES[larger]} the rest"
     return f"{found}; objective.{key}={weight * share / (1 - share):.1g} (now {weight:g}) would make them equal"
@@ -46,11 +52,16 @@ def advice_for_step(objective: ObjectiveSection, metrics: Mapping[str, float]) -
         if all(share is None for share in shares.values()):
             continue  # a pooler without parameters
         for loss, share in shares.items():
-            if share is None and getattr(objective, WEIGHT_KEYS[loss]):
+            if share is None and _trains(objective, loss):
                 lines.append(f"{LOSS_NAMES[loss]} had no gradient at the {place} in this step; its share is not known")
             elif share is not None and share < objective.min_share:
                 lines.append(share_advice(objective, place, loss, share))
     return lines
+
+
+def _trains(objective: ObjectiveSection, loss: str) -> bool:
+    """Returns True when the run has the loss with a positive weight."""
+    return loss not in {"grpo", "verdict"} - {objective.signal} and getattr(objective, WEIGHT_KEYS[loss]) > 0
 
 
 class ShareMonitor:

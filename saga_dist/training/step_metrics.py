@@ -10,7 +10,7 @@ from saga_dist.config import RunConfig
 from saga_dist.data.prompts import PromptSpec, load_vocabulary
 from saga_dist.metrics.log import Stopwatch
 from saga_dist.objectives.reward import VerdictForm, verdict_form
-from saga_dist.protocols import GradientHandle
+from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import WEIGHT_QUANTILES, ScoredGroup
 
@@ -33,12 +33,28 @@ def step_metrics(
     metrics = {**buffer.metrics(), **mismatch_metrics(gradients)}
     if gradients:
         metrics["replay/tokens"] = float(buffer.num_tokens)
-    seconds = clock.seconds
     if buffer.groups:
-        metrics["rollout/tokens_per_s"] = sum(group.num_tokens for group in buffer.groups) / seconds["rollout"]
+        metrics["rollout/tokens_per_s"] = sum(group.num_tokens for group in buffer.groups) / clock.seconds["rollout"]
+    return metrics | time_metrics(clock, replay_is_remote=replay_is_remote)
+
+
+def pool_metrics(runtime: Runtime) -> dict[str, float]:
+    """Returns the metrics of both worker pools since the last call, named ``rollout_pool/`` and ``replay_pool/``."""
+    pools = (("rollout_pool", runtime.rollouts), ("replay_pool", runtime.replays))
+    return {f"{stage}/{name}": value for stage, pool in pools for name, value in pool.metrics().items()}
+
+
+def time_metrics(clock: Stopwatch, *, replay_is_remote: bool) -> dict[str, float]:
+    """Returns the seconds of a step and of its phases, and the share of the time in which the learner waits.
+
+    Args:
+        clock: seconds of the phases; those named in ``step_metrics`` that the step has, ``replay`` among them.
+        replay_is_remote: True when replay runs in other processes, so that the learner is idle meanwhile.
+    """
+    seconds = clock.seconds
     wall_s = sum(seconds.values())
     waiting_s = seconds.get("rollout", 0.0) + (seconds["replay"] if replay_is_remote else 0.0)
-    metrics |= {f"step/{phase}_s": spent_s for phase, spent_s in seconds.items()}
+    metrics = {f"step/{phase}_s": spent_s for phase, spent_s in seconds.items()}
     return metrics | {"step/wall_s": wall_s, "learner/idle_share": waiting_s / wall_s}
 
 

@@ -133,15 +133,16 @@ class Learner:
         return self._publish(tokens, batch)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
-        """Takes one optimizer step with the token gradients of its groups; returns the step's losses and norms.
+        """Takes one optimizer step with the token gradients of its pairs; returns the step's losses and norms.
 
         Args:
-            handles: token gradients of the contributing groups; empty when only the metric loss trains.
+            handles: token gradients of the groups or pairs that train; empty when only the metric loss trains.
 
         Raises:
             TrainingError: a gradient is not finite, or belongs to another step.
         """
-        grpo_norm = self.accumulate(handles)
+        signal = self._objective.signal
+        signal_norm = self.accumulate(handles)
         clipped = clip_gradients(self.optimizer, self._settings.clip_norm)
         factor = schedule_factor(self._settings, self._step, self._num_steps)
         for group in self.optimizer.param_groups:
@@ -152,11 +153,11 @@ class Learner:
         metrics = {name: float(np.mean(values)) for name, values in self._metrics.items()}
         self._metrics.clear()
         metrics |= {
-            "loss/grpo": sum(gradient.loss for gradient in handles),
+            f"loss/{signal}": sum(gradient.loss for gradient in handles),
             "gradient/total_norm": clipped.encoder_norm,
             "gradient/proxies_norm": clipped.proxies_norm,
             "gradient/clip_factor": clipped.encoder_factor,
-            "gradient/grpo_at_tokens_norm": grpo_norm,
+            f"gradient/{signal}_at_tokens_norm": signal_norm,
             **self._norms.shares(),
             "optimizer/lr_encoder": self.optimizer.param_groups[0]["lr"],
         }
@@ -182,7 +183,7 @@ class Learner:
         self._forget_open_batches()
         self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
         self._ranks.broadcast_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
-        return self._norms.norm("tower", "grpo")
+        return self._norms.norm("tower", self._objective.signal)
 
     def _publish(self, tokens: TokenBatch, batch: MicroBatch) -> EncodedBatch:
         """Returns the payloads of a batch's pairs."""
@@ -202,14 +203,14 @@ class Learner:
 
     def _inject(self, gradients: Sequence[TokenGradients]) -> None:
         """Adds lambda_lm * dL_GRPO/dX to the leaves, scaled as ``objective.balance`` says."""
-        weight = self._objective.lambda_lm
+        signal, weight = self._objective.signal, self._objective.lambda_lm
         for gradient in gradients:
             if not torch.isfinite(gradient.values_NW).all():
                 raise TrainingError(
                     "token gradient is not finite", where=f"pair {gradient.pair_id}", fix="see rollouts/"
                 )
-            self._norms.add("tower", "grpo", [gradient.values_NW], weight=weight)
-        weight *= self._balancing_factor("tower", "grpo", weight)
+            self._norms.add("tower", signal, [gradient.values_NW], weight=weight)
+        weight *= self._balancing_factor("tower", signal, weight)
         for gradient in gradients:
             opened, pair = self._of_this_step(gradient)
             values_NW = weight * gradient.values_NW.to(opened.leaf_NW.device)

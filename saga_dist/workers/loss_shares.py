@@ -1,9 +1,9 @@
 """Share of each loss in the gradient of a step, at the two places where gradients of several losses are added.
 
-    tower   the output tokens of the tower: metric loss and GRPO; one backward pass takes their sum through the tower
+    tower   the output tokens of the tower: metric loss and GRPO, or the verdict loss (``objective.signal``)
     pooler  the pooler's parameters: metric loss and attention alignment
 
-The gradients include the weights lambda. Clipping multiplies all of them by one factor, so the shares are those before
+One backward pass takes the sum at the tokens through the tower. The gradients include the weights lambda. Clipping multiplies all of them by one factor, so the shares are those before
 and after it. The proxies have gradients of the metric loss only. Norms at the tower's parameters need a backward pass
 for each loss; ``diagnostics/gradients.py`` measures them on a recorded step.
 """
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 import torch
 
-LOSSES_AT = {"tower": ("dml", "grpo"), "pooler": ("dml", "kl")}
-"""Losses whose gradients are added at each place."""
+LOSSES_AT = {"tower": ("dml", "grpo", "verdict"), "pooler": ("dml", "kl")}
+"""Losses whose gradients are added at each place; a run has GRPO or the verdict loss."""
 
 
 def share_name(place: str, loss: str) -> str:

@@ -20,18 +20,20 @@ tokens is reported separately (``LogProbMismatch``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from saga_dist.data.forced_verdict import force_verdict
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import AttentionProbe, Family, FrozenBackbone, PromptLayout
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.objectives.attention import attention_targets, renormalised_attention
 from saga_dist.objectives.grpo import grpo_loss, importance_weights
-from saga_dist.types import EncoderTokens, Grid, ReplayTask, ScoredGroup, TokenGradients
-from saga_dist.workers.engines.validation import validate_tokens
+from saga_dist.types import EncoderTokens, GradientTask, ReplayTask, ScoredGroup, TokenGradients, VerdictTask
+from saga_dist.workers.prompt_prefill import PromptPrefill
 from saga_dist.workers.replay_chunks import (
     BehaviourLogProbs,
     Chunk,
@@ -40,6 +42,7 @@ from saga_dist.workers.replay_chunks import (
     packed_chunks,
     padded_chunks,
 )
+from saga_dist.workers.verdict_replay import VerdictReplay
 
 
 class ReplayWorker:
@@ -52,6 +55,7 @@ class ReplayWorker:
         family: family bound to the same checkpoint; its tokenizer encodes the prompt.
         prompt_text: the whole prompt, as the engine receives it, with one placeholder per image.
         kl_layer: decoder layer of the attention targets, counted from 0.
+        verdict_key: JSON key of the verdict, which forced answers begin with.
         completions_per_chunk: largest number of completions whose activations exist at the same time.
         logits_chunk: largest number of positions whose logits exist at the same time.
 
@@ -66,6 +70,7 @@ class ReplayWorker:
         family: Family,
         prompt_text: str,
         kl_layer: int,
+        verdict_key: str = "verdict",
         completions_per_chunk: int = 8,
         logits_chunk: int = 1024,
     ) -> None:
@@ -76,33 +81,37 @@ class ReplayWorker:
                 expected=f"a layer below {backbone.num_layers}",
                 fix="set objective.kl_layer to about 3/4 of the depth",
             )
-        self._backbone = backbone
-        self._prompt_ids: list[int] = family.load_tokenizer().encode(prompt_text, add_special_tokens=False)
+        self._backbone, self._tokenizer = backbone, family.load_tokenizer()
+        self._prompt_text, self._verdict_key = prompt_text, verdict_key
+        self._prompt = PromptPrefill(backbone, self._tokenizer.encode(prompt_text, add_special_tokens=False))
         self._kl_layer = kl_layer
         self._completions_per_chunk = completions_per_chunk
         self._logits_chunk = logits_chunk
-        self._layouts: dict[tuple[Grid, ...], PromptLayout] = {}
-        self._common_prefix: KeyValues | None = None
-        """Keys and values of the text before the first image; None before the first task."""
 
     def backbone_digest(self) -> str:
         """Returns the sha256 of the frozen weights."""
         return self._backbone.digest()
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
-        """Returns dL_GRPO/d(tokens) and the attention targets of one group.
+    def replay(
+        self, task: GradientTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None
+    ) -> TokenGradients:
+        """Returns dL_GRPO/d(tokens) and the attention targets of one group, or dL_verdict/d(tokens) of one pair.
 
         Args:
-            task: the group, the denominator of the step's buffer, and the truncation of importance weights.
+            task: the group, the denominator of the step's buffer, and the truncation of importance weights; or the pair
+                whose verdict is replayed (``VerdictReplay``).
             tokens: encoder tokens at which the gradient is taken; any floating dtype, any device.
             behaviour: older encoder tokens that the group was sampled from; None when they are ``tokens`` or lost.
 
         Raises:
             TokenError: the tokens do not fit the model.
+            ModelError: a verdict is to be replayed, and the tokenizer does not tell the two verdicts apart.
         """
-        prompt, values_NW = self._load_tokens(tokens)
+        if isinstance(task, VerdictTask):
+            return self._verdicts.replay(task, tokens)
+        prompt, values_NW = self._prompt.load(tokens)
         values_NW.requires_grad_()
-        prefix = self._prefill(prompt, values_NW)
+        prefix = self._prompt.keys_and_values(prompt, values_NW)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in prefix)
 
         chunks = self._chunks(task.group, prompt)
@@ -113,29 +122,11 @@ class ReplayWorker:
         _back_propagate(prefix, leaves)
         return totals.collect(task, values_NW, tokens)
 
-    def _load_tokens(self, tokens: EncoderTokens) -> tuple[PromptLayout, torch.Tensor]:
-        """Returns the prompt with the tokens' grids, and the tokens' values in float32 on the backbone's device.
-
-        Raises:
-            TokenError: the tokens do not fit the model.
-        """
-        layout = self._backbone.layout
-        validate_tokens(
-            tokens,
-            width=layout.width,
-            num_deepstack=layout.num_deepstack,
-            merge_size=layout.merge_size,
-            dtype=tokens.values_NW.dtype,
-        )
-        return self._prompt_layout(tokens.grids), tokens.values_NW.detach().to(self._backbone.device, torch.float32)
-
-    def _prefill(self, prompt: PromptLayout, values_NW: torch.Tensor) -> KeyValues:
-        """Returns keys and values of the prompt without its last token.
-
-        The last token runs with every completion, because its hidden state predicts the first generated token.
-        """
-        columns = slice(prompt.images[0].start, len(prompt.token_ids_S) - 1)
-        return self._backbone.prefill(prompt, values_NW, columns, self._common_prefix_of(prompt))
+    @cached_property
+    def _verdicts(self) -> VerdictReplay:
+        """Replay of verdicts, which shares the backbone; built for the first task that needs it."""
+        forced = force_verdict(self._tokenizer, self._prompt_text, self._verdict_key)
+        return VerdictReplay(self._backbone, forced)
 
     def _chunks(self, group: ScoredGroup, prompt: PromptLayout) -> list[Chunk]:
         """Returns the distinct completions of a group, divided into chunks."""
@@ -154,8 +145,8 @@ class ReplayWorker:
         engine = [chunk.in_order(log_probs) for chunk in chunks]
         if behaviour is None:
             return [BehaviourLogProbs(engine_R) for engine_R in engine]
-        prompt, values_NW = self._load_tokens(behaviour)
-        prefix = self._prefill(prompt, values_NW)
+        prompt, values_NW = self._prompt.load(behaviour)
+        prefix = self._prompt.keys_and_values(prompt, values_NW)
         behaviours = []
         for chunk, engine_R in zip(chunks, engine, strict=True):
             hidden_SD = self._backbone.forward_packed(prefix, chunk.sequences, prompt.next_position - 1).hidden_RD
@@ -257,23 +248,6 @@ class ReplayWorker:
             columns_R = torch.from_numpy(np.flatnonzero(mask_T) + 1).to(self._backbone.device)
             rows_RN = renormalised_attention(probe.rows(row, columns_R)[:, image])
             targets.append(attention_targets(rows_RN))
-
-    def _prompt_layout(self, grids: tuple[Grid, ...]) -> PromptLayout:
-        """Returns the prompt for images with these patch grids, from a cache."""
-        if grids not in self._layouts:
-            self._layouts[grids] = self._backbone.build_layout(self._prompt_ids, grids)
-        return self._layouts[grids]
-
-    @torch.no_grad()
-    def _common_prefix_of(self, prompt: PromptLayout) -> KeyValues | None:
-        """Returns keys and values of the text before the first image, from a cache; None when there is no such text.
-
-        In text-first prompts this is nearly all of the text.
-        """
-        start = prompt.images[0].start
-        if self._common_prefix is None and start:
-            self._common_prefix = self._backbone.prefill(prompt, None, slice(0, start))
-        return self._common_prefix
 
 
 def _has_targets(group: ScoredGroup, index: int) -> bool:

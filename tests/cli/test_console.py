@@ -62,6 +62,13 @@ def test_step_line_has_what_was_measured_and_nothing_else() -> None:
     )
     plain = StepResult(step=1, metrics={"loss/dml": 0.5, "loss/grpo": 0.0, "step/wall_s": 0.2})
     assert step_line(plain) == "dml 0.500  0.20 s/step"
+    verdict = {
+        "verdict/probability_mean": 0.512,
+        "verdict/right_share_same": 0.25,
+        "verdict/right_share_different": 1.0,
+    }
+    forced = StepResult(step=1, metrics={**verdict, "loss/dml": 0.5, "loss/verdict": 1.08, "step/wall_s": 0.4})
+    assert step_line(forced) == "p(right) 0.51  right same 25%  different 100%  dml 0.500  verdict 1.080  0.40 s/step"
 
 
 def test_tables_fit_80_columns() -> None:

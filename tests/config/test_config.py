@@ -192,6 +192,24 @@ def test_the_data_section_is_required() -> None:
             'objective.lambda_kl > 0 with prompt.variant = "generic": the generic prompt describes no image',
         ),
         (
+            {"objective": {"signal": "verdict"}},
+            'objective: lambda_kl = 1 with signal = "verdict": the forced answer describes no image, so L_KL is '
+            'undefined; set objective.lambda_kl = 0 or objective.signal = "grpo"',
+        ),
+        (
+            {"objective": {"signal": "verdict", "lambda_kl": 0, "reward": "a.module:reward"}},
+            'objective: reward = "a.module:reward" with signal = "verdict": no completion is sampled',
+        ),
+        (
+            {"objective": {"signal": "verdict", "lambda_kl": 0}, "rollout": {"max_staleness": 2}},
+            'rollout.max_staleness = 2 with objective.signal = "verdict": nothing is sampled, so nothing can be '
+            "sampled ahead; set rollout.max_staleness = 0",
+        ),
+        (
+            {"objective": {"signal": "verdict", "lambda_kl": 0}, "rollout": {"recording": "runs/x"}},
+            'rollout.recording with objective.signal = "verdict": the verdict loss uses no completions',
+        ),
+        (
             {"model": {"pooler": "mean"}},
             'objective.lambda_kl > 0 with model.pooler = "mean": only the attention pooler has weights to align',
         ),
@@ -251,6 +269,21 @@ def test_the_mllm_is_needed_to_train_with_it_or_to_judge() -> None:
     assert parse_config(merged({"objective": {**dml, "lambda_lm": 0.5}}), where="test").needs_mllm
     assert not parse_config(merged({"objective": dml}), where="test").needs_mllm
     assert parse_config(merged({"objective": dml, "evaluation": {"verdict_pairs": 2}}), where="test").needs_mllm
+
+
+def test_verdicts_need_the_mllm_and_no_engine_unless_they_are_evaluated() -> None:
+    verdict = {"signal": "verdict", "lambda_kl": 0.0}
+    config = parse_config(merged({"objective": verdict}), where="test")
+    assert (config.needs_mllm, config.needs_engine, config.completions_per_pair) == (True, False, 2)
+    assert (config.objective.needs_verdicts, config.objective.needs_rollouts) == (True, False)
+    assert parse_config(merged({"objective": verdict, "evaluation": {"verdict_pairs": 2}}), where="test").needs_engine
+    grpo = parse_config(BIRDS, where="test")
+    assert (grpo.objective.needs_verdicts, grpo.objective.needs_rollouts, grpo.completions_per_pair) == (False, True, 8)
+    one_by_one = {"replay": {"completions_per_chunk": 1}}
+    assert parse_config(merged({"objective": verdict, **one_by_one}), where="test").completions_at_once == 2
+    assert parse_config(merged(one_by_one), where="test").completions_at_once == 1
+    alone = parse_config(merged({"objective": {**verdict, "lambda_lm": 0.0}}), where="test")
+    assert (alone.needs_mllm, alone.objective.needs_verdicts) == (False, False)
 
 
 # ---------------------------------------------------------------------- files and overrides

@@ -97,6 +97,12 @@ def test_roles_have_their_machines(paper_run: PaperRun) -> None:
     assert alone["max_workers"] == 0
 
 
+def test_a_run_on_verdicts_has_no_machines_for_rollouts(paper_run: PaperRun) -> None:
+    config = paper_run(objective={"signal": "verdict", "lambda_kl": 0.0}, replay={"workers": 2})
+    head, worker = starts(launcher(config, make_options(**MACHINES)))
+    assert (resources(head), resources(worker)) == ({"learner": 1}, {"replay": 1})
+
+
 def test_time_to_write_a_checkpoint(paper_run: PaperRun) -> None:
     cluster = launcher(paper_run(), make_options(grace_s=240, **MACHINES))
     assert "RAY_JOB_STOP_WAIT_TIME_S=240" in starts(cluster)[0]

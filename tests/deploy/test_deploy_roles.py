@@ -66,6 +66,11 @@ def test_several_rollout_workers_in_a_pod(paper_run: PaperRun) -> None:
     assert rollout.roles == {"rollout": 2}
 
 
+def test_a_run_on_verdicts_has_no_rollout_workers(paper_run: PaperRun) -> None:
+    config = paper_run(objective={"signal": "verdict", "lambda_kl": 0.0}, replay={"workers": 2, "num_gpus": 1.0})
+    assert [group.name for group in groups(config, make_options())] == ["learner", "replay"]
+
+
 def test_a_run_without_rollouts_has_a_learner_only(paper_run: PaperRun) -> None:
     config = paper_run(objective={"lambda_lm": 0.0, "lambda_kl": 0.0})
     assert [group.name for group in groups(config, make_options())] == ["learner"]

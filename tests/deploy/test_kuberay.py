@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any]]] = {
         {"placement": "shared"},
     ),
     "no rollouts": ({"objective": {"lambda_lm": 0.0, "lambda_kl": 0.0}}, {}),
+    "verdicts": ({"objective": {"signal": "verdict", "lambda_kl": 0.0}, "replay": {"workers": 2}}, {}),
     "CPU, all options": (
         {"rollout": {"num_gpus": 0.0}, "runtime": {"learner_num_gpus": 0.0}},
         {
@@ -177,8 +178,9 @@ def test_the_actors_of_the_run_fit(paper_run: PaperRun) -> None:
                 config.runtime.learner_num_gpus,
             )
         ]
-        if config.needs_mllm:
+        if config.needs_engine:
             asks.append(("rollout", config.rollout.workers, config.rollout.num_cpus, config.rollout.num_gpus))
+        if config.needs_mllm:
             asks.append(("replay", config.replay.workers, config.replay.num_cpus, config.replay.num_gpus))
         free: dict[str, list[float]] = {}
         for group in cluster["workerGroupSpecs"]:

@@ -13,7 +13,7 @@ from saga_dist.standin.checkpoint import Architecture, build_model
 from saga_dist.standin.examine import described_values, verdict_of
 from saga_dist.standin.language import PARTS, answer_text
 from saga_dist.standin.pair_model import PairModel
-from saga_dist.standin.pretrain import ARCHITECTURE, Stage, run_stage
+from saga_dist.standin.pretrain import ARCHITECTURE, STAGES, Stage, _answer_loss, run_stage, with_verdict_first
 from saga_dist.standin.pretraining_tasks import BirdLibrary, ImageHeads, PairTaskBuilder, near_tokens
 from saga_dist.standin.world import BirdSplit, split
 from saga_dist.utils.rng import counter_generator
@@ -119,6 +119,48 @@ def test_text_lessons_teach_conclusions_only(reader: PairModel) -> None:
     verdicts = np.array([verdict_of(text) for text in texts])
     assert 0.25 < verdicts.mean() < 0.45
     assert int((task.loss_mask_PT == 0).sum()) == 300 * 12
+
+
+def test_verdict_first_answers_teach_the_verdict_and_no_opening(reader: PairModel, birds: BirdSplit) -> None:
+    builder, library = PairTaskBuilder(reader), BirdLibrary(birds)
+    species = library.related_species(counter_generator("couples"), 32)
+    batch = library.draw(counter_generator("batch"), species)
+    task = builder.build(counter_generator("lesson"), batch.values_IA.numpy(), corrupted_share=1.0)
+    short = builder.build_verdict_first(task, batch.values_IA.numpy(), 0.5)
+    assert short.first.tolist() == list(range(0, 32, 2))  # sixteen of the 32 couples
+    assert short.second.tolist() == list(range(1, 32, 2))
+    texts = reader.tokenizer.decode_batch(short.answers_PT.tolist())
+    same = species[short.first] == species[short.second]
+    assert texts == [f'{{"same_species": "{"yes" if one else "no"}"}}' for one in same]  # by the images, not by words
+    assert 0 < same.sum() < 16
+    learnt = [
+        reader.tokenizer.decode(ids[mask > 0].tolist(), skip_special_tokens=False)
+        for ids, mask in zip(short.answers_PT, short.loss_mask_PT, strict=True)
+    ]
+    assert learnt == [f'{"yes" if one else "no"}"}}<|im_end|>' for one in same]
+
+
+def test_stages_without_the_share_are_the_shipped_ones() -> None:
+    assert with_verdict_first(STAGES, 0.0) == STAGES
+    assert [stage.verdict_first_share for stage in with_verdict_first(STAGES, 0.25)] == [0.0, 0.0, 0.25]
+
+
+@pytest.mark.integration
+def test_a_few_steps_make_a_forced_verdict_more_likely(birds: BirdSplit) -> None:
+    losses = {}
+    for share in (0.0, 1.0):
+        torch.manual_seed(0)
+        reader = PairModel(build_model(ARCHITECTURE, seed=0), image_size=80)
+        builder, heads, library = PairTaskBuilder(reader), ImageHeads(128), BirdLibrary(birds)
+        run_stage(Stage("answer", 12, 1e-3, 1.2e-3, verdict_first_share=share), reader, heads, library, seed=0)
+        batch = library.draw(counter_generator("held"), library.related_species(counter_generator("held"), 32))
+        task = builder.build(counter_generator("held"), batch.values_IA.numpy())
+        short = builder.build_verdict_first(task, batch.values_IA.numpy(), 1.0)
+        with torch.no_grad():
+            tokens = reader.encode(batch.images)
+            hidden = reader.hidden(tokens[short.first], tokens[short.second], short.answers_PT[:, :-1])
+            losses[share] = float(_answer_loss(reader, hidden, short))
+    assert losses[1.0] < 0.5 * losses[0.0]
 
 
 @pytest.mark.integration

@@ -16,11 +16,23 @@ import numpy as np
 import pytest
 import torch
 
+from saga_dist.data.forced_verdict import ForcedVerdict
 from saga_dist.errors import TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
+from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.protocols import Engine
-from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup
+from saga_dist.types import (
+    Completions,
+    EncoderTokens,
+    ImagePair,
+    ReplayTask,
+    Sampling,
+    ScoredGroup,
+    TokenGradients,
+    VerdictTask,
+)
+from saga_dist.workers import replay
 from saga_dist.workers.engines.transformers_engine import TransformersEngine
 from saga_dist.workers.engines.validation import validate_tokens
 from saga_dist.workers.engines.vllm_engine import VllmEngine
@@ -51,9 +63,9 @@ class World:
         image, chat = self.family.image_placeholder, self.family.chat_format
         return chat.before_user + TEXTS[self.order].format(image=image) + chat.after_user
 
-    def inputs(self, completion: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
-        """Pixels and token ids from the family's own processor, and a completion behind them."""
-        text = self.prompt_text
+    def inputs(self, completion: tuple[int, ...] = (), *, opening: str = "") -> dict[str, torch.Tensor]:
+        """Pixels and token ids of prompt and opening from the family's own processor, and a completion behind them."""
+        text = self.prompt_text + opening
         if self.family.name == "internvl":  # whose processor puts the markers there itself
             text = text.replace("<img>", "").replace("</img>", "")
         inputs = dict(self.processor(text=[text], images=self.images, return_tensors="pt"))
@@ -129,7 +141,18 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def end_to_end(world: World, group: ScoredGroup) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
-    """Plain autograd from pixels to the loss, one whole sequence per completion: token and tower gradients, loss."""
+    """Plain autograd from pixels to L_GRPO, one whole sequence per completion: token and tower gradients, loss."""
+
+    def losses() -> Iterator[torch.Tensor]:
+        for completion, advantage in zip(group.completions.token_ids, group.advantages_G, strict=True):
+            log_probs_T = world.log_probs(completion, world.reference(**world.inputs(completion)))
+            yield -float(advantage) * log_probs_T.sum() / group.num_tokens
+
+    return gradients_of(world, losses())
+
+
+def gradients_of(world: World, losses: Iterator[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
+    """Token gradients, tower gradients and sum of losses that are computed on pixels, one after the other."""
     parts = vision_parts(world)
     kept: list[list[torch.Tensor]] = []
 
@@ -144,9 +167,7 @@ def end_to_end(world: World, group: ScoredGroup) -> tuple[torch.Tensor, dict[str
     world.reference.zero_grad(set_to_none=True)
     hook = list(parts.values())[-1].register_forward_hook(keep)
     total = 0.0
-    for completion, advantage in zip(group.completions.token_ids, group.advantages_G, strict=True):
-        log_probs_T = world.log_probs(completion, world.reference(**world.inputs(completion)))
-        loss = -float(advantage) * log_probs_T.sum() / group.num_tokens
+    for loss in losses:
         loss.backward()
         total += loss.item()
     hook.remove()
@@ -170,19 +191,72 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
     record = record_of(family, pixels, values_NW)
     found = worker.replay(ReplayTask(group, record, group.num_tokens, True), record)
     values_NW.backward(found.values_NW)
+    assert_gradients(world, tower, found, expected_NW, expected_tower)
+    assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
+    assert worker.backbone_digest() == digest
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in backbone.parameters())
 
-    width, levels = family.layout.width, 1 + family.layout.num_deepstack
+
+def assert_gradients(
+    world: World, tower: Any, found: TokenGradients, expected_NW: torch.Tensor, expected_tower: dict[str, torch.Tensor]
+) -> None:
+    """Token gradients, level by level, and tower gradients equal the expected ones to 1e-5."""
+    width, levels = world.family.layout.width, 1 + world.family.layout.num_deepstack
     for part, expected in zip(found.values_NW.split(width, 1), expected_NW.split(width, 1), strict=True):
-        assert expected.norm() > 1e-4
+        assert expected.norm() > 1e-5
         assert relative_error(part, expected) <= 1e-5
     assert found.values_NW.shape[1] == levels * width
-    assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     gradients = {name: parameter.grad for name, parameter in tower.model.named_parameters()}
     assert gradients.keys() == expected_tower.keys()
     # Biases of keys have no gradient but rounding (softmax ignores a shift): measured against the whole tower there.
     scale = torch.stack([gradient.norm() for gradient in expected_tower.values()]).norm().item()
     for name, expected in expected_tower.items():
         assert (gradients[name] - expected).norm().item() <= 1e-5 * max(expected.norm().item(), 1e-2 * scale), name
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("verdict_ids", [None, {True: (40, 11, 9), False: (17, 40)}], ids=["own", "ragged"])
+def test_verdict_replay_and_tower_backward_are_end_to_end_autograd(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict_ids: dict[bool, tuple[int, ...]] | None,
+    packed: bool,
+    same: bool,
+) -> None:
+    """Verdicts of the tokenizer, and some of several tokens; packed as on a CPU, and padded as on other devices."""
+    monkeypatch.setattr(DecoderBackbone, "supports_packing", packed)
+    family, opening, tokenizer = world.family, '{"same_species": "', world.family.load_tokenizer()
+    if verdict_ids is None:
+        verdict_ids = {said: tuple(tokenizer.encode(word)) for said, word in ((True, "yes"), (False, "no"))}
+    else:
+        ids = tuple(tokenizer.encode(world.prompt_text + opening, add_special_tokens=False))
+        forced = ForcedVerdict(ids, verdict_ids)
+        monkeypatch.setattr(replay, "force_verdict", lambda *_: forced)
+
+    def losses() -> Iterator[torch.Tensor]:
+        p_right, p_wrong = (
+            world.log_probs(ids, world.reference(**world.inputs(ids, opening=opening))).sum().double().exp()
+            for ids in (verdict_ids[same], verdict_ids[not same])
+        )
+        yield -(p_right / (p_right + p_wrong)).log() / 3
+
+    expected_NW, expected_tower, expected_loss = gradients_of(world, losses())
+    tower, backbone = family.load_tower(), family.load_backbone()
+    digest = backbone.digest()
+    worker = ReplayWorker(
+        backbone, family=family, prompt_text=world.prompt_text, kl_layer=2, verdict_key="same_species"
+    )
+    pixels = tower.preprocess(world.images)
+    values_NW = tower(pixels)
+    record = record_of(family, pixels, values_NW)
+    task = VerdictTask(ImagePair("p", 0, 1, 0, 0 if same else 1), record, num_pairs_total=3)
+    found = worker.replay(task, record)
+    values_NW.backward(found.values_NW)
+    assert_gradients(world, tower, found, expected_NW, expected_tower)
+    assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
+    assert (found.attention_a_N, found.attention_b_N, found.num_attended) == (None, None, 0)
+    assert found.num_tokens == sum(map(len, verdict_ids.values()))
     assert worker.backbone_digest() == digest
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in backbone.parameters())
 

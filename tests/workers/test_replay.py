@@ -443,10 +443,10 @@ def _log_probs_by_hand(world: World, group: ScoredGroup, pixels: list[np.ndarray
     worker, tower = _worker(world), world.family.load_tower()
     batch = tower.preprocess(pixels)
     record = _record(group, batch, tower(batch), tower.layout.num_deepstack)
-    prompt, values_NW = worker._load_tokens(record)
+    prompt, values_NW = worker._prompt.load(record)
     found = []
     for ids in group.completions.token_ids:
-        prefix = worker._prefill(prompt, values_NW)
+        prefix = worker._prompt.keys_and_values(prompt, values_NW)
         inputs = torch.tensor([[int(prompt.token_ids_S[-1]), *ids]])
         hidden = worker._backbone.forward_completions(prefix, inputs, prompt.next_position - 1).hidden_GTD[0, :-1]
         log_probs_TV = torch.log_softmax(worker._backbone.logits(hidden).double() / temperature, -1)

@@ -35,7 +35,7 @@ from saga_dist.runtime.ray.object_refs import (
     pack_gradients,
     put_tokens,
 )
-from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, StepResult, TokenGradients
+from saga_dist.types import EncoderTokens, GradientTask, ImagePair, MicroBatch, RolloutTask, StepResult, TokenGradients
 from saga_dist.wire import groups_to_batch
 
 FETCH_DEADLINE_S = 120.0
@@ -127,7 +127,7 @@ class ReplayActor(BaseActor):
     def _build(self) -> None:
         self._worker = self._factories.replay(self._config)
 
-    def run(self, tasks: Sequence[ReplayTask]) -> tuple[Any, ...]:
+    def run(self, tasks: Sequence[GradientTask]) -> tuple[Any, ...]:
         """Returns a list of one ``GradientHandle`` per task, then one Arrow batch of token gradients per task.
 
         The batches are return values and not stored with ``ray.put``, so that the caller owns them and they outlive
@@ -185,7 +185,7 @@ class LearnerActor(BaseActor):
         """Returns the token handles of evaluation pairs."""
         return [put_tokens(record) for record in self._learner.encode_pairs(split, pairs)]
 
-    def replay(self, task: ReplayTask) -> GradientHandle:
+    def replay(self, task: GradientTask) -> GradientHandle:
         """Replays one group in this process and keeps its token gradients for ``finish_step``."""
         if self._replay_worker is None:
             raise TrainingError("replay was called, but this process has no replay worker", where="learner")
@@ -237,7 +237,7 @@ class LearnerActor(BaseActor):
         return self._factories.learner(config)
 
 
-def _open_replay(tasks: Sequence[ReplayTask]) -> list[tuple[EncoderTokens, EncoderTokens | None]]:
+def _open_replay(tasks: Sequence[GradientTask]) -> list[tuple[EncoderTokens, EncoderTokens | None]]:
     """Fetches and returns, for each task, its present tokens and its behaviour tokens (None when it has none)."""
     older = [task.behaviour for task in tasks if task.behaviour is not None]
     records = fetch_tokens([task.tokens for task in tasks] + older, deadline_s=FETCH_DEADLINE_S)

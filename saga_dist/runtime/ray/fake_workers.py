@@ -27,14 +27,15 @@ from saga_dist.runtime.ray.actors import Factories
 from saga_dist.types import (
     Completions,
     EncoderTokens,
+    GradientTask,
     ImagePair,
     LogProbMismatch,
     MicroBatch,
-    ReplayTask,
     RolloutTask,
     ScoredGroup,
     StepResult,
     TokenGradients,
+    VerdictTask,
 )
 from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, Ranks
@@ -162,19 +163,25 @@ class FakeReplayWorker:
     def __init__(self, config: RunConfig, script: FaultPlan) -> None:
         self._script = script
 
-    def replay(self, task: ReplayTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None) -> TokenGradients:
-        """Returns 0.01 * tokens / |T| as the gradient, and uniform attention targets."""
+    def replay(
+        self, task: GradientTask, tokens: EncoderTokens, behaviour: EncoderTokens | None = None
+    ) -> TokenGradients:
+        """Returns 0.01 * tokens / |T| (pairs, for a verdict) as the gradient, and uniform attention targets."""
+        if isinstance(task, VerdictTask):
+            total, num_tokens = task.num_pairs_total, 2
+        else:
+            total, num_tokens = task.num_tokens_total, task.group.num_tokens
         self._script.trigger(f"replay-{tokens.pair_id}")
         attention_N = torch.full((TOKENS_PER_IMAGE,), 1.0 / TOKENS_PER_IMAGE)
         return TokenGradients(
             pair_id=tokens.pair_id,
-            values_NW=0.01 * tokens.values_NW.float() / task.num_tokens_total,
+            values_NW=0.01 * tokens.values_NW.float() / total,
             attention_a_N=attention_N,
             attention_b_N=attention_N,
             negative_entropy=-1.0,
             num_attended=1,
-            loss=float(tokens.values_NW.sum()) / task.num_tokens_total,
-            num_tokens=task.group.num_tokens,
+            loss=float(tokens.values_NW.sum()) / total,
+            num_tokens=num_tokens,
             mismatch=LogProbMismatch(log_prob_gap=0.0, mismatch_kl=0.0),
             encoder_version=tokens.encoder_version,
         )

@@ -19,7 +19,7 @@ from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, Worke
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
 from saga_dist.runtime.ray.adapter import Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
-from saga_dist.types import ImagePair, MicroBatch, Quarantined, ReplayTask, StepResult
+from saga_dist.types import GradientTask, ImagePair, MicroBatch, Quarantined, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -206,12 +206,12 @@ class LearnerReplayPool:
 
     def __init__(self, learner: RemoteLearner, *, deadline_s: float) -> None:
         self._learner, self._deadline_s = learner, deadline_s
-        self._queue: deque[ReplayTask] = deque()
+        self._queue: deque[GradientTask] = deque()
         self._running: ray.ObjectRef | None = None
         self._busy_s = 0.0
         self._groups = 0
 
-    def submit(self, tasks: Sequence[ReplayTask]) -> None:
+    def submit(self, tasks: Sequence[GradientTask]) -> None:
         """Queues tasks and starts the first one, unless one is running."""
         self._queue.extend(tasks)
         self._send_next()

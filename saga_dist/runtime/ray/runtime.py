@@ -22,7 +22,7 @@ from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.runtime.ray.remote_learner import LearnerReplayPool, RemoteLearner
 from saga_dist.runtime.ray.scale import ScalablePool, ScaleController
 from saga_dist.runtime.ray.session import RaySession
-from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup
+from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
 from saga_dist.wire import groups_from_batch
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
         return self._missing()
 
 
-class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
+class ReplayAdapter(ActorAdapter[GradientTask, GradientHandle]):
     """Adapter of the replay pool to ``ReplayActor``; token gradients stay in the object store.
 
     Args:
@@ -87,7 +87,7 @@ class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
         section = self._config.replay
         return spawn(ReplayActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
 
-    def send(self, actor: Any, tasks: Sequence[ReplayTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+    def send(self, actor: Any, tasks: Sequence[GradientTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
         """Starts a lease; the answer is the list of views, and one payload per task."""
         answer, *payloads = actor.run.options(num_returns=1 + len(tasks)).remote(list(tasks))
         return answer, payloads
@@ -98,9 +98,9 @@ class ReplayAdapter(ActorAdapter[ReplayTask, GradientHandle]):
             replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
         ]
 
-    def task_key(self, task: ReplayTask) -> str:
+    def task_key(self, task: GradientTask) -> str:
         """Returns the pair id."""
-        return task.group.pair.pair_id
+        return task.pair_id
 
     def result_key(self, result: GradientHandle) -> str:
         """Returns the pair id."""
@@ -115,7 +115,8 @@ class RayRuntime:
     """Learner, rollout pool and replay pool on Ray; implements ``protocols.Runtime``.
 
     Workers start in the background. The constructor waits for the learner only, so that the first evaluation runs while
-    the engines start. No worker is started when the configuration needs no MLLM.
+    the engines start. No worker is started when the configuration needs no MLLM, and no rollout worker when nothing is
+    sampled.
 
     Args:
         config: the whole configuration.
@@ -172,10 +173,10 @@ class RayRuntime:
     def watch(self, run_dir: Path) -> None:
         """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""
         config, scalable = self._config, dict[str, tuple[ScalablePool, tuple[int, int]]]()
-        if config.needs_mllm:
+        if config.needs_engine:
             scalable["rollout"] = self.rollouts, config.rollout.worker_range
-            if isinstance(self.replays, RayPool):
-                scalable["replay"] = self.replays, config.replay.worker_range
+        if config.needs_mllm and isinstance(self.replays, RayPool):
+            scalable["replay"] = self.replays, config.replay.worker_range
         watch = ScaleController(run_dir, scalable)
         watch.start()
         self._closing.callback(watch.close)
@@ -211,7 +212,7 @@ class RayRuntime:
         )
         return RayPool(adapter, config)
 
-    def _replay_pool(self, adapter: ReplayAdapter) -> RayPool[ReplayTask, GradientHandle] | LearnerReplayPool:
+    def _replay_pool(self, adapter: ReplayAdapter) -> RayPool[GradientTask, GradientHandle] | LearnerReplayPool:
         section, rollout = self._config.replay, self._config.rollout
         if not section.workers:
             return LearnerReplayPool(self.learner, deadline_s=section.deadline_s)

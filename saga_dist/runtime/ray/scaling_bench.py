@@ -30,7 +30,7 @@ from saga_dist.runtime.ray.errors import WorkerInfo
 from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, FaultPlan, fake_group
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.training.coordinator import Coordinator
-from saga_dist.types import ReplayTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
+from saga_dist.types import GradientTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
 from saga_dist.utils.rng import counter_seed
 from saga_dist.workers.serial_pool import SerialPool
 
@@ -180,7 +180,7 @@ class BenchRuntime:
         replay = FakeReplayWorker(config, FaultPlan())
         self.learner = BenchLearner(config, update_s)
         self.rollouts = RayPool(adapter, PoolConfig(config.rollout.workers, GROUPS_PER_LEASE, 3, _TIMEOUTS))
-        self.replays: SerialPool[ReplayTask, GradientHandle] = SerialPool(
+        self.replays: SerialPool[GradientTask, GradientHandle] = SerialPool(
             lambda tasks: [GradientHandle.of(replay.replay(task, task.tokens)) for task in tasks],
             lease=1,
             max_attempts=1,

@@ -11,6 +11,8 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import training_sampler
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import Runtime
+from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.runtime.ray.scale import read_workers
 from saga_dist.runtime.run import build_runtime
 from saga_dist.training.coordinator import Coordinator
 
@@ -34,6 +36,10 @@ SMALL = [
     "replay.num_cpus=0.5",
     "runtime.local_cpus=4",
 ]
+SIGNALS = {"grpo": [], "verdict": ["objective.signal=verdict", "objective.lambda_kl=0", "evaluation.verdict_pairs=0"]}
+"""Overrides of each signal of the frozen MLLM."""
+SCALABLE = {"grpo": ["rollout", "replay"], "verdict": ["replay"]}
+"""Pools of each signal that `saga-dist scale` may change."""
 OF_THE_CLOCK = ("rollout_pool/", "replay_pool/", "rollout/tokens_per_s", "step/", "learner/idle_share")
 """Metrics that may differ: they measure time, or a pool that serial has not."""
 
@@ -55,24 +61,31 @@ def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[
 
 
 @pytest.mark.timeout(1200)  # three trainings with a process for each role
-def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["grpo", "verdict"])
+def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path: Path, signal: str) -> None:
     results, digests = {}, {}
     for name, overrides in (
         ("serial", ["runtime.kind=serial"]),
         ("ray", ["rollout.workers=2"]),
         ("ray with a replay worker", ["rollout.workers=1", "replay.workers=1", "runtime.pin_roles=true"]),
     ):
-        config = load_config(DEMO, [*SMALL, *overrides])
+        config = load_config(DEMO, [*SMALL, *SIGNALS[signal], *overrides])
         runtime = build_runtime(config)
         try:
             results[name] = train(config, runtime, tmp_path / name)
             digests[name] = runtime.backbone_digest()
+            if isinstance(runtime.rollouts, RayPool):
+                assert bool(runtime.rollouts.workers()) == (signal == "grpo"), "no engine without rollouts"
+            if config.replay.workers:
+                (tmp_path / name / "config.json").write_text("{}")
+                runtime.watch(tmp_path / name)
+                assert list(read_workers(tmp_path / name).pools) == SCALABLE[signal]
         finally:
             runtime.close()
     rows, files = results["serial"]
     assert len(files) == 2, "learner and optimizer"
-    assert sum("loss/grpo" in row for row in rows) == STEPS
-    assert any(row.get("loss/grpo") for row in rows), "rollouts contributed"
+    assert sum(f"loss/{signal}" in row for row in rows) == STEPS
+    assert any(row.get(f"loss/{signal}") for row in rows), "pairs contributed"
     assert results["ray"] == results["serial"]
     assert results["ray with a replay worker"] == results["serial"]
     assert len(set(digests.values())) == 1
