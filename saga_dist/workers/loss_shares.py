@@ -3,9 +3,10 @@
     tower   the output tokens of the tower: metric loss and GRPO, or the verdict loss (``objective.signal``)
     pooler  the pooler's parameters: metric loss and attention alignment
 
-One backward pass takes the sum at the tokens through the tower. The gradients include the weights lambda. Clipping multiplies all of them by one factor, so the shares are those before
-and after it. The proxies have gradients of the metric loss only. Norms at the tower's parameters need a backward pass
-for each loss; ``diagnostics/gradients.py`` measures them on a recorded step.
+One backward pass takes the sum at the tokens through the tower. The gradients include the weights lambda. Clipping
+multiplies all of them by one factor, so the shares are those before and after it. The proxies have gradients of the
+metric loss only. Norms at the tower's parameters need a backward pass for each loss; ``diagnostics/gradients.py``
+measures them on a recorded step.
 """
 
 from __future__ import annotations
