@@ -315,8 +315,9 @@ def test_a_cut_off_answer_never_has_the_other_verdict() -> None:
 
 UNITS = (
     '"', "'", "“", "\\", '\\"', "{", "}", "{ ", "[", "]}", ":", ",", ' "a" ', "' ", '"a":', '{"a":', '{"a":[', '{"a":"',
-    '{"a" ', '{"k":"yes"}', '{"k":"yes"},', '{"a":{"b":1} ', '"a": "b" c, ', "**", "<think>", "</think>", "<think></think>",
-    "\n```", "\n{}", '\n{"k":"yes"}', "{a", '{"k', "\n", "k: yes\n", '"k": "yes" ', "'a' b' ", '"a":"b":',
+    '{"a" ', '{"k":"yes"}', '{"k":"yes"},', '{"a":{"b":1} ', '"a": "b" c, ', "**", "<think>", "</think>",
+    "<think></think>", "\n```", "\n{}", '\n{"k":"yes"}', "{a", '{"k', "\n", "k: yes\n", '"k": "yes" ', "'a' b' ",
+    '"a":"b":',
 )  # fmt: skip
 
 
