@@ -27,6 +27,7 @@ record of their members, so memory beyond the tokens is a stack of brackets.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from saga_dist.objectives.json_members import Body, JsonMember, JsonObject, Piece
 from saga_dist.objectives.json_tokens import GOES_ON, KEY_START, MISSING_LAST_QUOTE, OBJECT_START, PLAIN_MEMBER, TOKEN
@@ -36,8 +37,8 @@ _DEEPEST = 8
 _CLOSER = {"{": "}", "[": "]"}
 
 
-def scan_objects(text: str, start: int = 0, end: int | None = None) -> list[JsonObject]:
-    """Returns the outermost objects with members in ``text[start:end]``, in order; indices are those of ``text``."""
+def scan_objects(text: str, start: int = 0, end: int | None = None) -> Iterator[JsonObject]:
+    """Yields the outermost objects with members in ``text[start:end]``, in order; indices are those of ``text``."""
     return _Reader(text, start, len(text) if end is None else end).objects()
 
 
@@ -63,15 +64,13 @@ class _Reader:
         self._restarts = False
         """True after a brace that begins a new outermost object; all open objects end before it."""
 
-    def objects(self) -> list[JsonObject]:
-        """Returns the outermost objects that have members, in order."""
-        found = []
+    def objects(self) -> Iterator[JsonObject]:
+        """Yields the outermost objects that have members, in order."""
         if (first := self._object_without_brace()) is not None:
-            found.append(first)
+            yield first
         while (opening := OBJECT_START.search(self._text, self._position, self._end)) is not None:
-            if (one := self._outermost(opening.end())).members:
-                found.append(one)
-        return found
+            if (found := self._outermost(opening.end())).members:
+                yield found
 
     def _object_without_brace(self) -> JsonObject | None:
         """Returns the object that begins with a key at the start of the range and is closed by a brace."""
