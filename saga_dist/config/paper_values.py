@@ -30,6 +30,7 @@ PAPER_VALUES: dict[str, float | int | str | bool] = {
     "objective.lambda_lm": 1.0,
     "objective.metric_loss": "potential_field",
     "objective.reward": "verdict",
+    "objective.signal": "grpo",
     "optimizer.clip_norm": 1.0,
     "optimizer.lr_encoder": 2e-5,
     "optimizer.lr_pooler": 1e-4,
