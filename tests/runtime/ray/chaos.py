@@ -55,7 +55,7 @@ class Tally:
         noticed = sorted(delay for outcome in self.outcomes for delay in outcome["hangs_noticed_s"])
         lines = [
             f"{len(self.outcomes)} runs, 0 hangs, {struck} strikes; planned: {dict(sorted(kinds.items()))}",
-            f"pairs: {dict(fates)}; 0 lost, 0 told twice",
+            f"pairs: {dict(fates)}; 0 lost, 0 counted twice",
             f"weights equal to the quiet run in {sum(equal)} of {len(equal)} runs in which they must be",
         ]
         if noticed:
