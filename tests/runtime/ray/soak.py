@@ -147,7 +147,7 @@ def main() -> None:
     again = len(ends) - steps
     sys.stdout.write(
         f"{options.minutes:g} minutes, {len(killer.victims)} kills ({', '.join(killer.victims)}): {steps} steps, "
-        f"{again} done again, {share:.1%} of the time productive; pairs: {fates}, 0 lost, 0 told twice\n"
+        f"{again} done again, {share:.1%} of the time productive; pairs: {fates}, 0 lost, 0 counted twice\n"
     )
 
 

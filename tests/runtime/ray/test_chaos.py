@@ -30,11 +30,11 @@ def drill(script: str, *options: str, timeout_s: float) -> str:
 def test_two_disturbed_runs_account_for_every_pair() -> None:
     # Stream 3 has all of it: replay workers, lost calls; seeds 3 and 7 plan what can be seen in `chaos_stream.plan`.
     said = drill("chaos.py", "--runs", "8", "--stream", "3", timeout_s=900)
-    assert "2 runs, 0 hangs" in said and "0 lost, 0 told twice" in said, said
+    assert "2 runs, 0 hangs" in said and "0 lost, 0 counted twice" in said, said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_kill_a_minute_costs_little() -> None:
     said = drill("soak.py", "--minutes", "2", timeout_s=900)
-    assert "2 kills" in said and "0 lost, 0 told twice" in said, said
+    assert "2 kills" in said and "0 lost, 0 counted twice" in said, said
