@@ -56,7 +56,7 @@ MUTATIONS = (
     Mutation("cosine", OPTIMIZATION, "0.5 * (1 + math.cos(", "1.0 * (1 + math.cos(", TEST_LEARNER),
     # weights of the losses
     Mutation("lambda_dml", LEARNER, "(self._objective.lambda_dml * loss).backward()", "loss.backward()", TEST_LEARNER),
-    Mutation("lambda_lm", LEARNER, "weight = self._objective.lambda_lm\n", "weight = 1.0\n", TEST_LEARNER),
+    Mutation("lambda_lm", LEARNER, "signal, self._objective.lambda_lm\n", "signal, 1.0\n", TEST_LEARNER),
     Mutation("lambda_kl", LEARNER, "torch.autograd.grad(self._objective.lambda_kl * loss,", "torch.autograd.grad(loss,",
              TEST_LEARNER),
     Mutation("balance of the losses", LEARNER, "to=weight / self._objective.lambda_dml", "to=weight", TEST_LEARNER),
