@@ -47,7 +47,7 @@ def methods() -> list[MethodResult]:
         name="metric loss only",
         splits={"test": split},
         seeds=(0,),
-        wall_s=236.0,
+        wall_s=1236.0,
         optimizer_steps=100,
         verdicts={"train": verdicts, "test": verdicts},
         probes=dict.fromkeys(("bill", "crown", "breast", "wing", "tail", "legs"), 0.5),
