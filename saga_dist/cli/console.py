@@ -135,7 +135,7 @@ def results_table(methods: Iterable[MethodResult], *, split: str, title: str) ->
             *recalls[1:],
             f"{result.nmi:.3f}",
             f"{method.optimizer_steps}",
-            f"{method.wall_s:.0f}" if method.wall_s < 1000 else f"{method.wall_s / 60:.0f} min",
+            f"{method.wall_s:.0f}" if method.wall_s < 1000 else f"{method.wall_s / 60:.0f}m",
         )
     return table
 
