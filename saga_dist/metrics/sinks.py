@@ -83,7 +83,19 @@ class TensorBoardSink:
         """Opens a new event file; TensorBoard drops the steps after ``after_step`` of earlier files."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._wait_for_a_later_name()
         self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
+
+    def _wait_for_a_later_name(self) -> None:
+        """Waits until the second of the newest event file is over.
+
+        TensorBoard reads event files in the order of their names, which begin with the second of their creation. A file
+        of the same second may have the smaller name (pid and counter are not padded), and would be read first.
+        """
+        names = [path.name for path in self._folder.glob("events.out.tfevents.*")]
+        seconds = [int(name.split(".")[3]) for name in names if name.split(".")[3].isdigit()]
+        if seconds and max(seconds) == int(time.time()):
+            time.sleep(1 - time.time() % 1)
 
     def write(self, result: StepResult) -> None:
         """Writes one scalar per metric and flushes the file."""
