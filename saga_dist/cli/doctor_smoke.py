@@ -12,6 +12,7 @@ from saga_dist.config import RunConfig
 
 if TYPE_CHECKING:
     from saga_dist.runtime.serial import SerialRuntime
+    from saga_dist.types import EncoderTokens, ImagePair
 
 
 class SmokeTest:
@@ -35,15 +36,13 @@ class SmokeTest:
 
         The line has the seconds until the engine was ready, the number of generated tokens, the verdict and the truth.
         """
-        from saga_dist.data.sampling import evaluation_pairs
         from saga_dist.types import RolloutTask, Sampling
         from saga_dist.workers.serial_pool import run_all
 
         started = time.monotonic()
         runtime, settings = self._models(), self._config.rollout
         ready = time.monotonic()
-        pair = evaluation_pairs(runtime.learner.labels("test"), 2, seed=0)[0]
-        tokens = runtime.learner.encode_pairs("test", [pair])[0]
+        pair, tokens = self._encoded_test_pair()
         sampling = Sampling(num_completions=1, temperature=0.0, top_p=1.0, max_tokens=settings.max_tokens, seed=0)
         group = run_all(runtime.rollouts, [RolloutTask(pair, tokens, sampling)])[0]
         verdict = {True: "same", False: "different", None: "no verdict"}[group.verdicts[0]]
@@ -54,15 +53,13 @@ class SmokeTest:
 
     def force_one_verdict(self) -> str:
         """Returns one line on p(right verdict) of two test images, by a replay through the frozen MLLM."""
-        from saga_dist.data.sampling import evaluation_pairs
         from saga_dist.types import VerdictTask
         from saga_dist.workers.serial_pool import run_all
 
         started = time.monotonic()
         runtime = self._models()
         ready = time.monotonic()
-        pair = evaluation_pairs(runtime.learner.labels("test"), 2, seed=0)[0]
-        tokens = runtime.learner.encode_pairs("test", [pair])[0]
+        pair, tokens = self._encoded_test_pair()
         gradient = run_all(runtime.replays, [VerdictTask(pair, tokens, num_pairs_total=1)])[0]
         return (
             f"replay ready after {ready - started:.0f} s; one verdict in {time.monotonic() - ready:.1f} s; p(right) "
@@ -87,6 +84,14 @@ class SmokeTest:
             result = Coordinator(self._config, runtime, sampler, Path(folder)).train_step()
         warnings += advice_for_step(self._config.objective, result.metrics)
         return step_line(result)
+
+    def _encoded_test_pair(self) -> tuple[ImagePair, EncoderTokens]:
+        """Returns a pair of test images and its encoder tokens."""
+        from saga_dist.data.sampling import evaluation_pairs
+
+        learner = self._models().learner
+        pair = evaluation_pairs(learner.labels("test"), 2, seed=0)[0]
+        return pair, learner.encode_pairs("test", [pair])[0]
 
     def _models(self) -> SerialRuntime:
         from saga_dist.runtime.serial import SerialRuntime
