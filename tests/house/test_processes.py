@@ -24,6 +24,7 @@ def test_something(number):
 """
 
 
+@pytest.mark.integration
 def test_files_that_start_ray_share_one_process_and_other_files_stay_whole(tmp_path: Path) -> None:
     shutil.copy(TESTS / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    cluster: starts Ray\n")
