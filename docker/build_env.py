@@ -29,7 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "docker" / "requirements-cpu.lock"
-SHIM = ROOT / "docker" / "torchvision_cpu_shim.py"
+SHIM = (ROOT / "docker" / "torchvision_cpu_shim.py", ROOT / "docker" / "torchvision_cpu_shim.pth")
+"""The torchvision shim, and the line that starts it in every process; the wheel holds both too."""
 VENV = ROOT / ".venv"
 STAMP = "saga-env.json"
 HOME_NOTE = "saga-home"
@@ -90,7 +91,7 @@ def packages_key() -> str:
 
 def project_key() -> str:
     """Names the project layer: what the editable install and the shim are made from, and where this clone lies."""
-    parts = [(ROOT / "pyproject.toml").read_text(), SHIM.read_text(), str(ROOT)]
+    parts = [(ROOT / "pyproject.toml").read_text(), *(path.read_text() for path in SHIM), str(ROOT)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -176,10 +177,9 @@ def install_project() -> None:
 
 
 def install_shim(venv: Path) -> None:
-    """Put the torchvision shim into ``venv``, and the line that starts it in every process."""
-    target = site_packages(venv)
-    replace(target / SHIM.name, SHIM.read_bytes())
-    replace(target / f"{SHIM.stem}.pth", f"import {SHIM.stem}\n".encode())
+    """Put the torchvision shim into ``venv``."""
+    for path in SHIM:
+        replace(site_packages(venv) / path.name, path.read_bytes())
 
 
 def pip_install(venv: Path, *arguments: str | Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from saga_dist.config.find import find_config
 from saga_dist.config.run import RunConfig
 from saga_dist.config.section import Section
 from saga_dist.errors import CheckpointError, ConfigError
@@ -20,14 +21,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Returns the configuration in a TOML file with overrides applied.
 
     Args:
-        path: the TOML file.
+        path: the TOML file, or the name of a shipped one (``find_config``).
         overrides: strings ``section.key=value``, applied in order; the value is TOML, and a bare word is a string.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
+    path = find_config(path)
     try:
-        text = Path(path).read_text("utf-8")
+        text = path.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the file ({error.strerror})", where=str(path), fix="check the path") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from saga_dist.config.find import VOCABULARIES as VOCABULARY_FOLDERS
+from saga_dist.config.find import find_config
 from saga_dist.errors import ConfigError
 
 
@@ -68,7 +70,7 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
 
     Args:
         name_or_path: a key of ``VOCABULARIES``, or the path of a ``.toml`` file whose keys are the fields of
-            ``Vocabulary``.
+            ``Vocabulary``; a shipped file is found from every working directory.
 
     Raises:
         ConfigError: the argument is neither a built-in name nor a readable TOML file, or a key of the file is missing,
@@ -83,6 +85,7 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
             where="prompt.vocabulary",
             expected=f"one of {', '.join(VOCABULARIES)} or the path of a .toml file",
         )
+    path = find_config(path, folders=VOCABULARY_FOLDERS)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from saga_dist.config import STANDINS, RunConfig, parse_config
+from saga_dist.config.find import VOCABULARIES, find_config
 from saga_dist.errors import ConfigError
 
 CONFIG_FOLDER = "/config"
@@ -74,7 +75,8 @@ def pack(config: RunConfig) -> PackedConfig:
             if data.get(key):
                 data[key] = _pack_file(files, f"data.{key}", data[key])
     if config.prompt.vocabulary.endswith(".toml"):
-        tree["prompt"]["vocabulary"] = _pack_file(files, "prompt.vocabulary", config.prompt.vocabulary)
+        words = config.prompt.vocabulary
+        tree["prompt"]["vocabulary"] = _pack_file(files, "prompt.vocabulary", words)
     path = config.model.path
     is_folder = path.startswith(("/", ".", "~"))
     if is_folder:
@@ -110,7 +112,8 @@ def to_toml(tree: Mapping[str, Any]) -> str:
 def _pack_file(files: dict[str, str], key: str, path: str) -> str:
     """Returns the path of a file in the pods.
 
-    A file with a relative path is read and added to ``files``; an absolute path is returned unchanged.
+    A file with a relative path, the user's or a shipped one, is read and added to ``files``; an absolute path is
+    returned unchanged.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -119,9 +122,9 @@ def _pack_file(files: dict[str, str], key: str, path: str) -> str:
         return path
     name = key + (".toml" if path.endswith(".toml") else ".txt")
     try:
-        files[name] = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        files[name] = find_config(path, folders=VOCABULARIES).read_text("utf-8")
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no such file, or not readable"
         raise ConfigError(
             f"{key} = {path!r} cannot be read here ({reason})",
             where="configuration",

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from saga_dist.config import RunConfig, load_config
+from saga_dist.config.find import find_config, shipped_names
 from saga_dist.errors import ConfigError
 
-WORLDS_FOLDER = Path("configs/evidence")
-"""Folder of the shipped worlds, relative to the working directory."""
-TABLE_PREFIX = "table_"
-"""Prefix of files in that folder that are sweep tables, not worlds."""
+WORLDS_FOLDER = "evidence"
+"""Folder of the shipped worlds, below ``configs``."""
 
 Pooling = Literal["mean", "linear", "mlp"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "linear", "mlp")
@@ -88,22 +87,17 @@ class World:
 
 
 def load_worlds(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[World]:
-    """Returns the worlds in the files, or in ``configs/evidence`` (its tables left out) when no file is given.
+    """Returns the worlds in the files, or those shipped in ``configs/evidence`` when no file is given.
 
     Args:
-        paths: TOML files; may be empty.
+        paths: TOML files, or names of shipped ones; may be empty.
         overrides: ``section.key=value`` for every world.
 
     Raises:
         ConfigError: there is no world, two have one name, or one does not use the built-in birds and their prompt.
     """
-    if not paths:
-        paths = sorted(path for path in WORLDS_FOLDER.glob("*.toml") if not path.name.startswith(TABLE_PREFIX))
-        if not paths:
-            raise ConfigError(
-                "no world", where=str(WORLDS_FOLDER), fix="name files, or run the command where the repository lies"
-            )
-    worlds = [World(path, tuple(overrides), load_config(path, overrides)) for path in paths]
+    files = [find_config(path) for path in paths or shipped_names((WORLDS_FOLDER,))]
+    worlds = [World(file, tuple(overrides), load_config(file, overrides)) for file in files]
     for world in worlds:
         if world.config.data.layout != "birds" or world.config.prompt.vocabulary != "standin_birds":
             raise ConfigError(

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from saga_dist.config import RunConfig, load_config
+from saga_dist.config.find import TABLES, find_config
 from saga_dist.errors import ConfigError, DataError
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Results
 from saga_dist.runtime.preflight import describe
@@ -84,7 +85,7 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
     for override in overrides:
         if override.partition("=")[0].strip() in ("run.seed", "run.directory"):
             raise ConfigError(f"override {override!r}", where="command line", fix="use --seed and --out")
-    base = path.parent / table.config
+    base = find_config(path, folders=TABLES).parent / table.config
     cells = []
     for seed, variant in product(seeds or table.seeds, table.trained):
         for option, texts in enumerate(variant.options) if variant.options else ((None, ()),):

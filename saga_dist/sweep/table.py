@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from saga_dist.config import Section
+from saga_dist.config.find import TABLES, find_config
 from saga_dist.errors import ConfigError
 
 
@@ -141,11 +142,12 @@ class Table(Section):
 
 
 def load_table(path: Path) -> Table:
-    """Returns the table in a TOML file.
+    """Returns the table in a TOML file, which may be the name of a shipped one.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
+    path = find_config(path, folders=TABLES)
     try:
         tree = tomllib.loads(path.read_text("utf-8"))
         # Strict validation accepts an array for a tuple only from JSON.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_what_is_copied_exists_and_is_in_the_context(name: str) -> None:
 
 
 def test_the_context_holds_nothing_else() -> None:
-    for path in (".git/config", ".venv/bin/python", "runs/x/model", "tests/conftest.py", "deploy/README.md", ".env"):
+    for path in (".git/config", ".venv/bin/python", "runs/x/model", "tests/conftest.py", "Makefile", ".env"):
         assert not in_context(path), path
     assert not in_context("saga_dist/__pycache__/cli.cpython-311.pyc")
     assert in_context("saga_dist/standin/demo.toml")
@@ -66,9 +67,12 @@ def test_the_context_holds_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_that_the_build_of_the_package_reads_is_there(name: str) -> None:
-    """hatchling reads pyproject.toml, the license file that it names, and the package."""
+    """hatchling reads pyproject.toml, the files and folders that it names, and the package."""
     sources = {source for copy in arguments(name, "COPY") for source in copy.split()[:-1]}
-    assert {"pyproject.toml", "LICENSE", "saga_dist"} <= sources
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    named = {project["project"]["readme"], *project["project"]["license-files"]}
+    assert {"pyproject.toml", *named, *wheel["only-include"], *wheel["force-include"]} <= sources
 
 
 def test_versions_agree_with_the_package() -> None:

@@ -37,12 +37,12 @@ def test_each_has_many_test_images_validation_classes_and_dry_runs(world: object
     assert "the configuration is valid" in result.output
 
 
-def test_without_files_the_folder_is_read_and_tables_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(FOLDER.parents[1])
-    assert [world.name for world in load_worlds([])] == [world.name for world in WORLDS]
-    monkeypatch.chdir(FOLDER)
-    with pytest.raises(ConfigError, match="no world"):
-        load_worlds([])
+def test_without_files_the_shipped_worlds_are_read_from_every_directory_and_tables_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (FOLDER.parents[1], tmp_path):
+        monkeypatch.chdir(place)
+        assert [world.name for world in load_worlds([])] == [world.name for world in WORLDS]
 
 
 def test_a_setting_changes_pooling_rate_weights_and_seed_and_nothing_else() -> None:

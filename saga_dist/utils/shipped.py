@@ -1,0 +1,37 @@
+"""Files that are shipped with the package: configurations, pages and deployment templates.
+
+A wheel holds them in ``saga_dist/shipped``; an editable installation takes them from its checkout. Both have the same
+folders: ``configs``, ``deploy`` and ``docs``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_folder() -> Path:
+    """Returns the folder that holds ``configs``, ``deploy`` and ``docs``."""
+    packed = _PACKAGE / "shipped"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def shipped_page(name: str) -> str:
+    """Returns where a page is, for a message.
+
+    Args:
+        name: path of the page in the repository, e.g. ``docs/evidence.md``.
+
+    Returns:
+        The path of the shipped page, relative to the working directory where it lies below; ``name`` itself where the
+        page is not installed.
+    """
+    page = shipped_folder() / name
+    return str(below_here(page)) if page.is_file() else name
+
+
+def below_here(path: Path) -> Path:
+    """Returns an absolute path relative to the working directory where it lies below, else unchanged."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
