@@ -11,7 +11,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Bytecode is kept whatever the shell says: without it every process compiles what it imports, seconds of its time.
+# `make env` compiles the environment; with this variable in the shell, edited modules would be compiled by each process.
 unexport PYTHONDONTWRITEBYTECODE
 # The tokenizer's threads and the forks of data loading do not mix.
 export TOKENIZERS_PARALLELISM := false

@@ -6,8 +6,9 @@ operator. Declaring the schemas is enough: the Python transforms, all that image
 operator.
 
 The wheel installs it beside the package, and a `.pth` line imports this module at the start of every process of the
-environment (vLLM and Ray start processes that never import saga_dist). So the module must stay free at start-up: it imports neither torch nor
-torchvision, and hooks itself in only for the moment in which torchvision's own code is about to run.
+environment (vLLM and Ray start processes that never import saga_dist). So the module must stay free at start-up: it
+imports neither torch nor torchvision, and hooks itself in only for the moment in which torchvision's own code is about
+to run.
 
 Where torch has CUDA (or another accelerator), or torchvision's operators load, it changes nothing.
 """

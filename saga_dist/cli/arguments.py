@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from saga_dist.utils.library_logging import quiet_libraries
-from saga_dist.utils.printable import log_to_stderr, printable
+from saga_dist.utils.printable import printable
+from saga_dist.utils.terminal import log_to_terminal
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", metavar="[KEY=VALUE]…")]
@@ -46,7 +47,7 @@ def configure_logging(*, verbose: bool = False) -> None:
         verbose: log at DEBUG instead of INFO, and let other libraries log more.
     """
     quiet_libraries(verbose=verbose)
-    log_to_stderr()
+    log_to_terminal()
     logging.getLogger("saga_dist").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -56,13 +56,15 @@ def bench(
 
     from saga_dist.bench.common import Size
     from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
+    from saga_dist.cli.progress import waiting
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
     figures = records_of_this_machine(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)
-        measured = BenchRecord(size=size, load=load, report=measure(chosen, size))
+        with waiting(f"measuring {chosen.value}"):
+            measured = BenchRecord(size=size, load=load, report=measure(chosen, size))
         if as_markdown:
             typer.echo(markdown(measured))
         else:

@@ -1,15 +1,12 @@
-"""Terminal output: one live line of progress during training, and tables of results at the end."""
+"""Text of a training step, and tables of results, for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,13 +15,8 @@ from saga_dist.retrieval.training_text import training_lines
 from saga_dist.utils.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from saga_dist.retrieval.results import MethodResult
     from saga_dist.types import StepResult
-
-LINES_WITHOUT_TERMINAL = 20
-"""Approximate number of progress lines per run when output goes to a file or a job log."""
 
 
 def widen(console: Console, columns: int) -> None:
@@ -33,46 +25,15 @@ def widen(console: Console, columns: int) -> None:
         console.width = max(console.width, columns)
 
 
-@contextmanager
-def step_progress(console: Console, title: str, num_steps: int) -> Iterator[Callable[[StepResult], None]]:
-    """Yields a callback that shows each step: a live bar in a terminal, about twenty plain lines elsewhere.
-
-    Args:
-        console: console to print to.
-        title: text in front of the progress.
-        num_steps: optimizer steps of the whole run.
-    """
-    if not console.is_terminal:
-        every = max(1, num_steps // LINES_WITHOUT_TERMINAL)
-
-        def print_line(result: StepResult) -> None:
-            if result.step % every == 0 or result.step == num_steps:
-                console.print(
-                    f"{printable(title)}  step {result.step}/{num_steps}  {step_line(result)}",
-                    highlight=False,
-                    soft_wrap=True,
-                    markup=False,
-                )
-
-        yield print_line
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress, numbers = Progress(*columns, console=console), Text()
-    task = progress.add_task(printable(title), total=num_steps)
-
-    def show(result: StepResult) -> None:
-        progress.update(task, completed=result.step)
-        numbers.plain = step_line(result)  # below the bar, where it may wrap
-
-    with Live(Group(progress, numbers), console=console):
-        yield show
-
-
-def step_line(result: StepResult) -> str:
+def step_line(result: StepResult, *, with_seconds: bool = True) -> str:
     """Returns a step's metrics in one line: reward, verdicts, contributing share, losses, shares of the MLLM's loss at
     the tower and of the attention alignment at the pooler, tokens/s, seconds.
 
     Metrics that the step does not have are left out.
+
+    Args:
+        result: the step.
+        with_seconds: end with the seconds that the step took.
     """
     metrics = result.metrics
     parts = []
@@ -97,7 +58,8 @@ def step_line(result: StepResult) -> str:
             parts.append(f"{label} {metrics[name]:{form}}")
     if "rollout/tokens_per_s" in metrics:
         parts.append(f"{metrics['rollout/tokens_per_s']:.0f} tok/s")
-    parts.append(f"{metrics.get('step/wall_s', 0.0):.2f} s/step")
+    if with_seconds:
+        parts.append(f"{metrics.get('step/wall_s', 0.0):.2f} s/step")
     return "  ".join(parts)
 
 

@@ -21,7 +21,10 @@ def demo(
 ) -> None:
     """Train on the built-in birds and compare three rows: pre-trained, metric loss only, SAGA."""
     configure_logging(verbose=verbose)
-    from saga_dist.cli.demo_rows import run_demo
+    from saga_dist.cli.progress import waiting
+
+    with waiting("loading torch"):
+        from saga_dist.cli.demo_rows import run_demo
 
     # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
     directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from saga_dist.cli.console import print_results, step_progress
+from saga_dist.cli.console import print_results
+from saga_dist.cli.progress import step_progress
 from saga_dist.config import RunConfig, load_config
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.retrieval.results import MethodResult, Results
@@ -23,6 +24,7 @@ from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.evaluation import evaluate_method
 from saga_dist.training.training_facts import training_facts
 from saga_dist.utils.printable import printable
+from saga_dist.utils.shipped import shipped_page
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ EXPLANATION = (
     "The world: drawn birds; in training the flower behind the bird gives the species away, on unseen species it says "
     "nothing. The table shows whether the MLLM's gradient moves the encoder from flower to bird in this one made-up "
     "world, with one seed; it says nothing about photographs. Over six seeds of such a world nearly all of the gain "
-    "was the attention alignment's, which shows the pooler the bird (docs/evidence.md)."
+    "was the attention alignment's, which shows the pooler the bird ({page})."
 )
 
 
@@ -67,7 +69,7 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = 
     print_results(console, methods)
     console.print(_learning_line(run_dir), highlight=False)
     console.print(f"frozen MLLM bit-identical after training: {'yes' if results.backbone_unchanged else 'NO'}")
-    console.print(EXPLANATION, highlight=False)
+    console.print(EXPLANATION.format(page=shipped_page("docs/evidence.md")), highlight=False, markup=False)
     console.print(
         printable(f"run directory: {run_dir}   {time.monotonic() - started:.0f} s"), highlight=False, markup=False
     )
@@ -126,7 +128,7 @@ class _Table:
         if directory != self._run_dir:
             open_run_directory(directory, config)
         self._runtime.reset_learner(config)
-        with step_progress(self._console, name, config.run.steps) as on_step:
+        with step_progress(name, config.run.steps) as on_step:
             return train_method(
                 name,
                 config,

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saga_dist.cli.doctor_smoke import SmokeTest
+from saga_dist.cli.progress import waiting
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ModelError, SagaError
 from saga_dist.estimate.formatting import size
@@ -68,7 +69,8 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
         checks.append(("one step", lambda: models.take_one_step(warnings)))
     for name, check in checks:
         try:
-            finding, mark = check(), "ok  "
+            with waiting(f"checking {name}"):
+                finding, mark = check(), "ok  "
         except SagaError as error:
             finding, mark = str(error), "FAIL"
             failed += 1

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
-from saga_dist.cli.encoder import load_encoder, progress_bar
+from saga_dist.cli.encoder import load_encoder
+from saga_dist.cli.progress import counted, waiting
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -29,11 +30,11 @@ def embed(
 
     # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
-    list_images(folder)
+    with waiting(f"listing the images in {folder}"):
+        list_images(folder)
     encoder_folder = model_folder(model)
     encoder = load_encoder(encoder_folder, device, family)
-    with progress_bar() as progress:
-        task = progress.add_task("embedding", total=None)
+    with counted("embedding", "image") as on_progress:
         done = embed_folder(
             encoder,
             read_identity(encoder_folder),
@@ -41,7 +42,7 @@ def embed(
             out,
             max_bad_share=max_bad,
             jobs=jobs,
-            on_progress=lambda number, total: progress.update(task, completed=number, total=total),
+            on_progress=on_progress,
         )
     for reason in done.bad[:10]:
         print_line(f"cannot be used: {reason}")

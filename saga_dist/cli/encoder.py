@@ -1,15 +1,14 @@
-"""Loading an encoder and showing progress, for the commands that use a trained encoder."""
+"""Loading an encoder, for the commands that use a trained one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saga_dist.cli.progress import waiting
 from saga_dist.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from saga_dist.models.encoder import Encoder
 
 
@@ -26,19 +25,11 @@ def load_encoder(folder: Path, device: str, family: str) -> Encoder:
         CheckpointError: a file is missing or altered, or the format has another version.
         ModelError: the family is not supported.
     """
-    from saga_dist.models.encoder import load
-
     try:
-        return load(folder, device=device, family=family)
+        with waiting(f"loading the encoder {folder}"):
+            from saga_dist.models.encoder import load
+
+            return load(folder, device=device, family=family)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error
-
-
-def progress_bar() -> Progress:
-    """Returns a progress bar on standard error that is erased when it ends."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -43,31 +43,34 @@ def estimate(
     quiet_libraries()
     from rich.console import Console
 
-    from saga_dist.cli.console import widen
+    from saga_dist.cli.progress import waiting
     from saga_dist.config import load_config
-    from saga_dist.estimate import planner
-    from saga_dist.estimate.rates import choose_card
-    from saga_dist.estimate.render import print_calibration, print_estimate
-    from saga_dist.estimate.to_json import as_json
-    from saga_dist.runtime.build import set_threads
 
+    resolved = load_config(config, overrides or [])
+    with waiting("loading torch"):
+        from saga_dist.cli.console import widen
+        from saga_dist.estimate import planner
+        from saga_dist.estimate.rates import choose_card
+        from saga_dist.estimate.render import print_calibration, print_estimate
+        from saga_dist.estimate.to_json import as_json
+        from saga_dist.runtime.build import set_threads
+    set_threads(resolved)
+    steps = None
+    with waiting(f"taking {CALIBRATION_STEPS} steps" if calibrate else f"counting bytes and operations of {config}"):
+        device = choose_card(card, wants_gpu=planner.wants_gpu(resolved))
+        if calibrate:
+            rate_source, steps, peak = planner.calibrated_rates(resolved, device, CALIBRATION_STEPS)
+        elif measured is not None:
+            rate_source = planner.measured_rates(resolved, device, measured)
+        else:
+            rate_source = planner.assumed_rates(resolved, device)
+        with planner.plan_inputs(resolved, device, rate_source) as plan_inputs:
+            found = planner.estimate(plan_inputs, gpus or planner.GPUS)
     console = Console()
     widen(console, 120)
-    resolved = load_config(config, overrides or [])
-    set_threads(resolved)
-    device = choose_card(card, wants_gpu=planner.wants_gpu(resolved))
-    steps = None
-    if calibrate:
-        rate_source, steps, peak = planner.calibrated_rates(resolved, device, CALIBRATION_STEPS)
-    elif measured is not None:
-        rate_source = planner.measured_rates(resolved, device, measured)
-    else:
-        rate_source = planner.assumed_rates(resolved, device)
-    with planner.plan_inputs(resolved, device, rate_source) as plan_inputs:
-        found = planner.estimate(plan_inputs, gpus or planner.GPUS)
-        print_estimate(console, found, price)
-        if steps is not None:
-            print_calibration(console, found, steps, peak)
-        if json_file is not None:
-            figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
-            write_output(json_file, figures.encode(), option="--json")
+    print_estimate(console, found, price)
+    if steps is not None:
+        print_calibration(console, found, steps, peak)
+    if json_file is not None:
+        figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
+        write_output(json_file, figures.encode(), option="--json")

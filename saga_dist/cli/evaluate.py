@@ -76,9 +76,12 @@ def _run(
     if overrides:
         raise ConfigError(f"override {overrides[0]!r}", where="command line", expected="overrides with --encoder only")
     from saga_dist.cli.console import results_notes, results_table
-    from saga_dist.runtime.run import evaluate_encoder
+    from saga_dist.cli.progress import waiting
 
-    result = evaluate_encoder(run, split)
+    with waiting(f"evaluating {run} on {split}"):
+        from saga_dist.runtime.run import evaluate_encoder
+
+        result = evaluate_encoder(run, split)
     console.print(results_table([result], split=split, title=f"{run} ({split})"))
     for note in results_notes([result], split=split):
         console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
@@ -88,21 +91,17 @@ def _run(
 def _frozen(
     encoder: str, config: Path, overrides: list[str], split: str, console: Console
 ) -> tuple[SplitResult, TrainingFacts | None, str]:
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from saga_dist.baselines.frozen_encoder import parse_spec
+    from saga_dist.cli.progress import counted, waiting
     from saga_dist.config import load_config
 
     parse_spec(encoder)  # a wrong value must show before the seconds that torch takes to load
     resolved = load_config(config, overrides)
-    from saga_dist.baselines.evaluate import compare
+    with waiting("loading torch"):
+        from saga_dist.baselines.evaluate import compare
 
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("encoding", total=None)
-        row = compare(
-            encoder, resolved, split, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with counted("encoding", "image") as on_progress:
+        row = compare(encoder, resolved, split, on_progress=on_progress)
     _print(row, console)
     return row.result, row.training, row.model_dump_json(indent=2)
 

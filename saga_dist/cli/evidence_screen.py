@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.utils.library_logging import quiet_libraries
-from saga_dist.utils.printable import log_to_stderr
+from saga_dist.utils.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def screen(
     worlds: Annotated[
-        list[Path] | None, typer.Argument(help="run configurations [configs/evidence]", metavar="[WORLD.toml]…")
+        list[Path] | None,
+        typer.Argument(help="run configurations [the shipped ones of configs/evidence]", metavar="[WORLD.toml]…"),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, for every world; repeat it")
@@ -32,15 +33,17 @@ def screen(
 ) -> None:
     """Screen worlds with the oracle: measure how much the MLLM's gradient can gain at best over a tuned metric loss."""
     quiet_libraries()
-    log_to_stderr()
+    log_to_terminal()
     from rich.console import Console
 
-    from saga_dist.diagnostics.screen import screen_world
+    from saga_dist.cli.progress import waiting
     from saga_dist.diagnostics.screen_configs import load_worlds
-    from saga_dist.diagnostics.screen_results import Screen, load_screen
 
     console = Console()
     chosen = load_worlds(worlds or [], overrides or [])
+    with waiting("loading torch"):
+        from saga_dist.diagnostics.screen import screen_world
+        from saga_dist.diagnostics.screen_results import Screen, load_screen
     options = [*(f"--set {shlex.quote(text)}" for text in overrides or []), f"--seeds {seeds}"]
     command = " ".join(["saga-dist evidence screen", *(str(world.path) for world in chosen), *options])
     done = load_screen(json_file) if json_file and json_file.exists() else Screen(command=command)

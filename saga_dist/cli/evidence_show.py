@@ -28,11 +28,14 @@ def show(
     from rich.console import Console
 
     from saga_dist.cli.console import widen
-    from saga_dist.diagnostics.measure import measure
-    from saga_dist.diagnostics.schema import EVIDENCE_NAME
-    from saga_dist.diagnostics.tables import evidence_tables
+    from saga_dist.cli.progress import waiting
 
-    evidence = measure(run, num_images=images)
+    with waiting(f"measuring {run}"):
+        from saga_dist.diagnostics.measure import measure
+        from saga_dist.diagnostics.schema import EVIDENCE_NAME
+        from saga_dist.diagnostics.tables import evidence_tables
+
+        evidence = measure(run, num_images=images)
     path = json or run / EVIDENCE_NAME
     evidence.save(path)
     console = Console()

@@ -24,9 +24,12 @@ def export(
     if form not in FORMATS:
         raise DataError(f"unknown format {form!r}", where="--format", expected=", ".join(FORMATS))
     quiet_libraries()
-    from saga_dist.export.folder import export_encoder
+    from saga_dist.cli.progress import waiting
 
-    done = export_encoder(run, out, form=form, family=family)
+    with waiting(f"reading {run}"):
+        from saga_dist.export.folder import export_encoder
+
+        done = export_encoder(run, out, form=form, family=family)
     print_line(f"{out}: {form}, model {done.identity.sha256[:12]}")
     print_line(
         f"{done.num_params:,} parameters, {done.num_bytes / 1e6:.1f} MB, {done.ms_per_image:.1f} ms an image here"

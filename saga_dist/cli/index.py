@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from saga_dist.cli.arguments import print_line
-from saga_dist.cli.encoder import progress_bar
+from saga_dist.cli.progress import counted, waiting
 
 if TYPE_CHECKING:
     from saga_dist.retrieval.index import Kind
@@ -20,17 +20,17 @@ def index(
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
     """Build a faiss index of embeddings; print the recall of hnsw and ivf against exact search."""
-    from saga_dist.retrieval.index import RECALL_AT, build_index
-    from saga_dist.retrieval.tables import read_embeddings
+    with waiting(f"reading {embeddings}"):
+        from saga_dist.retrieval.index import RECALL_AT, build_index
+        from saga_dist.retrieval.tables import read_embeddings
 
-    table = read_embeddings(embeddings)
-    with progress_bar() as progress:
-        task = progress.add_task("indexing", total=None)
+        table = read_embeddings(embeddings)
+    with counted("indexing", "image") as on_progress:
         done = build_index(
             table,
             out,
             kind=cast("Kind", kind),
-            on_progress=lambda number, total: progress.update(task, completed=number, total=total),
+            on_progress=on_progress,
         )
     print_line(
         f"{out}: {kind} index of {done.num_images:,} images, {done.width} wide, built in {done.build_s:.1f} s, "

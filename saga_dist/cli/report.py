@@ -25,7 +25,11 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: results, curves, retrieval, attention, attributes, rollouts."""
     quiet_libraries()
-    from saga_dist.report.build import Settings, report_page
+    from saga_dist.cli.progress import waiting
 
-    settings = Settings(groups=groups, rows=rows, images=images, attention=attention, device=device)
-    write_page(out or run / "report.html", report_page(run, settings))
+    with waiting(f"reading {run}"):
+        from saga_dist.report.build import Settings, report_page
+
+        settings = Settings(groups=groups, rows=rows, images=images, attention=attention, device=device)
+        page = report_page(run, settings)
+    write_page(out or run / "report.html", page)

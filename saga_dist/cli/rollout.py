@@ -17,11 +17,13 @@ def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = N
     configure_logging(verbose=verbose)
     from rich.console import Console
 
-    from saga_dist.cli.console import step_progress
-    from saga_dist.runtime import run
+    from saga_dist.cli.progress import step_progress, waiting
+
+    with waiting("loading torch"):
+        from saga_dist.runtime import run
 
     console = Console()
-    with step_progress(console, "rollout", resolved.run.steps) as on_step:
+    with step_progress("rollout", resolved.run.steps) as on_step:
         number = run.record(resolved, directory, on_step=on_step)
     console.print(
         f"{number} new steps in {printable(str(directory / 'rollouts'))}", highlight=False, markup=False, soft_wrap=True

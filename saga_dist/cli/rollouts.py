@@ -30,19 +30,28 @@ def rollouts(
     if pair is not None and out is not None:
         raise ConfigError("--pair with --out", where="command line", expected="one of them", fix="drop one")
     if (pair is not None or step is not None) and out is None:
-        from rich.console import Console
+        _show_in_terminal(run, step, pair)
+        return
+    from saga_dist.cli.progress import waiting
 
+    with waiting(f"reading {run}"):
+        from saga_dist.report.build import Settings, rollouts_page
+
+        page = rollouts_page(run, Settings(groups=groups, device=device), step=step)
+    write_page(out or run / "rollouts.html", page)
+
+
+def _show_in_terminal(run: Path, step: int | None, pair: str | None) -> None:
+    from rich.console import Console
+
+    from saga_dist.cli.progress import waiting
+
+    with waiting(f"reading {run}"):
         from saga_dist.report.sources import open_run, read_groups
         from saga_dist.report.terminal import find_group, print_group, print_groups, step_of
 
-        opened, console = open_run(run), Console()
-        recorded = read_groups(opened, step=step_of(pair) if step is None and pair is not None else step)
-        if pair is None:
-            print_groups(console, recorded.groups)
-        else:
-            print_group(console, find_group(recorded.groups, pair))
-        return
-    from saga_dist.report.build import Settings, rollouts_page
-
-    settings = Settings(groups=groups, device=device)
-    write_page(out or run / "rollouts.html", rollouts_page(run, settings, step=step))
+        recorded = read_groups(open_run(run), step=step_of(pair) if step is None and pair is not None else step)
+    if pair is None:
+        print_groups(Console(), recorded.groups)
+    else:
+        print_group(Console(), find_group(recorded.groups, pair))

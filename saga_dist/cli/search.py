@@ -9,6 +9,7 @@ import typer
 
 from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.cli.encoder import load_encoder
+from saga_dist.cli.progress import waiting
 from saga_dist.errors import DataError
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -27,12 +28,14 @@ def search(
     """Print the k nearest images: rank, cosine, path."""
     quiet_libraries()
     from saga_dist.retrieval.identity import model_folder, read_identity
-    from saga_dist.retrieval.index import open_index
-    from saga_dist.retrieval.search import contact_sheet, search_image
 
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise DataError(f"unknown suffix {sheet.suffix!r}", where=str(sheet), expected=".png")
-    opened = open_index(index_folder)
+    with waiting(f"reading {index_folder}"):
+        from saga_dist.retrieval.index import open_index
+        from saga_dist.retrieval.search import contact_sheet, search_image
+
+        opened = open_index(index_folder)
     folder = model_folder(model or Path(opened.model.folder))
     identity = read_identity(folder)
     # search_image checks this too; checked here first because loading the model takes seconds.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saga_dist.sweep.plan import Cell
-    from saga_dist.sweep.runner import Progress
     from saga_dist.sweep.table import Table
+    from saga_dist.types import StepResult
 
 
 def sweep(
@@ -55,11 +56,14 @@ def sweep(
     if show:
         _show(loaded, cells, directory, read_failures(directory), console, write=False)
         return
-    check(cells)
-    from saga_dist.sweep.runner import run_sweep
+    from saga_dist.cli.progress import waiting
+
+    with waiting(f"checking {len(cells)} cells"):
+        check(cells)
+        from saga_dist.sweep.runner import run_sweep
 
     try:
-        failures = run_sweep(cells, directory, progress=_progress(console))
+        failures = run_sweep(cells, directory, progress=_progress)
     finally:
         if directory.is_dir():
             _show(loaded, cells, directory, read_failures(directory), console, write=True)
@@ -117,7 +121,7 @@ def _show(
         console.print(f"written: {printable(str(out / MARKDOWN_NAME))}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _progress(console: Console) -> Progress:
-    from saga_dist.cli.console import step_progress
+def _progress(cell: Cell) -> AbstractContextManager[Callable[[StepResult], None]]:
+    from saga_dist.cli.progress import step_progress
 
-    return lambda cell: step_progress(console, cell.name, cell.config.run.steps)
+    return step_progress(cell.name, cell.config.run.steps)

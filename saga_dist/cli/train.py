@@ -37,11 +37,14 @@ def train(
     configure_logging(verbose=verbose)
     from rich.console import Console
 
-    from saga_dist.cli.console import print_results, step_progress
-    from saga_dist.runtime import run
+    from saga_dist.cli.progress import step_progress, waiting
+
+    with waiting("loading torch"):
+        from saga_dist.cli.console import print_results
+        from saga_dist.runtime import run
 
     console = Console()
-    with step_progress(console, "train", resolved.run.steps) as on_step:
+    with step_progress("train", resolved.run.steps) as on_step:
         results = run.train(resolved, directory, on_step=on_step)
     print_results(console, results.methods)
     console.print(f"run directory: {printable(str(directory))}", highlight=False, markup=False, soft_wrap=True)

@@ -28,6 +28,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
     path = find_config(path)
+    return parse_config(load_tree(path, overrides), where=str(path))
+
+
+def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the sections, keys and values of a TOML file with overrides applied, not validated.
+
+    Args:
+        path: as for ``load_config``.
+        overrides: as for ``load_config``.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML, or an override has another form.
+    """
+    path = find_config(path)
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -42,7 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, where=str(path))
+    return tree
 
 
 def load_run_config(path: Path) -> RunConfig:

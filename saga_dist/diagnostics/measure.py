@@ -54,6 +54,7 @@ from saga_dist.runtime.build import (
 )
 from saga_dist.standin.language import COLOR_WORDS, PARTS
 from saga_dist.standin.masks import scene_masks
+from saga_dist.utils.stages import stage
 
 ATTENTION_IMAGES_PER_CLASS = 4
 """Images of each test class on which attention is measured."""
@@ -97,7 +98,9 @@ def measure(run_dir: Path, *, num_images: int) -> Evidence:
     """
     started = time.monotonic()
     run = _load_run(run_dir, num_images)
+    stage("encoding %d images", len(run.image_ids))
     observed, step = _encode_images(run)
+    stage("measuring the gradient of each loss")
     gradients, entropy, between = _loss_gradients(run, step)
     seed = run.config.run.seed
     return Evidence(

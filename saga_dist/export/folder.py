@@ -25,6 +25,7 @@ from saga_dist.models.encoder import CONTENT, WEIGHTS_NAME, Encoder, load
 from saga_dist.models.encoder import MANIFEST_NAME as ENCODER_MANIFEST
 from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
 from saga_dist.utils.atomic_io import file_sha256, new_folder
+from saga_dist.utils.stages import stage
 
 MIN_COSINE = 0.9999
 """Smallest cosine similarity allowed between an exported embedding and the run's own."""
@@ -75,16 +76,19 @@ def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Expo
             named; nothing is left at ``out``.
     """
     source = model_folder(run)
+    stage("loading the encoder %s", source)
     encoder, identity = load(source, family=family), read_identity(source)
     write = {"hf": _write_hf, "sentence-transformers": _write_sentence_transformers, "onnx": _write_onnx}[form]
     images = _noise(encoder.image_size)
     with new_folder(out) as folder:
+        stage("writing %s", form)
         encode = write(encoder, source, folder, family)
         num_params = sum(parameter.numel() for parameter in encoder.parameters())
         num_bytes = (folder / (onnx_encoder.GRAPH_NAME if form == "onnx" else WEIGHTS_NAME)).stat().st_size
         config = json.loads((source / "config.json").read_text("utf-8"))
         card = model_card(run, form=form, identity=identity, config=config, num_params=num_params, num_bytes=num_bytes)
         (folder / CARD_NAME).write_text(card, "utf-8")
+        stage("comparing %d embeddings with the run's own", len(images))
         exported_IE = encode(images)  # not timed: the first batch also allocates memory and compiles kernels
         ms_per_image = min(_seconds(encode, images) for _ in range(NUM_TIMED)) * 1000 / len(images)
         cosine_I = (exported_IE.astype(np.float64) * encoder.encode(images)).sum(1)

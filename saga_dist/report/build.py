@@ -29,6 +29,7 @@ from saga_dist.report.teacher import AttentionFigure, TeacherAttention, choose_d
 from saga_dist.report.text import shown_name
 from saga_dist.report.viewer import Overlay, TrainingImages, select_groups, viewer_data
 from saga_dist.runtime.build import build_family, build_prompt, build_splits, set_threads
+from saga_dist.utils.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def report_page(path: Path, settings: Settings) -> Page:
     run = open_run(path)
     set_threads(run.config)
     parts = _RunParts(run, settings.device)
+    stage("reading the recordings of %s", path)
     recorded = read_groups(run)
     chosen = select_groups(recorded.groups, settings.groups)
     figures, overlays = _teacher_attention(parts, chosen, settings.attention)
@@ -163,6 +165,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
     run = open_run(path)
     set_threads(run.config)
     parts = _RunParts(run, settings.device)
+    stage("reading the recordings of %s", path)
     recorded = read_groups(run, step=step)
     chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
     viewer = _viewer(parts, chosen, {})
@@ -195,6 +198,8 @@ def _gallery(parts: _RunParts, settings: Settings) -> Gallery | None:
     encoder, splits = parts.encoder, parts.splits
     if encoder is None or splits is None:
         return None
+    num_images = min(len(splits.test), settings.images)
+    stage("embedding %d images for the gallery", num_images)
     return build_gallery(encoder, splits.test, splits.gallery, num_rows=settings.rows, max_images=settings.images)
 
 
@@ -211,6 +216,7 @@ def _teacher_attention(
     if not chosen:
         parts.notes["attention"] = "No recorded group has a correct completion that describes both images."
         return [], {}
+    stage("reading the MLLM's attention for %d groups", len(chosen))
     teacher = TeacherAttention(parts.run.config, encoder, pictures)
     figures: list[AttentionFigure] = []
     overlays: dict[str, list[Overlay]] = {}
@@ -227,6 +233,7 @@ def _viewer(
     if not groups:
         return None
     encoder = parts.encoder
+    stage("drawing %d groups", len(groups))
 
     def maps(images: list[np.ndarray]) -> list[np.ndarray]:
         return [] if encoder is None else pooler_maps(encoder, images)

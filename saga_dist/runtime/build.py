@@ -13,6 +13,7 @@ from saga_dist.config import STANDINS, DataSection, RunConfig
 from saga_dist.data.prompts import VOCABULARIES, PromptSpec, load_vocabulary, render_prompt
 from saga_dist.errors import ConfigError, ModelError
 from saga_dist.utils.rng import counter_seed
+from saga_dist.utils.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -124,9 +125,11 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
     set_threads(config)
     family = build_family(config)
     device = resolve_device(config.model.device)
+    stage("loading the vision tower of %s", config.model.path)
     tower = family.load_tower(dtype=torch.float32, device=device)
     if config.optimizer.gradient_checkpointing:
         tower.enable_gradient_checkpointing()
+    stage("listing the images of %s", config.data.root or f"the built-in {config.data.layout}")
     splits = build_splits(config.data, seed=config.run.seed)
     pooler = Pooler(
         config.model.pooler,
@@ -196,6 +199,7 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         tensor_parallel_size=rollout.tensor_parallel_size,
         seed=config.run.seed,
     )
+    stage("starting the engine %s", rollout.engine)
     return make_engine(rollout.engine, context)
 
 
@@ -212,6 +216,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     set_threads(config)
     family = build_family(config)
     devices = replay_devices(config)
+    stage("loading the language model of %s", config.model.path)
     if len(devices) == 1:
         backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
     else:

@@ -33,6 +33,7 @@ from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import remove_leftovers, replaced_folder, write_atomic
 from saga_dist.utils.printable import printable
+from saga_dist.utils.stages import stage
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def build_runtime(config: RunConfig) -> ReusableRuntime:
         return SerialRuntime(config)
     from saga_dist.runtime.ray.runtime import RayRuntime
 
+    stage("starting Ray and the workers of this run on it")
     return RayRuntime(config)
 
 
@@ -242,6 +244,8 @@ def train_on(
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
+    if config.needs_mllm:
+        stage("hashing the frozen MLLM")
     before = runtime.backbone_digest()
     start = evaluate_method(
         PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)

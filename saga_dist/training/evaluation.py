@@ -22,6 +22,7 @@ from saga_dist.retrieval.probe import linear_probe_accuracy
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import RolloutTask, Sampling
 from saga_dist.utils.rng import counter_seed
+from saga_dist.utils.stages import stage
 from saga_dist.workers.serial_pool import run_all
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def evaluate_method(
         on_hits: receives, for each split, the rank of the first hit of each query.
     """
     learner, settings = runtime.learner, config.evaluation
+    stage("evaluating %s on %s", name, " and ".join(splits))
     results = {
         split: retrieval_result(
             learner.embed(split, pretrained=pretrained),

@@ -28,10 +28,3 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns the record as printable text."""
         return printable_lines(super().format(record))
-
-
-def log_to_stderr() -> None:
-    """Sends log records from WARNING up to standard error; only the first call has an effect (``basicConfig``)."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter(LOG_FORMAT, LOG_TIME))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])

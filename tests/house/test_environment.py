@@ -144,20 +144,40 @@ def test_cache_keeps_the_newest_two(build_env: ModuleType, tmp_path: Path, monke
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["second", "third"]
 
 
-def test_what_is_imported_is_compiled_whatever_the_shell_says(
+def test_every_module_is_compiled_whatever_the_shell_says(
     build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_node = build_env.site_packages(tmp_path) / "ray" / "node"
-    ray_node.mkdir(parents=True)
+    packages = build_env.site_packages(tmp_path)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    for module in (tmp_path / "imported.py", tmp_path / "not_imported.py", ray_node / "agent.py"):
-        module.write_text("answer = 42\n")
-    monkeypatch.setattr(build_env, "IMPORTS", ("imported",))
-    monkeypatch.setattr(build_env, "RAY_PROCESSES", ("ray/node",))
+    for module in ("torch/nn.py", "ray/dashboard/agent.py", "torch/testing/internal.py", "for_another_python.py"):
+        (packages / module).parent.mkdir(parents=True, exist_ok=True)
+        (packages / module).write_text("def f[:\n" if "another" in module else "answer = 42\n")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    build_env.compile_packages(tmp_path)
-    assert sorted(path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")) == ["agent", "imported"]
+    build_env.compile_folder(tmp_path, packages)
+    assert sorted(path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")) == ["agent", "nn"]
+
+
+def test_a_build_compiles_packages_and_the_project_in_parallel(
+    build_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str | Path], **_: object) -> None:
+        commands.append([str(part) for part in command])
+
+    monkeypatch.setattr(build_env.subprocess, "run", run)
+    monkeypatch.setattr(build_env.runpy, "run_path", lambda _: {"__version__": "2.13.0+cpu"})
+    monkeypatch.setattr(build_env, "install_shim", lambda _: None)
+    monkeypatch.setattr(build_env, "relocate", lambda *_: None)
+    build_env.build_packages(tmp_path)
+    build_env.install_project()
+    compiled = [command for command in commands if "compileall" in command]
+    assert [command[-1] for command in compiled] == [
+        str(build_env.site_packages(tmp_path)),
+        str(build_env.ROOT / "saga_dist"),
+    ]
+    assert all(command[command.index("-j") + 1] == "0" for command in compiled)
 
 
 def test_modules_of_this_environment_are_compiled(build_env: ModuleType) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saga_dist.cli.console import print_results, step_progress
+from saga_dist.cli import progress
+from saga_dist.cli.console import print_results
+from saga_dist.cli.progress import step_progress
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.sweep import runner
 from saga_dist.sweep.records import Summary, SummaryRow
 from saga_dist.sweep.render import markdown, terminal, write_summary
 from saga_dist.types import StepResult
+from saga_dist.utils import terminal as terminal_module
 from saga_dist.utils.printable import PrintableFormatter, printable, printable_lines
 
 HOSTILE = "[/red][link=file:///x]<script>|\x1b]0;title\x07\x1b[2J\r\u202e\ud800\udcff" + "x" * 1_000_000
@@ -73,10 +76,12 @@ def test_results_of_a_run_with_a_hostile_name_are_a_table() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_progress_of_a_run_with_a_hostile_name(terminal: bool) -> None:
+def test_the_progress_of_a_run_with_a_hostile_name(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
-    console = Console(file=file, width=2000, force_terminal=terminal, color_system=None)
-    with step_progress(console, HOSTILE[:200], 1) as on_step:
+    console = Console(file=file, width=2000, force_terminal=terminal, color_system=None, markup=False)
+    for module in (progress, terminal_module):
+        monkeypatch.setattr(module, "terminal", lambda: console)
+    with step_progress(HOSTILE[:200], 1) as on_step:
         on_step(StepResult(1, {"loss/dml": 0.5}))
     assert ESCAPED in file.getvalue()
     for command in ("\x1b]", "\x1b[2J", "\x07", "\u202e", "\ud800"):

@@ -16,6 +16,8 @@ VARIANTS = "variants.txt"
 """List of the variants."""
 LISTS = ("images_variant_trainval.txt", "images_variant_test.txt")
 """Lists of images with their variants."""
+INSIDE = ("data", "fgvc-aircraft-2013b/data")
+"""Folders, relative to the root, that may hold the lists."""
 BANNER_PX = 20
 """Height of the copyright line at the bottom of every image, pixels; it names the photographer, not the aircraft."""
 
@@ -33,7 +35,7 @@ def load_aircraft(root: str | Path, options: SplitOptions | None = None) -> Spli
     folder = find_root(
         root,
         (VARIANTS, *LISTS),
-        inside=("data", "fgvc-aircraft-2013b/data"),
+        inside=INSIDE,
         layout="fgvc-aircraft-2013b/data/{variants.txt, images/, ...}",
     )
     files = ClassFiles(folder)

@@ -29,7 +29,7 @@ def load_inat(root: str | Path, options: SplitOptions | None = None) -> Splits:
     """
     outer = find_root(root)
     folder = find_root(outer / "train_mini") if (outer / "train_mini").is_dir() else outer
-    folders = class_folders(folder, keep=_is_bird)
+    folders = class_folders(folder, keep=is_bird)
     if len(folders) < 2:
         raise DataError(
             f"{len(folders)} folders of the class Aves",
@@ -41,6 +41,7 @@ def load_inat(root: str | Path, options: SplitOptions | None = None) -> Splits:
     return make_splits(files, *halves(files.classes), options or SplitOptions(), published=PUBLISHED)
 
 
-def _is_bird(folder_name: str) -> bool:
+def is_bird(folder_name: str) -> bool:
+    """Returns True for the folder of a species of the class Aves."""
     # The name is number, kingdom, phylum, class and so on; "Aves" at another place is not the class.
     return folder_name.split("_")[3:4] == ["Aves"]

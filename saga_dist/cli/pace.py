@@ -1,0 +1,66 @@
+"""Pace of a long piece of work: when the next line about it is due, how fast it goes and how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+FIRST_GAP_S, GAP_FACTOR, LONGEST_GAP_S = 4.0, 1.5, 300.0
+"""Seconds between the first two lines, growth from one gap to the next, and the longest gap."""
+
+
+class Pace:
+    """Counts parts of some work that are done.
+
+    Args:
+        unit: one part, singular, for messages (``step``).
+        clock: returns seconds; monotonic.
+    """
+
+    def __init__(self, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._unit, self._clock = unit, clock
+        self._first: tuple[int, float] | None = None
+        """Parts done and time at the first report."""
+        self._last_line = clock()
+        self._gap = 0.0
+
+    def is_due(self, done: int, total: int) -> bool:
+        """Returns True when a line should be printed: at the first and the last part, and between them at growing gaps.
+
+        Args:
+            done: parts done so far.
+            total: parts of the whole work.
+        """
+        now = self._clock()
+        if self._first is None:
+            self._first = (done, now)
+        elif done < total and now - self._last_line < self._gap:
+            return False
+        self._last_line = now
+        self._gap = min(max(FIRST_GAP_S, self._gap * GAP_FACTOR), LONGEST_GAP_S)
+        return True
+
+    def text(self, done: int, total: int) -> str:
+        """Returns pace and time left, e.g. ``3.1 s/step, about 4 min left``; empty as long as neither is known."""
+        if self._first is None:
+            return ""
+        before, started = self._first
+        seconds = self._clock() - started
+        if done <= before or seconds <= 0:
+            return ""
+        each = seconds / (done - before)
+        pace = f"{each:.2g} s/{self._unit}" if each >= 1 else f"{1 / each:,.0f} {self._unit}s/s"
+        if each >= 10:
+            pace = f"{each:.0f} s/{self._unit}"
+        return f"{pace}, about {duration(each * (total - done))} left" if done < total else pace
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration to the precision that matters to someone who waits: ``40 s``, ``4 min``, ``2 h 10 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes and hours < 10 else f"{hours} h"
