@@ -54,9 +54,11 @@ def bench(
 
     from rich.console import Console
 
-    from saga_dist.bench.common import Size
-    from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
     from saga_dist.cli.progress import waiting
+
+    with waiting("loading torch"):
+        from saga_dist.bench.common import Size
+        from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()

@@ -39,7 +39,8 @@ def init(
     heading = (
         f"Training on data of the layout {layout}, from the shipped configuration {base}. Next:",
         *(f"  {step}" for step in steps),
-        "A key that is a comment has its default; remove its # to set it. Any key is also an argument, section.key=value.",
+        "A key that is a comment has its default; remove its # to set it. Every key is also an argument of commands:",
+        "section.key=value.",
     )
     _write_new(file, commented_toml(tree, heading=heading))
     print_line(f"{file}: layout {layout}, from the shipped configuration {base}; next: {', then '.join(steps)}")

@@ -94,10 +94,9 @@ def step_progress(title: str, num_steps: int) -> Iterator[Callable[[StepResult],
 
         def print_line(result: StepResult) -> None:
             if pace.is_due(result.step, num_steps):
+                known = bool(pace.text(result.step, num_steps))
                 so_far = _so_far("step", result.step, num_steps, pace)
-                say(
-                    f"{printable(title)}: {so_far}; {step_line(result, with_seconds=not pace.text(result.step, num_steps))}"
-                )
+                say(f"{printable(title)}: {so_far}; {step_line(result, with_seconds=not known)}")
 
         yield print_line
         return

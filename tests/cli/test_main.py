@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from saga_dist import __version__
 from saga_dist.cli import main as cli
 from saga_dist.config import load_config
 
@@ -52,12 +53,115 @@ def imported_after(*arguments: str) -> set[str]:
 
 def test_help_and_dry_run_import_nothing_heavy() -> None:
     assert imported_after("--help") == set()
+    assert imported_after("--version") == set()
     assert imported_after("train", "configs/birds.toml", "--dry-run") == set()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda file: file.name)
 def test_shipped_configs_parse(file: Path) -> None:
     assert load_config(file).run.steps > 0
+
+
+HEAVY_COMMANDS = (
+    "train CONFIG",
+    "rollout CONFIG",
+    "estimate CONFIG",
+    "demo",
+    "evaluate RUN",
+    "export RUN --out out",
+    "embed RUN images --out out.arrow",
+    "index out.arrow --out index",
+    "search index images/a.png",
+    "report RUN",
+    "rollouts RUN",
+    "rollouts RUN --step 1",
+    "evidence show RUN",
+    "evidence screen CONFIG",
+    "bench replay",
+)
+"""Commands that import torch, faiss or another heavy library."""
+
+
+def test_no_command_imports_anything_heavy_before_it_says_what_it_waits_for(
+    config_file: Path, tmp_path: Path
+) -> None:
+    """The first wait of a command ends it here; what is imported by then is looked at in a process of its own."""
+    for folder in ("images", "run/model", "index"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "images" / "a.png").touch()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    places = {"CONFIG": str(config_file), "RUN": "run"}
+    commands = [[places.get(word, word) for word in command.split()] for command in HEAVY_COMMANDS]
+    script = (
+        "import json, sys\n"
+        "from saga_dist.cli import main as cli, progress\n"
+        "class Waits(Exception): pass\n"
+        "def waiting(what): raise Waits\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.startswith('saga_dist.cli') and hasattr(module, 'waiting'): module.waiting = waiting\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['saga-dist', *command]\n"
+        "    try: cli.main()\n"
+        "    except Waits: print(*sorted({'torch', 'ray', 'vllm', 'transformers', 'faiss'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands)], capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [""] * len(HEAVY_COMMANDS), done.stdout + done.stderr
+
+
+USAGE_MISTAKES = [
+    (["tarin"], "error: saga-dist: no such command 'tarin'; did you mean 'train'?; see `saga-dist --help`"),
+    (["train", "--nope"], "error: saga-dist train: no such option: --nope; see `saga-dist train --help`"),
+    (["report"], "error: saga-dist report: missing argument 'RUN'; see `saga-dist report --help`"),
+    (["data", "chek"], "error: saga-dist data: no such command 'chek'"),
+    (["scale", "run", "--wait", "long"], "error: saga-dist scale: invalid value for '--wait'"),
+    (["bench", "nope"], "error: saga-dist bench: invalid value for '[NAME]': 'nope' is not one of 'all', 'replay'"),
+    (["embed", "a", "b"], "error: saga-dist embed: missing option '--out'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE_MISTAKES, ids=[" ".join(one[0]) for one in USAGE_MISTAKES])
+def test_mistakes_in_the_arguments_are_one_line_and_exit_2(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output, errors = run_cli(*arguments, capfd=capfd, monkeypatch=monkeypatch)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(message)
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["evidence"]], ids=str)
+def test_a_group_without_a_command_shows_its_help(
+    group: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, errors = run_cli(*group, capfd=capfd, monkeypatch=monkeypatch)
+    assert code == 2
+    assert errors.startswith("Usage: saga-dist") and "Commands:" in errors
+
+
+def test_every_command_answers_to_h(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"data": ["check"], "evidence": ["show", "screen", "collect"]}
+    commands = [[], *([command.__name__] for command in cli.COMMANDS), *([name] for name in groups)]
+    commands += [[name, command] for name, inner in groups.items() for command in inner]
+    for command in commands:
+        texts = [run_cli(*command, option, capfd=capfd, monkeypatch=monkeypatch) for option in ("-h", "--help")]
+        assert texts[0] == texts[1]
+        assert texts[0][0] == 0 and texts[0][1].startswith(" ".join(["Usage: saga-dist", *command]))
+
+
+def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_cli("--version", capfd=capfd, monkeypatch=monkeypatch)[:2] == (0, f"saga-dist {__version__}\n")
+    module = subprocess.run([sys.executable, "-m", "saga_dist", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert module.stdout == f"saga-dist {__version__}\n"
+
+
+def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    code, script, _ = run_cli("--show-completion", "bash", capfd=capfd, monkeypatch=monkeypatch)
+    assert code == 0 and "complete -o default -F _saga_dist_completion saga-dist" in script
+    asked = {"_SAGA_DIST_COMPLETE": "complete_bash", "COMP_WORDS": "saga-dist rep", "COMP_CWORD": "1"}
+    program = [sys.executable, "-m", "saga_dist"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **asked})
+    assert done.stdout.split() == ["report"]
 
 
 MISTAKES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from cli.screen import screen, seen_on_a_terminal
@@ -36,7 +36,7 @@ def test_lines_are_due_at_growing_gaps_and_at_both_ends() -> None:
         if pace.is_due(step, 1000):
             due.append(step)
     assert due[0] == 1 and due[-1] == 1000
-    gaps = [later - earlier for earlier, later in zip(due, due[1:], strict=False)][:-1]
+    gaps = [later - earlier for earlier, later in pairwise(due)][:-1]
     assert gaps[:4] == [4, 6, 9, 14]
     assert gaps == sorted(gaps) and max(gaps) <= 300
     assert len(due) < 20
@@ -106,13 +106,13 @@ def test_into_a_pipe_counted_work_is_lines_on_standard_error(
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that were printed, each of which a test can wait for."""
     lines: list[str] = []
     monkeypatch.setattr(progress, "say", lines.append)
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.001)
     monkeypatch.setattr(progress, "REMINDER_S", 0.05)
-    yield lines
+    return lines
 
 
 def wait_for(lines: list[str], number: int) -> None:
