@@ -35,7 +35,7 @@ class ImagePair:
     """Two images whose tokens the MLLM compares: do they show the same class?"""
 
     pair_id: str
-    """Id that is unique in the run and the same on every retry, e.g. ``s000012.m0.p03``."""
+    """Id that is unique in the run and the same on every retry, e.g. ``s000013.m0.p03``."""
     image_a: int
     """Index of image a in its split."""
     image_b: int

@@ -17,6 +17,7 @@ from saga_dist.runtime.build import build_learner, build_rollout_worker
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.types import RolloutTask, Sampling
 from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.pair_ids import random_key
 from saga_dist.utils.rng import counter_seed
 
 WARM_UP, GROUPS = 8, 192
@@ -34,7 +35,7 @@ def record() -> dict[str, object]:
     while len(seconds) < WARM_UP + GROUPS:
         batch = sampler.micro_batch(step, 0, settings.pairs_per_batch)
         for pair, tokens in zip(batch.pairs, learner.encode_no_grad(batch).handles, strict=True):
-            seed = counter_seed(0, "sampling", pair.pair_id)
+            seed = counter_seed(0, "sampling", random_key(pair.pair_id))
             sampling = Sampling(settings.group_size, settings.temperature, settings.top_p, settings.max_tokens, seed)
             started = time.perf_counter()
             worker.rollout([RolloutTask(pair, tokens, sampling)], [tokens])

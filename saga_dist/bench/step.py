@@ -30,7 +30,7 @@ from saga_dist.runtime.serial import SerialRuntime
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import MicroBatch, ScoredGroup
-from saga_dist.wire import read_recording
+from saga_dist.wire import read_recording, recording_path
 
 if TYPE_CHECKING:
     from saga_dist.workers.learner import Learner
@@ -135,7 +135,7 @@ class _Ours:
         """Runs one optimizer step and returns its record."""
         number = self.learner.step
         self._coordinator.train_step()
-        groups = read_recording(self._folder / "rollouts" / f"step_{number:06d}.arrow")
+        groups = read_recording(recording_path(self._folder / "rollouts", number + 1))
         return _StepRecord(self._batches[-1], list(groups), self._gradients)
 
     def _keep_gradients(self, *_: Any) -> None:

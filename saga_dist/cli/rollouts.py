@@ -16,9 +16,9 @@ from saga_dist.utils.library_logging import quiet_libraries
 def rollouts(
     run: Annotated[Path, typer.Argument(help=RUN_HELP, metavar="RUN")],
     step: Annotated[
-        int | None, typer.Option(min=0, help="only this step; without --out, a list in the terminal")
+        int | None, typer.Option(min=1, help="only this step, from 1; without --out, a list in the terminal")
     ] = None,
-    pair: Annotated[str | None, typer.Option(help="one group in the terminal, e.g. s000012.m0.p03")] = None,
+    pair: Annotated[str | None, typer.Option(help="one group in the terminal, e.g. s000013.m0.p03")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="page to write; default RUN/rollouts.html")] = None,
     groups: Annotated[
         int, typer.Option(min=1, help="groups on the page, evenly over the steps; with --step all of it")
@@ -48,7 +48,8 @@ def _show_in_terminal(run: Path, step: int | None, pair: str | None) -> None:
 
     with waiting(f"reading {run}"):
         from saga_dist.report.sources import open_run, read_groups
-        from saga_dist.report.terminal import find_group, print_group, print_groups, step_of
+        from saga_dist.report.terminal import find_group, print_group, print_groups
+        from saga_dist.utils.pair_ids import step_of
 
         recorded = read_groups(open_run(run), step=step_of(pair) if step is None and pair is not None else step)
     if pair is None:

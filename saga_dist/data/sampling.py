@@ -23,6 +23,7 @@ import numpy as np
 from saga_dist.config import RunConfig
 from saga_dist.errors import DataError
 from saga_dist.types import ImagePair, MicroBatch
+from saga_dist.utils.pair_ids import pair_id_prefix
 from saga_dist.utils.rng import counter_generator, counter_seed
 
 
@@ -138,7 +139,7 @@ class ClassBalancedSampler:
             labels=tuple(labels),
             augmentation_seed=counter_seed(self._seed, "augmentation", step, index),
             pairs=draw_pairs(
-                image_ids, labels, pairs, (self._seed, "pairs", step, index), prefix=f"s{step:06d}.m{index}.p"
+                image_ids, labels, pairs, (self._seed, "pairs", step, index), prefix=pair_id_prefix(step, index)
             ),
         )
 

@@ -61,7 +61,7 @@ def measure_loss_gradients(
             )
         by_loss[loss] = parameter_gradients(learner, replayed)
     gradients = Gradients(
-        step=recorded.step,
+        step=recorded.step + 1,
         num_groups=len(recorded.groups),
         num_same=sum(group.pair.same for group in recorded.groups),
         norms=tuple(LossNorms(loss=loss, weight=weights[loss], **norms(by_loss[loss])) for loss in measured),

@@ -12,6 +12,7 @@ from saga_dist.protocols import EncodedBatch
 from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.types import MicroBatch, ScoredGroup
+from saga_dist.wire import recordings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,18 @@ def recorded_steps(
     Raises:
         DataError: the recording holds other images or classes than this data set.
     """
-    files = (run_dir / "rollouts").glob("step_*.arrow")
-    steps = [int(path.stem.removeprefix("step_")) for path in files]
+    steps = [number - 1 for number in recordings(run_dir / "rollouts")]
+    if not steps:
+        return
+    rollouts = RecordedRolloutSource(config, run_dir)
     for step in sorted(steps, key=lambda step: (abs(step - near), step)):
-        yield _read(config, run_dir, sampler, step, near)
+        yield _read(config, rollouts, sampler, step, near)
 
 
-def _read(config: RunConfig, run_dir: Path, sampler: ClassBalancedSampler, step: int, near: int) -> RecordedStep:
-    rollouts, buffer, batches = (
-        RecordedRolloutSource(config, run_dir),
-        RolloutBuffer(config.rollout.contributing_groups),
-        [],
-    )
+def _read(
+    config: RunConfig, rollouts: RecordedRolloutSource, sampler: ClassBalancedSampler, step: int, near: int
+) -> RecordedStep:
+    buffer, batches = RolloutBuffer(config.rollout.contributing_groups), []
     for index in range(config.rollout.max_micro_batches):
         batch = sampler.micro_batch(step, index, config.rollout.pairs_per_batch)
         outcomes = rollouts.get_groups(batch, EncodedBatch((), 0))

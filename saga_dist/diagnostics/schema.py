@@ -133,7 +133,7 @@ class Gradients(_EvidenceRecord):
     """Gradients of the three losses on one recorded step."""
 
     step: Count
-    """Number of the recorded step."""
+    """Number of the recorded step, counted from 1 (from 0 in files of version 0.1)."""
     num_groups: Count
     """Contributing groups of the step."""
     num_same: Count

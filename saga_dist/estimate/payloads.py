@@ -23,7 +23,7 @@ from saga_dist.types import (
 )
 from saga_dist.wire import gradients_to_batch, groups_to_batch, tokens_to_batch
 
-PAIR_ID = "s000000.m0.p00"
+PAIR_ID = "s000001.m0.p00"
 """Pair id of usual length, for the example records."""
 
 

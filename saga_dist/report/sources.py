@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from saga_dist.errors import CheckpointError
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.retrieval.results import Results
 from saga_dist.types import ScoredGroup
-from saga_dist.wire import read_recording
+from saga_dist.wire import read_recording, recordings
 
 MAX_RECORDINGS = 200
 """Largest number of recordings that a page reads; of a longer run, evenly spaced ones with the first and the last."""
-_RECORDING = re.compile(r"step_(\d+)\.arrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class RunFiles:
     versions: dict[str, str]
     """Package to version, as recorded in the saved encoder; empty before it is saved."""
     recordings: list[tuple[int, Path]]
-    """(step, file) of every recording, in order of the steps."""
+    """(step counted from 1, file) of every recording, in order of the steps."""
 
     @property
     def has_model(self) -> bool:
@@ -48,13 +46,13 @@ class RecordedGroup:
     """A scored group and the step that recorded it."""
 
     step: int
-    """Optimizer steps done before the step that consumed the group."""
+    """Step that consumed the group, counted from 1."""
     group: ScoredGroup
 
     @property
     def staleness(self) -> int:
         """Number of encoder versions between the generation of the group and its consumption."""
-        return self.step - self.group.completions.encoder_version
+        return self.step - 1 - self.group.completions.encoder_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def open_run(path: Path) -> RunFiles:
         rows=MetricsLog(metrics).rows(allow_cut_tail=True) if metrics.exists() else [],
         results=Results.load(results) if results.exists() else None,
         versions=_versions(path / "model" / "config.json"),
-        recordings=_recordings(path / "rollouts"),
+        recordings=sorted(recordings(path / "rollouts").items()),
     )
 
 
@@ -97,7 +95,7 @@ def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECO
 
     Args:
         run: files of the run.
-        step: read the recording of this step only; None for all steps.
+        step: read the recording of this step only, counted from 1; None for all steps.
         limit: largest number of recordings to read.
 
     Raises:
@@ -125,13 +123,6 @@ def evenly(total: int, limit: int) -> list[int]:
     if limit <= 1:
         return [0][:limit]
     return [round(index * (total - 1) / (limit - 1)) for index in range(limit)]
-
-
-def _recordings(folder: Path) -> list[tuple[int, Path]]:
-    if not folder.is_dir():
-        return []
-    found = [(match, path) for path in folder.iterdir() if (match := _RECORDING.fullmatch(path.name))]
-    return sorted((int(match.group(1)), path) for match, path in found)
 
 
 def _versions(path: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,12 +73,6 @@ def find_group(groups: Sequence[RecordedGroup], pair_id: str) -> RecordedGroup:
         expected=f"one of {len(known)} recorded, {known[0]} to {known[-1]}" if known else "a recorded pair",
         fix="list them with --step alone",
     )
-
-
-def step_of(pair_id: str) -> int | None:
-    """Returns the step in a pair id (``s000012.m0.p03``: 12); None for an id of another form."""
-    found = re.match(r"s(\d+)\.", pair_id)
-    return int(found.group(1)) if found else None
 
 
 def _completion(recorded: RecordedGroup, index: int, text: str) -> RenderableType:

@@ -6,7 +6,6 @@ strings escaped by ``shown``, numbers, and data URIs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,9 +20,9 @@ from saga_dist.report.images import heat, picture
 from saga_dist.report.sources import RecordedGroup, evenly
 from saga_dist.report.text import MAX_COMPLETION, shown, shown_name
 from saga_dist.types import ScoredGroup
+from saga_dist.utils.pair_ids import micro_batch_of
 from saga_dist.utils.rng import counter_generator, counter_seed
 
-_PAIR_ID = re.compile(r"s(\d+)\.m(\d+)\.p\d+")
 _DECIMALS = 3
 _GAP_DECIMALS = 5
 _GROUPS_AT_ONCE = 32
@@ -63,10 +62,10 @@ class TrainingImages:
     def images(self, group: ScoredGroup) -> list[np.ndarray]:
         """Returns images a and b, uint8 [H, W, 3]; without augmentation if the pair id has no micro-batch number."""
         indices = (group.pair.image_a, group.pair.image_b)
-        place = _PAIR_ID.fullmatch(group.pair.pair_id)
+        place = micro_batch_of(group.pair.pair_id)
         if place is None:
             return [self._train.image(index) for index in indices]
-        seed = counter_seed(self._config.run.seed, "augmentation", int(place.group(1)), int(place.group(2)))
+        seed = counter_seed(self._config.run.seed, "augmentation", *place)
         data = self._config.data
         return [
             augment(

@@ -17,7 +17,7 @@ def training_cells(facts: Sequence[TrainingFacts]) -> list[str]:
     return [
         _distinct(facts, lambda one: one.metric_loss),
         _range([one.images_seen for one in facts]),
-        _range([one.optimizer_steps for one in facts]),
+        _steps(facts),
         _distinct(facts, pixels),
         _distinct(facts, lambda one: one.pretraining),
     ]
@@ -39,6 +39,14 @@ def pixels(facts: TrainingFacts) -> str | None:
     if height is None or width is None:
         return None
     return f"{height}" if height == width else f"{height}×{width}"
+
+
+def _steps(facts: Sequence[TrainingFacts]) -> str:
+    """Returns the optimizer steps, and the step of the model where it is an earlier one: ``100, model of step 10``."""
+    selected = [one.selected_step for one in facts]
+    if None in selected or all(one.selected_step == one.optimizer_steps for one in facts):
+        return _range([one.optimizer_steps for one in facts])
+    return f"{_range([one.optimizer_steps for one in facts])}, model of step {_range(selected)}"
 
 
 def _distinct(facts: Sequence[TrainingFacts], value: Callable[[TrainingFacts], str | None]) -> str:

@@ -161,7 +161,8 @@ def train_method(
         wall_s=time.monotonic() - started,
         on_hits=on_hits,
     )
-    return result.model_copy(update={"training": training_facts(config, run_dir)})
+    facts = training_facts(config, run_dir, selected_step=runtime.learner.step)
+    return result.model_copy(update={"training": facts})
 
 
 def _save_model(runtime: Runtime, path: Path) -> None:
@@ -279,13 +280,22 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
         seed=config.run.seed,
         resamples=config.evaluation.bootstrap_resamples,
     )
+    selected_step = _selected_step(run_dir)
     return MethodResult(
         name=printable(run_dir.name),
         splits={split: result},
         seeds=(config.run.seed,),
         wall_s=0.0,
-        training=training_facts(config, run_dir),
+        optimizer_steps=config.run.steps,
+        selected_step=selected_step or 0,
+        training=training_facts(config, run_dir, selected_step=selected_step),
     )
+
+
+def _selected_step(run_dir: Path) -> int | None:
+    """Returns the step of the model in ``model/`` by the run's results; None before the run has finished."""
+    saved = run_dir / RESULTS_NAME
+    return Results.load(saved).methods[-1].selected_step if saved.is_file() else None  # a run writes its own row last
 
 
 @contextmanager

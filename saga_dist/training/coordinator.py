@@ -33,7 +33,7 @@ from saga_dist.training.share_monitor import ShareMonitor
 from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
-from saga_dist.wire import write_recording
+from saga_dist.wire import recording_path, write_recording
 from saga_dist.workers.serial_pool import run_tasks
 
 log = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ class Coordinator:
         if self._config.rollout.record and step.buffer.groups:
             self._recordings.mkdir(exist_ok=True)
             groups = with_replay(step.buffer.groups, gradients)
-            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
+            write_recording(recording_path(self._recordings, step.number + 1), groups)
         if self._config.objective.needs_rollouts:
             self._ledger.append(step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined)
 

@@ -14,6 +14,7 @@ from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError
 from saga_dist.metrics.log import JsonLines
 from saga_dist.types import Quarantined
+from saga_dist.utils.pair_ids import from_zero_based, step_of
 
 LEDGER_NAME = "ledger.jsonl"
 """Name of the ledger in a run directory."""
@@ -89,7 +90,7 @@ class PairLedger:
                 expected=f"1 to {num_steps}, each once",
             )
         for row in rows:
-            listed = [pair_id for outcome in OUTCOMES for pair_id in row[outcome]]
+            listed = [_present(pair_id, row["step"]) for outcome in OUTCOMES for pair_id in row[outcome]]
             expected = [
                 pair.pair_id
                 for index in range(row["micro_batches"])
@@ -105,3 +106,8 @@ class PairLedger:
             for outcome in OUTCOMES:
                 counts[outcome] += len(row[outcome])
         return counts
+
+
+def _present(pair_id: str, step: int) -> str:
+    """Returns the present id of a pair in a row of ``step``; ledgers of version 0.1 count steps in ids from 0."""
+    return from_zero_based(pair_id) if step_of(pair_id) == step - 1 else pair_id

@@ -19,7 +19,7 @@ from saga_dist.errors import DataError
 from saga_dist.protocols import EncodedBatch
 from saga_dist.training.rollout_source import Outcome
 from saga_dist.types import MicroBatch, Quarantined, ScoredGroup
-from saga_dist.wire import read_recording
+from saga_dist.wire import read_recording, recordings
 
 
 class RecordedRolloutSource:
@@ -39,7 +39,8 @@ class RecordedRolloutSource:
         self._folder = run_dir / "rollouts"
         self._truncate_at = config.rollout.importance_truncation
         self._same_run = all(difference.startswith("rollout.recording:") for difference in differences)
-        if not any(self._folder.glob("step_*.arrow")):
+        self._files = recordings(self._folder)
+        if not self._files:
             raise DataError(
                 "no recording",
                 where=str(self._folder),
@@ -63,12 +64,13 @@ class RecordedRolloutSource:
             DataError: the step was not recorded, or a recorded pair has other images or classes.
         """
         if batch.step != self._step:
-            path = self._folder / f"step_{batch.step:06d}.arrow"
-            if not path.exists():
+            number = batch.step + 1
+            if number not in self._files:
                 raise DataError(
-                    f"step {batch.step} was not recorded", where=str(path), fix=f"set run.steps = {batch.step}"
+                    f"step {number} was not recorded", where=str(self._folder), fix=f"set run.steps = {batch.step}"
                 )
-            self._step, self._groups = batch.step, {group.pair_id: group for group in read_recording(path)}
+            groups = read_recording(self._files[number])
+            self._step, self._groups = batch.step, {group.pair_id: group for group in groups}
         outcomes: list[Outcome] = []
         for pair in batch.pairs:
             group = self._groups.get(pair.pair_id)

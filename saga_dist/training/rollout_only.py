@@ -19,7 +19,7 @@ from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.training.step_metrics import verdict_form_metrics, verdict_key
 from saga_dist.types import Quarantined, StepResult
-from saga_dist.wire import write_recording
+from saga_dist.wire import recording_path, recordings, write_recording
 
 
 def record_rollouts(
@@ -54,7 +54,8 @@ def record_rollouts(
     sampler = training_sampler(config, runtime.learner.labels("train"))
     folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
-    missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
+    recorded = recordings(folder)
+    missing = [step for step in range(1, config.run.steps + 1) if step not in recorded]
     if missing:
         check_engine(config, runtime, sampler)
     source = WorkerRolloutSource(config, runtime, sampler)
@@ -63,7 +64,7 @@ def record_rollouts(
         buffer = RolloutBuffer(config.rollout.contributing_groups)
         num_quarantined = 0
         for index in range(config.rollout.max_micro_batches):
-            batch = sampler.micro_batch(step, index, config.rollout.pairs_per_batch)
+            batch = sampler.micro_batch(step - 1, index, config.rollout.pairs_per_batch)
             for outcome in source.get_groups(batch, runtime.learner.encode_no_grad(batch)):
                 if isinstance(outcome, Quarantined):
                     num_quarantined += 1
@@ -71,11 +72,11 @@ def record_rollouts(
                     buffer.add(outcome)
             if buffer.full:
                 break
-        write_recording(folder / f"step_{step:06d}.arrow", buffer.groups)
+        write_recording(recording_path(folder, step), buffer.groups)
         measured = {**buffer.metrics(), **verdict_form_metrics(buffer.groups, answer_key)}
-        result = StepResult(step + 1, {**measured, "rollout/quarantined": float(num_quarantined)})
+        result = StepResult(step, {**measured, "rollout/quarantined": float(num_quarantined)})
         metrics.write(result)
         on_step(result)
         if should_stop():
-            raise Interrupted(f"stopped after step {step + 1}", fix="the same command resumes")
+            raise Interrupted(f"stopped after step {step}", fix="the same command resumes")
     return len(missing)

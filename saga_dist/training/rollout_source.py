@@ -25,6 +25,7 @@ from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import TrainingError
 from saga_dist.protocols import EncodedBatch, Runtime
 from saga_dist.types import ImagePair, MicroBatch, Quarantined, RolloutTask, Sampling, ScoredGroup
+from saga_dist.utils.pair_ids import random_key
 from saga_dist.utils.rng import counter_seed
 
 Outcome = ScoredGroup | Quarantined
@@ -214,7 +215,7 @@ class WorkerRolloutSource:
                         temperature=settings.temperature,
                         top_p=settings.top_p,
                         max_tokens=settings.max_tokens,
-                        seed=counter_seed(self._config.run.seed, "sampling", pair.pair_id),
+                        seed=counter_seed(self._config.run.seed, "sampling", random_key(pair.pair_id)),
                     ),
                 )
                 for pair, handle in zip(pairs, handles, strict=True)

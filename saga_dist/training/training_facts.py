@@ -8,13 +8,16 @@ from saga_dist.config import RunConfig
 from saga_dist.retrieval.results import TrainingFacts
 
 
-def training_facts(config: RunConfig, run_dir: Path, *, pretrained: bool = False) -> TrainingFacts:
+def training_facts(
+    config: RunConfig, run_dir: Path, *, pretrained: bool = False, selected_step: int | None = None
+) -> TrainingFacts:
     """Returns the facts about a finished run.
 
     Args:
         config: configuration of the run.
         run_dir: the run directory.
         pretrained: True for the pre-trained encoder of the run, which saw no images.
+        selected_step: step whose model was evaluated; None when it is not known.
 
     Raises:
         CheckpointError: the pair ledger is damaged.
@@ -25,6 +28,7 @@ def training_facts(config: RunConfig, run_dir: Path, *, pretrained: bool = False
     return TrainingFacts(
         metric_loss=None if pretrained or not config.objective.lambda_dml else config.objective.metric_loss,
         optimizer_steps=0 if pretrained else config.run.steps,
+        selected_step=0 if pretrained else selected_step,
         images_seen=0 if pretrained else _images_seen(config, run_dir),
         image_height=side,
         image_width=side,

@@ -1,7 +1,7 @@
 """Counter-based random numbers: every random choice is a pure function of its key.
 
 There is no generator state to save. A retried rollout is the same rollout and a resumed run is the same run, because
-both use the same keys, e.g. ``counter_seed(run_seed, "sampling", pair_id)``.
+both use the same keys, e.g. ``counter_seed(run_seed, "sampling", random_key(pair_id))``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from saga_dist.wire.columns import VERSION
 from saga_dist.wire.groups import GROUPS_SCHEMA, groups_from_batch, groups_to_batch
-from saga_dist.wire.recording import read_recording, write_recording
+from saga_dist.wire.recording import read_recording, recording_path, recordings, write_recording
 from saga_dist.wire.tensors import gradients_from_batch, gradients_to_batch, tokens_from_batch, tokens_to_batch
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "groups_from_batch",
     "groups_to_batch",
     "read_recording",
+    "recording_path",
+    "recordings",
     "tokens_from_batch",
     "tokens_to_batch",
     "write_recording",

@@ -11,7 +11,7 @@ import torch
 
 from saga_dist.errors import WireError
 
-VERSION = "4"
+VERSION = "5"
 """Version of the schemas of all records."""
 _RECORD_KEY, _VERSION_KEY = b"saga_dist.record", b"saga_dist.version"
 _WIRE_TYPES = {torch.bfloat16: pa.uint16(), torch.float32: pa.float32()}

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from saga_dist.errors import WireError
 from saga_dist.types import Completions, ImagePair, Sampling, ScoredGroup
+from saga_dist.utils.pair_ids import from_zero_based
 from saga_dist.wire.columns import (
     check_schema,
     field,
@@ -48,8 +49,12 @@ GROUPS_SCHEMA = record_schema(
         field("replayed", pa.list_(pa.list_(pa.float32()))),
     ],
 )
-_GROUPS_SCHEMA_3 = record_schema("ScoredGroup", [one for one in GROUPS_SCHEMA if one.name != "is_correct"], version="3")
-"""Schema of version 3, which older recordings have: a completion was correct when its reward was 1."""
+_EARLIER_SCHEMAS = {
+    "3": record_schema("ScoredGroup", [one for one in GROUPS_SCHEMA if one.name != "is_correct"], version="3"),
+    "4": record_schema("ScoredGroup", list(GROUPS_SCHEMA), version="4"),
+}
+"""Schemas of earlier recordings. In versions 3 and 4 the steps in pair ids and file names count from 0. In version 3 a
+completion was correct when its reward was 1."""
 
 
 def groups_to_batch(groups: Sequence[ScoredGroup]) -> pa.RecordBatch:
@@ -96,20 +101,27 @@ def groups_from_batch(batch: pa.RecordBatch) -> list[ScoredGroup]:
     """Returns the scored groups of a batch; their float arrays are read-only views of the batch's memory.
 
     Raises:
-        WireError: the batch does not hold ScoredGroup records of this version or of version 3.
+        WireError: the batch does not hold ScoredGroup records of this version, or of version 3 or 4.
     """
-    if version_of(batch.schema) == version_of(_GROUPS_SCHEMA_3):
-        batch = _from_version_3(batch)
+    if counts_from_zero(batch.schema):
+        batch = _from_earlier(batch)
     check_schema(batch, GROUPS_SCHEMA)
     return [_group_of_row(batch, row) for row in range(batch.num_rows)]
 
 
-def _from_version_3(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns a batch of version 3 with the column ``is_correct`` added."""
-    check_schema(batch, _GROUPS_SCHEMA_3)
+def counts_from_zero(schema: pa.Schema) -> bool:
+    """Returns True for the schema of an earlier version, in which steps are counted from 0."""
+    return version_of(schema) in _EARLIER_SCHEMAS
+
+
+def _from_earlier(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns a batch of an earlier version with present pair ids, and the column ``is_correct`` if it lacked it."""
+    check_schema(batch, _EARLIER_SCHEMAS[version_of(batch.schema)])
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    rewards = [row.values.to_numpy() for row in batch.column("rewards")]
-    columns["is_correct"] = nested_once([rewards_G == 1 for rewards_G in rewards], np.bool_)
+    columns["pair_id"] = [from_zero_based(pair_id) for pair_id in batch.column("pair_id").to_pylist()]
+    if "is_correct" not in columns:
+        rewards = [row.values.to_numpy() for row in batch.column("rewards")]
+        columns["is_correct"] = nested_once([rewards_G == 1 for rewards_G in rewards], np.bool_)
     return to_batch(GROUPS_SCHEMA, columns)
 
 

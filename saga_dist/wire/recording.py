@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from saga_dist.errors import WireError
 from saga_dist.types import ScoredGroup
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.wire.columns import one_line
-from saga_dist.wire.groups import groups_from_batch, groups_to_batch
+from saga_dist.wire.groups import counts_from_zero, groups_from_batch, groups_to_batch
+
+_NAME = re.compile(r"step_(\d+)\.arrow")
 
 
 def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
@@ -26,6 +29,42 @@ def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     write_atomic(Path(path), memoryview(sink.getvalue()))
+
+
+def recording_path(folder: Path, step: int) -> Path:
+    """Returns the file of a step's recording in a run's folder ``rollouts``, which need not exist.
+
+    Args:
+        folder: the folder.
+        step: the step, counted from 1.
+    """
+    return folder / f"step_{step:06d}.arrow"
+
+
+def recordings(folder: Path) -> dict[int, Path]:
+    """Returns the recordings in a run's folder ``rollouts`` by step, counted from 1.
+
+    Files of earlier versions have their step counted from 0 in their name. A run that began with such a version and
+    went on with this one may have a step twice; the present version's file is taken.
+    """
+    present, earlier = dict[int, Path](), dict[int, Path]()
+    for path in folder.glob("step_*.arrow"):
+        if (found := _NAME.fullmatch(path.name)) is None:
+            continue
+        if _is_earlier(path):
+            earlier[int(found[1]) + 1] = path
+        else:
+            present[int(found[1])] = path
+    return earlier | present
+
+
+def _is_earlier(path: Path) -> bool:
+    """Returns True for a file of an earlier version; False for one whose version cannot be read, as reading it says."""
+    try:
+        with pa.OSFile(str(path)) as file:
+            return counts_from_zero(pa.ipc.open_file(file).schema)
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def read_recording(path: str | Path) -> list[ScoredGroup]:

@@ -82,9 +82,7 @@ HEAVY_COMMANDS = (
 """Commands that import torch, faiss or another heavy library."""
 
 
-def test_no_command_imports_anything_heavy_before_it_says_what_it_waits_for(
-    config_file: Path, tmp_path: Path
-) -> None:
+def test_no_command_imports_anything_heavy_before_it_says_what_it_waits_for(config_file: Path, tmp_path: Path) -> None:
     """The first wait of a command ends it here; what is imported by then is looked at in a process of its own."""
     for folder in ("images", "run/model", "index"):
         (tmp_path / folder).mkdir(parents=True)

@@ -112,7 +112,7 @@ def test_pairs_are_of_the_batch_balanced_distinct_and_named() -> None:
             assert (pair.label_a, pair.label_b) == (LABELS[pair.image_a], LABELS[pair.image_b])
         ids += [pair.pair_id for pair in batch.pairs]
     assert len(set(ids)) == len(ids)
-    assert make_sampler().micro_batch(12, 0, 16).pairs[3].pair_id == "s000012.m0.p03"
+    assert make_sampler().micro_batch(12, 0, 16).pairs[3].pair_id == "s000013.m0.p03"
 
 
 def test_every_pair_is_equally_likely_in_either_order_at_every_place() -> None:

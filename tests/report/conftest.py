@@ -117,7 +117,7 @@ def run_dir(images: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
                 replace(group, replayed=tuple(row_T + 0.05 for row_T in group.completions.log_probs))
                 for group in groups
             ]
-        write_recording(path / "rollouts" / f"step_{step:06d}.arrow", groups)
+        write_recording(path / "rollouts" / f"step_{step + 1:06d}.arrow", groups)
         metrics = {"loss/dml": 1.0 - 0.1 * step, "rollout/reward_mean": 0.5 + 0.1 * step, "made/up": float(step)}
         log.write(StepResult(step=step + 1, metrics=metrics))
     learner.save_encoder(path / "model")

@@ -47,10 +47,10 @@ def test_every_picture_is_visible(tab: Any) -> None:
 
 
 def test_any_group_in_three_clicks(tab: Any) -> None:
-    tab.choose("#viewer .filters label:nth-child(1) select", "1")  # one: the step
+    tab.choose("#viewer .filters label:nth-child(1) select", "2")  # one: the step
     assert tab.run("document.querySelectorAll('#viewer .item').length") == 4
-    tab.click("#viewer .item[data-id='s000001.m0.p03']")  # two: the group
-    assert tab.run("document.querySelector('#viewer .detail h3').textContent") == "s000001.m0.p03"
+    tab.click("#viewer .item[data-id='s000002.m0.p03']")  # two: the group
+    assert tab.run("document.querySelector('#viewer .detail h3').textContent") == "s000002.m0.p03"
     assert tab.run("document.querySelectorAll('#viewer .text').length") == 4
     assert tab.run("document.querySelectorAll('#viewer .duo img:not(.heat)').length") == 2
     tab.choose("#colour", "gradient")  # three: coloured by the policy gradient
@@ -61,7 +61,7 @@ def test_any_group_in_three_clicks(tab: Any) -> None:
 
 def test_tokens_show_where_engine_and_replay_differ(tab: Any) -> None:
     painted = "[...document.querySelectorAll('#viewer .body span')].filter(span => span.style.backgroundColor).length"
-    for step, there in (("1", False), ("2", True)):  # only the groups of the last step were replayed
+    for step, there in (("2", False), ("3", True)):  # only the groups of the last step were replayed
         tab.choose("#viewer .filters label:nth-child(1) select", step)
         tab.click(f"#viewer .item[data-id='s00000{step}.m0.p01']")
         tab.choose("#colour", "mismatch")
@@ -89,7 +89,7 @@ def test_filters_keep_what_they_name(tab: Any) -> None:
 
 
 def test_hostile_text_is_text(tab: Any) -> None:
-    tab.click("#viewer .item[data-id='s000001.m0.p00']")
+    tab.click("#viewer .item[data-id='s000002.m0.p00']")
     body = tab.run("document.querySelector('#viewer .text .body').textContent")
     assert body.startswith("</script><script>window.hacked=1</script><img src=x")
     tab.settle()

@@ -140,7 +140,7 @@ def test_a_run_without_rollouts_has_a_report(run_dir: Path, tmp_path: Path) -> N
 
 def test_what_the_viewer_leaves_out_is_counted(run_dir: Path, groups_of: Callable[[str], list[dict]]) -> None:
     made = report_page(run_dir, Settings(groups=5))
-    assert [group["step"] for group in groups_of(made.html)] == [0, 0, 1, 2, 2]
+    assert [group["step"] for group in groups_of(made.html)] == [1, 1, 2, 3, 3]
     assert "7 more are not on this page" in Elements(made.html).text
     assert made.lines[0] == "rollouts: 5 of 12 groups of 3 recorded steps"
 
@@ -155,8 +155,8 @@ def test_recorded_steps_that_were_not_read_are_counted_on_the_page(
 
 
 def test_one_step_is_shown_whole(run_dir: Path, groups_of: Callable[[str], list[dict]]) -> None:
-    made = rollouts_page(run_dir, Settings(groups=1), step=1)
-    assert [group["step"] for group in groups_of(made.html)] == [1] * 4
+    made = rollouts_page(run_dir, Settings(groups=1), step=2)
+    assert [group["step"] for group in groups_of(made.html)] == [2] * 4
 
 
 def test_commands_write_pages_and_print_groups(run_dir: Path, tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_commands_write_pages_and_print_groups(run_dir: Path, tmp_path: Path) ->
     out = tmp_path / "page.html"
     assert "open it in a browser" in invoke("report", str(run_dir), "--out", str(out), "--rows", "2")
     assert out.read_text("utf-8").startswith("<!doctype html>")
-    listing = invoke("rollouts", str(run_dir), "--step", "1")
-    assert "s000001.m0.p00" in listing and "s000002" not in listing
-    shown = invoke("rollouts", str(run_dir), "--pair", "s000001.m0.p00")
+    listing = invoke("rollouts", str(run_dir), "--step", "2")
+    assert "s000002.m0.p00" in listing and "s000003" not in listing
+    shown = invoke("rollouts", str(run_dir), "--pair", "s000002.m0.p00")
     assert "\x1b[31m" not in shown and "\\x1b[31m" in shown
     assert "\\ud800" in shown
     assert "no verdict" in shown
@@ -180,8 +180,9 @@ def test_commands_write_pages_and_print_groups(run_dir: Path, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["report", "{here}"], "expected a run directory"),
-        (["rollouts", "{run}", "--step", "7"], "no recording of step 7"),
-        (["rollouts", "{run}", "--pair", "s000001.m0.p99"], "no group of pair 's000001.m0.p99'"),
+        (["rollouts", "{run}", "--step", "7"], "no recording of step 7; expected a recorded step (1 to 3)"),
+        (["rollouts", "{run}", "--step", "0"], "invalid value for '--step'"),
+        (["rollouts", "{run}", "--pair", "s000002.m0.p99"], "no group of pair 's000002.m0.p99'"),
         (["rollouts", "{run}", "--pair", "x", "--out", "y"], "--pair with --out"),
         (["report", "{run}", "--out", "/nowhere/page.html"], "cannot be written"),
     ],
@@ -197,7 +198,8 @@ def test_mistakes_are_one_line(
         main()
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert message in line and "Traceback" not in error
 
 
 def test_a_device_that_is_not_there_is_a_mistake(run_dir: Path) -> None:

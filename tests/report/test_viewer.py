@@ -29,19 +29,19 @@ def test_evenly_keeps_first_and_last(total: int, limit: int, expected: list[int]
 
 def test_groups_come_by_step_and_a_selection_spans_the_run(run_dir: Path) -> None:
     recorded = read_groups(open_run(run_dir))
-    assert [one.step for one in recorded.groups] == [0] * 4 + [1] * 4 + [2] * 4
-    assert [one.step for one in select_groups(recorded.groups, 3)] == [0, 1, 2]
+    assert [one.step for one in recorded.groups] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [one.step for one in select_groups(recorded.groups, 3)] == [1, 2, 3]
     assert (recorded.num_read, recorded.num_recordings) == (3, 3)
 
 
 def test_of_many_recordings_a_bounded_number_is_read_and_counted(run_dir: Path) -> None:
     recorded = read_groups(open_run(run_dir), limit=2)
-    assert sorted({one.step for one in recorded.groups}) == [0, 2]
+    assert sorted({one.step for one in recorded.groups}) == [1, 3]
     assert (recorded.num_read, recorded.num_recordings) == (2, 3)
 
 
 def test_a_step_that_was_not_recorded_is_named(run_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no recording of step 9; .*expected a recorded step \(0 to 2\)|step 9"):
+    with pytest.raises(CheckpointError, match=r"no recording of step 9; .*expected a recorded step \(1 to 3\)|step 9"):
         read_groups(open_run(run_dir), step=9)
 
 
@@ -61,7 +61,7 @@ def test_images_are_what_the_encoder_saw_augmentation_included(run_dir: Path) ->
 def test_pieces_add_up_to_the_text(run_dir: Path) -> None:
     run = open_run(run_dir)
     tokenizer = build_family(run.config).load_tokenizer()
-    for recorded in read_groups(run, step=0).groups:
+    for recorded in read_groups(run, step=1).groups:
         for ids, text in zip(recorded.group.completions.token_ids, recorded.group.completions.texts, strict=True):
             pieces = token_pieces(tokenizer, ids, text)
             assert pieces is not None

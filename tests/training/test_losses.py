@@ -87,20 +87,20 @@ class PoisonedPool:
 def test_a_poisoned_group_is_set_aside_and_the_step_goes_on(scene: Any, tmp_path: Path) -> None:
     config = scene.config(steps=1)
     coordinator = scene.coordinator(config, tmp_path)
-    coordinator._runtime.rollouts = PoisonedPool(coordinator._runtime.rollouts, {"s000000.m0.p01"})
+    coordinator._runtime.rollouts = PoisonedPool(coordinator._runtime.rollouts, {"s000001.m0.p01"})
     metrics = coordinator.train_step().metrics
     assert metrics["rollout/quarantined"] == 1
     assert metrics["rollout/selected"] == 3, "a further micro-batch filled the buffer"
     assert scene.audit(config, tmp_path)["quarantined"] == 1
     line = json.loads((tmp_path / "ledger.jsonl").read_text())
-    assert line["quarantined"] == {"s000000.m0.p01": "engine died"}
+    assert line["quarantined"] == {"s000001.m0.p01": "engine died"}
 
 
 def test_what_cannot_be_replayed_leaves_the_denominator_too(scene: Any, tmp_path: Path) -> None:
     """The step with a poisoned group equals the step of a buffer that never had it."""
     config = scene.config(steps=1)
     poisoned = scene.coordinator(config, tmp_path / "poisoned")
-    poisoned._runtime.replays = PoisonedPool(poisoned._runtime.replays, {"s000000.m0.p03"})
+    poisoned._runtime.replays = PoisonedPool(poisoned._runtime.replays, {"s000001.m0.p03"})
     metrics = poisoned.train_step().metrics
     assert metrics["rollout/quarantined"] == 1
     assert metrics["rollout/selected"] == 2

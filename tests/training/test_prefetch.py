@@ -22,7 +22,7 @@ def test_rollouts_run_ahead_and_never_beyond_the_bound(staleness: int, scene: An
     assert ages == expected
     assert [row["staleness/too_old_groups"] for row in steps] == [0.0] * 4
     for step in range(4):
-        groups = read_recording(tmp_path / "rollouts" / f"step_{step:06d}.arrow")
+        groups = read_recording(tmp_path / "rollouts" / f"step_{step + 1:06d}.arrow")
         assert {group.completions.encoder_version for group in groups} == {max(0, step - staleness)}
     assert "importance/weight_p50" not in steps[0], "the first step is on-policy"
     assert 0.5 < steps[-1]["importance/weight_p50"] < 2

@@ -15,7 +15,7 @@ from saga_dist.wire import read_recording
 
 def test_recordings_hold_what_replay_made_of_the_groups_that_trained(scene: Any, tmp_path: Path) -> None:
     result = scene.coordinator(scene.config(), tmp_path).train_step()
-    groups = read_recording(tmp_path / "rollouts" / "step_000000.arrow")
+    groups = read_recording(tmp_path / "rollouts" / "step_000001.arrow")
     trained = [group for group in groups if group.replayed]
     assert [group.contributes for group in trained] == [True] * 3
     assert len(groups) > 3
@@ -65,7 +65,7 @@ def test_a_recording_of_other_pairs_is_refused(scene: Any, tmp_path: Path) -> No
     (tmp_path / "recorded" / "config.json").write_text(config.model_dump_json())
     scene.coordinator(config, tmp_path / "recorded").run()
     other = scene.config(run={"seed": 1, "steps": 1}, rollout={"recording": str(tmp_path / "recorded")})
-    with pytest.raises(DataError, match=r"pair s000000.m0.p00 has images .* use the data, seed and batches"):
+    with pytest.raises(DataError, match=r"pair s000001.m0.p00 has images .* use the data, seed and batches"):
         scene.coordinator(other, tmp_path / "other").run()
 
 
@@ -75,7 +75,7 @@ def test_only_rolling_out_records_every_step_once(scene: Any, tmp_path: Path) ->
     assert record_rollouts(config, runtime, tmp_path) == 2
     assert record_rollouts(config, runtime, tmp_path) == 0, "the same command goes on"
     for step in range(2):
-        groups = read_recording(tmp_path / "rollouts" / f"step_{step:06d}.arrow")
-        assert [group.pair_id for group in groups] == [f"s{step:06d}.m0.p{number:02d}" for number in range(6)]
+        groups = read_recording(tmp_path / "rollouts" / f"step_{step + 1:06d}.arrow")
+        assert [group.pair_id for group in groups] == [f"s{step + 1:06d}.m0.p{number:02d}" for number in range(6)]
         assert {group.completions.encoder_version for group in groups} == {0}
     assert runtime.learner.step == 0

@@ -36,7 +36,8 @@ def test_four_steps_equal_two_interrupted_and_two_resumed(scene: Any, tmp_path: 
     assert trained[0] == trained[1]
     for step in range(4):
         recordings = [
-            read_recording(tmp_path / name / "rollouts" / f"step_{step:06d}.arrow") for name in ("straight", "resumed")
+            read_recording(tmp_path / name / "rollouts" / f"step_{step + 1:06d}.arrow")
+            for name in ("straight", "resumed")
         ]
         assert [group.completions.token_ids for group in recordings[0]] == [
             group.completions.token_ids for group in recordings[1]
@@ -50,7 +51,7 @@ def test_a_stop_while_rollouts_run_saves_the_last_finished_step(scene: Any, tmp_
     asked: list[bool] = []
 
     def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
-        if pair_id.startswith("s000002"):
+        if pair_id.startswith("s000003"):
             asked.append(True)
         return scene.half_of_the_pairs_vary(pair_id, completion, tokens)
 

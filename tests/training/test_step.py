@@ -18,8 +18,8 @@ def test_one_step_takes_the_first_contributing_groups_and_their_tokens(scene: An
     digest = coordinator._runtime.backbone_digest()
     result = coordinator.train_step()
     assert result.step == 1
-    groups = read_recording(tmp_path / "rollouts" / "step_000000.arrow")
-    assert [group.pair.pair_id for group in groups] == [f"s000000.m0.p{number:02d}" for number in range(6)]
+    groups = read_recording(tmp_path / "rollouts" / "step_000001.arrow")
+    assert [group.pair.pair_id for group in groups] == [f"s000001.m0.p{number:02d}" for number in range(6)]
     contributing = [group for group in groups if group.contributes]
     assert [group.pair.pair_id[-1] for group in contributing] == ["1", "3", "5"]
     assert result.metrics["replay/tokens"] == sum(group.num_tokens for group in contributing)
@@ -56,7 +56,7 @@ def test_sampling_seeds_depend_on_run_and_pair_only(scene: Any, tmp_path: Path) 
     for seed in (0, 1):
         config = scene.config(run={"seed": seed, "steps": 1})
         scene.coordinator(config, tmp_path / str(seed)).train_step()
-        groups = read_recording(tmp_path / str(seed) / "rollouts" / "step_000000.arrow")
+        groups = read_recording(tmp_path / str(seed) / "rollouts" / "step_000001.arrow")
         seeds[seed] = [group.completions.sampling.seed for group in groups]
     assert len({*seeds[0], *seeds[1]}) == 12
     assert counter_generator("a").random() == counter_generator("a").random()
@@ -65,7 +65,7 @@ def test_sampling_seeds_depend_on_run_and_pair_only(scene: Any, tmp_path: Path) 
 def test_completions_are_sampled_as_configured(scene: Any, tmp_path: Path) -> None:
     settings = {"temperature": 0.3, "top_p": 0.6, "max_tokens": 190, "group_size": 4}
     scene.coordinator(scene.config(rollout=settings), tmp_path).train_step()
-    for group in read_recording(tmp_path / "rollouts" / "step_000000.arrow"):
+    for group in read_recording(tmp_path / "rollouts" / "step_000001.arrow"):
         sampling = group.completions.sampling
         assert (sampling.temperature, sampling.top_p) == (0.3, 0.6)
         assert (sampling.max_tokens, sampling.num_completions) == (190, 4)

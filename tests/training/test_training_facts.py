@@ -71,3 +71,22 @@ def test_cells_name_all_values_of_several_runs() -> None:
     assert training_lines([method, method.model_copy(update={"training": None})]) == [
         "SAGA: metric loss –, images seen 17,600, steps 3, px 256×128, pre-training a"
     ]
+
+
+@pytest.mark.parametrize(
+    ("selected", "text"),
+    [
+        ((100, 100), "100"),
+        ((10, 10), "100, model of step 10"),
+        ((10, 100), "100, model of step 10–100"),
+        ((None, 10), "100"),
+    ],
+)
+def test_steps_and_the_step_of_the_model_are_both_shown(selected: tuple[int | None, ...], text: str) -> None:
+    facts = [TrainingFacts(optimizer_steps=100, selected_step=step) for step in selected]
+    assert training_cells(facts)[2] == text
+
+
+def test_the_step_of_the_model_is_one_of_the_facts(tmp_path: Path) -> None:
+    assert training_cells([training_facts(config(), tmp_path, pretrained=True)])[2] == "0"
+    assert training_cells([training_facts(config(), tmp_path, selected_step=2)])[2] == "3, model of step 2"

@@ -44,7 +44,7 @@ def test_every_pair_of_one_micro_batch_trains(scene: Any, tmp_path: Path) -> Non
     assert not before.equal(coordinator._runtime.learner._state()["tower.model.merger.linear_fc2.weight"])
     assert coordinator._runtime.backbone_digest() == digest
     (row,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    assert row["trained"] == [f"s000000.m0.p{number:02d}" for number in range(6)]
+    assert row["trained"] == [f"s000001.m0.p{number:02d}" for number in range(6)]
     assert (row["micro_batches"], row["surplus"], row["zero_variance"], row["quarantined"]) == (1, [], [], {})
     assert not (tmp_path / "rollouts").exists()
 
