@@ -75,10 +75,10 @@ def _run(
 ) -> tuple[SplitResult, TrainingFacts | None, str]:
     if overrides:
         raise ConfigError(f"override {overrides[0]!r}", where="command line", expected="overrides with --encoder only")
-    from saga_dist.cli.console import results_notes, results_table
     from saga_dist.cli.progress import waiting
 
     with waiting(f"evaluating {run} on {split}"):
+        from saga_dist.cli.console import results_notes, results_table
         from saga_dist.runtime.run import evaluate_encoder
 
         result = evaluate_encoder(run, split)

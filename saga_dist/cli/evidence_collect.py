@@ -29,12 +29,13 @@ def collect(
     from saga_dist.sweep.figure import figure
     from saga_dist.utils.atomic_io import write_output
     from saga_dist.utils.printable import printable_lines
+    from saga_dist.utils.shipped import find_shipped
 
     if not directories and not keep:
         raise ConfigError("no tables", where="command line", fix="name directories of sweeps, or --keep FILE")
     collected = collect_tables(directories or [])
     if keep:
-        collected = keep_longer_rows(load_collected(keep), collected)
+        collected = keep_longer_rows(load_collected(find_shipped(keep)), collected)
     if json_file:
         write_output(json_file, (collected.model_dump_json(indent=1) + "\n").encode(), option="--json")
     if figure_file:

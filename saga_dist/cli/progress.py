@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from saga_dist.types import StepResult
 
-SHOW_AFTER_S = 0.5
+SHOW_AFTER_S = 0.2
 """Seconds after which a line says what is waited for; what is quicker needs none."""
 REMINDER_S = 30.0
 """Seconds after which a line says that the same thing is still waited for; doubled after each."""

@@ -67,7 +67,7 @@ def _shipped(given: Path, folders: tuple[str, ...]) -> Path | None:
     if given.parts[:1] == (CONFIGS,):
         places = [root / given]
     else:
-        places = [root / CONFIGS / folder / given for folder in ("", *folders)]
+        places = [root / CONFIGS / folder / given for folder in (*folders, "")]
     for place in places:
         for file in (place, place.with_name(f"{place.name}.toml")):
             if file.is_file():

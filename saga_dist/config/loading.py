@@ -27,8 +27,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
-    path = find_config(path)
-    return parse_config(load_tree(path, overrides), where=str(path))
+    file = find_config(path)
+    tree = load_tree(file, overrides)
+    if "variant" in tree:
+        raise ConfigError(
+            "a table of variants",
+            where=str(file),
+            expected="the configuration of one run",
+            fix=f"`saga-dist sweep {path}` runs a table",
+        )
+    return parse_config(tree, where=str(file))
 
 
 def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class TrainingFacts(_ResultRecord):
     optimizer_steps: int | None = Field(None, ge=0)
     """Optimizer steps of the training; None when they are not known."""
     selected_step: int | None = Field(None, ge=0)
-    """Step whose model was evaluated, counted from 1; 0 without training; None when it is not known."""
+    """Step whose model was evaluated, counted from 1; None without training, or when it is not known."""
     images_seen: int | None = Field(None, ge=0)
     """Images in the micro-batches of all these steps, repetitions included; None when they are not known."""
     image_height: int | None = Field(None, ge=1)

@@ -129,7 +129,7 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
     tower = family.load_tower(dtype=torch.float32, device=device)
     if config.optimizer.gradient_checkpointing:
         tower.enable_gradient_checkpointing()
-    stage("listing the images of %s", config.data.root or f"the built-in {config.data.layout}")
+    stage("listing the images of %s", config.data.root or config.data.layout)
     splits = build_splits(config.data, seed=config.run.seed)
     pooler = Pooler(
         config.model.pooler,

@@ -160,6 +160,7 @@ def load_table(path: Path) -> Table:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "table"
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key}: {message}", where=str(path), expected="a table of variants") from error
+        fix = "" if "variant" in tree else f"`saga-dist train {path}` runs a single configuration"
+        raise ConfigError(f"{key}: {message}", where=str(path), expected="a table of variants", fix=fix) from error
     except (ValueError, TypeError) as error:  # invalid TOML, or a date, which JSON cannot represent
         raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error

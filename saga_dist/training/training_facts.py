@@ -28,7 +28,7 @@ def training_facts(
     return TrainingFacts(
         metric_loss=None if pretrained or not config.objective.lambda_dml else config.objective.metric_loss,
         optimizer_steps=0 if pretrained else config.run.steps,
-        selected_step=0 if pretrained else selected_step,
+        selected_step=None if pretrained else selected_step,
         images_seen=0 if pretrained else _images_seen(config, run_dir),
         image_height=side,
         image_width=side,

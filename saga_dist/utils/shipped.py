@@ -17,6 +17,19 @@ def shipped_folder() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent
 
 
+def find_shipped(path: Path) -> Path:
+    """Returns a file of the user's, or the shipped one of that path where there is none.
+
+    Args:
+        path: the path, e.g. ``configs/evidence/results.json``.
+
+    Returns:
+        An existing file, or ``path`` itself where neither exists.
+    """
+    shipped = shipped_folder() / path
+    return below_here(shipped) if not path.exists() and ".." not in path.parts and shipped.is_file() else path
+
+
 def shipped_page(name: str) -> str:
     """Returns where a page is, for a message.
 
@@ -27,8 +40,7 @@ def shipped_page(name: str) -> str:
         The path of the shipped page, relative to the working directory where it lies below; ``name`` itself where the
         page is not installed.
     """
-    page = shipped_folder() / name
-    return str(below_here(page)) if page.is_file() else name
+    return str(find_shipped(Path(name)))
 
 
 def below_here(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from saga_dist.data.vocabularies import load_vocabulary
 from saga_dist.errors import ConfigError
 from saga_dist.sweep.plan import plan
 from saga_dist.sweep.table import load_table
-from saga_dist.utils.shipped import shipped_page
+from saga_dist.utils.shipped import find_shipped, shipped_page
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -33,7 +34,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("configs/birds", (), "birds.toml"),
         ("evidence/h", (), "evidence/h.toml"),
         ("h", ("", "evidence"), "evidence/h.toml"),
-        ("birds", TABLES, "birds.toml"),
+        ("birds", TABLES, "tables/birds.toml"),
         ("tables/birds", TABLES, "tables/birds.toml"),
         ("table_h", TABLES, "evidence/table_h.toml"),
         ("configs/vocabularies/clothes.toml", (), "vocabularies/clothes.toml"),
@@ -96,3 +97,20 @@ def test_a_page_is_named_by_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     assert shipped_page("docs/evidence.md") == "docs/evidence.md"
     assert shipped_page("docs/none.md") == "docs/none.md"
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md", "docs/evidence.md", "docs/paper.md"])
+def test_every_configuration_that_a_page_names_is_found_from_an_empty_directory(page: str) -> None:
+    named = re.findall(r"configs/[\w/]+\.(?:toml|json)", (ROOT / page).read_text())
+    assert named
+    for name in named:
+        assert find_shipped(Path(name)).is_file(), name
+
+
+def test_a_local_file_wins_over_a_shipped_one_of_its_path(tmp_path: Path) -> None:
+    path = Path("configs/evidence/results.json")
+    assert find_shipped(path).read_text() == (ROOT / path).read_text()
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text("{}")
+    assert find_shipped(path) == path
+    assert find_shipped(Path("../README.md")) == Path("../README.md")

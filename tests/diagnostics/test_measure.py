@@ -123,13 +123,13 @@ def test_step_cosines_are_those_of_the_recorded_steps(finished_run: Path, eviden
 
 
 def test_norms_and_cosines_make_up_the_norm_that_training_saw(finished_run: Path, tmp_path: Path) -> None:
-    """The checkpoint of step 1 and the recording of step 1, made by the same weights: all is on-policy."""
+    """The weights of the checkpoint of step 1 made the recording of step 2: all is on-policy."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "checkpoints" / "step_00000002")
     (run / "checkpoints" / "best").write_text("step_00000001\n")
     found = measure(run, num_images=100)
-    assert found.step == 1 and found.gradients is not None and found.gradients.step == 1
+    assert found.step == 1 and found.gradients is not None and found.gradients.step == 2
     (row,) = [row for row in MetricsLog(run / "metrics.jsonl").rows() if row["step"] == 2 and "loss/grpo" in row]
     assert found.gradients.num_groups == row["rollout/selected"]
     dml, grpo, kl = found.gradients.norms

@@ -78,7 +78,7 @@ class Letters:
 
 def _group(texts: list[str], pair: ImagePair | None = None) -> RecordedGroup:
     count = len(texts)
-    pair = pair or ImagePair("s000007.m0.p00", 0, 1, 0, 1)
+    pair = pair or ImagePair("s000008.m0.p00", 0, 1, 0, 1)
     completions = Completions(
         pair_id=pair.pair_id,
         token_ids=tuple(tuple(map(ord, text)) for text in texts),
@@ -90,7 +90,7 @@ def _group(texts: list[str], pair: ImagePair | None = None) -> RecordedGroup:
     )
     masks = tuple(np.arange(len(text)) == 0 for text in texts)
     return RecordedGroup(
-        7,
+        8,
         ScoredGroup(
             pair, completions, (True, *(None,) * (count - 1)), np.zeros(count, np.float32), np.zeros(count, bool),
             np.zeros(count, np.float32), masks, tuple(~mask for mask in masks),

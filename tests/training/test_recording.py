@@ -10,6 +10,7 @@ import pytest
 
 from saga_dist.errors import DataError
 from saga_dist.training.rollout_only import record_rollouts
+from saga_dist.utils.rng import counter_seed
 from saga_dist.wire import read_recording
 
 
@@ -51,7 +52,7 @@ def test_a_recording_trains_the_same_bits_without_an_engine(scene: Any, tmp_path
     assert all("importance/weight_p50" in row for row in steps), "off-policy from the first step on"
     assert scene.audit(other, tmp_path / "other")["trained"] == 12
 
-    with pytest.raises(DataError, match=r"step 4 was not recorded; set run.steps = 4"):
+    with pytest.raises(DataError, match=r"step 5 was not recorded; set run.steps = 4"):
         scene.coordinator(
             scene.config(steps=5, rollout={"recording": str(tmp_path / "recorded")}),
             tmp_path / "long",
@@ -78,4 +79,8 @@ def test_only_rolling_out_records_every_step_once(scene: Any, tmp_path: Path) ->
         groups = read_recording(tmp_path / "rollouts" / f"step_{step + 1:06d}.arrow")
         assert [group.pair_id for group in groups] == [f"s{step + 1:06d}.m0.p{number:02d}" for number in range(6)]
         assert {group.completions.encoder_version for group in groups} == {0}
+        # Seeds are those of versions whose ids counted steps from 0.
+        keys = [f"s{step:06d}.m0.p{number:02d}" for number in range(6)]
+        seeds = [counter_seed(config.run.seed, "sampling", key) for key in keys]
+        assert [group.completions.sampling.seed for group in groups] == seeds
     assert runtime.learner.step == 0
