@@ -11,6 +11,7 @@ import numpy as np
 from saga_dist.errors import DataError
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, load_hits
 from saga_dist.retrieval.metrics import PairedTest, clustered_interval
+from saga_dist.retrieval.results import TrainingFacts
 from saga_dist.retrieval.run_comparison import RunComparison, compare_runs, paired_t_test, t_interval, wider
 from saga_dist.sweep.plan import Cell
 from saga_dist.sweep.records import SPLIT, Figure, PairedComparison, Summary, SummaryRow
@@ -83,10 +84,15 @@ def _row(
         paper=table.published(variant),
         choices=tuple(" ".join(variant.options[cell.option]) for cell in own if cell.option is not None),
         versus=tuple(filter(None, (_versus(own, other, hits, labels_Q) for other in others))),
-        training=tuple(
-            dict.fromkeys(training_facts(cell.config, cell.directory, pretrained=variant.pretrained) for cell in own)
-        ),
+        training=tuple(dict.fromkeys(map(_facts, own))),
     )
+
+
+def _facts(cell: Cell) -> TrainingFacts:
+    """Returns the facts about the training of a finished cell."""
+    selected_step = cell.results().method(cell.method).selected_step
+    pretrained = cell.variant.pretrained
+    return training_facts(cell.config, cell.directory, pretrained=pretrained, selected_step=selected_step)
 
 
 def _seed_interval(recalls_S: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
