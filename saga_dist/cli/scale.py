@@ -30,12 +30,14 @@ def scale(
     """Show or change the number of rollout and replay workers of a running training."""
     from rich.console import Console
 
+    from saga_dist.cli.progress import waiting
     from saga_dist.runtime.ray.scale import read_workers, request_scale, wait_for
 
     requested = parse_targets(targets or [])
     if requested:
         request_scale(run_directory, requested, at_once=at_once)
-        view = wait_for(run_directory, requested, deadline_s=wait)
+        with waiting(f"waiting for {' and '.join(f'{number} {role}' for role, number in requested.items())} workers"):
+            view = wait_for(run_directory, requested, deadline_s=wait)
     else:
         view = read_workers(run_directory)
     Console().print(workers_table(view, now=time.time()))

@@ -42,24 +42,24 @@ def sweep(
     configure_logging()
     from rich.console import Console
 
+    from saga_dist.cli.progress import waiting
     from saga_dist.sweep.plan import check, plan, read_failures
     from saga_dist.sweep.table import load_table
 
     console = Console()
     loaded = load_table(table)
     directory = out or Path("runs") / table.stem
-    cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
-    if dry_run:
-        check(cells)
-        _list_cells(cells, loaded, console)
-        return
+    with waiting(f"reading the cells of {table}"):
+        cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
     if show:
         _show(loaded, cells, directory, read_failures(directory), console, write=False)
         return
-    from saga_dist.cli.progress import waiting
-
     with waiting(f"checking {len(cells)} cells"):
         check(cells)
+    if dry_run:
+        _list_cells(cells, loaded, console)
+        return
+    with waiting("loading torch"):
         from saga_dist.sweep.runner import run_sweep
 
     try:
@@ -103,10 +103,13 @@ def _show(
     from rich.markup import escape
 
     from saga_dist.cli.console import widen
-    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, choices, sources, terminal, write_summary
-    from saga_dist.sweep.summary import summarise
+    from saga_dist.cli.progress import waiting
 
-    summary = summarise(table, cells, failures)
+    with waiting(f"summarising {len(cells)} cells"):
+        from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, choices, sources, terminal, write_summary
+        from saga_dist.sweep.summary import summarise
+
+        summary = summarise(table, cells, failures)
     widen(console, 140)
     console.print()
     for part in terminal(summary):
