@@ -152,6 +152,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.mark.integration
 def test_it_holds_the_contract(tiny_checkpoint: Path) -> None:
     check_model_family(load_family_class(NAME), tiny_checkpoint)
     check_model_family(load_family_class("family_of_mine:Borrowed"), tiny_checkpoint)
