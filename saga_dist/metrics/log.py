@@ -17,6 +17,7 @@ from saga_dist.errors import CheckpointError
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.output_files import append_line
 
 
 class Stopwatch:
@@ -48,9 +49,12 @@ class JsonLines:
         """Path of the file."""
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends one row, completely or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        append_line(self.path, json.dumps(row))
 
     def truncate(self, *, after_step: int) -> None:
         """Drops rows of steps greater than ``after_step``, and a last row that a crash left incomplete."""

@@ -18,7 +18,7 @@ from types import FrameType
 
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.data.sampling import training_sampler
-from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.errors import ConfigError
 from saga_dist.metrics.sinks import MetricSink, build_sinks, require_loggers
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
@@ -32,6 +32,9 @@ from saga_dist.training.rollout_only import record_rollouts
 from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import remove_leftovers, replaced_folder, write_atomic
+from saga_dist.utils.directory_owner import OWNER_NAME, owned_directory
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
 
 log = logging.getLogger(__name__)
@@ -46,12 +49,12 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
             differ.
 
     Raises:
-        ConfigError: the directory cannot be created, holds files but no ``config.json``, or belongs to another
-            configuration.
+        ConfigError: the directory holds files but no ``config.json``, or belongs to another configuration.
+        OutputError: it cannot be written.
     """
     saved = path / "config.json"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with output_errors(path, option="--run-dir"):
+        make_folder(path)
         for folder in (path, path / "rollouts"):
             remove_leftovers(folder)
         if saved.exists() and not _is_json(saved):
@@ -62,13 +65,9 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
             saved.replace(damaged)
             write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
         if not saved.exists():
-            if any(path.iterdir()):
+            if any(entry.name != OWNER_NAME for entry in path.iterdir()):
                 raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
             write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be used ({error.strerror})", where=str(path), fix="choose another --run-dir"
-        ) from error
     differences = load_run_config(path).differences(config)
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -149,7 +148,8 @@ def train_method(
         )
         coordinator.run()
     coordinator.restore_selected()
-    _save_model(runtime, run_dir / "model")
+    with replaced_folder(run_dir / "model") as folder:
+        runtime.learner.save_encoder(folder)
     result = evaluate_method(
         name,
         runtime,
@@ -160,19 +160,6 @@ def train_method(
         on_hits=on_hits,
     )
     return result.model_copy(update={"training": training_facts(config, run_dir)})
-
-
-def _save_model(runtime: Runtime, path: Path) -> None:
-    """Writes the deployable encoder; the folder appears completely or not at all."""
-    try:
-        with replaced_folder(path) as folder:
-            runtime.learner.save_encoder(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the encoder ({error.strerror or error})",
-            where=str(path),
-            fix="free space or check permissions; the same command goes on from the last checkpoint",
-        ) from error
 
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
@@ -187,8 +174,8 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
         Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
     """
     require_loggers(config.logging)
-    open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+        open_run_directory(run_dir, config)
         runtime = build_runtime(config)
         try:
             runtime.watch(run_dir)
@@ -205,8 +192,8 @@ def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], 
         run_dir: the run directory.
         on_step: called with the metrics of every step.
     """
-    open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+        open_run_directory(run_dir, config)
         runtime = build_runtime(config)
         try:
             runtime.watch(run_dir)

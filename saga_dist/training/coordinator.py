@@ -33,6 +33,7 @@ from saga_dist.training.share_monitor import ShareMonitor
 from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
+from saga_dist.utils.output_files import make_folder
 from saga_dist.wire import write_recording
 from saga_dist.workers.serial_pool import run_tasks
 
@@ -270,7 +271,7 @@ class Coordinator:
     def _record(self, step: StepState, gradients: Sequence[GradientHandle]) -> None:
         """Writes the recording of the step (groups with replay log-probabilities) and its row in the pair ledger."""
         if self._config.rollout.record and step.buffer.groups:
-            self._recordings.mkdir(exist_ok=True)
+            make_folder(self._recordings)
             groups = with_replay(step.buffer.groups, gradients)
             write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
         if self._config.objective.needs_rollouts:

@@ -19,6 +19,7 @@ from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.training.step_metrics import verdict_form_metrics, verdict_key
 from saga_dist.types import Quarantined, StepResult
+from saga_dist.utils.output_files import make_folder
 from saga_dist.wire import write_recording
 
 
@@ -53,7 +54,7 @@ def record_rollouts(
         )
     sampler = training_sampler(config, runtime.learner.labels("train"))
     folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
     if missing:
         check_engine(config, runtime, sampler)

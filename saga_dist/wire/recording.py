@@ -19,7 +19,7 @@ def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
 
     Raises:
         WireError: a value does not fit its column.
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     batch = groups_to_batch(groups)
     sink = pa.BufferOutputStream()
