@@ -28,6 +28,7 @@ from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
+from saga_dist.training.identity import identity_of
 from saga_dist.training.rollout_only import record_rollouts
 from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
@@ -36,6 +37,7 @@ from saga_dist.utils.directory_owner import OWNER_NAME, owned_directory
 from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
+from saga_dist.wire import RunIdentity
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ def train_method(
     should_stop: Callable[[], bool] = lambda: False,
     evaluate_test: bool = True,
     on_hits: Callable[[str, FirstHits], None] = lambda split, hits: None,
+    identity: RunIdentity | None = None,
 ) -> MethodResult:
     """Trains with an open runtime, selects the step on validation classes, writes ``model/``, returns the evaluation.
 
@@ -136,6 +139,7 @@ def train_method(
         should_stop: returns True when the run is to stop.
         evaluate_test: False to evaluate only validation classes, while tuning.
         on_hits: called with each split and the rank of the first hit of each of its queries.
+        identity: weights, data and code of the run; None: those of the runtime.
 
     Raises:
         Interrupted: ``should_stop`` returned True; a checkpoint was written.
@@ -144,7 +148,14 @@ def train_method(
     sampler = training_sampler(config, runtime.learner.labels("train"))
     with metric_sinks(config, run_dir) as sinks:
         coordinator = Coordinator(
-            config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop, sinks=sinks
+            config,
+            runtime,
+            sampler,
+            run_dir,
+            on_step=on_step,
+            should_stop=should_stop,
+            sinks=sinks,
+            identity=identity,
         )
         coordinator.run()
     coordinator.restore_selected()
@@ -229,7 +240,7 @@ def train_on(
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
-    before = runtime.backbone_digest()
+    identity = identity_of(runtime)
     start = evaluate_method(
         PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)
     )
@@ -237,10 +248,18 @@ def train_on(
     if not only_pretrained:
         methods.append(
             train_method(
-                TRAINED, config, runtime, run_dir, on_step=on_step, should_stop=should_stop, on_hits=keep(TRAINED)
+                TRAINED,
+                config,
+                runtime,
+                run_dir,
+                on_step=on_step,
+                should_stop=should_stop,
+                on_hits=keep(TRAINED),
+                identity=identity,
             )
         )
-    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == before)
+    # Equal to that of every earlier attempt too: a checkpoint made with another backbone is refused.
+    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == identity.backbone)
     save_hits(run_dir / HITS_NAME, hits)
     results.save(run_dir / RESULTS_NAME)
     return results

@@ -29,6 +29,7 @@ from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
+from saga_dist.models.weights import weights_digest
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
@@ -289,6 +290,10 @@ class Learner:
     def split_hash(self) -> str:
         """Returns the sha256 of the images, classes and labels of all splits."""
         return self._images.split_hash
+
+    def tower_digest(self) -> str:
+        """Returns the sha256 of the tower's present weights."""
+        return weights_digest(self.encoder.tower)
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split, float32 [I, E], l2-normalised.

@@ -219,6 +219,10 @@ class FakeLearner:
         """Returns a constant, because there is no data set."""
         return "scripted"
 
+    def tower_digest(self) -> str:
+        """Returns a constant, because there is no tower."""
+        return "scripted"
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Returns tokens that depend on images and weights only; every rank computes its share of the pairs."""
         self._script.trigger(f"encode-{batch.step}")
