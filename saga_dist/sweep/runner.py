@@ -15,6 +15,7 @@ from saga_dist.config import RunConfig
 from saga_dist.errors import Interrupted
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_on
+from saga_dist.sweep.forecast import forecast
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
 from saga_dist.types import StepResult
 from saga_dist.utils.directory_owner import owned_directory
@@ -59,6 +60,7 @@ def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str
     shared = _SharedRuntime()
     with stop_on_signal() as should_stop:
         try:
+            log.info("%s", forecast(cells))
             for cell in cells:
                 if cell.finished:
                     failures.pop(cell.name, None)
@@ -68,6 +70,7 @@ def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str
                 try:
                     _run(cell, shared, progress, should_stop)
                     failures.pop(cell.name, None)
+                    log.info("%s is finished; %s", cell.name, forecast(cells))
                 except Interrupted:
                     raise
                 except Exception as error:  # a failed cell must not end a sweep of days

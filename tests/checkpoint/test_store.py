@@ -370,6 +370,7 @@ def die_at_line(number: int, action: Callable[[], Any]) -> bool:
     return code == 9
 
 
+@pytest.mark.integration
 def test_a_crash_at_any_line_of_a_write_leaves_a_valid_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

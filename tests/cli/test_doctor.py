@@ -27,6 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.integration
 def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_checks(None, SMALL, smoke=True) == 0
     found = lines(capsys)

@@ -26,6 +26,7 @@ def test_it_holds_the_contract(example: Callable[[str], ModuleType], log: Path) 
     check_engine(ENGINES.load(NAME))
 
 
+@pytest.mark.integration
 def test_two_steps_train_with_it(
     example: Callable[[str], ModuleType], log: Path, train: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_it_holds_the_contract(tiny_checkpoint: Path) -> None:
     check_model_family(load_family_class("family_of_mine:Plain"), tiny_checkpoint)
 
 
+@pytest.mark.integration
 def test_it_trains_and_its_encoder_is_loaded_only_where_it_is_named(
     config: Path, command: Command, tmp_path: Path
 ) -> None:

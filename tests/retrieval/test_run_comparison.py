@@ -46,6 +46,7 @@ def rejections(found: list[RunComparison]) -> float:
     return float(np.mean(rejected))
 
 
+@pytest.mark.integration
 def test_a_true_null_with_noise_of_runs_is_rejected_in_at_most_7_of_100_experiments() -> None:
     """Standard deviation of a run 2 points, six seeds, no difference between the methods."""
     found = experiments(1000, run_sd=0.02)

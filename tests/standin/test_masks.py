@@ -27,6 +27,7 @@ def test_a_part_has_its_own_colour() -> None:
             assert distances.min() < 60, part  # small parts have a rim that is mixed with what is behind
 
 
+@pytest.mark.integration
 def test_parts_lie_on_the_bird_where_the_generator_says_and_apart_from_each_other() -> None:
     birds, masks = split("test", CONFIG), scene_masks("test", CONFIG)
     assert masks.parts_IAHW.shape == (100, 6, 80, 80)
@@ -43,6 +44,7 @@ def test_parts_lie_on_the_bird_where_the_generator_says_and_apart_from_each_othe
     assert not (masks.distractors_IHW & masks.bird_IHW).any()
 
 
+@pytest.mark.integration
 def test_flowers_are_where_the_flowers_are() -> None:
     """Against a loop over pixels and flowers."""
     birds, masks = split("test", CONFIG), scene_masks("test", CONFIG)
