@@ -310,7 +310,9 @@ class CheckpointStore:
 
     @contextmanager
     def _disk_errors(self, path: Path, what: str) -> Iterator[None]:
-        """Turns an OSError or OutputError inside the block into a CheckpointError of one line.
+        """Turns an error of the disk inside the block into a CheckpointError of one line.
+
+        An OutputError without words of the operating system passes through: the directory is another process's now.
 
         Args:
             path: file or folder concerned.
@@ -319,6 +321,8 @@ class CheckpointStore:
         try:
             yield
         except (OSError, OutputError) as error:
+            if isinstance(error, OutputError) and not error.reason:
+                raise
             reason = error.strerror if isinstance(error, OSError) else error.reason
             raise CheckpointError(
                 f"cannot {what} ({reason or error})",

@@ -167,7 +167,7 @@ CACHED = [
 
 
 def disk(number: int) -> Callable[[Workspace], None]:
-    """Makes ``out``; below it no file is opened for writing and no folder is made: an OSError of this number instead."""
+    """Makes ``out``, below which every file opened for writing and every new folder is an OSError of this number."""
 
     def prepare(workspace: Workspace) -> None:
         (workspace.folder / "out").mkdir()
