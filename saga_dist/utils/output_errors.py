@@ -25,6 +25,8 @@ _FIXES = {
     errno.ENAMETOOLONG: "take a shorter name",
 }
 """What to do about an error number."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Error numbers that only writing to a disk has."""
 _PACKAGE_CACHE = re.compile(r"/runtime_resources/working_dir_files(/|$)")
 """Part of a path in which Ray keeps its copies of the working directories of jobs."""
 
@@ -44,6 +46,25 @@ def output_errors(path: Path, *, option: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(path, error, option=option) from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns an OSError that only a disk can cause into an OutputError; other OSErrors pass through.
+
+    For files that libraries write by themselves, in caches and temporary folders.
+
+    Raises:
+        OutputError: a disk is full or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        if isinstance(error.filename, str):
+            raise output_error(Path(error.filename), error) from error
+        raise OutputError(f"cannot write ({error.strerror})", fix=_FIXES[error.errno]) from error
 
 
 def output_error(path: Path, error: OSError, *, option: str = "") -> OutputError:

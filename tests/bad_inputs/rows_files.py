@@ -17,6 +17,7 @@ import torch
 from bad_inputs.row import BadInput, Workspace
 from safetensors import SafetensorError
 
+from saga_dist import config
 from saga_dist.metrics.log import JsonLines
 from saga_dist.models.devices import require_device
 from saga_dist.retrieval.first_hits import FirstHits, save_hits
@@ -273,6 +274,23 @@ DISKS = [
     for what, act, name in things
 ]
 
+
+def full_cache(workspace: Workspace) -> None:
+    def download(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blobs/x")
+
+    workspace.write_config()
+    workspace.patch.setattr(config, "load_config", download)
+
+
+CACHE = BadInput(
+    "a library's cache on a disk that is full",
+    "a disk that is full",
+    "train run.toml",
+    ("/cache/blobs/x: cannot be written (No space left on device); free space on this disk",),
+    full_cache,
+)
+
 # ---------------------------------------------------------------------- paths
 
 
@@ -380,4 +398,4 @@ def write_over_another(workspace: Workspace) -> None:
         write_atomic(workspace.folder / "results.json", b"{}")
 
 
-ROWS: list[BadInput] = [*OWNED, *TAKEN, *CACHED, *DISKS, *PATHS, *DEVICES, *CONTENTS]
+ROWS: list[BadInput] = [*OWNED, *TAKEN, *CACHED, *DISKS, CACHE, *PATHS, *DEVICES, *CONTENTS]
