@@ -70,10 +70,16 @@ class JsonLines:
             allow_cut_tail: leave out a last line that is not JSON, as a crash during a write leaves it.
 
         Raises:
-            CheckpointError: a line is not JSON (with ``allow_cut_tail``: a line other than the last).
+            CheckpointError: the file cannot be read, or a line is not JSON (with ``allow_cut_tail``: a line other than
+                the last).
         """
         rows = []
-        lines = self.path.read_text("utf-8").splitlines()
+        try:
+            lines = self.path.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be read ({error.strerror})", where=str(self.path), fix="check the permissions and the disk"
+            ) from error
         for number, line in enumerate(lines, start=1):
             try:
                 rows.append(json.loads(line))

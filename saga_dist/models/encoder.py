@@ -26,7 +26,7 @@ from saga_dist.models.families import saved_family_class
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.pooler import Pooler
 from saga_dist.models.weights import fill
-from saga_dist.utils.atomic_io import file_sha256
+from saga_dist.utils.atomic_io import file_sha256, sha256_of_input
 from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder, write_file, write_tensors
 
@@ -194,7 +194,7 @@ def _verify(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise CheckpointError("is missing", where=str(file), fix="copy the whole folder again")
-        if (found := file_sha256(file)) != digest:
+        if (found := sha256_of_input(file)) != digest:
             raise CheckpointError(
                 f"was altered (sha256 {found[:12]})", where=str(file), expected=digest[:12], fix="copy the folder again"
             )

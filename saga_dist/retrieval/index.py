@@ -24,7 +24,7 @@ from saga_dist.errors import CheckpointError, DataError
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.normalized import normalized_rows
 from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
-from saga_dist.utils.atomic_io import file_sha256, new_folder, write_atomic
+from saga_dist.utils.atomic_io import file_sha256, new_folder, sha256_of_input, write_atomic
 from saga_dist.utils.directory_owner import owned_output
 from saga_dist.utils.output_errors import os_error_of, output_errors
 
@@ -201,7 +201,7 @@ def open_index(folder: Path) -> Index:
         )
     for name, digest in digests.items():
         file = folder / name
-        if not file.is_file() or file_sha256(file) != digest:
+        if not file.is_file() or sha256_of_input(file) != digest:
             raise CheckpointError(
                 "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="build the index again"
             )

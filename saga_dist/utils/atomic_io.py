@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 
-from saga_dist.errors import OutputError
+from saga_dist.errors import CheckpointError, OutputError
 from saga_dist.utils.directory_owner import check_owner
 from saga_dist.utils.output_errors import output_errors, refuse_package_cache
 
@@ -50,6 +50,20 @@ def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file as a hex string; the file is read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_input(path: Path) -> str:
+    """Returns ``file_sha256`` of a file that a user named.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror or error})", where=str(path), fix="check the permissions and the disk"
+        ) from error
 
 
 def write_atomic(path: Path, content: bytes | memoryview, *, option: str = "") -> None:

@@ -24,7 +24,7 @@ from saga_dist.retrieval.first_hits import FirstHits, save_hits
 from saga_dist.retrieval.results import Results
 from saga_dist.training.identity import refuse_other_identity, refuse_other_recording
 from saga_dist.utils import directory_owner
-from saga_dist.utils.atomic_io import new_folder, write_atomic
+from saga_dist.utils.atomic_io import new_folder, sha256_of_input, write_atomic
 from saga_dist.utils.directory_owner import OWNER_NAME, owned_directory
 from saga_dist.utils.output_files import make_folder, write_tensors
 from saga_dist.utils.owner_record import Owner
@@ -253,9 +253,7 @@ DISKS = [
             READ_ONLY,
             (
                 ("a report", "report runs/mine --out out/page.html", "out/page.html"),
-                ("a page of rollouts", "rollouts runs/mine --out out/page.html", "out/page.html"),
                 ("an estimate", "estimate run.toml --json out/estimate.json", "out/estimate.json"),
-                ("collected tables", "evidence collect sweep --json out/tables.json", "out/tables.json"),
             ),
         ),
         (
@@ -263,12 +261,7 @@ DISKS = [
             errno.EACCES,
             "check the permissions, or choose another",
             DENIED,
-            (
-                ("a manifest", "manifest run.toml --out out/job.yaml", "out/job.yaml"),
-                ("figures of benches", "bench start --json out/benches.json", "out/benches.json"),
-                ("a figure", "evidence collect sweep --figure out/tables.svg", "out/tables.svg"),
-                ("a contact sheet", "search index a.jpg --sheet out/sheet.png", "out/sheet.png"),
-            ),
+            (("a manifest", "manifest run.toml --out out/job.yaml", "out/job.yaml"),),
         ),
     )
     for what, act, name in things
@@ -325,6 +318,39 @@ PATHS = [
             ("gone/evidence.json: cannot be written", "its folder does not exist, or choose another --json"),
         ),
         ("an index in place of a file", "index e.arrow --out out", ("there is something already", "another --out")),
+    )
+]
+
+# ---------------------------------------------------------------------- inputs that cannot be read
+
+
+def unreadable(name: str) -> Callable[[Workspace], None]:
+    """Writes a stand-in for the file ``name``, which then cannot be opened."""
+
+    def prepare(workspace: Workspace) -> None:
+        file, real = workspace.folder / name, io.open
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"{}")
+
+        def denied(path: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and Path(path).name == file.name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return real(path, *arguments, **options)
+
+        workspace.patch.setattr(io, "open", denied)
+
+    return prepare
+
+
+UNREADABLE = [
+    BadInput(f"{what} that cannot be read", "an unreadable input", act, (name, "(Permission denied)"), unreadable(name))
+    for what, act, name in (
+        ("a configuration", "train run.toml --dry-run", "run.toml"),
+        ("a table", "sweep table.toml --show", "table.toml"),
+        ("a run's configuration", "evaluate run", "run/config.json"),
+        ("a file of metrics", lambda w: JsonLines(w.folder / "metrics.jsonl").rows(), "metrics.jsonl"),
+        ("a weight file", lambda w: sha256_of_input(w.folder / "model.safetensors"), "model.safetensors"),
+        ("a file of results", lambda w: Results.load(w.folder / "results.json"), "results.json"),
     )
 ]
 
@@ -398,4 +424,4 @@ def write_over_another(workspace: Workspace) -> None:
         write_atomic(workspace.folder / "results.json", b"{}")
 
 
-ROWS: list[BadInput] = [*OWNED, *TAKEN, *CACHED, *DISKS, CACHE, *PATHS, *DEVICES, *CONTENTS]
+ROWS: list[BadInput] = [*OWNED, *TAKEN, *CACHED, *DISKS, CACHE, *PATHS, *UNREADABLE, *DEVICES, *CONTENTS]
