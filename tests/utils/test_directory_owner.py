@@ -78,18 +78,19 @@ def test_a_killed_owner_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.Monk
             assert Owner.parse((tmp_path / OWNER_NAME).read_bytes()).pid == os.getpid()  # type: ignore[union-attr]
 
 
-def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    with owned_directory(tmp_path, option="--run-dir"):
-        child = os.fork()
-        if child == 0:
-            time.sleep(60)
-            os._exit(0)
+def test_a_forked_child_of_a_killed_owner_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = HOLD.replace('print("held", flush=True)', "if not os.fork():\n        print(os.getpid(), flush=True)")
+    command = [sys.executable, "-c", f"import os{code}", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
     try:
-        with held_elsewhere(tmp_path):
+        os.kill(child, 0)
+        with owned_directory(tmp_path, option="--run-dir"):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def test_nothing_stays_after_an_orderly_end(tmp_path: Path) -> None:
