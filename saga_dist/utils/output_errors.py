@@ -24,7 +24,7 @@ _FIXES = {
     errno.EISDIR: "it is a folder, name a file",
     errno.ENAMETOOLONG: "take a shorter name",
 }
-"""What to do about an error number."""
+"""Advice for each error number."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers that only writing to a disk has."""
 _PACKAGE_CACHE = re.compile(r"/runtime_resources/working_dir_files(/|$)")
