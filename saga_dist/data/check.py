@@ -69,8 +69,8 @@ def unfindable(parts: Mapping[str, ImageSet]) -> Iterator[str]:
             where = "in the gallery" if searched is not None else "besides the query"
             num_lost, num_queries = sum(lost.values()), len(parts[split])
             yield (
-                f"{split}: {num_lost:,} of {num_queries:,} queries cannot be found and count as misses: their class has "
-                f"no image {where} ({named})"
+                f"{split}: {num_lost:,} of {num_queries:,} queries cannot be found and count as misses: their class "
+                f"has no image {where} ({named})"
             )
 
 
