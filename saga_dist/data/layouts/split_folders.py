@@ -28,7 +28,7 @@ def split_folders(root: Path, names: Sequence[str]) -> dict[str, str] | None:
     Raises:
         DataError: only some of the folders are splits, or ``train`` or ``test`` is missing.
     """
-    found = {name: SPLIT_OF[name.lower()] for name in names if name.lower() in SPLIT_OF}
+    found = {name: split for known, split in SPLIT_OF.items() for name in names if name.lower() == known}
     others = [repr(name) for name in names if name not in found]
     splits = set(found.values())
     if "train" not in splits or len(splits) < 2:
@@ -85,7 +85,7 @@ def _refuse_overlap(
             with dividing(listed, options):
                 raise DataError(
                     f"class {both[0]!r} is in {one} and in {other}"
-                    f"{f' (and {len(both) - 1:,} more classes are)' if len(both) > 1 else ''}",
+                    f"{f' (and {len(both) - 1:,} more)' if len(both) > 1 else ''}",
                     where=str(root),
                     expected="classes that no other split has, because retrieval is tested on unseen classes",
                     fix=f"set data.root={root / names['train']}, to divide its classes, or use data.layout=manifest",

@@ -59,13 +59,13 @@ def test_without_one_validation_classes_come_from_training(tmp_path: Path) -> No
 
 
 def test_a_class_in_two_splits_is_refused_and_its_images_are_listed(tmp_path: Path) -> None:
-    make(tmp_path, train="a b c", test="b c d")
+    make(tmp_path, train="a b c d", test="b c e")
     message = refused(tmp_path)
-    assert "class 'b' is in train and in test (and 1 more classes are)" in message
+    assert "class 'b' is in train and in test (and 1 more)" in message
     assert f"set data.root={tmp_path / 'train'}, to divide its classes" in message
     with pytest.raises(SplitError) as caught:
         load(tmp_path)
-    assert {split: len(images) for split, images in caught.value.listed.items()} == {"train": 6, "test": 6}
+    assert {split: len(images) for split, images in caught.value.listed.items()} == {"train": 8, "test": 6}
     assert len(load(tmp_path / "train").test) == 4
 
 
@@ -73,8 +73,8 @@ def test_a_class_in_two_splits_is_refused_and_its_images_are_listed(tmp_path: Pa
     ("classes", "message"),
     [
         ({"train": "a b", "val": "c"}, "the folders train, val; expected root/train/<class>/<image>"),
-        ({"train": "a b", "val": "c", "validation": "d", "test": "e"}, "the folders test, train, val, validation;"),
-        ({"train": "a b", "test": "c", "meta": "x"}, "the folders test, train beside 1 more ('meta')"),
+        ({"train": "a b", "val": "c", "validation": "d", "test": "e"}, "the folders train, val, validation, test;"),
+        ({"train": "a b", "test": "c", "meta": "x"}, "the folders train, test beside 1 more ('meta')"),
     ],
 )
 def test_nearly_such_folders_are_one_line(tmp_path: Path, classes: dict[str, str], message: str) -> None:
