@@ -1,4 +1,4 @@
-"""What ``saga-dist data check`` prints about the images of a data set."""
+"""Prints what ``saga-dist data check`` finds out about the images of a data set."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ReadImage(NamedTuple):
     name: str
     """Name of the image."""
     fingerprint: Fingerprint
-    """What identifies its pixels."""
+    """Fingerprint of its pixels."""
 
 
 class Twins(NamedTuple):

@@ -37,7 +37,7 @@ class Found(NamedTuple):
     """True when the last part of the path is a symbolic link."""
 
 
-class Content(NamedTuple):
+class FolderContent(NamedTuple):
     """The content of one folder, or of a folder and all folders below it."""
 
     images: list[Found]
@@ -48,14 +48,14 @@ class Content(NamedTuple):
     """All other entries."""
 
 
-def list_folder(folder: Path, path: str = "") -> Content:
+def list_folder(folder: Path, path: str = "") -> FolderContent:
     """Returns the content of one folder, without that of its sub-folders.
 
     Args:
         folder: folder to list, with links resolved.
         path: its path relative to the folder in which the search began; empty for that folder itself.
     """
-    content = Content([], [], [])
+    content = FolderContent([], [], [])
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -65,7 +65,7 @@ def list_folder(folder: Path, path: str = "") -> Content:
     return content
 
 
-def find_images(folder: Path, path: str = "", *, elsewhere: Container[Path] = frozenset()) -> Content:
+def find_images(folder: Path, path: str = "", *, elsewhere: Container[Path] = frozenset()) -> FolderContent:
     """Returns the images in a folder and in all folders below it, with every folder read once.
 
     Links to folders are followed, wherever they lead; of two ways to a folder the one without a link is taken.
@@ -96,10 +96,10 @@ def find_images(folder: Path, path: str = "", *, elsewhere: Container[Path] = fr
                 linked.append(found)
             else:
                 waiting.append((found.real, found.path))
-    return Content(sorted(images), sorted(folders), sorted(left_out))
+    return FolderContent(sorted(images), sorted(folders), sorted(left_out))
 
 
-def _sort_entry(entry: os.DirEntry[str], path: str, folder: Path, content: Content) -> None:
+def _sort_entry(entry: os.DirEntry[str], path: str, folder: Path, content: FolderContent) -> None:
     """Adds one entry of a folder to the images, the folders or what is left out."""
     if entry.name.startswith("."):
         content.left_out.append(LeftOut(path, HIDDEN))
