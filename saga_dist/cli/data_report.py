@@ -71,7 +71,7 @@ def print_decoded(parts: Mapping[str, ImageSet], *, jobs: int, every: bool) -> b
     across = [pair for pair in twins if pair.one.split != pair.other.split]
     within = [pair for pair in twins if pair.one.split == pair.other.split]
     _print_twins("identical images in two splits", across, every=every)
-    _print_twins("identical images in two classes of a split", within, every=every)
+    _print_twins("identical images in two classes", within, every=every)
     _print_twins("nearly identical images in two splits", list(near(decoded.images)), every=every)
     return not decoded.problems
 

@@ -107,6 +107,16 @@ def deny(workspace: Workspace) -> None:
     workspace.patch.setattr(os, "scandir", denied)
 
 
+def deny_lists(workspace: Workspace) -> None:
+    """Makes every file below the folder of the data unreadable, as a folder without the right to enter it does."""
+    workspace.image_folder()
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    workspace.patch.setattr(Path, "exists", denied)
+
+
 def manifest(workspace: Workspace, *extra: str) -> None:
     """Writes a manifest of the images below ``data`` with further rows."""
     root = workspace.image_folder()

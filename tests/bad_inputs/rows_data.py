@@ -9,6 +9,7 @@ from pathlib import Path
 from bad_inputs.data_inputs import (
     FIRST,
     deny,
+    deny_lists,
     embed,
     folders,
     manifest,
@@ -180,6 +181,13 @@ ROWS = [
         deny,
     ),
     BadInput(
+        "a data set whose lists may not be looked at",
+        "permissions",
+        "data check data --layout cars",
+        ("cars_annos.mat: cannot be read (Permission denied)", "expected a readable data set"),
+        deny_lists,
+    ),
+    BadInput(
         "the same classes below train and test",
         "folders of splits",
         CHECK,
@@ -219,7 +227,7 @@ ROWS = [
         "one image in two training classes",
         "duplicates",
         CHECK,
-        ("identical images in two classes of a split: 1 pair", "= train class_01/copy.png"),
+        ("identical images in two classes: 1 pair", "= train class_01/copy.png"),
         folders(lambda root: shutil.copy(one_image(root), root / "class_01" / "copy.png")),
         "note",
     ),

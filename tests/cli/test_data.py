@@ -193,7 +193,7 @@ def test_images_in_two_splits_are_reported(
     code, out, _ = run(monkeypatch, capsys, root, "--val-fraction", "0")
     assert code == 0
     assert "identical images in two splits: 1 pair\n  train c00/0.png = test c03/copy.png\n" in out
-    assert "identical images in two classes of a split: 1 pair\n  train c00/1.png = train c01/copy.png\n" in out
+    assert "identical images in two classes: 1 pair\n  train c00/1.png = train c01/copy.png\n" in out
     assert "nearly identical images in two splits: 1 pair\n  train c00/2.png = test c02/smaller.jpg\n" in out
 
 
@@ -205,6 +205,16 @@ def test_queries_that_cannot_be_found_are_counted(
     _, out, _ = run(monkeypatch, capsys, root, "--val-fraction", "0")
     assert (
         "test: 1 of 3 queries cannot be found and count as misses: their class has no image besides the query (c03)\n"
+        in out
+    )
+    shop = make_tree("inshop", tmp_path / "shop")
+    item = "id_00000008"
+    lines = shop.lists[0].read_text().splitlines()
+    lines = [line.replace("gallery", "query") if item in line else line for line in lines]
+    shop.lists[0].write_text("\n".join(lines) + "\n")
+    _, out, _ = run(monkeypatch, capsys, tmp_path / "shop", "--layout", "inshop", "--val-fraction", "0")
+    assert (
+        f"test: 4 of 8 queries cannot be found and count as misses: their class has no image in the gallery ({item})"
         in out
     )
     paint(root / "c03" / "7.png", 7)
