@@ -23,6 +23,7 @@ def embed(
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
+    from saga_dist.data.left_out import summary
     from saga_dist.retrieval.embed import embed_folder, list_images
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
@@ -48,4 +49,6 @@ def embed(
         print_line(f"cannot be used: {reason}")
     if done.bad:
         print_line(f"{len(done.bad):,} images cannot be used, listed in {done.bad_list}")
+    if done.left_out:
+        print_line(f"{folder}: {summary(done.left_out)}")
     print_line(f"{out}: {done.num_images:,} embeddings, {done.num_new:,} of them new")

@@ -150,7 +150,8 @@ def _print(row: Comparison, console: Console) -> None:
         "pre-training": card.pretraining,
         "pooling": f"{card.pooling}; {card.preprocessing}",
         "training": ", ".join(map(" ".join, zip(TRAINING, training_cells([row.training]), strict=True))),
-        "queries": f"{result.num_queries:,} of {result.num_classes:,} unseen classes",
+        "queries": f"{result.num_queries:,} of {result.num_classes:,} unseen classes"
+        + (f"; {result.unfindable_remark}" if result.unfindable_remark else ""),
         "95 %": "over test classes" + (f"; {remark}" if remark else ""),
         "ms": f"an image on {row.device}, in batches, decoding left out",
     }

@@ -19,9 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from saga_dist.data.images import SUFFIXES, read_image
+from saga_dist.data.formats import EXAMPLES
+from saga_dist.data.images import read_image
+from saga_dist.data.left_out import LeftOut, summary
 from saga_dist.errors import DataError
 from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.image_list import ImageFile, list_images
 from saga_dist.retrieval.tables import EmbeddingTable, Source, check_suffix, read_embeddings, write_embeddings
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.directory_owner import owned_output
@@ -49,18 +52,6 @@ class ImageEncoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image below a folder, with its state when the folder was listed."""
-
-    id: str
-    """Path relative to the folder, with forward slashes."""
-    size_bytes: int
-    """Size of the file in bytes."""
-    mtime_ns: int
-    """Modification time in nanoseconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
 class Embedded:
     """Result of ``embed_folder``."""
 
@@ -72,6 +63,8 @@ class Embedded:
     """One line with the reason for each unusable image."""
     bad_list: Path
     """File with these lines; it exists only when there are any."""
+    left_out: tuple[LeftOut, ...]
+    """Files below the folder that were left out, those of ``bad`` that cannot even be opened included."""
 
 
 def embed_folder(
@@ -89,7 +82,7 @@ def embed_folder(
     Args:
         encoder: encoder that computes the embeddings.
         identity: identity of that encoder.
-        root: folder of images, searched at every depth; hidden files and links to folders are skipped.
+        root: folder of images, searched at every depth (``list_images``).
         out: file to write, .arrow or .parquet.
         max_bad_share: largest allowed share of unusable images, in [0, 1]. They are listed in ``OUT.bad.jsonl``.
         jobs: number of decoding threads; 0: one per core.
@@ -117,10 +110,12 @@ def _embed(
 ) -> Embedded:
     if not 0 <= max_bad_share <= 1:
         raise DataError(f"share of bad images {max_bad_share}", expected="a number from 0 to 1")
-    files, bad = list_images(root)
+    listed = list_images(root)
+    files, bad = listed.files, list(listed.bad)
     total = len(files) + len(bad)
     if not files:
-        raise DataError(f"no images ({total} bad names)", where=str(root), expected=", ".join(SUFFIXES))
+        others = f" ({summary(listed.left_out)})" if listed.left_out else ""
+        raise DataError(f"no images{others}", where=str(root), expected=EXAMPLES)
     parts = _EmbeddingParts(out, source)
     known = parts.known({file.id: file for file in files})
     missing = [file for file in files if file.id not in known]
@@ -140,44 +135,7 @@ def _embed(
         on_progress(done + new + len(bad), total)
     _list_bad(out, bad)
     parts.finish([file.id for file in files])
-    return Embedded(done + new, new, tuple(reason for _, reason in bad), _bad_list(out))
-
-
-def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    """Returns the images below a folder, sorted by path, and the unusable ones.
-
-    Args:
-        root: folder, searched at every depth; hidden files and links to folders are skipped.
-
-    Returns:
-        The images; and (path, reason) of files whose name is not UTF-8 or whose state cannot be read.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"cannot be read ({error.strerror})", where=str(error.filename), expected="a folder of images"
-        ) from error
-
-    files, bad = [], []
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-                continue
-            path = Path(folder, name)
-            identifier = path.relative_to(root).as_posix()
-            try:
-                identifier.encode()
-                status = path.stat()
-                files.append(ImageFile(identifier, status.st_size, status.st_mtime_ns))
-            except UnicodeEncodeError:
-                bad.append((ascii(identifier), f"{identifier!a}: the name is not UTF-8"))
-            except OSError as error:
-                bad.append((identifier, f"{identifier}: {error.strerror}"))
-    return sorted(files, key=lambda file: file.id), sorted(bad)
+    return Embedded(done + new, new, tuple(reason for _, reason in bad), _bad_list(out), listed.left_out)
 
 
 def _decoded(

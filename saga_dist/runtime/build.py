@@ -5,6 +5,7 @@ The serial runtime calls these functions in its own process, and Ray actors call
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from saga_dist.workers.learner import Learner
     from saga_dist.workers.replay import ReplayWorker
     from saga_dist.workers.rollout import RolloutWorker
+
+_LOG = logging.getLogger(__name__)
 
 
 def set_threads(config: RunConfig) -> None:
@@ -102,8 +105,12 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
 @lru_cache(maxsize=2)
 def _splits_of(data: DataSection, seed: int) -> Splits:
     from saga_dist.data.layouts import load_splits
+    from saga_dist.data.left_out import summary
 
-    return load_splits(data, seed=seed)
+    splits = load_splits(data, seed=seed)
+    if splits.left_out:
+        _LOG.warning("%s: %s (saga-dist data check says where)", data.root, summary(splits.left_out))
+    return splits
 
 
 def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from saga_dist.data.image_sets import FolderImageSet, Splits
 from saga_dist.data.layouts.listing import ClassFiles
+from saga_dist.data.left_out import LeftOut, refuse_unreadable
 from saga_dist.errors import DataError
 from saga_dist.utils.rng import counter_generator
 
@@ -51,6 +53,44 @@ class PublishedSplit:
     """Images of the gallery; 0 for a benchmark without a gallery."""
 
 
+class SplitError(DataError):
+    """The images of a data set are listed, but cannot be divided into splits; they can still be checked."""
+
+    listed: Mapping[str, FolderImageSet]
+    """The listed images, by a name for their part of the data set."""
+    left_out: tuple[LeftOut, ...]
+    """Files that were left out of the listing."""
+
+
+@contextmanager
+def dividing(parts: Mapping[str, ClassFiles], options: SplitOptions, *, banner: int = 0) -> Iterator[None]:
+    """Converts a DataError in the body of ``with`` to a SplitError with the listed images.
+
+    Args:
+        parts: the listed files, by a name for their part of the data set.
+        options: image size and reading of the listed images.
+        banner: rows at the bottom of every image that are not part of it, pixels.
+
+    Raises:
+        SplitError: the body raised a DataError, of which it has the message.
+    """
+    try:
+        yield
+    except DataError as error:
+        wrapped = SplitError(str(error))
+        wrapped.listed = {
+            name: part.images(
+                [class_name for class_name in part.classes if part.size(class_name)],
+                image_size=options.image_size,
+                banner=banner,
+                fast_jpeg=options.fast_jpeg,
+            )
+            for name, part in parts.items()
+        }
+        wrapped.left_out = tuple(one for part in parts.values() for one in part.left_out)
+        raise wrapped from error
+
+
 def make_splits(
     files: ClassFiles,
     train: Sequence[str],
@@ -80,9 +120,28 @@ def make_splits(
             lists that come with a benchmark.
 
     Raises:
-        DataError: files are missing, the benchmark is incomplete, or there are too few classes or images of a class.
+        SplitError: files are missing or unreadable, the benchmark is incomplete, or there are too few classes or images
+            of a class.
     """
+    parts = {"all": files} if gallery is None else {"all": files, "gallery": gallery}
+    with dividing(parts, options, banner=banner):
+        return _divide(files, train, test, options, published, val, gallery, banner=banner, drop_lone=drop_lone)
+
+
+def _divide(
+    files: ClassFiles,
+    train: Sequence[str],
+    test: Sequence[str],
+    options: SplitOptions,
+    published: PublishedSplit | None,
+    val: Sequence[str] | None,
+    gallery: ClassFiles | None,
+    *,
+    banner: int,
+    drop_lone: bool,
+) -> Splits:
     files.refuse_missing()
+    refuse_unreadable(files.left_out, files.root)
     if published is not None:
         _compare(files, train, test, gallery, published)
     if drop_lone:
@@ -111,6 +170,7 @@ def make_splits(
         val=images(files, val) if val else None,
         test=images(files, test, allow_empty=gallery is not None),
         gallery=None if gallery is None else images(gallery, test, allow_empty=True),
+        left_out=tuple(files.left_out),
     )
 
 
