@@ -19,7 +19,7 @@ from typing import Any
 from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
+from saga_dist.errors import Interrupted, LearnerLost, TrainingError
 from saga_dist.metrics.log import MetricsLog, Stopwatch
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
@@ -27,6 +27,7 @@ from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
+from saga_dist.training.resume_check import check_resumable
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
@@ -319,6 +320,7 @@ class Coordinator:
         }
         extra = {
             "config_digest": self._config.digest(),
+            "config": self._config.deciding(),
             "split_hash": self._runtime.learner.split_hash(),
             "selection": selection,
         }
@@ -337,16 +339,7 @@ class Coordinator:
             self._metrics.truncate(after_step=0)
             self._ledger.truncate(after_step=0)
             return
-        if newest.extra["config_digest"] != self._config.digest():
-            raise CheckpointError(
-                "it belongs to another configuration", where=str(newest.path), fix="choose a new --run-dir"
-            )
-        if newest.extra["split_hash"] != self._runtime.learner.split_hash():
-            raise CheckpointError(
-                "the data set has changed since this checkpoint",
-                where=str(newest.path),
-                fix="restore the images and class lists, or choose a new --run-dir",
-            )
+        check_resumable(newest, self._config, self._runtime.learner.split_hash())
         self._runtime.learner.load(newest.path)
         saved = newest.extra["selection"]
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])

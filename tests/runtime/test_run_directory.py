@@ -40,7 +40,8 @@ def test_a_damaged_config_is_renamed_and_written_again(
     (damaged,) = run.glob("config.json.damaged-*")
     assert damaged.read_bytes() == content
     assert f"renamed to {damaged.name} and written again" in caplog.text
-    with pytest.raises(ConfigError, match="belongs to another configuration: run.seed"):
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ConfigError, match="belongs to another configuration: run.seed: 0 != 1; choose a new --run-dir"):
         open_run_directory(run, config_with(seed=1))
 
 
