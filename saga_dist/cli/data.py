@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.cli.arguments import print_line
+from saga_dist.errors import DataError
 
 if TYPE_CHECKING:
     from saga_dist.data.image_sets import Splits
@@ -40,7 +41,8 @@ def check(
     """Count images and classes, decode every file, print the split hash; exit code 2 when something is wrong."""
     from saga_dist.config import parse_config
     from saga_dist.data.check import class_sizes, summarize
-    from saga_dist.data.layouts import load_splits
+    from saga_dist.runtime.build import build_splits
+    from saga_dist.runtime.validation.data import check_classes, with_fitting_overrides
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("saga_dist").setLevel(logging.INFO)
@@ -53,13 +55,20 @@ def check(
         "val_fraction": val_fraction,
     }
     config = parse_config({"data": data, "run": {"seed": seed}}, where="command line")
-    splits = load_splits(config.data, seed=config.run.seed)
+    try:
+        splits = build_splits(config.data, seed=config.run.seed)
+    except DataError as error:
+        raise with_fitting_overrides(config, error) from error
     for name in splits.names:
         print_line(summarize(name, splits.named(name)))
         if classes:
             for class_name, size in class_sizes(splits.named(name)):
                 print_line(f"{'':<8}{size:>9,} {class_name}")
     print_line(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
+    try:
+        check_classes(config)
+    except DataError as error:
+        print_line(f"a run with the default settings cannot start: {with_fitting_overrides(config, error)}")
     if decode:
         _decode_all(splits, jobs or os.cpu_count() or 1)
 

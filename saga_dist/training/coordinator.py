@@ -23,6 +23,7 @@ from saga_dist.errors import Interrupted, LearnerLost, TrainingError
 from saga_dist.metrics.log import MetricsLog, Stopwatch
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
+from saga_dist.training.contribution_monitor import ContributionMonitor
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
@@ -110,7 +111,7 @@ class Coordinator:
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / LEDGER_NAME)
-        self._shares = ShareMonitor(config.objective)
+        self._monitors = (ShareMonitor(config.objective), ContributionMonitor(config))
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
@@ -155,7 +156,8 @@ class Coordinator:
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)
-            self._shares.observe(result.metrics)
+            for monitor in self._monitors:
+                monitor.observe(result.metrics)
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)

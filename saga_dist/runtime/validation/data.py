@@ -28,9 +28,9 @@ def check_data(run: RunFacts) -> str:
         return f"data.root = {config.data.root} is not on this machine; the nodes of the cluster need it"
     else:
         try:
-            _check_folder(config)
+            check_classes(config)
         except DataError as error:
-            raise _with_fitting_overrides(config, error) from error
+            raise with_fitting_overrides(config, error) from error
     return ""
 
 
@@ -62,7 +62,12 @@ def _check_birds(config: RunConfig) -> None:
         check_pair_counts(counts, config.evaluation.verdict_pairs)
 
 
-def _check_folder(config: RunConfig) -> None:
+def check_classes(config: RunConfig) -> None:
+    """Checks that micro-batches and evaluation pairs can be drawn from a data set on disk, which is listed.
+
+    Raises:
+        DataError: they cannot, or the data set cannot be divided.
+    """
     splits = build_splits(config.data, seed=config.run.seed)
     train = _quoted(dict(class_sizes(splits.train)))
     check_class_sizes(train, config.data.batch_size, config.data.images_per_class)
@@ -74,7 +79,7 @@ def _quoted(sizes: Mapping[str, int]) -> dict[str, int]:
     return {repr(name): size for name, size in sizes.items()}
 
 
-def _with_fitting_overrides(config: RunConfig, error: DataError) -> DataError:
+def with_fitting_overrides(config: RunConfig, error: DataError) -> DataError:
     """Returns the error with the overrides that fit the data set; the error alone where other settings do not help.
 
     Raises:
