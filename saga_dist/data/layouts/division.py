@@ -166,12 +166,19 @@ def hold_out(train: Sequence[str], val_fraction: float, seed: int, *, where: str
     """
     # At least two classes: with one class every retrieval would be correct.
     num_val = max(2, round(val_fraction * len(train))) if val_fraction > 0 else 0
+    if len(train) < 2:
+        raise DataError(
+            f"{len(train)} training classes",
+            where=where,
+            expected="at least 2",
+            fix="add classes (where no list divides them, half of the classes train, so that 4 are needed)",
+        )
     if len(train) - num_val < 2:
         raise DataError(
             f"{len(train)} training classes of which {num_val} are for validation",
             where=where,
             expected="at least two left to train on",
-            fix="add classes" if not num_val else "lower data.val_fraction, or set it to 0 and have no model selection",
+            fix="lower data.val_fraction, or set it to 0 and have no model selection",
         )
     drawn = counter_generator(seed, "validation classes").permutation(len(train))[:num_val]
     return [train[index] for index in sorted(drawn.tolist())]
