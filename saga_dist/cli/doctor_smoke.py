@@ -21,9 +21,9 @@ class Finding:
     """Result of a check that did not fail."""
 
     text: str
-    """What was found, one line."""
+    """Result of the check, one line."""
     warning: str = ""
-    """What is doubtful about it, with the setting to change; empty when nothing is."""
+    """Doubt about it, with the setting to change; empty without one."""
 
 
 class SmokeTest:

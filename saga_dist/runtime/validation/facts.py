@@ -1,4 +1,4 @@
-"""What several checks read of a run: its checkpoint's config.json, its splits, and the machines that it will use."""
+"""Facts about a run that several checks read: its checkpoint's config.json, its sizes, the machines that it will use."""
 
 from __future__ import annotations
 
