@@ -313,7 +313,7 @@ ROWS = [
         "a GPU where there is none",
         "devices",
         f"{TRAIN} model.device=cuda",
-        ("model.device = 'cuda' needs 1 GPUs, 0 there", 'model.device = "auto"'),
+        ("model.device = 'cuda'", "1 GPUs needed, 0 there", 'model.device = "auto"'),
         write,
     ),
     BadInput(

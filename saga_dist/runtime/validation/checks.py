@@ -1,7 +1,8 @@
 """The table of all checks of a run, and ``validate_run``, which ``train``, ``rollout``, ``sweep`` and ``doctor`` call.
 
 A check is a function of ``RunFacts``. It raises a ``UserError`` for a mistake with which the run cannot start or cannot
-finish, and otherwise returns a warning, or an empty text. It imports no torch and no Ray and loads no weights.
+finish, and otherwise returns a warning, or an empty text. It imports no torch and loads no weights; only the check of a
+cluster that the run joins imports Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from saga_dist.config import RunConfig
 from saga_dist.config.registries import LAYOUTS
 from saga_dist.errors import ConfigError, UserError
-from saga_dist.runtime.validation import data, machine, method, model
+from saga_dist.runtime.validation import cluster, data, machine, method, model
 from saga_dist.runtime.validation.facts import RunFacts
 
 Check = Callable[[RunFacts], str]
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     machine.check_local_resources,
     machine.check_disk,
     data.check_recording,
+    cluster.check_cluster,
 )
 """Checks of built-in objects, which import nothing of the user's."""
 DATA_CHECKS: tuple[Check, ...] = (data.check_data,)

@@ -1,4 +1,4 @@
-"""Facts about a run that several checks read: its checkpoint's config.json, its sizes, the machines that it will use."""
+"""Facts about a run that several checks read: its checkpoint's config.json and sizes, and its machines."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from saga_dist.models.supported import supported_family
 from saga_dist.runtime.build import model_path
 
 
+def cluster_address(config: RunConfig) -> str:
+    """Returns the address of the Ray cluster that the run joins; empty for a serial run or a Ray of the run's own."""
+    if config.runtime.kind != "ray":
+        return ""
+    address = config.runtime.address or os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
+
+
 def joins_cluster(config: RunConfig) -> bool:
     """Returns True when the run joins a Ray cluster, whose nodes may have other files and devices than this machine."""
-    return config.runtime.kind == "ray" and bool(config.runtime.address or _ray_address())
-
-
-def _ray_address() -> str:
-    address = os.environ.get("RAY_ADDRESS", "")
-    return "" if address == "local" else address
+    return bool(cluster_address(config))
 
 
 class RunFacts:

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import replace
 
+from saga_dist.config import RunConfig
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.models.tower_size import num_tower_parameters
 from saga_dist.runtime.earlier_run import changed_keys, is_unfinished_start
@@ -70,22 +71,29 @@ def check_devices(run: RunFacts) -> str:
     Raises:
         ConfigError: it is not.
     """
-    name, config = run.config.model.device, run.config
-    if name == "auto":
+    config, there = run.config, visible_gpus()
+    device = config.model.device
+    match = _DEVICE.fullmatch(device)
+    if device != "auto" and (match is None or match[1] not in DEVICE_TYPES):
+        raise ConfigError(f"model.device = {device!r}", expected="auto, cpu, cuda or cuda:N")
+    if config.runtime.kind != "serial" or there is None:
         return ""
-    match = _DEVICE.fullmatch(name)
-    if match is None or match[1] not in DEVICE_TYPES:
-        raise ConfigError(f"model.device = {name!r}", expected="auto, cpu, cuda or cuda:N")
-    there = visible_gpus()
-    if match[1] != "cuda" or config.runtime.kind != "serial" or there is None:
-        return ""
-    wanted = max(int(match[2] or 0) + 1, int(config.replay.num_gpus))
+    wanted = _gpus_of_this_process(config, there)
     if wanted > there:
         raise ConfigError(
-            f"model.device = {name!r} needs {wanted} GPUs, {there} there",
-            fix='set model.device = "auto" or "cpu", or make them visible (CUDA_VISIBLE_DEVICES)',
+            f"{wanted} GPUs needed, {there} there",
+            where=f"model.device = {device!r}, replay.num_gpus = {config.replay.num_gpus:g}",
+            fix='set model.device = "auto" or "cpu", lower replay.num_gpus, or check CUDA_VISIBLE_DEVICES',
         )
     return ""
+
+
+def _gpus_of_this_process(config: RunConfig, there: int) -> int:
+    """Returns the number of GPUs that a serial run uses; 0 on another device."""
+    kind, _, index = config.model.device.partition(":")
+    if kind == "cuda" or (kind == "auto" and there):
+        return max(int(index or 0) + 1, int(config.replay.num_gpus))
+    return 0
 
 
 def check_local_resources(run: RunFacts) -> str:

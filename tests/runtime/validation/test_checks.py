@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -19,6 +20,7 @@ from saga_dist.models.checkpoint_sizes import checkpoint_sizes
 from saga_dist.models.released_shapes import released_files
 from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.models.tower_size import num_tower_parameters
+from saga_dist.runtime.ray import cluster_totals
 from saga_dist.runtime.validation import machine, validate_run
 from saga_dist.runtime.validation.gpus import visible_gpus
 
@@ -168,8 +170,11 @@ def test_gpus_that_are_there_are_enough(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"2 GPUs needed \(1 learner x 1 \+ 1 rollout x 1\), 1 there"):
         validate_run(birds("runtime.learner_num_gpus=1", "rollout.num_gpus=1"), tmp_path / "run")
     validate_run(birds("runtime.kind=serial", "model.device=cuda:0"), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"model.device = 'cuda:1' needs 2 GPUs, 1 there"):
+    with pytest.raises(ConfigError, match=r"model.device = 'cuda:1', .*: 2 GPUs needed, 1 there"):
         validate_run(birds("runtime.kind=serial", "model.device=cuda:1"), tmp_path / "run")
+    validate_run(birds("runtime.kind=serial", "replay.num_gpus=1"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"'auto', replay.num_gpus = 2: 2 GPUs needed, 1 there"):
+        validate_run(birds("runtime.kind=serial", "replay.num_gpus=2"), tmp_path / "run")
     monkeypatch.setattr(machine, "visible_gpus", lambda: None)  # not known, so not a mistake
     validate_run(birds("runtime.learner_num_gpus=4"), tmp_path / "run")
 
@@ -177,6 +182,7 @@ def test_gpus_that_are_there_are_enough(tmp_path: Path, monkeypatch: pytest.Monk
 def test_on_a_cluster_what_is_not_here_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = ["data.layout=folder", "data.root=/nowhere", "model.path=/nowhere/else", "runtime.learner_num_gpus=8"]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster_totals, "cluster_totals", lambda address: None)  # it does not answer
     warnings = validate_run(birds(*elsewhere), tmp_path / "run")
     assert warnings == [
         "model.path = /nowhere/else is not on this machine; the nodes of the cluster need it",
@@ -185,6 +191,28 @@ def test_on_a_cluster_what_is_not_here_is_a_warning(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ConfigError, match="3 mistakes: "):
         validate_run(birds(*elsewhere), tmp_path / "run")
+
+
+def test_a_cluster_that_is_too_small_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = {"10.0.0.1:6379": {"CPU": 8.0}, "10.0.0.2:6379": {"CPU": 8.0, "GPU": 1.0, "learner": 1.0, "rollout": 1.0}}
+    monkeypatch.setattr(cluster_totals, "cluster_totals", totals.get)
+    wants = ("runtime.learner_num_gpus=1", "runtime.pin_roles=true")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    (warning,) = validate_run(birds(*wants), tmp_path / "run")
+    assert warning.startswith("the cluster at 10.0.0.1:6379 is too small, and the run will wait until it grows: ")
+    assert "1 GPUs needed (1 learner x 1), 0 there; 1 of the resource 'learner' needed, 0 there" in warning
+    assert validate_run(birds(*wants, "runtime.address=10.0.0.2:6379"), tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("address", ["auto", "http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1:99999"])
+def test_an_address_of_no_head_is_not_asked(address: str) -> None:
+    assert cluster_totals.cluster_totals(address) is None
+
+
+def test_a_head_that_does_not_listen_is_not_waited_for() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert cluster_totals.cluster_totals(f"127.0.0.1:{closed.getsockname()[1]}") is None
 
 
 def test_checkpoints_need_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
