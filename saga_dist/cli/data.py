@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.cli.arguments import print_line
+from saga_dist.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,7 @@ def check(
     from saga_dist.config import parse_config
     from saga_dist.data.layouts import load_splits
     from saga_dist.data.layouts.division import SplitError
+    from saga_dist.runtime.validation.data import check_classes, with_fitting_overrides
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("saga_dist").setLevel(logging.INFO)
@@ -75,6 +77,10 @@ def check(
     print_left_out(left_out, every=every)
     all_can_be_used = not decode or print_decoded(parts, jobs=jobs or os.cpu_count() or 1, every=every)
     if split_error is not None:
-        raise split_error
+        raise with_fitting_overrides(config, split_error) from split_error
+    try:
+        check_classes(config)
+    except DataError as error:
+        print_line(f"a run with the default settings cannot start: {with_fitting_overrides(config, error)}")
     if not all_can_be_used:
         raise typer.Exit(2)

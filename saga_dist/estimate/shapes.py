@@ -18,11 +18,11 @@ from torch import nn
 
 from saga_dist.config import RunConfig
 from saga_dist.errors import DataError, ModelError
-from saga_dist.estimate.released_shapes import released_files, released_names
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 from saga_dist.models.model_files import is_local
+from saga_dist.models.released_shapes import released_files, released_names
 from saga_dist.runtime.build import model_path, torch_dtype
 from saga_dist.types import Grid
 from saga_dist.utils.output_files import write_file

@@ -100,6 +100,8 @@ class TrainingFacts(_ResultRecord):
     """Width of the encoder's input in pixels; None when it is not known."""
     pretraining: str | None = None
     """Checkpoint that the training started from, or what is known of it; None when nothing is known."""
+    remark: str | None = None
+    """Remark on a training to which the frozen MLLM contributed little or nothing, with the cause; None without one."""
 
 
 class MethodResult(_ResultRecord):

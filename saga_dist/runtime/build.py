@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from saga_dist.config import STANDINS, DataSection, RunConfig
-from saga_dist.data.prompts import VOCABULARIES, PromptSpec, load_vocabulary, render_prompt
-from saga_dist.errors import ConfigError, ModelError
+from saga_dist.data.prompts import VOCABULARIES, PromptSpec, Vocabulary, load_vocabulary, render_prompt
+from saga_dist.errors import ConfigError
+from saga_dist.models.checkpoint_sizes import check_kl_layer
 from saga_dist.utils.rng import counter_seed
 
 if TYPE_CHECKING:
@@ -53,6 +54,20 @@ def build_family(config: RunConfig) -> Family:
     return resolve_family(model_path(config), revision=config.model.revision, family=config.model.family)
 
 
+def build_vocabulary(config: RunConfig) -> Vocabulary:
+    """Returns the vocabulary of the prompt, built in or from a TOML file.
+
+    Raises:
+        ConfigError: there is no such vocabulary.
+    """
+    name = config.prompt.vocabulary
+    if name not in VOCABULARIES and not name.endswith(".toml"):
+        raise ConfigError(
+            f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
+        )
+    return load_vocabulary(name)
+
+
 def build_prompt(config: RunConfig) -> PromptSpec:
     """Returns the comparison prompt; its vocabulary is built in or a TOML file.
 
@@ -60,16 +75,7 @@ def build_prompt(config: RunConfig) -> PromptSpec:
         ConfigError: there is no such vocabulary or template, or ``objective.lambda_kl`` > 0 with a template that
             describes no image.
     """
-    name = config.prompt.vocabulary
-    if name in VOCABULARIES:
-        vocabulary = VOCABULARIES[name]
-    elif name.endswith(".toml"):
-        vocabulary = load_vocabulary(name)
-    else:
-        raise ConfigError(
-            f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
-        )
-    spec = PromptSpec(vocabulary, config.prompt.variant, config.prompt.order)
+    spec = PromptSpec(build_vocabulary(config), config.prompt.variant, config.prompt.order)
     if config.objective.lambda_kl > 0 and not spec.describes_images:
         raise ConfigError(
             f'objective.lambda_kl > 0 with prompt.variant = "{spec.variant}": its answer describes no image, so L_KL '
@@ -224,13 +230,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     else:
         backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
         distribute_layers(backbone, devices)
-    if config.objective.kl_layer >= backbone.num_layers:
-        raise ModelError(
-            f"objective.kl_layer = {config.objective.kl_layer}",
-            where=model_path(config),
-            expected=f"a layer below {backbone.num_layers}",
-            fix="set objective.kl_layer to about 3/4 of the depth",
-        )
+    check_kl_layer(config.objective.kl_layer, backbone.num_layers, where=model_path(config))
     return ReplayWorker(
         backbone,
         family=family,

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from saga_dist.config import RunConfig, load_run_config
+from saga_dist.config.comparison import name_keys
 from saga_dist.data.sampling import training_sampler
 from saga_dist.errors import ConfigError
 from saga_dist.metrics.sinks import MetricSink, build_sinks, require_loggers
@@ -25,6 +26,7 @@ from saga_dist.protocols import Runtime
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.runtime.build import build_splits
+from saga_dist.runtime.earlier_run import changed_keys, is_unfinished_start
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
@@ -33,7 +35,7 @@ from saga_dist.training.rollout_only import record_rollouts
 from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import remove_leftovers, replaced_folder, write_atomic
-from saga_dist.utils.directory_owner import OWNER_NAME, owned_directory
+from saga_dist.utils.directory_owner import owned_directory
 from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
@@ -47,8 +49,8 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
 
     Args:
         path: the run directory.
-        config: the whole configuration; in an existing run directory, only keys that do not decide the result may
-            differ.
+        config: the whole configuration; in a run directory with finished steps, only keys that do not decide the result
+            may differ.
 
     Raises:
         ConfigError: the directory holds files but no ``config.json``, or belongs to another configuration.
@@ -65,20 +67,19 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
             damaged = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
             log.warning("%s is not valid JSON; renamed to %s and written again", saved, damaged.name)
             saved.replace(damaged)
-            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
+            _write_config(saved, config)
         if not saved.exists():
-            if any(entry.name != OWNER_NAME for entry in path.iterdir()):
+            if not is_unfinished_start(path):
                 raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
-            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
-    differences = load_run_config(path).differences(config)
-    if differences:
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise ConfigError(
-            f"the run directory belongs to another configuration: {differences[0]}{more}",
-            where=str(path),
-            fix="choose a new --run-dir or use the old values",
-        )
+            _write_config(saved, config)
+    if changed := changed_keys(path, config):
+        log.warning("%s: no step was taken, so its configuration is replaced: %s", path, name_keys(changed))
+        _write_config(saved, config)
     return path
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
 
 
 def _is_json(path: Path) -> bool:

@@ -19,15 +19,17 @@ from typing import Any
 from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
+from saga_dist.errors import Interrupted, LearnerLost, TrainingError
 from saga_dist.metrics.log import MetricsLog, Stopwatch
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
+from saga_dist.training.contribution_monitor import ContributionMonitor
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
 from saga_dist.training.identity import IDENTITY_KEY, identity_of, refuse_other_identity
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
+from saga_dist.training.resume_check import check_resumable
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
@@ -114,7 +116,7 @@ class Coordinator:
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / LEDGER_NAME)
-        self._shares = ShareMonitor(config.objective)
+        self._monitors = (ShareMonitor(config.objective), ContributionMonitor(config))
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
@@ -159,7 +161,8 @@ class Coordinator:
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)
-            self._shares.observe(result.metrics)
+            for monitor in self._monitors:
+                monitor.observe(result.metrics)
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)
@@ -324,6 +327,7 @@ class Coordinator:
         }
         extra = {
             "config_digest": self._config.digest(),
+            "config": self._config.deciding(),
             "split_hash": self._identity.split,
             IDENTITY_KEY: self._identity.to_json(),
             "selection": selection,
@@ -343,10 +347,7 @@ class Coordinator:
             self._metrics.truncate(after_step=0)
             self._ledger.truncate(after_step=0)
             return
-        if newest.extra["config_digest"] != self._config.digest():
-            raise CheckpointError(
-                "it belongs to another configuration", where=str(newest.path), fix="choose a new --run-dir"
-            )
+        check_resumable(newest, self._config)
         refuse_other_identity(self._identity, newest.extra, where=newest.path)
         self._runtime.learner.load(newest.path)
         saved = newest.extra["selection"]

@@ -18,6 +18,7 @@ from typing import Any
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.errors import DataError
 from saga_dist.protocols import EncodedBatch
+from saga_dist.training.recording_folder import RECORDINGS_NAME, not_recorded, recorded_steps
 from saga_dist.training.rollout_source import Outcome
 from saga_dist.types import MicroBatch, Quarantined, ScoredGroup
 from saga_dist.wire import RunIdentity, open_recording
@@ -40,16 +41,10 @@ class RecordedRolloutSource:
 
     def __init__(self, config: RunConfig, run_dir: Path, identity: RunIdentity | None = None) -> None:
         differences = load_run_config(run_dir).differences(config)
-        self._folder = run_dir / "rollouts"
+        self._run_dir, self._folder = run_dir, run_dir / RECORDINGS_NAME
         self._truncate_at = config.rollout.importance_truncation
         self._same_run = all(difference.startswith("rollout.recording:") for difference in differences)
-        if not any(self._folder.glob("step_*.arrow")):
-            raise DataError(
-                "no recording",
-                where=str(self._folder),
-                expected="step_*.arrow",
-                fix="record with rollout.record = true",
-            )
+        recorded_steps(run_dir)
         self._identity, self._same_weights, self._warned = identity, True, False
         self._step = -1
         self._groups: dict[str, ScoredGroup] = {}
@@ -70,9 +65,7 @@ class RecordedRolloutSource:
         if batch.step != self._step:
             path = self._folder / f"step_{batch.step:06d}.arrow"
             if not path.exists():
-                raise DataError(
-                    f"step {batch.step} was not recorded", where=str(path), fix=f"set run.steps = {batch.step}"
-                )
+                raise not_recorded(self._run_dir, batch.step)
             recording = open_recording(path)
             self._step, self._groups = batch.step, {group.pair_id: group for group in recording.groups}
             self._compare(recording.identity)

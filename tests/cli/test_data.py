@@ -56,7 +56,11 @@ def test_a_sound_set_is_counted_hashed_and_decoded(
     ]
     data = DataSection(layout="inshop", root=str(tmp_path), val_fraction=0.4)
     assert lines[4] == f"split hash {load_splits(data, seed=0).split_hash()} (data.val_fraction 0.4, run.seed 0)"
-    assert lines[5] == "decoded 32 images, 0 cannot be used"
+    assert lines[5].startswith("a run with the default settings cannot start: 3 training classes; ")
+    assert lines[5].endswith(
+        "--fit-to-data sets what fits this data set: data.batch_size=12 rollout.pairs_per_batch=12"
+    )
+    assert lines[6] == "decoded 32 images, 0 cannot be used"
 
 
 def test_every_bad_file_is_listed_and_the_exit_code_is_two(

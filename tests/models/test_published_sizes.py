@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saga_dist.estimate.released_shapes import released_files
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
+from saga_dist.models.released_shapes import released_files
 from saga_dist.models.weights import renamed
 
 RELEASED = [

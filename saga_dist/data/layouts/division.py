@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from saga_dist.data.image_sets import FolderImageSet, Splits
 from saga_dist.data.layouts.listing import ClassFiles
@@ -147,7 +146,7 @@ def _divide(
     if drop_lone:
         train = _without_lone(files, train)
     if val is None:
-        val = _hold_out(train, options, files.root)
+        val = hold_out(train, options.val_fraction, options.seed, where=str(files.root))
         train = [name for name in train if name not in set(val)]
     if len(train) < 2:
         raise DataError(f"{len(train)} training classes", where=str(files.root), expected="at least 2")
@@ -213,18 +212,35 @@ def _without_lone(files: ClassFiles, train: Sequence[str]) -> list[str]:
     return [name for name in train if files.size(name) != 1]
 
 
-def _hold_out(train: Sequence[str], options: SplitOptions, root: Path) -> list[str]:
-    """Returns randomly drawn validation classes, in the order of the training classes."""
+def hold_out(train: Sequence[str], val_fraction: float, seed: int, *, where: str) -> list[str]:
+    """Returns randomly drawn validation classes, in the order of the training classes.
+
+    Args:
+        train: training classes, in the order of their labels.
+        val_fraction: share of them that is drawn, at least two classes; 0: none.
+        seed: seed of the draw.
+        where: folder of the data set, for the error.
+
+    Raises:
+        DataError: fewer than two classes are left to train on.
+    """
     # At least two classes: with one class every retrieval would be correct.
-    num_val = max(2, round(options.val_fraction * len(train))) if options.val_fraction > 0 else 0
+    num_val = max(2, round(val_fraction * len(train))) if val_fraction > 0 else 0
+    if len(train) < 2:
+        raise DataError(
+            f"{len(train)} training classes",
+            where=where,
+            expected="at least 2",
+            fix="add classes (where no list divides them, half of the classes train, so that 4 are needed)",
+        )
     if len(train) - num_val < 2:
         raise DataError(
             f"{len(train)} training classes of which {num_val} are for validation",
-            where=str(root),
+            where=where,
             expected="at least two left to train on",
-            fix="add classes" if not num_val else "lower data.val_fraction, or set it to 0 and have no model selection",
+            fix="lower data.val_fraction, or set it to 0 and have no model selection",
         )
-    drawn = counter_generator(options.seed, "validation classes").permutation(len(train))[:num_val]
+    drawn = counter_generator(seed, "validation classes").permutation(len(train))[:num_val]
     return [train[index] for index in sorted(drawn.tolist())]
 
 
