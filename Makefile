@@ -34,7 +34,7 @@ test: env  ## the test suite (under 20 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20
 
 test-quick: export HF_HUB_OFFLINE := 1
-test-quick: env  ## the tests without Ray, vLLM and whole trainings (about four minutes on two cores)
+test-quick: env  ## the tests without Ray, vLLM and whole trainings (under three minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) \
 		-m "not cluster and not vllm and not integration and not slow and not gpu"
 

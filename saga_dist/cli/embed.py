@@ -27,13 +27,14 @@ def embed(
     from saga_dist.retrieval.embed import embed_folder, list_images
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
+    from saga_dist.utils.directory_owner import owned_output
 
     # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)
-    encoder = load_encoder(encoder_folder, device, family)
-    with progress_bar() as progress:
+    with owned_output(out, option="--out"), progress_bar() as progress:
+        encoder = load_encoder(encoder_folder, device, family)
         task = progress.add_task("embedding", total=None)
         done = embed_folder(
             encoder,

@@ -10,6 +10,7 @@ import typer
 
 from saga_dist.cli.arguments import configure_logging
 from saga_dist.errors import TrainingError
+from saga_dist.utils.output_errors import refuse_package_cache
 from saga_dist.utils.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def sweep(
 
     console = Console()
     loaded = load_table(table)
-    directory = out or Path("runs") / table.stem
+    directory = (out or Path("runs") / table.stem).absolute()
+    if not show:
+        refuse_package_cache(directory, option="--out")
     cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
     if dry_run:
         check(cells)
@@ -57,11 +60,12 @@ def sweep(
         return
     check(cells)
     from saga_dist.sweep.runner import run_sweep
+    from saga_dist.utils.directory_owner import owned_directory
 
-    try:
-        failures = run_sweep(cells, directory, progress=_progress(console))
-    finally:
-        if directory.is_dir():
+    with owned_directory(directory, option="--out"):  # the table's files too have one writer
+        try:
+            failures = run_sweep(cells, directory, progress=_progress(console))
+        finally:
             _show(loaded, cells, directory, read_failures(directory), console, write=True)
     if failures:
         name, reason = next(iter(failures.items()))
@@ -74,6 +78,7 @@ def sweep(
 
 def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
     from saga_dist.runtime.preflight import describe
+    from saga_dist.sweep.forecast import forecast
 
     base = next(cell for cell in cells if cell.variant.name == table.baseline)
     console.print(
@@ -82,7 +87,7 @@ def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
-    console.print(f"\n{len(cells)} cells, and what sets each apart from {base.name}:", highlight=False)
+    console.print(f"\n{forecast(cells)}; what sets each apart from {base.name}:", highlight=False)
     width = max(len(cell.name) for cell in cells) + 2
     for cell in cells:
         changed = [line.replace(": ", " = ", 1) for line in cell.config.differences(base.config)]
@@ -98,7 +103,7 @@ def _show(
     from rich.markup import escape
 
     from saga_dist.cli.console import widen
-    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, sources, terminal, write_summary
+    from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, choices, sources, terminal, write_summary
     from saga_dist.sweep.summary import summarise
 
     summary = summarise(table, cells, failures)
@@ -107,7 +112,7 @@ def _show(
     for part in terminal(summary):
         console.print(part)
     console.print(HOW_TO_READ, highlight=False)
-    for line in sources(summary):
+    for line in (*choices(summary), *sources(summary)):
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     for name, reason in summary.missing.items():
         console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)

@@ -50,6 +50,7 @@ ADDED_KEYS = {
     "objective.balance": "none",
     "objective.reward": "verdict",
     "objective.signal": "grpo",
+    "run.images": None,
 }
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
 
@@ -72,6 +73,12 @@ class RunSection(Section):
         "(the paper reports three seeds)",
     )
     steps: int = Field(1000, ge=1, description="optimizer steps of the run (the paper trains for three epochs)")
+    images: int | None = Field(
+        None,
+        ge=1,
+        description="images to train on, counted each time they are seen, in place of run.steps, which becomes "
+        "images / data.batch_size rounded up; for runs whose steps take one micro-batch each",
+    )
     directory: str = Field(
         "",
         description="run directory; the option --run-dir has precedence; empty: a folder in runs/ named after the "
@@ -160,6 +167,20 @@ class RunConfig(Section):
                 f'logging.prometheus = true with runtime.kind = "{self.runtime.kind}": the gauges are exported by Ray; '
                 "set logging.prometheus = false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _images_decide_the_steps(self) -> RunConfig:
+        if self.run.images is None:
+            return self
+        if self.objective.needs_rollouts and self.rollout.max_micro_batches > 1:
+            raise ValueError(
+                f"run.images = {self.run.images} with rollout.max_micro_batches = {self.rollout.max_micro_batches}: "
+                "the number of images a step varies; leave run.images out or set rollout.max_micro_batches = 1"
+            )
+        steps = -(-self.run.images // self.data.batch_size)
+        # Sections are frozen for their users; this is still their validation.
+        object.__setattr__(self, "run", self.run.model_copy(update={"steps": steps}))
         return self
 
     @model_validator(mode="after")

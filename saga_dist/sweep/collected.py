@@ -58,6 +58,8 @@ def load_collected(path: Path) -> Collected:
 def keep_longer_rows(older: Collected, newer: Collected) -> Collected:
     """Returns the tables of both; a row that both have is taken from the one with more runs, or else from the newer.
 
+    The newer collection of a table may have further rows.
+
     So several machines can add runs to a table, and rows remain when the directories of their runs are deleted. A row
     keeps its own tests, which are paired over the runs that were available together.
 
@@ -66,7 +68,7 @@ def keep_longer_rows(older: Collected, newer: Collected) -> Collected:
         newer: later collection.
 
     Raises:
-        DataError: a table has other queries or other rows in one collection than in the other.
+        DataError: a table has other queries than before, or lacks a row that it had.
     """
     tables = dict(older.tables)
     for name, table in newer.tables.items():
@@ -75,16 +77,19 @@ def keep_longer_rows(older: Collected, newer: Collected) -> Collected:
 
 
 def _longer_rows(name: str, older: Summary, newer: Summary) -> Summary:
-    shapes = [(one.num_queries, one.num_classes, [row.name for row in one.rows]) for one in (older, newer)]
-    if shapes[0] != shapes[1]:
+    before = {row.name: row for row in older.rows}
+    queries = [(one.num_queries, one.num_classes) for one in (older, newer)]
+    if queries[0] != queries[1] or before.keys() - {row.name for row in newer.rows}:
         raise DataError(
             f"table {name} has other queries or rows than before",
             where="--keep",
             expected="the same test of the same rows",
             fix="leave it out, or name the new directory otherwise",
         )
-    pairs = zip(older.rows, newer.rows, strict=True)
-    rows = tuple(old if len(old.seeds) > len(new.seeds) else new for old, new in pairs)
+    rows = tuple(
+        before[row.name] if row.name in before and len(before[row.name].seeds) > len(row.seeds) else row
+        for row in newer.rows
+    )
     done = {f"{row.name}/seed_{seed}" for row in rows for seed in row.seeds}
     missing = {cell: why for cell, why in (older.missing | newer.missing).items() if cell not in done}
     return newer.model_copy(update={"rows": rows, "missing": missing})

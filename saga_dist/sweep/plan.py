@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from saga_dist.config import RunConfig, load_config
@@ -29,11 +30,13 @@ class Cell:
     """Run directory."""
     config: RunConfig
     """Resolved configuration of the run."""
+    option: int | None = None
+    """Index of the option of a tuned variant; None for other variants."""
 
     @property
     def name(self) -> str:
-        """Run directory relative to that of the table: ``VARIANT/seed_N``."""
-        return f"{self.variant.name}/seed_{self.seed}"
+        """Run directory relative to that of the table: ``VARIANT/seed_N``, or ``VARIANT/option_K/seed_N``."""
+        return cell_name(self.variant, self.seed, self.option)
 
     @property
     def method(self) -> str:
@@ -82,20 +85,21 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
         if override.partition("=")[0].strip() in ("run.seed", "run.directory"):
             raise ConfigError(f"override {override!r}", where="command line", fix="use --seed and --out")
     base = path.parent / table.config
-    cells = [
-        Cell(
-            variant,
-            seed,
-            out / variant.name / f"seed_{seed}",
-            load_config(base, [*table.overrides_of(seed), *variant.overrides, *overrides, f"run.seed={seed}"]),
-        )
-        for seed in seeds or table.seeds
-        for variant in table.trained
-    ]
+    cells = []
+    for seed, variant in product(seeds or table.seeds, table.trained):
+        for option, texts in enumerate(variant.options) if variant.options else ((None, ()),):
+            settings = [*table.overrides_of(seed), *variant.overrides, *texts, *overrides, f"run.seed={seed}"]
+            directory = out / cell_name(variant, seed, option)
+            cells.append(Cell(variant, seed, directory, load_config(base, settings), option))
     _refuse_duplicates(cells, path)
     for cell in cells:
         _refuse_another_configuration(cell)
     return tuple(cells)
+
+
+def cell_name(variant: Variant, seed: int, option: int | None) -> str:
+    """Returns the run directory of a cell relative to that of the table."""
+    return f"{variant.name}/seed_{seed}" if option is None else f"{variant.name}/option_{option}/seed_{seed}"
 
 
 def check(cells: Sequence[Cell]) -> None:
@@ -135,14 +139,17 @@ def write_failures(out: Path, failures: dict[str, str]) -> None:
 def _refuse_duplicates(cells: Sequence[Cell], path: Path) -> None:
     """Raises a ConfigError when two variants have the same configuration.
 
-    This happens when an override of the command line sets a value that distinguishes them.
+    This happens when an override of the command line sets a value that distinguishes them. An option of a tuned variant
+    may be another variant's configuration, but not another option's of its own.
     """
-    seen: dict[tuple[str, bool], Cell] = {}
+    seen: dict[tuple[str, bool, str], Cell] = {}
     for cell in cells:
-        first = seen.setdefault((cell.config.digest(), cell.variant.pretrained), cell)
+        tuned = "" if cell.option is None else cell.variant.name
+        first = seen.setdefault((cell.config.digest(), cell.variant.pretrained, tuned), cell)
         if first is not cell:
+            names = [one.name.removesuffix(f"/seed_{one.seed}") for one in (first, cell)]
             raise ConfigError(
-                f"variants {first.variant.name} and {cell.variant.name} are the same configuration",
+                f"variants {names[0]} and {names[1]} are the same configuration",
                 where=str(path),
                 fix="leave what makes them differ to the table",
             )

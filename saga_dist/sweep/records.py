@@ -113,6 +113,8 @@ class SummaryRow(Section):
     """Student's 95 % interval over the seeds, within [0, 1]; None with one seed."""
     paper: PublishedFigures | None
     """Published figures of the row; None when there are none."""
+    choices: tuple[str, ...] = ()
+    """Option chosen on validation classes for each seed; empty for a variant without options."""
     versus: tuple[PairedComparison, ...]
     """Comparisons with other variants with common finished seeds."""
     training: tuple[TrainingFacts, ...] = ()

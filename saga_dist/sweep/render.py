@@ -54,7 +54,7 @@ def markdown(summary: Summary) -> str:
         HOW_TO_READ,
         "",
         *_markdown_table(["variant", *TRAINING], training(summary)),
-        *(f"\n{_plain(line)}" for line in sources(summary)),
+        *(f"\n{_plain(line)}" for line in (*choices(summary), *sources(summary))),
     ]
     if summary.missing:
         lines += ["", "Without results:", ""]
@@ -95,6 +95,28 @@ def sources(summary: Summary) -> list[str]:
         if row.paper is not None:
             rows.setdefault(setting(row.paper), []).append(row.label)
     return [f"Published figures of {'; '.join(labels)}: {text}." for text, labels in rows.items()]
+
+
+def choices(summary: Summary) -> list[str]:
+    """Returns a line for each tuned row: the option that was chosen for each of its seeds."""
+    return [
+        f"{row.label}, chosen on validation classes: "
+        + "; ".join(f"{text} (seed {_listed(seeds)})" for text, seeds in _seeds_by_choice(row).items())
+        + "."
+        for row in summary.rows
+        if row.choices
+    ]
+
+
+def _seeds_by_choice(row: SummaryRow) -> dict[str, list[int]]:
+    seeds: dict[str, list[int]] = {}
+    for seed, text in zip(row.seeds, row.choices, strict=True):
+        seeds.setdefault(text, []).append(seed)
+    return seeds
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def setting(paper: PublishedSetting) -> str:

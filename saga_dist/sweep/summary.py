@@ -15,6 +15,7 @@ from saga_dist.retrieval.run_comparison import RunComparison, compare_runs, pair
 from saga_dist.sweep.plan import Cell
 from saga_dist.sweep.records import SPLIT, Figure, PairedComparison, Summary, SummaryRow
 from saga_dist.sweep.table import Table, Variant
+from saga_dist.sweep.tuning import chosen_cells
 from saga_dist.training.training_facts import training_facts
 
 FIGURES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "nmi")
@@ -33,7 +34,7 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
     Raises:
         DataError: results cannot be read, or two cells were evaluated on different queries.
     """
-    done = [cell for cell in cells if cell.finished]
+    done = chosen_cells(cells)
     hits = {cell.name: load_hits(cell.directory / HITS_NAME, cell.method, SPLIT) for cell in done}
     labels_Q = _common_labels(hits)
     rows = [_row(table, variant, done, hits, labels_Q) for variant in table.variant]
@@ -80,6 +81,7 @@ def _row(
         class_interval=class_interval,
         seed_interval=seed_interval,
         paper=table.published(variant),
+        choices=tuple(" ".join(variant.options[cell.option]) for cell in own if cell.option is not None),
         versus=tuple(filter(None, (_versus(own, other, hits, labels_Q) for other in others))),
         training=tuple(
             dict.fromkeys(training_facts(cell.config, cell.directory, pretrained=variant.pretrained) for cell in own)

@@ -40,6 +40,11 @@ class Variant(Section):
     name: str = Field(pattern="^[a-z0-9][a-z0-9_-]*$", description="name of the variant and of the folder of its runs")
     label: str = Field(min_length=1, description="text of the row in the table")
     set: tuple[str, ...] = Field((), description="section.key=value texts that override the base configuration")
+    options: tuple[tuple[str, ...], ...] = Field(
+        (),
+        description="lists of further section.key=value texts; for each seed the one with the best Recall@1 on "
+        "validation classes stands in the table",
+    )
     pretrained: bool = Field(
         False, description="evaluate the pre-trained tower with mean-pooled tokens, without training"
     )
@@ -55,8 +60,16 @@ class Variant(Section):
     def _published_row_has_a_source(self) -> Variant:
         if self.published and (self.paper is None or self.paper.source is None):
             raise ValueError("published = true without a source; expected paper = { recall_at_1 = …, source = … }")
-        if self.published and (self.set or self.pretrained or self.against):
-            raise ValueError("published = true with set, pretrained or against; expected none of them: it has no runs")
+        if self.published and (self.set or self.options or self.pretrained or self.against):
+            raise ValueError(
+                "published = true with set, options, pretrained or against; expected none of them: it has no runs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_a_choice(self) -> Variant:
+        if self.options and (self.pretrained or len(set(self.options)) < max(2, len(self.options))):
+            raise ValueError("options: expected two or more different lists, for a variant that trains")
         return self
 
     @property

@@ -16,10 +16,10 @@ PAIRS = (ImagePair("same", 0, 1, 7, 7), ImagePair("different", 0, 1, 7, 8))
 """A same-class and a different-class pair."""
 LONGEST = 2**20
 """Length of the longest test text, characters; far more than any ``rollout.max_tokens`` gives."""
-LARGEST_GROWTH = 12.0
-"""Largest factor on the time for a text four times as long.
+LARGEST_GROWTH = 80.0
+"""Largest factor on the time for a text 16 times as long.
 
-A linear reward has 4, on a busy machine up to 8, because long texts leave the caches; a quadratic one has 16."""
+A linear reward has 16, on a busy machine up to 40, because long texts leave the caches; a quadratic one has 256."""
 FAST_ENOUGH_S = 0.25
 """Time, seconds, up to which times are not compared, because they are dominated by noise."""
 
@@ -122,7 +122,7 @@ def _result(reward: CheckedReward, kind: str, text: str, pair: ImagePair, prompt
 
 
 def _check_time(reward: CheckedReward, kind: str, pattern: str, prompt: PromptSpec) -> None:
-    """Checks the time for texts of a thousand to a million characters, each four times as long as the last."""
+    """Checks the time for texts of 256 to a million characters, each 16 times as long as another."""
 
     def seconds(length: int) -> float:
         text = _repeated(pattern, length)
@@ -130,19 +130,17 @@ def _check_time(reward: CheckedReward, kind: str, pattern: str, prompt: PromptSp
         _result(reward, f"{length:,} characters of {kind}", text, PAIRS[0], prompt)
         return time.process_time() - started
 
-    length, before = LONGEST // 4**5, seconds(LONGEST // 4**5)
-    while length < LONGEST:
-        length *= 4
-        after = seconds(length)
-        if after > FAST_ENOUGH_S and after > LARGEST_GROWTH * before:
-            # Measured again, the best of five each, because the machine may have been busy.
-            before, after = (min(seconds(size) for _ in range(5)) for size in (length // 4, length))
+    times = {length: seconds(length) for length in (LONGEST // 4**6, LONGEST // 4**5)}
+    for length in (LONGEST // 4**power for power in reversed(range(5))):
+        times[length] = after = seconds(length)
+        if after > FAST_ENOUGH_S and after > LARGEST_GROWTH * times[length // 16]:
+            # Measured again, the best of three each, because the machine may have been busy.
+            before, after = (min(seconds(size) for _ in range(3)) for size in (length // 16, length))
             require(
                 after <= LARGEST_GROWTH * before,
-                f"{reward.name}: {after:.2f} s for {length:,} characters of {kind}, {before:.2f} s for a quarter of "
+                f"{reward.name}: {after:.2f} s for {length:,} characters of {kind}, {before:.4f} s for a sixteenth of "
                 "them; expected time about linear in the length",
             )
-        before = after
 
 
 def _repeated(pattern: str, length: int) -> str:

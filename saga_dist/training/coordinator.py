@@ -25,6 +25,7 @@ from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
+from saga_dist.training.identity import IDENTITY_KEY, identity_of, refuse_other_identity
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
@@ -33,7 +34,8 @@ from saga_dist.training.share_monitor import ShareMonitor
 from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
-from saga_dist.wire import write_recording
+from saga_dist.utils.output_files import make_folder
+from saga_dist.wire import RunIdentity, write_recording
 from saga_dist.workers.serial_pool import run_tasks
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class Coordinator:
         should_stop: called between steps and while the step waits for rollouts; when it returns True, the coordinator
             saves a checkpoint of the last finished step and raises ``Interrupted``.
         sinks: receive the metrics in addition to ``metrics.jsonl``; the caller closes them.
+        identity: weights, data and code of the run; None: those of the runtime, whose learner is then new.
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class Coordinator:
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
         sinks: Sequence[MetricSink] = (),
+        identity: RunIdentity | None = None,
     ) -> None:
+        self._identity = identity or identity_of(runtime)
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
         keep = config.checkpoint.keep
@@ -120,7 +125,7 @@ class Coordinator:
 
     def _build_source(self, recording: str) -> RolloutSource:
         if recording and self._config.objective.needs_rollouts:
-            return RecordedRolloutSource(self._config, Path(recording))
+            return RecordedRolloutSource(self._config, Path(recording), self._identity)
         return WorkerRolloutSource(self._config, self._runtime, self._sampler, before_wait=self._stop_if_requested)
 
     # ------------------------------------------------------------------ the run
@@ -130,8 +135,8 @@ class Coordinator:
 
         Raises:
             Interrupted: ``should_stop`` returned True; a checkpoint of the last finished step was saved.
-            CheckpointError: no checkpoint is valid, the newest belongs to another configuration or data set, or the
-                last save failed (an earlier failure is only a warning while an older checkpoint exists).
+            CheckpointError: no checkpoint is valid, the newest belongs to another configuration, data set or model, or
+                the last save failed (an earlier failure is only a warning while an older checkpoint exists).
             TrainingError: log-probabilities of engine and replay differ too much, or the learner was lost too often.
         """
         lost: LearnerLost | None = None
@@ -270,9 +275,9 @@ class Coordinator:
     def _record(self, step: StepState, gradients: Sequence[GradientHandle]) -> None:
         """Writes the recording of the step (groups with replay log-probabilities) and its row in the pair ledger."""
         if self._config.rollout.record and step.buffer.groups:
-            self._recordings.mkdir(exist_ok=True)
+            make_folder(self._recordings)
             groups = with_replay(step.buffer.groups, gradients)
-            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
+            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups, self._identity)
         if self._config.objective.needs_rollouts:
             self._ledger.append(step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined)
 
@@ -319,7 +324,8 @@ class Coordinator:
         }
         extra = {
             "config_digest": self._config.digest(),
-            "split_hash": self._runtime.learner.split_hash(),
+            "split_hash": self._identity.split,
+            IDENTITY_KEY: self._identity.to_json(),
             "selection": selection,
         }
         write = self._checkpoints.write if required else self._checkpoints.try_write
@@ -341,12 +347,7 @@ class Coordinator:
             raise CheckpointError(
                 "it belongs to another configuration", where=str(newest.path), fix="choose a new --run-dir"
             )
-        if newest.extra["split_hash"] != self._runtime.learner.split_hash():
-            raise CheckpointError(
-                "the data set has changed since this checkpoint",
-                where=str(newest.path),
-                fix="restore the images and class lists, or choose a new --run-dir",
-            )
+        refuse_other_identity(self._identity, newest.extra, where=newest.path)
         self._runtime.learner.load(newest.path)
         saved = newest.extra["selection"]
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])

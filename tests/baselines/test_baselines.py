@@ -282,6 +282,7 @@ def test_a_run_is_evaluated_as_by_its_own_command(
     assert "87.9 ± 0.3" in output
 
 
+@pytest.mark.integration
 def test_figures_are_those_of_the_encoders_vectors(tmp_path: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 

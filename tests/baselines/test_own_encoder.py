@@ -69,6 +69,7 @@ def test_it_holds_the_contract_and_gets_its_options() -> None:
     check_encoder(encoder)
 
 
+@pytest.mark.integration
 def test_its_figures_stand_beside_the_others(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.integration
 def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_checks(None, SMALL, smoke=True) == 0
     found = lines(capsys)
@@ -39,6 +40,7 @@ def test_all_is_well_and_a_pair_is_judged(capsys: pytest.CaptureFixture[str]) ->
     assert "grpo share" in found["one step"]
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_outweighed_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     small = [*SMALL, "objective.lambda_lm=1e-6", "rollout.pairs_per_batch=8", "rollout.contributing_groups=1"]
     assert run_checks(None, small, smoke=True) == 0

@@ -120,6 +120,7 @@ def test_wrong_family_is_refused_before_anything_is_loaded(
         assert "model family 'llama' is not supported; expected qwen3_vl" in errors.replace("one of ", "")
 
 
+@pytest.mark.integration
 def test_train_resume_and_the_mistakes_around_a_run_directory(
     tmp_path: Path, config_file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -508,3 +508,23 @@ def test_every_free_key_is_a_key() -> None:
     )
     assert elsewhere.digest() == config.digest()
     assert parse_config(merged({"rollout": {"max_staleness": 1}}), where="test").digest() != config.digest()
+
+
+def test_a_budget_of_images_decides_the_steps() -> None:
+    alone = ["objective.lambda_lm=0", "objective.lambda_kl=0", "data.batch_size=64", "run.steps=7"]
+    config = load_config(ROOT / "configs" / "birds.toml", [*alone, "run.images=641"])
+    assert config.run.steps == 11  # 10 batches of 64 are 640 images
+    assert load_config(ROOT / "configs" / "birds.toml", [*alone, "run.images=640"]).run.steps == 10
+    again = RunConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert again.digest() == config.digest()
+    assert load_config(ROOT / "configs" / "birds.toml", alone).run.steps == 7
+    verdict = ["objective.signal=verdict", "objective.lambda_kl=0", "data.batch_size=64", "run.images=640"]
+    assert load_config(ROOT / "configs" / "birds.toml", verdict).run.steps == 10
+
+
+def test_a_budget_of_images_needs_steps_of_one_size() -> None:
+    with pytest.raises(ConfigError, match=r"run\.images = 640 with rollout\.max_micro_batches = 8.*varies"):
+        load_config(ROOT / "configs" / "birds.toml", ["run.images=640", "rollout.max_micro_batches=8"])
+    one = ["run.images=640", "rollout.max_micro_batches=1", "data.batch_size=64"]
+    assert load_config(ROOT / "configs" / "birds.toml", one).run.steps == 10

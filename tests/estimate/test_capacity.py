@@ -56,6 +56,7 @@ def test_each_limit_has_its_line(cub: planner.PlanInputs) -> None:
         assert token_counts in line and "\n" not in line
 
 
+@pytest.mark.integration
 def test_a_card_that_is_too_small_and_the_way_out(cub: planner.PlanInputs) -> None:
     filled = on(cub, CARDS["h200"])
     most = cub.work.dynamic_sampling.micro_batches_max
@@ -77,6 +78,7 @@ def test_a_card_that_is_too_small_and_the_way_out(cub: planner.PlanInputs) -> No
     assert "use a card for each role, or a smaller model" in line
 
 
+@pytest.mark.integration
 def test_shipped_benchmarks_fit_the_papers_card_in_every_step() -> None:
     for name in ("cub", "inat_aves"):
         config = load_config(ROOT / "configs" / f"{name}.toml")

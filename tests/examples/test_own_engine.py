@@ -22,10 +22,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_it_holds_the_contract(example: Callable[[str], ModuleType], log: Path) -> None:
     check_engine(ENGINES.load(NAME))
 
 
+@pytest.mark.integration
 def test_two_steps_train_with_it(
     example: Callable[[str], ModuleType], log: Path, train: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_wrong_line_is_named(example: Callable[[str], ModuleType], data_set: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_two_steps_train_on_its_images(
     example: Callable[[str], ModuleType], data_set: Path, train: Callable[..., str], tmp_path: Path
 ) -> None:

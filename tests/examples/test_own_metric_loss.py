@@ -34,6 +34,7 @@ def test_the_contract(example: Callable[[str], ModuleType]) -> None:
     check_metric_loss(example("own_metric_loss").CosFace, margin=0.0, scale=1.0)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("example")
 def test_two_steps_of_training(dry_run_and_train: Callable[..., Path]) -> None:
     run = dry_run_and_train(

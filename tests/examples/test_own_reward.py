@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.data.vocabularies import STANDIN_BIRDS
@@ -27,10 +28,12 @@ def test_values_by_hand(example: Callable[[str], ModuleType]) -> None:
     assert own.partial_credit("", same, prompt) == (0.0, False)
 
 
+@pytest.mark.integration
 def test_the_contract(example: Callable[[str], ModuleType]) -> None:
     check_reward(example("own_reward").partial_credit)
 
 
+@pytest.mark.integration
 def test_two_steps_of_training(example: Callable[[str], ModuleType], dry_run_and_train: Callable[..., Path]) -> None:
     own, prompt = example("own_reward"), PromptSpec(STANDIN_BIRDS)
     run = dry_run_and_train("objective.reward=own_reward:partial_credit")

@@ -69,6 +69,7 @@ def test_python_starts_without_torch_and_looking_torchvision_up_imports_nothing(
     assert loaded == "False True False False"
 
 
+@pytest.mark.integration
 def test_torchvision_and_qwen3_vl_import() -> None:
     assert (
         run_python(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parents[1]
 TEST_FILE = """
 import os, time
@@ -24,6 +26,7 @@ def test_something(number):
 """
 
 
+@pytest.mark.integration
 def test_files_that_start_ray_share_one_process_and_other_files_stay_whole(tmp_path: Path) -> None:
     shutil.copy(TESTS / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    cluster: starts Ray\n")

@@ -168,6 +168,7 @@ def test_other_versions_families_and_shapes_are_refused(saved: Path, tmp_path: P
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.integration
 def test_neither_ray_nor_vllm_nor_a_language_model_is_needed(saved: Path) -> None:
     program = (
         "import sys\n"

@@ -152,12 +152,14 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.mark.integration
 def test_it_holds_the_contract(tiny_checkpoint: Path) -> None:
     check_model_family(load_family_class(NAME), tiny_checkpoint)
     check_model_family(load_family_class("family_of_mine:Borrowed"), tiny_checkpoint)
     check_model_family(load_family_class("family_of_mine:Plain"), tiny_checkpoint)
 
 
+@pytest.mark.integration
 def test_it_trains_and_its_encoder_is_loaded_only_where_it_is_named(
     config: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_every_prefix_of_an_answer_has_no_verdict_until_the_word_is_complete() -
     assert {parse_verdict(ANSWER[:end], KEY) for end in range(complete, len(ANSWER) + 1)} == {True}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "unit",
     [

@@ -34,6 +34,7 @@ def tab(browser: Any, page: Path) -> Any:
     return browser
 
 
+@pytest.mark.integration
 def test_it_opens_without_complaint_and_asks_nothing_of_a_network(tab: Any) -> None:
     assert tab.complaints() == []
     assert tab.requests() == []

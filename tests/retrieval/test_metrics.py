@@ -83,6 +83,7 @@ def test_equals_the_loop_on_random_cases(seed: int) -> None:
 
 
 # All kinds of data sets are among the 250 of five seeds.
+@pytest.mark.integration
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize(
     "seed", [*range(20, 25), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(25, 40))]
@@ -317,6 +318,7 @@ def _simulated_coverage(num_classes: int, mean: float, smallest: int, largest: i
     return covered / SIMULATED
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("num_classes", "mean", "smallest", "largest"),
     [
@@ -368,6 +370,7 @@ def test_paired_test_random_signs_agree_with_all_signs() -> None:
     assert drawn.difference == exact.difference
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("noisier", [False, True])
 def test_paired_test_rejects_a_true_null_in_5_of_100_data_sets(noisier: bool) -> None:
     """Both methods depend on the class and neither is better, the second with more spread between classes."""
@@ -385,6 +388,7 @@ def test_paired_test_rejects_a_true_null_in_5_of_100_data_sets(noisier: bool) ->
     assert 0.03 <= outside / SIMULATED <= 0.07
 
 
+@pytest.mark.integration
 def test_an_unclustered_test_would_be_wrong() -> None:
     """What the classes are for: with every image a class of its own, the same data reject far too often."""
     generator = np.random.default_rng(7)

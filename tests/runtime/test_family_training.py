@@ -14,6 +14,7 @@ import saga_dist
 from saga_dist.cli import main as cli
 
 
+@pytest.mark.integration
 def test_a_run_names_its_family_trains_and_leaves_an_encoder(
     family_checkpoint: Path,
     tmp_path: Path,

@@ -14,6 +14,7 @@ from saga_dist.standin.world import split
 CONFIG = BirdsSection(test_images_per_class=2)
 
 
+@pytest.mark.integration
 def test_a_part_has_its_own_colour() -> None:
     """Without nuisance a part's median pixel is nearer to its own colour than to the part's three others."""
     calm = split("test", CONFIG, nuisance=(0.0, 0.0), style=PLAIN_STYLE)
@@ -27,6 +28,7 @@ def test_a_part_has_its_own_colour() -> None:
             assert distances.min() < 60, part  # small parts have a rim that is mixed with what is behind
 
 
+@pytest.mark.integration
 def test_parts_lie_on_the_bird_where_the_generator_says_and_apart_from_each_other() -> None:
     birds, masks = split("test", CONFIG), scene_masks("test", CONFIG)
     assert masks.parts_IAHW.shape == (100, 6, 80, 80)
@@ -43,6 +45,7 @@ def test_parts_lie_on_the_bird_where_the_generator_says_and_apart_from_each_othe
     assert not (masks.distractors_IHW & masks.bird_IHW).any()
 
 
+@pytest.mark.integration
 def test_flowers_are_where_the_flowers_are() -> None:
     """Against a loop over pixels and flowers."""
     birds, masks = split("test", CONFIG), scene_masks("test", CONFIG)
@@ -54,6 +57,7 @@ def test_flowers_are_where_the_flowers_are() -> None:
                 assert masks.distractors_IHW[image, y, x] == (near and not birds.bird_masks[image, y, x])
 
 
+@pytest.mark.integration
 def test_a_world_without_flowers_has_no_distractors() -> None:
     masks = scene_masks("test", CONFIG.model_copy(update={"min_flowers": 0, "max_flowers": 0}))
     assert not masks.distractors_IHW.any()

@@ -208,6 +208,17 @@ def test_tables_of_another_test_are_not_mixed(directories: list[Path], tmp_path:
         keep_longer_rows(collect(directories), other)
 
 
+def test_a_table_may_grow_rows(directories: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    before = collect(directories)
+    names = [(one.name, one.label) for one in before.tables["h"].rows]
+    grown = [row("new", "+ new", (0.7,)), *(row(name, label, ()) for name, label in names)]
+    after = keep_longer_rows(before, collect([sweep(tmp_path / "elsewhere", "h", *grown)])).tables["h"]
+    assert [one.name for one in after.rows] == ["new", *(name for name, _ in names)]
+    assert after.rows[0].figures["recall_at_1"].values == (0.7,)
+    assert after.rows[1:] == before.tables["h"].rows
+
+
 def test_what_is_no_sweep_is_one_line(directories: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere/table\.json.*saga-dist sweep"):
         collect([tmp_path / "nowhere"])

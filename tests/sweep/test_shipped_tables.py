@@ -176,6 +176,7 @@ def test_main_results_compare_the_tower_two_metric_losses_and_the_method(name: s
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_cell_dry_runs(
     file: Path, tree: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

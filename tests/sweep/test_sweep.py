@@ -172,6 +172,7 @@ def _check_show(table_file: Path, out: Path, summary: dict) -> None:
     assert "| 50.0 ± 0.5 | 0.40 |" in row
 
 
+@pytest.mark.integration
 def test_a_failed_cell_is_reported_and_the_others_go_on(
     table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     assert "optimizer.lr_encoder" in capfd.readouterr().err
 
 
+@pytest.mark.integration
 def test_cells_of_other_queries_are_not_compared(table_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cells = plan(load_table(table_file), table_file, out, overrides=["run.steps=1"], seeds=(0,))

@@ -27,7 +27,11 @@ def family(tiny_checkpoint: Path) -> Family:
     return resolve_family(tiny_checkpoint)
 
 
-@pytest.mark.parametrize("name", list(ENGINES.builtin))
+def _marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.vllm) if name == "vllm" else name
+
+
+@pytest.mark.parametrize("name", map(_marked, ENGINES.builtin))
 def test_built_in_engines_hold_the_contract(name: str, family_checkpoint: Path) -> None:
     check_engine(ENGINES.load(name), family=resolve_family(family_checkpoint))
 

@@ -17,6 +17,7 @@ from saga_dist.testing import check_reward
 from saga_dist.testing.reward import plausible_texts
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", REWARDS.builtin)
 @pytest.mark.parametrize(
     "prompt", [PromptSpec(STANDIN_BIRDS), PromptSpec(CARS, variant="generic")], ids=["structured", "generic"]
@@ -43,6 +44,7 @@ def quadratic(text: str, pair: Any, prompt: Any) -> tuple[float, bool]:
     return float(sum(one == other for one in text for other in text)) / max(1, len(text)) ** 2, False
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
@@ -54,7 +56,7 @@ def quadratic(text: str, pair: Any, prompt: Any) -> tuple[float, bool]:
         (lambda text, pair, prompt: (1e39 if text else 0.0, True), r"returned \(1e\+39, True\)"),
         (lambda text, pair, prompt: (float("nan"), pair.same), r"returned \(nan, True\)"),
         (counts(), r"expected equal results for equal arguments"),
-        (quadratic, "quadratic: .* s for .* characters of a letter, .* s for a quarter of them; expected time about"),
+        (quadratic, "quadratic: .* s for .* characters of a letter, .* s for a sixteenth of them; expected time about"),
     ],
 )
 def test_a_broken_contract_is_told(reward: Callable[..., Any], message: str) -> None:

@@ -30,6 +30,7 @@ def test_recordings_hold_what_replay_made_of_the_groups_that_trained(scene: Any,
     assert result.metrics["replay/log_prob_gap_mean"] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.integration
 def test_a_recording_trains_the_same_bits_without_an_engine(scene: Any, tmp_path: Path) -> None:
     config = scene.config()
     (tmp_path / "recorded").mkdir()

@@ -10,7 +10,7 @@ import pytest
 from saga_dist.errors import CheckpointError, Interrupted
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import EncoderTokens
-from saga_dist.wire import read_recording
+from saga_dist.wire import RunIdentity, read_recording
 
 pytestmark = pytest.mark.integration
 
@@ -159,10 +159,9 @@ def test_checkpoint_of_another_configuration_is_refused(scene: Any, tmp_path: Pa
 def test_changed_data_is_refused(scene: Any, tmp_path: Path) -> None:
     config = scene.config(steps=1)
     scene.coordinator(config, tmp_path).run()
-    changed = scene.coordinator(config, tmp_path)
-    changed._runtime.learner.split_hash = lambda: "of other images"
+    other = RunIdentity(backbone="", tower="", split="of other images", code="")
     with pytest.raises(CheckpointError, match="data set has changed"):
-        changed.run()
+        scene.coordinator(config, tmp_path, identity=other).run()
 
 
 def test_selection_prefers_the_earlier_step_and_is_restored(scene: Any, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_lost_rank_is_one_error_within_the_deadline(what: str, tiny_checkpoint
     assert said.splitlines()[-1].startswith("learner: another rank is gone or silent ("), said
 
 
+@pytest.mark.integration
 def test_ranks_that_never_come_are_an_error() -> None:
     store = open_store("127.0.0.1", size=2, timeout_s=3)
     try:

@@ -111,6 +111,7 @@ def test_neither_form_is_named(tmp_path: Path) -> None:
     assert "neither cars_annos.mat nor cars_train_annos.mat; expected Cars-196" in refused(tmp_path)
 
 
+@pytest.mark.integration
 def test_damaged_annotations_are_one_line(tmp_path: Path) -> None:
     form_a(tmp_path)
     path = tmp_path / "cars_annos.mat"
@@ -127,6 +128,7 @@ def test_damaged_annotations_are_one_line(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith(f"{path}: no annotations") or "no struct" in refused(tmp_path)
 
 
+@pytest.mark.integration
 def test_flipped_bytes_give_splits_or_one_line_and_never_take_this_process_along(tmp_path: Path) -> None:
     form_a(tmp_path)
     path = tmp_path / "cars_annos.mat"
