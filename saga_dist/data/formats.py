@@ -57,15 +57,12 @@ def open_picture(path: Path, file: IO[bytes]) -> Image.Image:
         DataError: the file is a HEIC image, and pillow-heif is not installed.
         PIL.UnidentifiedImageError: the file is no still picture, or damaged.
     """
-    head = file.read(_HEAD_BYTES)
-    file.seek(0)
-    if _is_heic(head):
+    if _is_heic(file.read(_HEAD_BYTES)):  # Image.open reads from the beginning, wherever the file stands
         _register_heif(path)
         return Image.open(file, formats=("HEIF",))
     try:
         return Image.open(file, formats=COMMON_FORMATS)
     except Image.UnidentifiedImageError:
-        file.seek(0)
         return Image.open(file, formats=_further_formats(suffix(path.name)))
 
 

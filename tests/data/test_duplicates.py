@@ -69,8 +69,12 @@ def test_different_pictures_are_not_near() -> None:
 
 
 def test_the_colour_tells_pictures_of_one_shape_apart() -> None:
-    image = picture(0)
-    assert list(near([read(image, "train", "a"), read(image[..., ::-1], "test", "b")])) == []
+    one = read(picture(0), "train", "a")
+    for shift, found in ((3, [("a", "b")]), (5, [])):
+        values = one.fingerprint.thumbnail
+        thumbnail = np.where(values < 128, values + np.uint8(shift), values - np.uint8(shift))
+        other = one.fingerprint._replace(thumbnail=thumbnail, digest=b"other")
+        assert names(near([one, one._replace(split="test", name="b", fingerprint=other)])) == found
 
 
 def test_images_without_structure_are_not_near() -> None:
@@ -88,7 +92,8 @@ def test_every_pair_within_the_distance_shares_a_part_of_the_hash() -> None:
             bits[part] ^= np.uint32(1 << 7)
         other = ReadImage("test", "c", "b", base.fingerprint._replace(hash_4=bits, digest=b"other"))
         assert names(near([base, other])) == [("a", "b")]
-    bits = base.fingerprint.hash_4 ^ np.uint32(1)
+    bits = base.fingerprint.hash_4.copy()
+    bits[0] ^= np.uint32(0b1111)
     far = ReadImage("test", "c", "b", base.fingerprint._replace(hash_4=bits, digest=b"other"))
     assert list(near([base, far])) == []
 

@@ -59,6 +59,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     root = tmp_path / "root"
     paint(root / "b" / "y.png")
     (root / "a").symlink_to("b", target_is_directory=True)  # comes first by name; the folder itself wins
+    (root / "z").symlink_to("b", target_is_directory=True)
     (root / "b" / "up").symlink_to(root, target_is_directory=True)
     (root / "linked").symlink_to(tmp_path / "outside", target_is_directory=True)
     (root / "self").symlink_to("self")
@@ -69,6 +70,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
         ("a", READ_ALREADY),
         ("b/up", READ_ALREADY),
         ("self", "a link to nowhere"),
+        ("z", READ_ALREADY),
     ]
 
 
