@@ -55,6 +55,7 @@ def bench(
     from rich.console import Console
 
     from saga_dist.cli.progress import waiting
+    from saga_dist.utils.atomic_io import probe_output
 
     with waiting("loading torch"):
         from saga_dist.bench.common import Size
@@ -62,6 +63,8 @@ def bench(
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     figures = records_of_this_machine(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)

@@ -38,8 +38,11 @@ def screen(
 
     from saga_dist.cli.progress import waiting
     from saga_dist.diagnostics.screen_configs import load_worlds
+    from saga_dist.utils.atomic_io import probe_output
 
     console = Console()
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     chosen = load_worlds(worlds or [], overrides or [])
     with waiting("loading torch"):
         from saga_dist.diagnostics.screen import screen_world

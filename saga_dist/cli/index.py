@@ -20,12 +20,16 @@ def index(
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf")] = "flat",
 ) -> None:
     """Build a faiss index of embeddings; print the recall of hnsw and ivf against exact search."""
-    with waiting(f"reading {embeddings}"):
-        from saga_dist.retrieval.index import RECALL_AT, build_index
-        from saga_dist.retrieval.tables import read_embeddings
+    from saga_dist.utils.atomic_io import require_new
+    from saga_dist.utils.directory_owner import owned_output
 
-        table = read_embeddings(embeddings)
-    with counted("indexing", "image") as on_progress:
+    require_new(out, option="--out")  # known before the embeddings are read
+    with owned_output(out, option="--out"), counted("indexing", "image") as on_progress:
+        with waiting(f"reading {embeddings}"):
+            from saga_dist.retrieval.index import RECALL_AT, build_index
+            from saga_dist.retrieval.tables import read_embeddings
+
+            table = read_embeddings(embeddings)
         done = build_index(
             table,
             out,

@@ -32,6 +32,7 @@ from saga_dist.cli.sweep import sweep
 from saga_dist.cli.train import train
 from saga_dist.cli.usage import UsageError, usage_text
 from saga_dist.errors import SagaError
+from saga_dist.utils.output_errors import disk_errors
 from saga_dist.utils.printable import printable, printable_lines
 
 COMMANDS = (
@@ -85,7 +86,8 @@ def _group(
 def main() -> None:
     """Runs the command line; a mistake is printed as one line and ends the process with its exit code."""
     try:
-        code = app(standalone_mode=False, prog_name="saga-dist")
+        with disk_errors():
+            code = app(standalone_mode=False, prog_name="saga-dist")
     except SagaError as error:
         line = " ".join(str(error).split())
         _end(f"error: {printable(line)}", error.exit_code)

@@ -14,30 +14,30 @@ class Pace:
 
     Args:
         unit: one part, singular, for messages (``step``).
+        quiet_s: seconds in which no line is due; work that is done by then needs none.
         clock: returns seconds; monotonic.
     """
 
-    def __init__(self, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, unit: str, *, quiet_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._unit, self._clock = unit, clock
         self._first: tuple[int, float] | None = None
         """Parts done and time at the first report."""
-        self._last_line = clock()
-        self._gap = 0.0
+        self._next_line, self._gap = clock() + quiet_s, FIRST_GAP_S
+        self._has_lines = False
 
     def is_due(self, done: int, total: int) -> bool:
-        """Returns True when a line should be printed: at the first and the last part, and between them at growing gaps.
+        """Returns True when a line should be printed: at growing gaps, and at the last part after other lines.
 
         Args:
             done: parts done so far.
             total: parts of the whole work.
         """
         now = self._clock()
-        if self._first is None:
-            self._first = (done, now)
-        elif done < total and now - self._last_line < self._gap:
+        self._first = self._first or (done, now)
+        if now < self._next_line and not (done == total and self._has_lines):
             return False
-        self._last_line = now
-        self._gap = min(max(FIRST_GAP_S, self._gap * GAP_FACTOR), LONGEST_GAP_S)
+        self._has_lines = True
+        self._next_line, self._gap = now + self._gap, min(self._gap * GAP_FACTOR, LONGEST_GAP_S)
         return True
 
     def text(self, done: int, total: int) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SHOW_AFTER_S = 0.2
 """Seconds after which a line says what is waited for; what is quicker needs none."""
+QUIET_S = 2.0
+"""Seconds after which counted work is shown as lines."""
 REMINDER_S = 30.0
 """Seconds after which a line says that the same thing is still waited for; doubled after each."""
 
@@ -69,7 +71,7 @@ def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             task = progress.add_task(printable(what), total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         return
-    pace = Pace(unit)
+    pace = Pace(unit, quiet_s=QUIET_S)
 
     def show(done: int, total: int) -> None:
         if pace.is_due(done, total):

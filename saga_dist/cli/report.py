@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import RUN_HELP, Device
-from saga_dist.cli.page import write_page
+from saga_dist.cli.page import page_target, write_page
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -27,9 +27,10 @@ def report(
     quiet_libraries()
     from saga_dist.cli.progress import waiting
 
+    target = page_target(run, out, "report.html")
     with waiting(f"reading {run}"):
         from saga_dist.report.build import Settings, report_page
 
         settings = Settings(groups=groups, rows=rows, images=images, attention=attention, device=device)
         page = report_page(run, settings)
-    write_page(out or run / "report.html", page)
+    write_page(target, page)

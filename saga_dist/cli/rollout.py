@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.validation import require_valid
 from saga_dist.utils.printable import printable
 
 
@@ -19,6 +20,8 @@ def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = N
 
     from saga_dist.cli.progress import step_progress, waiting
 
+    with waiting("validating the run"):
+        require_valid(resolved, directory)
     with waiting("loading torch"):
         from saga_dist.runtime import run
 

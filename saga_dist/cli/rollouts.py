@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import RUN_HELP, Device
-from saga_dist.cli.page import write_page
+from saga_dist.cli.page import page_target, write_page
 from saga_dist.errors import ConfigError
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -34,11 +34,12 @@ def rollouts(
         return
     from saga_dist.cli.progress import waiting
 
+    target = page_target(run, out, "rollouts.html")
     with waiting(f"reading {run}"):
         from saga_dist.report.build import Settings, rollouts_page
 
         page = rollouts_page(run, Settings(groups=groups, device=device), step=step)
-    write_page(out or run / "rollouts.html", page)
+    write_page(target, page)
 
 
 def _show_in_terminal(run: Path, step: int | None, pair: str | None) -> None:

@@ -11,6 +11,7 @@ from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.cli.encoder import load_encoder
 from saga_dist.cli.progress import waiting
 from saga_dist.errors import DataError
+from saga_dist.utils.atomic_io import probe_output, replaced_file
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -31,6 +32,8 @@ def search(
 
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise DataError(f"unknown suffix {sheet.suffix!r}", where=str(sheet), expected=".png")
+    if sheet is not None:
+        probe_output(sheet, option="--sheet")
     with waiting(f"reading {index_folder}"):
         from saga_dist.retrieval.index import open_index
         from saga_dist.retrieval.search import contact_sheet, search_image
@@ -44,8 +47,6 @@ def search(
     for rank, match in enumerate(matches, start=1):
         print_line(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:
-        try:
-            contact_sheet(image, matches).save(sheet)
-        except OSError as error:
-            raise DataError(f"cannot be written ({error.strerror or error})", where=str(sheet)) from error
+        with replaced_file(sheet, option="--sheet") as file:
+            contact_sheet(image, matches).save(file, "PNG")
         print_line(f"contact sheet: {sheet}")

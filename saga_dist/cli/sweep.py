@@ -11,6 +11,7 @@ import typer
 
 from saga_dist.cli.arguments import configure_logging
 from saga_dist.errors import TrainingError
+from saga_dist.utils.output_errors import refuse_package_cache
 from saga_dist.utils.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def sweep(
 
     console = Console()
     loaded = load_table(table)
-    directory = out or Path("runs") / table.stem
+    directory = (out or Path("runs") / table.stem).absolute()
+    if not show:
+        refuse_package_cache(directory, option="--out")
     with waiting(f"reading the cells of {table}"):
         cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
     if show:
@@ -59,13 +62,14 @@ def sweep(
     if dry_run:
         _list_cells(cells, loaded, console)
         return
+    from saga_dist.utils.directory_owner import owned_directory
+
     with waiting("loading torch"):
         from saga_dist.sweep.runner import run_sweep
-
-    try:
-        failures = run_sweep(cells, directory, progress=_progress)
-    finally:
-        if directory.is_dir():
+    with owned_directory(directory, option="--out"):  # the table's files too have one writer
+        try:
+            failures = run_sweep(cells, directory, progress=_progress)
+        finally:
             _show(loaded, cells, directory, read_failures(directory), console, write=True)
     if failures:
         name, reason = next(iter(failures.items()))

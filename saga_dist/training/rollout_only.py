@@ -15,11 +15,13 @@ from saga_dist.errors import ConfigError, Interrupted
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.training.engine_check import check_engine
+from saga_dist.training.identity import identity_of, refuse_other_recording
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.training.step_metrics import verdict_form_metrics, verdict_key
 from saga_dist.types import Quarantined, StepResult
-from saga_dist.wire import recording_path, recordings, write_recording
+from saga_dist.utils.output_files import make_folder
+from saga_dist.wire import open_recording, recording_path, recordings, write_recording
 
 
 def record_rollouts(
@@ -43,6 +45,7 @@ def record_rollouts(
 
     Raises:
         ConfigError: the configuration needs no rollouts.
+        CheckpointError: steps were recorded with other weights or data.
         Interrupted: ``should_stop`` returned True; the finished steps are recorded.
     """
     if config.objective.needs_verdicts:
@@ -53,8 +56,11 @@ def record_rollouts(
         )
     sampler = training_sampler(config, runtime.learner.labels("train"))
     folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
-    folder.mkdir(exist_ok=True)
-    recorded = recordings(folder)
+    make_folder(folder)
+    identity, recorded = identity_of(runtime), recordings(folder)
+    if recorded:
+        newest = recorded[max(recorded)]
+        refuse_other_recording(identity, open_recording(newest).identity, where=newest)
     missing = [step for step in range(1, config.run.steps + 1) if step not in recorded]
     if missing:
         check_engine(config, runtime, sampler)
@@ -72,7 +78,7 @@ def record_rollouts(
                     buffer.add(outcome)
             if buffer.full:
                 break
-        write_recording(recording_path(folder, step), buffer.groups)
+        write_recording(recording_path(folder, step), buffer.groups, identity)
         measured = {**buffer.metrics(), **verdict_form_metrics(buffer.groups, answer_key)}
         result = StepResult(step, {**measured, "rollout/quarantined": float(num_quarantined)})
         metrics.write(result)

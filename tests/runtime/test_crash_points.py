@@ -200,7 +200,7 @@ def test_a_new_cluster_goes_on_from_the_mirror(driver: Driver, quiet: Path, tmp_
     shutil.rmtree(tmp_path / "run")
     assert driver.train(tmp_path, crash="downloaded:step_00000002") == KILLED, driver.last_words()
     assert driver.train(tmp_path) == 0, driver.last_words()
-    assert not (tmp_path / "run" / "rollouts" / "step_000001.arrow").exists(), "steps 1 and 2 were not done again"
+    assert not (tmp_path / "run" / "rollouts" / "step_000002.arrow").exists(), "steps 1 and 2 were not done again"
     assert set(differences(tmp_path, quiet)) <= {"metrics", "rollouts", "results"}
     assert metric_rows(tmp_path / "run") == [row for row in metric_rows(quiet / "run") if row["step"] > 2]
     # The ledger of steps 1 and 2 was lost with the run directory, so the number of images is not known.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saga_dist.data.layouts import aircraft, cars, cub, inat, inshop, manifest, sop
-from saga_dist.data.layouts.listing import class_folders, find_root
+from saga_dist.data.layouts.class_folders import class_folders
+from saga_dist.data.layouts.listing import find_root
 from saga_dist.errors import DataError
 
 
@@ -22,7 +23,7 @@ def _has_one(names: tuple[str, ...], inside: tuple[str, ...] = ()) -> Callable[[
 
 def _is_inat(root: Path) -> bool:
     folder = root / "train_mini" if (root / "train_mini").is_dir() else root
-    return bool(class_folders(folder.resolve(), keep=inat.is_bird))
+    return bool(class_folders(folder.resolve(), keep=inat.is_bird).folders)
 
 
 _TESTS: dict[str, Callable[[Path], bool]] = {
@@ -33,7 +34,7 @@ _TESTS: dict[str, Callable[[Path], bool]] = {
     "inshop": _has_one(inshop.LISTS),
     "manifest": _has_one(manifest.DEFAULT_NAMES),
     "inat": _is_inat,
-    "folder": lambda root: len(class_folders(root)) >= 2,
+    "folder": lambda root: len(class_folders(root).folders) >= 2,
 }
 """Layout to its test, the most particular first: every data set with class folders would pass for ``folder``."""
 
