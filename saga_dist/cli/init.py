@@ -50,15 +50,14 @@ def _write_new(file: Path, text: str) -> None:
     """Writes a file that does not exist yet.
 
     Raises:
-        ConfigError: the file exists, or cannot be written.
+        ConfigError: there is something of this name.
+        OutputError: the file cannot be written.
     """
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError as error:
-        raise ConfigError(
-            "there is something already", where=str(file), fix="choose another NAME, or remove it first"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot be written ({reason})", where=str(file), fix="choose another NAME") from error
+    from saga_dist.utils.atomic_io import write_atomic
+    from saga_dist.utils.output_errors import output_errors
+
+    with output_errors(file, option="NAME"):
+        taken = file.exists() or file.is_symlink()
+    if taken:
+        raise ConfigError("there is something already", where=str(file), fix="choose another NAME, or remove it first")
+    write_atomic(file, text.encode(), option="NAME")

@@ -213,7 +213,7 @@ ROWS = [
         "a new configuration in a folder that is not there",
         "new configuration",
         "init nowhere/mine --data data",
-        ("nowhere/mine.toml: cannot be written (No such file or directory)", "choose another NAME"),
+        ("nowhere/mine.toml: cannot be written (No such file or directory)", "or choose another NAME"),
         lambda workspace: workspace.image_folder(classes=2, images=1),
     ),
     BadInput(

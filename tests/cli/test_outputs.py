@@ -34,6 +34,7 @@ DIRECTORIES = {
 }
 """Commands that create their output directory."""
 FILES = {
+    "init": "init {out} --data classes",
     "embed": "embed encoder photos --out {out}.arrow",
     "evaluate": "evaluate runs/mine --json {out}",
     "evaluate --encoder": "evaluate run.toml --encoder hf:nowhere --json {out}",
@@ -64,8 +65,9 @@ def run(
     """Runs a command line among inputs that end every command that looks at them; returns its one line of error."""
     write_tiny_config(tmp_path / "run.toml", tiny_checkpoint)
     (tmp_path / "table.toml").write_text(TABLE)
-    for name in ("photos/a.jpg", "encoder/manifest.json", "encoder/model.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    inputs = ("photos/a.jpg", "classes/owl/a.jpg", "classes/wren/a.jpg", "encoder/manifest.json")
+    for name in (*inputs, "encoder/model.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "place").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -118,7 +120,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
         error = run(command.format(out=tmp_path / "place" / "out"))
     assert f"{tmp_path / 'place' / 'out'}" in error
     assert f"cannot be written ({os.strerror(number)})" in error
-    assert ", or choose another --" in error
+    assert ", or choose another " in error
     assert list((tmp_path / "place").iterdir()) == []
 
 
@@ -126,14 +128,14 @@ def test_an_output_that_cannot_be_written_is_one_line(
 def test_a_folder_that_was_removed_is_one_line(command: str, run: Callable[[str], str], tmp_path: Path) -> None:
     error = run(command.format(out="gone/out"))
     assert f"{tmp_path / 'gone' / 'out'}" in error
-    assert "cannot be written (No such file or directory); its folder does not exist, or choose another --" in error
+    assert "cannot be written (No such file or directory); its folder does not exist, or choose another " in error
 
 
 @pytest.mark.parametrize("command", [*DIRECTORIES.values(), *FILES.values()], ids=[*DIRECTORIES, *FILES])
 def test_a_path_below_a_file_is_one_line(command: str, run: Callable[[str], str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     error = run(command.format(out="file/out"))
-    assert "; a part of its path is a file, or choose another --" in error
+    assert "; a part of its path is a file, or choose another " in error
     assert (tmp_path / "file").read_text() == "mine"
 
 
