@@ -33,9 +33,14 @@ class StopRequest:
     def __call__(self) -> bool:
         return self._received
 
+    @property
+    def aborts_start(self) -> bool:
+        """True when a stop was requested and the first step has not begun."""
+        return self._received and self._starting
+
     def check(self) -> None:
         """Raises ``StartAborted`` when a stop was requested and the first step has not begun."""
-        if self._received and self._starting:
+        if self.aborts_start:
             raise StartAborted
 
     def steps_begin(self) -> None:

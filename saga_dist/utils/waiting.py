@@ -14,6 +14,8 @@ FIRST_NOTICE_S = 5.0
 """Length of a wait, seconds, at which it is first logged."""
 LONGEST_PAUSE_S = 60.0
 """Longest pause between two notices of one wait, seconds."""
+CLOSE_S = 5.0
+"""Longest time that the end of a context waits for a notice in progress, seconds."""
 _POLL_S = 0.5
 """Time between two looks at what is waited for, seconds."""
 
@@ -48,6 +50,7 @@ class WaitNotice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self._thread.join(CLOSE_S)  # it may be asking for the reason, of something that is closed next
 
     def _watch(self) -> None:
         since, due = time.monotonic(), notice_times()

@@ -16,6 +16,8 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Environment variables with Ray's token, or with the path of a file that holds it."""
 AUTH_MODES = ("disabled", "token")
 LONGEST_PORT = 65535
+LONGEST_REASON = 200
+"""Largest number of characters of an error of Ray that is passed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class ClusterAddress:
                 where=self.where,
                 fix=f"start one (`ray start --head`), name its host:port, or {self._remove} for a Ray of the run's own",
             )
+        reason = "" if isinstance(error, ConnectionError) else f" ({' '.join(str(error).split())[:LONGEST_REASON]})"
         fix = f"check that it is a Ray head of this version and has the token used here ({token_source()})"
-        return ConfigError("Ray refused the connection", where=self.where, fix=fix)
+        return ConfigError(f"Ray refused the connection{reason}", where=self.where, fix=fix)
 
     def _host_and_port(self) -> tuple[str, int]:
         scheme, separator, rest = self.value.rpartition("://")
@@ -98,11 +101,12 @@ def configured_address(setting: str) -> ClusterAddress | None:
     Args:
         setting: value of ``runtime.address``; empty to read the environment variable ``RAY_ADDRESS``.
     """
-    found = (("runtime.address", setting.strip()), (VARIABLE, os.environ.get(VARIABLE, "").strip()))
-    for name, value in found:
-        if value:
-            return None if value == "local" else ClusterAddress(value, name)
-    return None
+    setting, variable = setting.strip(), os.environ.get(VARIABLE, "").strip()
+    from_variable = bool(variable) and setting in ("", "auto")  # with auto Ray itself prefers the variable
+    value = variable if from_variable else setting
+    if value in ("", "local"):
+        return None
+    return ClusterAddress(value, VARIABLE if from_variable else "runtime.address")
 
 
 def has_token() -> bool:

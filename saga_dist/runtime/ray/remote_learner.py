@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from saga_dist.config import RunConfig
-from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, WorkerError
+from saga_dist.errors import DeadlineExceeded, Interrupted, LearnerLost, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
 from saga_dist.runtime.ray.adapter import STILL_LOADING, Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
@@ -65,9 +65,14 @@ class RemoteLearner:
 
         Raises:
             DeadlineExceeded: the learner was not built in time.
+            Interrupted: a stop was requested meanwhile; there is no learner whose state could be saved.
             SagaError: building the learner raised it.
         """
-        if not self._ready(self._started, self._timeouts.start_s):
+        deadline = time.monotonic() + self._timeouts.start_s
+        while not (ready := self._ready(self._started, SLICE_S)) and time.monotonic() < deadline:
+            if self._stop():
+                raise Interrupted("stopped while a learner was starting", fix=RESUME)
+        if not ready:
             what = f"not started within {self._timeouts.start_s:g} s"
             raise DeadlineExceeded(what, where="learner", fix=self._missing() or STILL_LOADING)
         self.info = self._open(self._started)

@@ -57,7 +57,7 @@ class RayRuntime:
         self._config, factories, self._stop = config, factories or Factories(), stop or StopRequest()
         leftovers = Leftovers(home)
         leftovers.sweep()  # what the last process of this run left, if it was killed
-        endings = Endings(leftovers)
+        endings = Endings(leftovers, self._stop)
         with ExitStack() as closing:
             closing.callback(leftovers.close, deadline_s=SETTLE_S)
             session = RaySession(config, stop=self._stop, leftovers=leftovers)

@@ -116,7 +116,7 @@ def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) ->
 
     Raises:
         DeadlineExceeded: the run does not have them after ``deadline_s`` seconds.
-        ConfigError: the run ended.
+        ConfigError: the run ended, or another request for one of the roles replaced this one.
     """
     deadline, observer = time.monotonic() + deadline_s, RunObserver(run_dir)
     while True:
@@ -128,6 +128,8 @@ def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) ->
         ]
         if not open_roles:
             return view
+        for role in open_roles:
+            _require_own_request(run_dir, role, targets[role])
         if time.monotonic() >= deadline:
             pool = view.pools[open_roles[0]]
             raise DeadlineExceeded(
@@ -136,6 +138,24 @@ def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) ->
                 fix="the run goes on trying; `saga-dist scale RUN` shows how far it is",
             )
         time.sleep(POLL_S / 4)
+
+
+def _require_own_request(run_dir: Path, role: str, number: int) -> None:
+    """Checks that the request for a role is still this one.
+
+    Raises:
+        ConfigError: somebody has requested another number since.
+    """
+    try:
+        request = Request.model_validate_json(request_file(run_dir, role).read_bytes())
+    except (OSError, ValidationError):
+        return  # the run has ended, which the next read of its status finds out
+    if request.number != number:
+        raise ConfigError(
+            f"a later request, {role}={request.number}, has replaced this one",
+            where=f"{role}={number}",
+            fix="`saga-dist scale RUN` shows the workers",
+        )
 
 
 def _read(run_dir: Path) -> RunView:

@@ -93,7 +93,9 @@ class RaySession:
         try:
             with announced(f"the Ray cluster at {address.value}"), _own_sigterm_handler(self._stop):
                 ray.init(address=address.value, namespace=NAMESPACE, **_quiet())
-        except (ConnectionError, AuthenticationError) as error:
+        except AuthenticationError as error:
+            raise address.refused(ConnectionError(str(error))) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:  # also another version of Ray or Python
             raise address.refused(error) from error
         self._joined = True
 

@@ -30,6 +30,7 @@ def test_the_setting_comes_before_the_variable_and_local_means_none(monkeypatch:
     assert configured_address("") == ClusterAddress("head:6379", "RAY_ADDRESS")
     assert configured_address("other:1") == ClusterAddress("other:1", "runtime.address")
     assert configured_address("local") is None
+    assert configured_address("auto") == ClusterAddress("head:6379", "RAY_ADDRESS"), "as Ray itself has it"
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
@@ -44,6 +45,12 @@ def test_ray_missing_on_this_machine_is_named() -> None:
         "unset RAY_ADDRESS for a Ray of the run's own"
     )
     assert 'set runtime.address = "" for a Ray' in str(ClusterAddress("auto", "runtime.address").refused(error))
+
+
+def test_a_cluster_of_another_version_is_named() -> None:
+    error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0")
+    line = str(ClusterAddress("head:6379", "RAY_ADDRESS").refused(error))
+    assert "refused the connection (Version mismatch: The cluster was started with: Ray: 2.9.0); check" in line
 
 
 def test_a_refusal_names_where_the_token_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:

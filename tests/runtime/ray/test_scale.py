@@ -152,6 +152,14 @@ def test_requests_for_two_roles_at_the_same_time_both_hold(run_dir: Path, watch:
     assert (rollout.orders, replay.orders) == ([(1, False)], [(2, True)]), "each is applied once"
 
 
+def test_of_two_requests_for_one_role_the_earlier_command_learns_of_the_later(run_dir: Path, watch: Watch) -> None:
+    watch(rollout=(ObedientPool(1, state="starting"), (1, 4)))
+    request_scale(run_dir, {"rollout": 2})
+    request_scale(run_dir, {"rollout": 3})
+    with pytest.raises(ConfigError, match=r"^rollout=2: a later request, rollout=3, has replaced this one"):
+        wait_for(run_dir, {"rollout": 2}, deadline_s=60)
+
+
 @pytest.mark.parametrize("ahead_s", [-3600.0, -40.0, 40.0, 3600.0])
 def test_reader_with_another_clock_sees_the_run_alive(
     ahead_s: float, run_dir: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
