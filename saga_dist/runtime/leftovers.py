@@ -22,7 +22,7 @@ from typing import Any
 
 from saga_dist.utils import processes
 from saga_dist.utils.atomic_io import write_atomic
-from saga_dist.utils.processes import Machine, ProcessId
+from saga_dist.utils.processes import MachineId, ProcessId
 from saga_dist.utils.shared_memory import SharedFile, mapped_files, remove_unmapped
 
 log = logging.getLogger(__name__)
@@ -191,4 +191,4 @@ def _from_json(row: dict[str, Any]) -> Trace:
 
 
 def _process(row: dict[str, Any]) -> ProcessId:
-    return ProcessId(Machine(**row["machine"]), row["pid"], row["started"])
+    return ProcessId(MachineId(**row["machine"]), row["pid"], row["started"])

@@ -16,7 +16,7 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineId:
     """The machine, its boot and the process namespace (container) in which a process id is valid."""
 
     host: str
@@ -31,7 +31,7 @@ class Machine:
 class ProcessId:
     """One process, not confused with a later process of the same number."""
 
-    machine: Machine
+    machine: MachineId
     """Machine on which the process runs or ran."""
     pid: int
     """Process id."""
@@ -40,14 +40,14 @@ class ProcessId:
 
 
 @cache
-def this_machine() -> Machine:
+def this_machine() -> MachineId:
     """Returns the machine of this process."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
         namespace = str((PROC / "self/ns/pid").readlink())
     except OSError:
         boot = namespace = ""
-    return Machine(platform.node(), boot, namespace)
+    return MachineId(platform.node(), boot, namespace)
 
 
 def identify(pid: int) -> ProcessId | None:

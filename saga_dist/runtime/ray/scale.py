@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 
 from saga_dist.config import Section
 from saga_dist.utils.atomic_io import write_atomic
-from saga_dist.utils.processes import Machine, ProcessId, identify, this_machine
+from saga_dist.utils.processes import MachineId, ProcessId, identify, this_machine
 
 if TYPE_CHECKING:
     from saga_dist.runtime.ray.adapter import WorkerStatus
@@ -91,7 +91,7 @@ class RunView(Section):
     @property
     def process(self) -> ProcessId:
         """Identity of the run's process."""
-        return ProcessId(Machine(self.host, self.boot, self.namespace), self.pid, self.started)
+        return ProcessId(MachineId(self.host, self.boot, self.namespace), self.pid, self.started)
 
 
 class Request(Section):

@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.errors import DeadlineExceeded
+from saga_dist.errors import DeadlineExceeded, Interrupted
 from saga_dist.runtime.build import build_rollout_worker
 from saga_dist.runtime.leftovers import NAME
 from saga_dist.runtime.ray import endings
@@ -202,18 +202,33 @@ def test_an_engine_of_two_shards_leaves_no_shared_memory(
 # ---------------------------------------------------------------------- a cluster without free resources
 
 
+class Other:
+    """An actor of somebody else."""
+
+    def is_up(self) -> bool:
+        """Returns True."""
+        return True
+
+
 @pytest.fixture
-def busy(ray_cluster: dict[str, str]) -> Iterator[None]:
-    """An actor of somebody else that has taken all CPUs of the cluster."""
+def take(ray_cluster: dict[str, str]) -> Iterator[Callable[[float], None]]:
+    """Takes CPUs of the cluster until the end of the test."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    others: list[Any] = []
 
-    class Other:
-        def is_up(self) -> bool:
-            return True
+    def take_cpus(number: float) -> None:
+        others.append(ray.remote(num_cpus=number)(Other).remote())
+        assert ray.get(others[-1].is_up.remote(), timeout=150)
 
-    other = ray.remote(num_cpus=4)(Other).remote()
-    assert ray.get(other.is_up.remote(), timeout=150)
-    yield
-    ray.kill(other)
+    yield take_cpus
+    for other in others:
+        ray.kill(other)
+
+
+@pytest.fixture
+def busy(take: Callable[[float], None]) -> None:
+    """Somebody else has taken all 4 CPUs of the cluster."""
+    take(4.0)
 
 
 NEED = "1 CPUs needed (1 learner x 0.5 + 1 rollout x 0.5), 4 there, 0 free"
@@ -241,6 +256,16 @@ def test_a_stop_ends_the_wait_for_resources(busy: None) -> None:
     threading.Thread(target=receive).start()
     with pytest.raises(StartAborted):
         RayRuntime(config(), fake_factories(), stop=stop)
+
+
+def test_a_stop_while_a_lost_learner_is_replaced_ends_the_run(take: Callable[[float], None]) -> None:
+    stop = StopRequest()
+    with RayRuntime(config(), fake_factories(), stop=stop) as runtime:
+        stop.steps_begin()
+        take(3.0)
+        stop.receive(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="^stopped while a learner was starting; the same command resumes$"):
+            runtime.restart_learner()
 
 
 def test_sigterm_ends_the_command_that_waits_for_resources(
