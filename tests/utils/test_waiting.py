@@ -49,7 +49,7 @@ def test_another_wait_is_counted_from_its_own_beginning(hurried: pytest.LogCaptu
     with WaitNotice(lambda: waited_for[0]):
         until("the first wait", hurried, "waiting for the learner, 0 s so far")
         waited_for[0] = ""
-        time.sleep(0.1)
+        time.sleep(0.8)  # a count that went on would now say 1 s
         hurried.clear()
         waited_for[0] = "rollout workers"
         until("the second wait", hurried, "waiting for rollout workers, 0 s so far")
