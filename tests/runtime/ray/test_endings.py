@@ -239,9 +239,11 @@ def test_a_busy_cluster_is_named_while_waiting_and_in_the_error(
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_NOTICE_S", 1.0)
     caplog.set_level("INFO", "saga_dist")
-    with pytest.raises(DeadlineExceeded) as caught:
+    # The rollout worker gives up at the same moment, and may no longer wait when the learner's error is made.
+    with pytest.raises(
+        DeadlineExceeded, match=r"^learner: not started within 5 s; .* CPUs needed \(1 learner .*0 free$"
+    ):
         RayRuntime(config(start_deadline_s=5.0), fake_factories())
-    assert str(caught.value) == f"learner: not started within 5 s; {NEED}"
     assert f"so far: {NEED}" in caplog.text
 
 
@@ -264,7 +266,7 @@ def test_a_stop_while_a_lost_learner_is_replaced_ends_the_run(take: Callable[[fl
         stop.steps_begin()
         take(3.0)
         stop.receive(signal.SIGTERM)
-        with pytest.raises(Interrupted, match="^stopped while a learner was starting; the same command resumes$"):
+        with pytest.raises(Interrupted, match=r"^stopped while a learner was starting; the same command resumes"):
             runtime.restart_learner()
 
 
@@ -317,6 +319,9 @@ def test_the_next_start_removes_the_ray_of_a_killed_driver(tmp_path: Path) -> No
     killed, folder = start_driver(tmp_path)
     killed.kill()
     killed.wait()
+    for pipe in (killed.stdin, killed.stdout):  # its Ray's processes may hold the other end
+        assert pipe is not None
+        pipe.close()
     assert folder.is_dir()
     again, its_own = start_driver(tmp_path)
     assert (folder.exists(), its_own.exists()) == (False, True)
