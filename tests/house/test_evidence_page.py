@@ -142,7 +142,7 @@ def test_what_is_claimed_in_words_does_not_include_zero(page: str) -> None:
 
 
 def test_both_pages_name_the_metric_loss_of_their_figures() -> None:
-    others = dict.fromkeys(("table_h_losses", "table_g8_losses"), {"potential_field", "proxy_anchor"})
+    others = {name: {"potential_field", "proxy_anchor"} for name in ("table_h_losses", "table_g8_losses")}
     for name, table in COLLECTED.tables.items():
         found = {facts.metric_loss for row in table.rows for facts in row.training} - {None}
         assert found == others.get(name, {"multi_similarity"}), name
