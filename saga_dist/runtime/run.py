@@ -90,13 +90,14 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def build_runtime(config: RunConfig, *, stop: StopRequest, home: Path) -> ReusableRuntime:
+def build_runtime(config: RunConfig, *, stop: StopRequest | None = None, home: Path | None = None) -> ReusableRuntime:
     """Returns the configured runtime. Ray is imported only for the Ray runtime.
 
     Args:
         config: the whole configuration.
-        stop: request to stop, which ends every wait before the first step.
-        home: directory of the run or the table, in which processes and files outside of it are recorded.
+        stop: request to stop, which ends every wait before the first step; None when there is none.
+        home: directory of the run or the table, in which processes and files outside of it are recorded; None to
+            record nothing.
     """
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime
