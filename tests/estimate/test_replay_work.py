@@ -20,7 +20,7 @@ from saga_dist.estimate.token_counts import TokenCounts, count_tokens
 from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.runtime.build import build_learner, build_replay_worker
 from saga_dist.types import Completions, ReplayTask, Sampling, ScoredGroup
-from saga_dist.workers.engines.vllm_engine import _cache_bytes
+from saga_dist.workers.engines.vllm_arguments import EngineSize
 from saga_dist.workers.replay import ReplayWorker
 
 DEMO = Path(__file__).resolve().parents[2] / "saga_dist" / "standin" / "demo.toml"
@@ -128,5 +128,7 @@ def test_the_engines_cache_by_hand(scene: Scene) -> None:
     """Keys and values: 2 x 3 layers x 2 heads x 32 x 4 bytes a token."""
     assert scene.shape.decoder.kv_bytes(4) == 1536
     tokens = 128 * 512
-    assert _cache_bytes(scene.shape.family, "float32", tokens) == tokens * 1536
-    assert _cache_bytes(scene.shape.family, "bfloat16", 2 * tokens) == tokens * 1536
+    wide = EngineSize.of(scene.shape.family, "float32", context=512, sequences=128)
+    half = EngineSize.of(scene.shape.family, "bfloat16", context=512, sequences=256)
+    assert wide.on_cpu() == half.on_cpu() == tokens * 1536
+    assert wide.weights == 2 * half.weights == 4 * scene.shape.family.files.num_parameters()

@@ -18,9 +18,8 @@ import torch
 
 from saga_dist.data.forced_verdict import ForcedVerdict
 from saga_dist.errors import TokenError
-from saga_dist.models.families import resolve_family
+from saga_dist.models.families import decoder, resolve_family
 from saga_dist.models.families.base import Family, PixelBatch
-from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.protocols import Engine
 from saga_dist.types import (
     Completions,
@@ -224,8 +223,9 @@ def test_verdict_replay_and_tower_backward_are_end_to_end_autograd(
     packed: bool,
     same: bool,
 ) -> None:
-    """Verdicts of the tokenizer, and some of several tokens; packed as on a CPU, and padded as on other devices."""
-    monkeypatch.setattr(DecoderBackbone, "supports_packing", packed)
+    """Verdicts of the tokenizer, and some of several tokens; packed, and padded as without a kernel."""
+    if not packed:
+        monkeypatch.setattr(decoder, "find_backend", lambda *_: None)
     family, opening, tokenizer = world.family, '{"same_species": "', world.family.load_tokenizer()
     if verdict_ids is None:
         verdict_ids = {said: tuple(tokenizer.encode(word)) for said, word in ((True, "yes"), (False, "no"))}
