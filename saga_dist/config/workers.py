@@ -129,8 +129,8 @@ class RolloutSection(WorkersSection):
         0.05,
         gt=0,
         description="largest difference between the log-probabilities of engine and replay in the check at the "
-        "start of training, nats per token; with model.dtype = float32 the mean is judged, with bfloat16 the median and "
-        "the estimate of the KL divergence; training does not start above it",
+        "start of training, nats per token; with model.dtype = float32 the mean is judged, with bfloat16 the median "
+        "and the estimate of the KL divergence; training does not start above it",
     )
     gpu_memory_utilization: float = Field(
         0.5, gt=0, le=1, description="share of its GPU's memory that the engine may use for weights and KV cache"

@@ -133,7 +133,8 @@ def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ..
             continue
         section = config.replay.model_copy(update={"completions_per_chunk": int(value)})
         config = config.model_copy(update={"replay": section})
-        reduced = replay_memory(config, plan_inputs.work.shape, plan_inputs.work.token_counts)
+        work, on_gpu = plan_inputs.work, plan_inputs.card.on_gpu
+        reduced = replay_memory(config, work.shape, work.token_counts, on_gpu=on_gpu)
         learner = replace(learner, replay=reduced) if learner.replay else learner
         replay = reduced if replay else replay
     changed = RoleMemory(learner, memories.rollout, replay)
