@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from gpu.recorded_flash import RecordedFlash
 from gpu.reference_attention import ReferenceAttention
 
 from saga_dist.models.families import attention_backends
@@ -93,62 +92,9 @@ def test_bfloat16_is_float32_up_to_rounding(backend: AttentionBackend) -> None:
 # ---------------------------------------------------------------- the CUDA kernel, without a GPU
 
 
-class Recorder:
-    """Stands in for torch's two operators: records what they are given, and answers with the reference attention."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-
-    def _segments(self, name: str, offsets: torch.Tensor, tokens: torch.Tensor, longest: int) -> Segments:
-        assert offsets.dtype == torch.int32 and offsets.is_contiguous() and offsets.device == tokens.device, name
-        lengths = offsets.diff().tolist()
-        assert offsets[0] == 0 and sum(lengths) == len(tokens), f"{name}: offsets end at the last token"
-        assert max(lengths) <= longest, f"{name}: the longest sequence is within its bound"
-        return Segments(lengths)
-
-    def _checked(self, *arguments: Any, causal: bool) -> tuple[Segments, Segments]:
-        query, key, value, of_queries, of_keys, longest_query, longest_key = arguments
-        for tensor in (query, key, value):
-            assert tensor.stride(-1) == 1, "the kernel needs a contiguous head"
-        assert key.shape == value.shape and query.shape[1] % key.shape[1] == 0
-        assert longest_query > 1, "with 1, torch exchanges heads and queries"
-        queries = self._segments("queries", of_queries, query, longest_query)
-        keys = self._segments("keys", of_keys, key, longest_key)
-        self.calls.append({"queries": queries.lengths, "keys": keys.lengths, "causal": causal,
-                           "heads": (query.shape[1], key.shape[1])})  # fmt: skip
-        return queries, keys
-
-    def forward(self, *arguments: Any, scale: float) -> tuple[torch.Tensor, ...]:
-        query, key, value, *_, dropout, causal, debug = arguments
-        queries, keys = self._checked(*arguments[:7], causal=causal)
-        assert (dropout, debug) == (0.0, False)
-        heads = query.transpose(0, 1).unflatten(0, (key.shape[1], -1))
-        out, lse = ReferenceAttention().forward(
-            heads, key.transpose(0, 1), value.transpose(0, 1), queries, keys, causal=causal, scale=scale
-        )
-        nothing = torch.empty(0)
-        return out.flatten(0, 1).transpose(0, 1).contiguous(), lse.flatten(0, 1), nothing, nothing, nothing
-
-    def backward(self, *arguments: Any, scale: float) -> tuple[torch.Tensor, ...]:
-        gradient, query, key, value, out, lse, *sequences, dropout, causal, state, _unused = arguments
-        queries, keys = self._checked(query, key, value, *sequences, causal=causal)
-        assert dropout == 0.0 and state.dtype == torch.uint64
-        assert lse.dtype == torch.float32 and lse.is_contiguous() and lse.shape == (query.shape[1], len(query))
-        assert gradient.shape == out.shape == query.shape
-
-        def heads(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.transpose(0, 1).unflatten(0, (key.shape[1], -1))
-
-        found = ReferenceAttention().backward(
-            heads(gradient), heads(query), key.transpose(0, 1), value.transpose(0, 1),
-            (heads(out), lse.unflatten(0, (key.shape[1], -1))), queries, keys, causal=causal, scale=scale,
-        )  # fmt: skip
-        return found[0].flatten(0, 1).transpose(0, 1), found[1].transpose(0, 1), found[2].transpose(0, 1)
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder()
+def recorder(monkeypatch: pytest.MonkeyPatch) -> RecordedFlash:
+    recorder = RecordedFlash()
     monkeypatch.setattr(attention_backends, "_varlen_flash", recorder.forward)
     monkeypatch.setattr(attention_backends, "_varlen_flash_backward", recorder.backward)
     return recorder
@@ -157,7 +103,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_the_cuda_kernel_is_given_what_makes_its_gradients_right(
-    recorder: Recorder, lengths: tuple[int, ...], prefix: int
+    recorder: RecordedFlash, lengths: tuple[int, ...], prefix: int
 ) -> None:
     tensors = inputs(lengths, prefix)
     found, expected = packed(VarlenFlash(), tensors, lengths), end_to_end(tensors, lengths)
