@@ -47,7 +47,7 @@ class TowerActivations:
     per_image: SavedBytes
     """Bytes saved for each image."""
     per_pass: SavedBytes
-    """Bytes saved once per pass, for any number of images: under autocast, a bfloat16 copy of every weight."""
+    """Bytes saved once for all images and passes of a step: under autocast, a bfloat16 copy of the weights."""
     layer_input: int
     """Bytes of one layer's input for one image: the tensor that gradient checkpointing saves for each layer."""
 

@@ -65,9 +65,12 @@ class LearnerMemory:
         return self.weights + self.optimizer + (self.replay.weights if self.replay else 0)
 
     def open_micro_batches(self, count: float) -> int:
-        """Returns the bytes of activations and tokens that ``count`` micro-batches hold until the step ends."""
-        activations = self.tower_activations.bytes(self.images, checkpointing=self.checkpointing)
-        return round(count * (activations + self.token_bytes))
+        """Returns the bytes of activations and tokens that ``count`` micro-batches hold until the step ends.
+
+        Their passes through the tower share one copy of its weights in the autocast dtype.
+        """
+        activations = self.tower_activations.bytes(count * self.images, checkpointing=self.checkpointing)
+        return round(activations + count * self.token_bytes)
 
     def peak(self, count: float) -> int:
         """Returns the peak bytes of a step with ``count`` micro-batches: the largest of replay, backward and update."""

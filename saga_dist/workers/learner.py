@@ -278,6 +278,7 @@ class Learner:
     def _forget_open_batches(self) -> None:
         self._open.clear()
         self._batch_of_pair.clear()
+        self._images.forget_cast_weights()
 
     # ------------------------------------------------------------------ evaluation
 
