@@ -14,6 +14,7 @@ from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.extension_check import check_extensions
+from saga_dist.runtime.gpu_requests import gpu_request_warnings
 
 
 def describe(config: RunConfig, directory: Path) -> str:
@@ -72,6 +73,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
+    lines += [("WARNING", warning) for warning in gpu_request_warnings(config)]
     check_extensions(config)
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 

@@ -25,6 +25,7 @@ from saga_dist.protocols import Runtime
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.runtime.build import build_splits
+from saga_dist.runtime.gpu_requests import gpu_request_warnings
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
@@ -89,7 +90,13 @@ def _is_json(path: Path) -> bool:
 
 
 def build_runtime(config: RunConfig) -> ReusableRuntime:
-    """Returns the configured runtime. Ray is imported only for the Ray runtime."""
+    """Returns the configured runtime. Ray is imported only for the Ray runtime.
+
+    Raises:
+        ConfigError: several learner processes would use the same GPU.
+    """
+    for warning in gpu_request_warnings(config):
+        log.warning(warning)
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime
 

@@ -80,6 +80,16 @@ class _Mode(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+class _Event:
+    """An event of a device on which everything is done at once."""
+
+    def record(self) -> None:
+        return
+
+    def synchronize(self) -> None:
+        return
+
+
 def _goes_to_cpu(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """True when arguments of ``Tensor.to`` name the CPU, or a tensor that is there."""
     for value in (*args, *kwargs.values()):
@@ -104,6 +114,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if func is CHOICE_OF_ATTENTION:
         return PLAIN_ATTENTION
     on_cuda = bool(own)
+    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     if kwargs.get("device") is not None:
         device = torch.device(kwargs["device"])
         # A new tensor like one of ours is asked for on the device that the C++ side knows, too.
@@ -142,6 +153,7 @@ def pretended_cuda() -> Iterator[RecordedFlash]:
         "current_device": lambda: 0,
         "get_device_capability": lambda *_: (9, 0),
         "_lazy_init": lambda: None,
+        "Event": _Event,
     }
     lifting = torch._C._only_lift_cpu_tensors()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -8,7 +8,6 @@ takes as image embeddings.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from saga_dist.data.prompts import ChatFormat
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
+from saga_dist.models.weight_digest import weight_digest
 from saga_dist.types import EncoderTokens, Grid
 
 if TYPE_CHECKING:
@@ -150,11 +150,7 @@ class FrozenBackbone(nn.Module, ABC):
 
     def digest(self) -> str:
         """Returns the sha256 over names, dtypes, shapes and bytes of all weights."""
-        total = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return total.hexdigest()
+        return weight_digest(self.state_dict())
 
     @property
     @abstractmethod

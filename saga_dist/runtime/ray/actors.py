@@ -45,6 +45,7 @@ FETCH_DEADLINE_S = 120.0
 _FORWARDED = (
     "DO_NOT_TRACK",
     "HF_HUB_OFFLINE",
+    "PYTORCH_CUDA_ALLOC_CONF",
     "TOKENIZERS_PARALLELISM",
     "TRANSFORMERS_VERBOSITY",
     "VLLM_LOGGING_LEVEL",
@@ -275,8 +276,8 @@ def spawn(
         num_gpus: GPUs that Ray reserves.
         scheduling_strategy: Ray's scheduling strategy; None for the default.
     """
-    environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    environment |= {name: os.environ.get(name, value) for name, value in actor_type.environment.items()}
+    forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    environment = {**actor_type.environment, **forwarded}
     if config.runtime.threads:  # torch reads them when it is loaded, so they are set before the process starts
         environment |= {name: str(config.runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     actor_class = ray.remote(concurrency_groups={"control": 1}, max_restarts=0, max_task_retries=0)(actor_type)

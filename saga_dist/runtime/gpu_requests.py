@@ -1,0 +1,58 @@
+"""GPU requests that put several processes on one GPU without anybody having asked for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from saga_dist.config import RunConfig
+from saga_dist.errors import ConfigError
+
+DEVICES = Path("/dev")
+"""Folder of the device files, of which ``nvidia0``, ``nvidia1``, … are GPUs."""
+
+
+def gpu_request_warnings(config: RunConfig) -> list[str]:
+    """Returns one line for each role whose workers would all use the first GPU of their node.
+
+    Ray hides no GPU from an actor that requests none, and such an actor takes the first. Where the run has no GPU, or
+    runs in one process, nothing is returned.
+
+    Raises:
+        ConfigError: several learner processes would use the same GPU, which NCCL refuses.
+    """
+    runtime, rollout, replay = config.runtime, config.rollout, config.replay
+    if runtime.kind != "ray" or config.model.device == "cpu" or not _has_gpus(config):
+        return []
+    if runtime.learner_processes > 1 and not runtime.learner_num_gpus:
+        raise ConfigError(
+            f"runtime.learner_processes = {runtime.learner_processes} with runtime.learner_num_gpus = 0: all of them "
+            "would use the first GPU, and NCCL refuses that",
+            fix="set runtime.learner_num_gpus = 1, or model.device = cpu",
+        )
+    roles = [
+        ("rollout", rollout.workers if config.needs_engine else 0, rollout.num_gpus),
+        ("replay", replay.workers if config.needs_mllm else 0, replay.num_gpus),
+    ]
+    return [
+        f"{name}.workers = {workers} with {name}.num_gpus = 0: all of them use the first GPU of their node; set "
+        f"{name}.num_gpus = 1, or {1 / workers:.2g} to share one on purpose"
+        for name, workers, num_gpus in roles
+        if workers > 1 and not num_gpus
+    ]
+
+
+def num_local_gpus() -> int:
+    """Returns the number of GPUs that this process may use, without loading a library."""
+    found = sum(path.name.removeprefix("nvidia").isdecimal() for path in DEVICES.glob("nvidia*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    names = [name.strip() for name in visible.split(",")]
+    return min(found, sum(name not in ("", "-1") for name in names))
+
+
+def _has_gpus(config: RunConfig) -> bool:
+    """Returns True when the run uses GPUs: some role requests one, the device says so, or this machine has one."""
+    requests = (config.runtime.learner_num_gpus, config.rollout.num_gpus, config.replay.num_gpus)
+    return any(requests) or config.model.device.startswith("cuda") or num_local_gpus() > 0
