@@ -63,6 +63,8 @@ class CudaTensor(torch.Tensor):
                 return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in args[0]])
             if func is torch.Tensor.tolist:
                 return args[0].inner.tolist()
+            if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], CudaTensor):
+                return ATEN._to_copy.default(args[0], device=CUDA, dtype=args[1].dtype)
             if func is torch.Tensor.cpu or (func is torch.Tensor.to and _goes_to_cpu(args[1:], kwargs)):
                 dtype = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.dtype)), None)
                 return ATEN._to_copy.default(args[0], device=CPU, dtype=dtype or args[0].dtype)
@@ -140,7 +142,7 @@ def pretended_cuda() -> Iterator[RecordedFlash]:
     flash, autocast = RecordedFlash(), torch.autocast
 
     def autocast_cuda(device_type: str, **settings: Any) -> torch.autocast:
-        assert device_type == "cuda", "autocast of another device"
+        assert device_type in ("cuda", "cpu")
         return autocast("cpu", **settings)
 
     def lower_right(*size: int) -> CausalBias:
