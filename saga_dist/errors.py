@@ -59,6 +59,13 @@ class DamagedCheckpoint(CheckpointError):
     """A file of a checkpoint differs from what was written: it is missing, truncated or altered."""
 
 
+class OutputError(UserError):
+    """An output file or directory cannot be written, or another process is writing it."""
+
+    reason: str = ""
+    """Words of the operating system, such as "No space left on device"; empty when it did not report an error."""
+
+
 class WireError(SagaError):
     """An Arrow batch does not have the schema this version reads."""
 

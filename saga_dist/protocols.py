@@ -206,6 +206,9 @@ class Learner(Protocol):
     def split_hash(self) -> str:
         """Returns the sha256 of the images, classes and labels of all splits; a resume must not change it."""
 
+    def tower_digest(self) -> str:
+        """Returns the sha256 of the vision tower's present weights."""
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes the images, back-propagates the metric loss to their tokens, publishes the tokens of every pair."""
 

@@ -23,6 +23,7 @@ from PIL import Image
 from saga_dist.bench.common import BenchRow, Report, Size, in_turns, more_is_better, one_thread, random_model
 from saga_dist.data.images import read_image
 from saga_dist.models.families import resolve_family
+from saga_dist.utils.output_files import make_folder
 
 if TYPE_CHECKING:
     from saga_dist.models.families.base import VisionTower
@@ -147,7 +148,7 @@ def _write_photos(folder: Path, count: int, sides: tuple[int, int]) -> list[Path
         count: number of files.
         sides: smallest and largest side in pixels.
     """
-    folder.mkdir()
+    make_folder(folder)
     rng = np.random.default_rng(0)
     paths = []
     for index in range(count):

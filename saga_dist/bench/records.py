@@ -8,7 +8,7 @@ from saga_dist.bench.common import Machine, Report, Size, machine
 from saga_dist.config import Section
 from saga_dist.config.json_files import load_json
 from saga_dist.errors import ConfigError
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import write_atomic
 
 HEADINGS = ("case", "ours", "other", "unit", "ratio", "bar", "met")
 """Headings of the Markdown table."""
@@ -76,7 +76,7 @@ def save(figures: BenchRecords, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_output(path, (figures.model_dump_json(indent=1) + "\n").encode(), option="--json")
+    write_atomic(path, (figures.model_dump_json(indent=1) + "\n").encode(), option="--json")
 
 
 def markdown(measured: BenchRecord) -> str:

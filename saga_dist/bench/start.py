@@ -15,6 +15,7 @@ from pathlib import Path
 from saga_dist.bench.common import BenchRow, Report, Size
 from saga_dist.errors import TrainingError
 from saga_dist.standin import DEMO_CONFIG
+from saga_dist.utils.output_files import file_to_write
 
 HELP_BAR_S, DRY_RUN_BAR_S = 0.5, 3.0
 """Targets in seconds."""
@@ -76,7 +77,10 @@ def _until_first_step(settings: tuple[str, ...]) -> float:
         metrics, log = Path(folder) / "run" / "metrics.jsonl", Path(folder) / "log"
         arguments = ("train", str(DEMO_CONFIG), *settings, "--run-dir", str(metrics.parent))
         started = time.perf_counter()
-        with log.open("wb") as output, subprocess.Popen(_command(*arguments), stdout=output, stderr=output) as process:
+        with (
+            file_to_write(log) as output,
+            subprocess.Popen(_command(*arguments), stdout=output, stderr=output) as process,
+        ):
             try:
                 while not (metrics.is_file() and metrics.stat().st_size):
                     late = time.perf_counter() - started > DEADLINE_S

@@ -25,6 +25,7 @@ from pyarrow import fs
 from saga_dist.checkpoint.manifest import MANIFEST, damaged, folder_name, parse, step_of
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.utils.atomic_io import crash_point, fsync_path
+from saga_dist.utils.output_files import make_folder, write_chunks, write_file
 
 log = logging.getLogger(__name__)
 
@@ -119,20 +120,20 @@ class CheckpointMirror:
         Raises:
             DamagedCheckpoint: the manifest is damaged or missing, or a file is missing.
             CheckpointError: the filesystem cannot be read, or the manifest has another format.
-            OSError: the local disk cannot be written.
+            OSError, OutputError: the local disk cannot be written.
         """
         marker = self._path(step, MANIFEST)
         raw = self._read(marker)
         if raw is None:
             raise damaged(marker, "the file is missing")
         manifest = parse(raw, folder=folder_name(step), where=marker)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         for name in manifest["files"]:
             target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             self._fetch(self._path(step, name), target)
             fsync_path(target)
-        (folder / MANIFEST).write_bytes(raw)
+        write_file(folder / MANIFEST, raw)
         fsync_path(folder / MANIFEST)
         for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
             fsync_path(inner)
@@ -179,8 +180,8 @@ class CheckpointMirror:
         def fetch() -> bool:
             if not self._fs.get_file_info(source).is_file:
                 return False
-            with self._fs.open_input_stream(source, compression=None) as stream, target.open("wb") as file:
-                shutil.copyfileobj(stream, file, _CHUNK)
+            with self._fs.open_input_stream(source, compression=None) as stream:
+                write_chunks(target, iter(partial(stream.read, _CHUNK), b""))
             return True
 
         if not self._retry(f"read {source}", fetch):

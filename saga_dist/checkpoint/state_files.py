@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saga_dist.errors import CheckpointError
 from saga_dist.utils.atomic_io import crash_point
+from saga_dist.utils.output_files import write_file, write_tensors
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -23,13 +24,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         tensors: tensors by name, of any shape, any dtype that safetensors supports, on any device.
 
     Raises:
-        CheckpointError: the disk is full or not writable.
+        OutputError: the disk is full or not writable.
     """
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as SafetensorError
-        raise _unwritable(path, error) from error
+    write_tensors(path, plain, metadata={"format": "pt"})
     crash_point("written", path)
 
 
@@ -54,7 +52,7 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
         name: file name without suffix.
 
     Raises:
-        CheckpointError: the disk is full or not writable.
+        OutputError: the disk is full or not writable.
     """
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
@@ -65,10 +63,7 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
     save_tensors(folder / f"{name}.safetensors", tensors)
     text = json.dumps({"param_groups": state["param_groups"], "numbers": numbers}, indent=1)
     file = folder / f"{name}.json"
-    try:
-        file.write_text(text, "utf-8")
-    except OSError as error:
-        raise _unwritable(file, error) from error
+    write_file(file, text)
     crash_point("written", file)
 
 
@@ -114,12 +109,6 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, name: str = "
 def _with_tuples(group: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a parameter group read from JSON with lists turned back into tuples, which torch uses e.g. for betas."""
     return {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
-
-
-def _unwritable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"cannot write the training state ({_line(error)})", where=str(path), fix="free space or check permissions"
-    )
 
 
 def _line(error: BaseException) -> str:

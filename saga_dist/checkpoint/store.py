@@ -21,8 +21,9 @@ from typing import Any
 from saga_dist.checkpoint.manifest import CheckpointInfo, folder_name, step_of, verify
 from saga_dist.checkpoint.mirror import CheckpointMirror
 from saga_dist.checkpoint.writing import temporary_beside, write_folder
-from saga_dist.errors import CheckpointError, DamagedCheckpoint
+from saga_dist.errors import CheckpointError, DamagedCheckpoint, OutputError
 from saga_dist.utils.atomic_io import crash_point, fsync_path, write_atomic
+from saga_dist.utils.output_files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class CheckpointStore:
         """
         final = self.path(step)
         with self._disk_errors(final, "write the checkpoint"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._clean_once()
             if final.is_dir() and self._is_valid(step):
                 log.info("%s is there already", final)
@@ -309,7 +310,9 @@ class CheckpointStore:
 
     @contextmanager
     def _disk_errors(self, path: Path, what: str) -> Iterator[None]:
-        """Turns an OSError inside the block into a CheckpointError of one line.
+        """Turns an error of the disk inside the block into a CheckpointError of one line.
+
+        An OutputError without words of the operating system passes through: the directory is another process's now.
 
         Args:
             path: file or folder concerned.
@@ -317,9 +320,12 @@ class CheckpointStore:
         """
         try:
             yield
-        except OSError as error:
+        except (OSError, OutputError) as error:
+            if isinstance(error, OutputError) and not error.reason:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else error.reason
             raise CheckpointError(
-                f"cannot {what} ({error.strerror or error})",
+                f"cannot {what} ({reason or error})",
                 where=str(path),
                 fix="free space or check permissions; the same command resumes from the checkpoint before",
             ) from error

@@ -15,6 +15,7 @@ from typing import Any
 from saga_dist.checkpoint.manifest import MANIFEST, seal
 from saga_dist.errors import CheckpointError
 from saga_dist.utils.atomic_io import crash_point, file_sha256, fsync_path
+from saga_dist.utils.output_files import make_folder, write_file
 
 
 def write_folder(final: Path, step: int, write_files: Callable[[Path], None], extra: Mapping[str, Any]) -> None:
@@ -27,12 +28,12 @@ def write_folder(final: Path, step: int, write_files: Callable[[Path], None], ex
         extra: JSON data to keep in the manifest.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError, OutputError: the disk is full or not writable.
         CheckpointError: ``write_files`` wrote something other than plain files and folders.
     """
     temporary = temporary_beside(final)
     try:
-        temporary.mkdir()
+        make_folder(temporary)
         crash_point("begun", final)
         write_files(temporary)
         files = {}
@@ -43,7 +44,7 @@ def write_folder(final: Path, step: int, write_files: Callable[[Path], None], ex
                 "sha256": file_sha256(path),
             }
             crash_point("synced", path)
-        (temporary / MANIFEST).write_bytes(seal(step, files, extra))
+        write_file(temporary / MANIFEST, seal(step, files, extra))
         crash_point("written", temporary / MANIFEST)
         fsync_path(temporary / MANIFEST)
         for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):

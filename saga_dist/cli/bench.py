@@ -56,9 +56,12 @@ def bench(
 
     from saga_dist.bench.common import Size
     from saga_dist.bench.records import BenchRecord, markdown, records_of_this_machine, save, with_bench
+    from saga_dist.utils.atomic_io import probe_output
 
     size = Size.QUICK if (name is Bench.ALL if quick is None else quick) else Size.FULL
     console = Console()
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     figures = records_of_this_machine(json_file)
     for chosen in [member for member in Bench if member is not Bench.ALL] if name is Bench.ALL else [name]:
         load = round(os.getloadavg()[0], 1)

@@ -176,10 +176,16 @@ def probe_table(methods: Iterable[MethodResult]) -> Table:
 
 
 def results_notes(methods: Sequence[MethodResult], *, split: str) -> list[str]:
-    """Returns the lines below a table of results: what the interval covers, and the training of each method."""
+    """Returns the lines below a table of results: what the interval covers, queries that cannot be found, training."""
     num_classes = min(method.splits[split].num_classes for method in methods)
     remark = interval_remark(num_classes=num_classes, num_seeds=1)
-    return [f"95 %: over test classes; {remark}", *training_lines(methods)]
+    # The queries are those of the split, the same for every method.
+    unfindable = methods[0].splits[split].unfindable_remark
+    return [
+        f"95 %: over test classes; {remark}",
+        *([unfindable] if unfindable else []),
+        *training_lines(methods),
+    ]
 
 
 def print_results(console: Console, methods: Sequence[MethodResult]) -> None:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.cli.arguments import print_line
+from saga_dist.errors import DataError
 
 if TYPE_CHECKING:
-    from saga_dist.data.image_sets import Splits
+    from collections.abc import Mapping
+
+    from saga_dist.data.image_sets import ImageSet
 
 app = typer.Typer(help="Check a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -36,11 +39,18 @@ def check(
     decode: Annotated[bool, typer.Option(help="decode every file")] = True,
     jobs: Annotated[int, typer.Option(min=0, help="threads that decode; 0: one per core")] = 0,
     classes: Annotated[bool, typer.Option("--classes", help="list every class")] = False,
+    every: Annotated[bool, typer.Option("--all", help="name every file, not only the first five")] = False,
 ) -> None:
-    """Count images and classes, decode every file, print the split hash; exit code 2 when something is wrong."""
+    """Count images and classes, decode every file, print the split hash; exit code 2 when something is wrong.
+
+    Also says what is left out, which images are in two splits, and which queries cannot be found. Images that cannot be
+    divided into splits are decoded all the same.
+    """
+    from saga_dist.cli.data_report import print_decoded, print_left_out, print_parts
     from saga_dist.config import parse_config
-    from saga_dist.data.check import class_sizes, summarize
     from saga_dist.data.layouts import load_splits
+    from saga_dist.data.layouts.division import SplitError
+    from saga_dist.runtime.validation.data import check_classes, with_fitting_overrides
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("saga_dist").setLevel(logging.INFO)
@@ -53,30 +63,24 @@ def check(
         "val_fraction": val_fraction,
     }
     config = parse_config({"data": data, "run": {"seed": seed}}, where="command line")
-    splits = load_splits(config.data, seed=config.run.seed)
-    for name in splits.names:
-        print_line(summarize(name, splits.named(name)))
-        if classes:
-            for class_name, size in class_sizes(splits.named(name)):
-                print_line(f"{'':<8}{size:>9,} {class_name}")
-    print_line(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
-    if decode:
-        _decode_all(splits, jobs or os.cpu_count() or 1)
-
-
-def _decode_all(splits: Splits, jobs: int) -> None:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from saga_dist.data.check import undecodable
-
-    total, failed = sum(len(splits.named(name)) for name in splits.names), 0
-    columns = (TextColumn("decoding"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("decoding", total=total)
-        for problem in undecodable(splits, jobs=jobs, on_image=lambda: progress.advance(task)):
-            failed += 1
-            print_line(f"cannot be used: {problem}")
-    print_line(f"decoded {total:,} images, {failed:,} cannot be used")
-    if failed:
+    split_error: SplitError | None = None
+    parts: Mapping[str, ImageSet]
+    try:
+        splits = load_splits(config.data, seed=config.run.seed)
+    except SplitError as error:
+        split_error, parts, left_out = error, error.listed, error.left_out
+    else:
+        parts, left_out = {name: splits.named(name) for name in splits.names}, splits.left_out
+    print_parts(parts, classes=classes)
+    if split_error is None:
+        print_line(f"split hash {splits.split_hash()} (data.val_fraction {val_fraction:g}, run.seed {seed})")
+    print_left_out(left_out, every=every)
+    all_can_be_used = not decode or print_decoded(parts, jobs=jobs or os.cpu_count() or 1, every=every)
+    if split_error is not None:
+        raise with_fitting_overrides(config, split_error) from split_error
+    try:
+        check_classes(config)
+    except DataError as error:
+        print_line(f"a run with the default settings cannot start: {with_fitting_overrides(config, error)}")
+    if not all_can_be_used:
         raise typer.Exit(2)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging
+from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging, run_directory
 
 
 def demo(
@@ -24,6 +24,6 @@ def demo(
     from saga_dist.cli.demo_rows import run_demo
 
     # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
-    directory = run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    directory = run_directory(run_dir, "", default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
     chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
     run_demo(directory, chosen, ablations=ablations)

@@ -22,6 +22,7 @@ from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_sig
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.evaluation import evaluate_method
 from saga_dist.training.training_facts import training_facts
+from saga_dist.utils.directory_owner import owned_directory
 from saga_dist.utils.printable import printable
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,13 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = 
         overrides: ``section.key=value`` texts that override ``standin/demo.toml``.
         ablations: add the rows "+ GRPO only" and "+ KL only".
     """
+    with owned_directory(run_dir, option="--run-dir"):
+        return _run_rows(run_dir, load_config(DEMO_CONFIG, overrides), ablations=ablations)
+
+
+def _run_rows(run_dir: Path, config: RunConfig, *, ablations: bool) -> Results:
     console = Console()
     started = time.monotonic()
-    config = load_config(DEMO_CONFIG, overrides)
     open_run_directory(run_dir, config)
     with stop_on_signal() as should_stop:
         running = build_runtime(config)
@@ -123,10 +128,12 @@ class _Table:
         return self._run_dir / "rows" / f"metric_loss_lr_{rate:.0e}"
 
     def _train(self, name: str, config: RunConfig, directory: Path, *, test: bool = True) -> MethodResult:
-        if directory != self._run_dir:
-            open_run_directory(directory, config)
         self._runtime.reset_learner(config)
-        with step_progress(self._console, name, config.run.steps) as on_step:
+        with (
+            owned_directory(directory, option="--run-dir"),
+            step_progress(self._console, name, config.run.steps) as on_step,
+        ):
+            open_run_directory(directory, config)
             return train_method(
                 name,
                 config,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from saga_dist.cli.doctor_smoke import SmokeTest
+from saga_dist.cli.doctor_smoke import Finding, SmokeTest
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ModelError, SagaError
 from saga_dist.estimate.formatting import size
@@ -45,42 +45,81 @@ def run_checks(config_path: Path | None, overrides: Sequence[str], *, smoke: boo
         smoke: also judge one pair through the configured engine, or without one where the run needs none, and take one
             optimizer step that is not kept.
     """
-    console = Console()
     config = load_config(config_path or DEMO_CONFIG, overrides)
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("python", platform.python_version),
-        ("packages", _packages),
-        ("vllm", lambda: _vllm(config)),
-        ("devices", _devices),
-        ("memory", _memory),
-        ("disk", _disk),
-        ("ray auth", _ray_auth),
-        ("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor"))),
-    ]
-    failed, warnings = 0, list[str]()
-    checks.append(("capacity", lambda: _capacity_of_known_family(config, warnings)))
-    models = SmokeTest(config)
-    if smoke and config.needs_engine:
-        checks.append(("one pair", models.judge_one_pair))
-    elif smoke and config.objective.needs_verdicts:
-        checks.append(("one pair", models.force_one_verdict))
-    if smoke:
-        checks.append(("one step", lambda: models.take_one_step(warnings)))
-    for name, check in checks:
+    report = _Report(Console())
+    report.check("python", platform.python_version)
+    report.check("packages", _packages)
+    report.check("vllm", lambda: _vllm(config))
+    report.check("devices", _devices)
+    report.check("memory", _memory)
+    report.check("disk", _disk)
+    report.check("ray auth", _ray_auth)
+    valid = report.check("plan", lambda: describe(config, Path(config.run.directory or "runs/doctor")))
+    report.check("capacity", lambda: _capacity_of_known_family(config, report.warnings))
+    if smoke and valid:
+        _try_models(config, report)
+    elif smoke:
+        report.print("skip", "one pair, one step", "not tried, because the plan is not valid")
+    return 2 if report.num_failed else 0
+
+
+class _Report:
+    """Prints the outcome of each check; any exception of a check is one FAIL line, and the next check runs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._failures: dict[str, str] = {}
+        """Name of the check that failed first, by its finding."""
+        self.num_failed = 0
+        self.warnings: list[str] = []
+        """Warnings that the running check has added."""
+
+    def check(self, name: str, find: Callable[[], str | Finding]) -> bool:
+        """Runs one check and prints its finding and its warnings; returns False when it failed."""
         try:
-            finding, mark = check(), "ok  "
-        except SagaError as error:
-            finding, mark = str(error), "FAIL"
-            failed += 1
-        except Exception as error:  # noqa: BLE001 - a broken environment may raise anything; the other checks still run
-            finding, mark = one_line(error), "FAIL"
-            failed += 1
-        console.print(printable_lines(f"{mark} {name}: {finding}"), highlight=False, markup=False, soft_wrap=True)
-        for warning in warnings:
-            console.print(printable(f"WARN {name}: {warning}"), highlight=False, markup=False, soft_wrap=True)
-        warnings.clear()
-    models.close()
-    return 2 if failed else 0
+            found = find()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a broken library may raise anything, SystemExit included
+            self._fail(name, str(error) if isinstance(error, SagaError) else one_line(error))
+            ok = False
+        else:
+            finding = found if isinstance(found, Finding) else Finding(found)
+            more = f"; {finding.warning}" if finding.warning else ""
+            self.print("WARN" if finding.warning else "ok", name, finding.text + more)
+            ok = True
+        for warning in self.warnings:
+            self.print("WARN", name, printable(warning))
+        self.warnings.clear()
+        return ok
+
+    def print(self, mark: str, name: str, text: str) -> None:
+        """Prints one line."""
+        line = printable_lines(f"{mark:<4} {name}: {text}")
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def end(self, close: Callable[[], None]) -> None:
+        """Closes what checks have opened; an exception is one FAIL line."""
+        try:
+            close()
+        except Exception as error:  # noqa: BLE001 - as in check
+            self._fail("end", one_line(error))
+
+    def _fail(self, name: str, finding: str) -> None:
+        self.num_failed += 1
+        first = self._failures.setdefault(finding, name)
+        self.print("FAIL", name, finding if first == name else f"for the same reason as {first}")
+
+
+def _try_models(config: RunConfig, report: _Report) -> None:
+    """Runs the checks that load the models."""
+    models = SmokeTest(config)
+    if config.needs_engine:
+        report.check("one pair", models.judge_one_pair)
+    elif config.objective.needs_verdicts:
+        report.check("one pair", models.force_one_verdict)
+    report.check("one step", lambda: models.take_one_step(report.warnings))
+    report.end(models.close)
 
 
 def _packages() -> str:

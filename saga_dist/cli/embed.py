@@ -23,16 +23,18 @@ def embed(
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
+    from saga_dist.data.left_out import summary
     from saga_dist.retrieval.embed import embed_folder, list_images
     from saga_dist.retrieval.identity import model_folder, read_identity
     from saga_dist.retrieval.tables import check_suffix
+    from saga_dist.utils.directory_owner import owned_output
 
     # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
     list_images(folder)
     encoder_folder = model_folder(model)
-    encoder = load_encoder(encoder_folder, device, family)
-    with progress_bar() as progress:
+    with owned_output(out, option="--out"), progress_bar() as progress:
+        encoder = load_encoder(encoder_folder, device, family)
         task = progress.add_task("embedding", total=None)
         done = embed_folder(
             encoder,
@@ -47,4 +49,6 @@ def embed(
         print_line(f"cannot be used: {reason}")
     if done.bad:
         print_line(f"{len(done.bad):,} images cannot be used, listed in {done.bad_list}")
+    if done.left_out:
+        print_line(f"{folder}: {summary(done.left_out)}")
     print_line(f"{out}: {done.num_images:,} embeddings, {done.num_new:,} of them new")

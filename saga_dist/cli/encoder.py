@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_dist.errors import DataError
-
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -22,17 +20,15 @@ def load_encoder(folder: Path, device: str, family: str) -> Encoder:
         family: import path of the encoder's model family, where it is not built in.
 
     Raises:
-        DataError: the device cannot be used.
+        ConfigError: the device cannot be used.
         CheckpointError: a file is missing or altered, or the format has another version.
         ModelError: the family is not supported.
     """
+    from saga_dist.models.devices import require_device
     from saga_dist.models.encoder import load
 
-    try:
-        return load(folder, device=device, family=family)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error
+    require_device(device)
+    return load(folder, device=device, family=family)
 
 
 def progress_bar() -> Progress:

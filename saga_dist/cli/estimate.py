@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.errors import ConfigError
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import probe_output, write_atomic
 from saga_dist.utils.library_logging import quiet_libraries
 
 CALIBRATION_STEPS = 3
@@ -40,6 +40,8 @@ def estimate(
     """Estimate a run without training: bytes, operations, seconds, hours and cost, and where each role saturates."""
     if measured is not None and calibrate:
         raise ConfigError("--measured and --calibrate", where="command line", expected="one of them")
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     quiet_libraries()
     from rich.console import Console
 
@@ -70,4 +72,4 @@ def estimate(
             print_calibration(console, found, steps, peak)
         if json_file is not None:
             figures = json.dumps(as_json(found, price, steps), indent=2) + "\n"
-            write_output(json_file, figures.encode(), option="--json")
+            write_atomic(json_file, figures.encode(), option="--json")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saga_dist.errors import ConfigError
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import probe_output, write_atomic
 from saga_dist.utils.library_logging import quiet_libraries
 from saga_dist.utils.printable import printable
 
@@ -49,6 +49,8 @@ def evaluate(
     from rich.console import Console
 
     console = Console()
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     published = None
     if beside is not None:
         from saga_dist.sweep.table import load_table
@@ -67,7 +69,7 @@ def evaluate(
         for note in notes(published, result, num_runs=1 if training is not None and training.optimizer_steps else 0):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:
-        write_output(json_file, f"{text}\n".encode(), option="--json")
+        write_atomic(json_file, f"{text}\n".encode(), option="--json")
 
 
 def _run(
@@ -148,7 +150,8 @@ def _print(row: Comparison, console: Console) -> None:
         "pre-training": card.pretraining,
         "pooling": f"{card.pooling}; {card.preprocessing}",
         "training": ", ".join(map(" ".join, zip(TRAINING, training_cells([row.training]), strict=True))),
-        "queries": f"{result.num_queries:,} of {result.num_classes:,} unseen classes",
+        "queries": f"{result.num_queries:,} of {result.num_classes:,} unseen classes"
+        + (f"; {result.unfindable_remark}" if result.unfindable_remark else ""),
         "95 %": "over test classes" + (f"; {remark}" if remark else ""),
         "ms": f"an image on {row.device}, in batches, decoding left out",
     }

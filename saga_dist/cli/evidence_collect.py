@@ -27,18 +27,21 @@ def collect(
     from saga_dist.sweep.collected import all_comparisons, all_training, keep_longer_rows, load_collected, side_by_side
     from saga_dist.sweep.collected import collect as collect_tables
     from saga_dist.sweep.figure import figure
-    from saga_dist.utils.atomic_io import write_output
+    from saga_dist.utils.atomic_io import probe_output, write_atomic
     from saga_dist.utils.printable import printable_lines
 
     if not directories and not keep:
         raise ConfigError("no tables", where="command line", fix="name directories of sweeps, or --keep FILE")
+    for path, option in ((json_file, "--json"), (figure_file, "--figure")):
+        if path is not None:
+            probe_output(path, option=option)
     collected = collect_tables(directories or [])
     if keep:
         collected = keep_longer_rows(load_collected(keep), collected)
     if json_file:
-        write_output(json_file, (collected.model_dump_json(indent=1) + "\n").encode(), option="--json")
+        write_atomic(json_file, (collected.model_dump_json(indent=1) + "\n").encode(), option="--json")
     if figure_file:
-        write_output(figure_file, figure(collected).encode(), option="--figure")
+        write_atomic(figure_file, figure(collected).encode(), option="--figure")
     for shown in (side_by_side, all_comparisons, all_training):
         typer.echo(printable_lines(shown(collected)))
     unfinished = sum(len(table.missing) for table in collected.tables.values())

@@ -38,8 +38,11 @@ def screen(
     from saga_dist.diagnostics.screen import screen_world
     from saga_dist.diagnostics.screen_configs import load_worlds
     from saga_dist.diagnostics.screen_results import Screen, load_screen
+    from saga_dist.utils.atomic_io import probe_output
 
     console = Console()
+    if json_file is not None:
+        probe_output(json_file, option="--json")
     chosen = load_worlds(worlds or [], overrides or [])
     options = [*(f"--set {shlex.quote(text)}" for text in overrides or []), f"--seeds {seeds}"]
     command = " ".join(["saga-dist evidence screen", *(str(world.path) for world in chosen), *options])

@@ -31,9 +31,12 @@ def show(
     from saga_dist.diagnostics.measure import measure
     from saga_dist.diagnostics.schema import EVIDENCE_NAME
     from saga_dist.diagnostics.tables import evidence_tables
+    from saga_dist.utils.atomic_io import probe_output
 
-    evidence = measure(run, num_images=images)
     path = json or run / EVIDENCE_NAME
+    if json is not None or run.is_dir():  # a missing run is reported by what reads it
+        probe_output(path, option="--json")
+    evidence = measure(run, num_images=images)
     evidence.save(path)
     console = Console()
     widen(console, 120)

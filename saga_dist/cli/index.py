@@ -22,9 +22,12 @@ def index(
     """Build a faiss index of embeddings; print the recall of hnsw and ivf against exact search."""
     from saga_dist.retrieval.index import RECALL_AT, build_index
     from saga_dist.retrieval.tables import read_embeddings
+    from saga_dist.utils.atomic_io import require_new
+    from saga_dist.utils.directory_owner import owned_output
 
-    table = read_embeddings(embeddings)
-    with progress_bar() as progress:
+    require_new(out, option="--out")  # known before the embeddings are read
+    with owned_output(out, option="--out"), progress_bar() as progress:
+        table = read_embeddings(embeddings)
         task = progress.add_task("indexing", total=None)
         done = build_index(
             table,

@@ -28,6 +28,7 @@ from saga_dist.cli.search import search
 from saga_dist.cli.sweep import sweep
 from saga_dist.cli.train import train
 from saga_dist.errors import SagaError
+from saga_dist.utils.output_errors import disk_errors
 from saga_dist.utils.printable import printable
 
 COMMANDS = (
@@ -66,7 +67,8 @@ for _command in COMMANDS:
 def main() -> None:
     """Runs the command line; a ``SagaError`` is printed as one line and ends the process with its exit code."""
     try:
-        app()
+        with disk_errors():
+            app()
     except SagaError as error:
         line = " ".join(str(error).split())
         typer.echo(f"error: {printable(line)}", err=True)

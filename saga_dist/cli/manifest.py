@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import probe_output, write_atomic
 
 
 class Kind(StrEnum):
@@ -71,6 +71,8 @@ def manifest(
     from saga_dist.deploy.options import make_options
     from saga_dist.deploy.render import made_with, render, summary
 
+    if out is not None:
+        probe_output(out, option="--out")
     resolved = load_config(config, overrides or [])
     given = {
         "image": image,
@@ -125,7 +127,7 @@ def manifest(
     if out is None:
         typer.echo(text, nl=False)
         return
-    write_output(out, text.encode(), option="--out")
+    write_atomic(out, text.encode(), option="--out")
 
 
 def _labels(role: str, pairs: list[str] | None) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import RUN_HELP, Device
-from saga_dist.cli.page import write_page
+from saga_dist.cli.page import page_target, write_page
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -27,5 +27,6 @@ def report(
     quiet_libraries()
     from saga_dist.report.build import Settings, report_page
 
+    target = page_target(run, out, "report.html")
     settings = Settings(groups=groups, rows=rows, images=images, attention=attention, device=device)
-    write_page(out or run / "report.html", report_page(run, settings))
+    write_page(target, report_page(run, settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.validation import require_valid
 from saga_dist.utils.printable import printable
 
 
@@ -15,6 +16,7 @@ def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = N
     resolved = load_config(config, overrides or [])
     directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / f"{config.stem}-rollouts")
     configure_logging(verbose=verbose)
+    require_valid(resolved, directory)
     from rich.console import Console
 
     from saga_dist.cli.console import step_progress

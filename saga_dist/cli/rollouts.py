@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import RUN_HELP, Device
-from saga_dist.cli.page import write_page
+from saga_dist.cli.page import page_target, write_page
 from saga_dist.errors import ConfigError
 from saga_dist.utils.library_logging import quiet_libraries
 
@@ -44,5 +44,6 @@ def rollouts(
         return
     from saga_dist.report.build import Settings, rollouts_page
 
+    target = page_target(run, out, "rollouts.html")
     settings = Settings(groups=groups, device=device)
-    write_page(out or run / "rollouts.html", rollouts_page(run, settings, step=step))
+    write_page(target, rollouts_page(run, settings, step=step))

@@ -10,6 +10,7 @@ import typer
 from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
 from saga_dist.cli.encoder import load_encoder
 from saga_dist.errors import DataError
+from saga_dist.utils.atomic_io import probe_output, replaced_file
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -32,6 +33,8 @@ def search(
 
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise DataError(f"unknown suffix {sheet.suffix!r}", where=str(sheet), expected=".png")
+    if sheet is not None:
+        probe_output(sheet, option="--sheet")
     opened = open_index(index_folder)
     folder = model_folder(model or Path(opened.model.folder))
     identity = read_identity(folder)
@@ -41,8 +44,6 @@ def search(
     for rank, match in enumerate(matches, start=1):
         print_line(f"{rank:>3}  {match.score:.4f}  {match.path}")
     if sheet is not None:
-        try:
-            contact_sheet(image, matches).save(sheet)
-        except OSError as error:
-            raise DataError(f"cannot be written ({error.strerror or error})", where=str(sheet)) from error
+        with replaced_file(sheet, option="--sheet") as file:
+            contact_sheet(image, matches).save(file, "PNG")
         print_line(f"contact sheet: {sheet}")

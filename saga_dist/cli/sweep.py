@@ -10,6 +10,7 @@ import typer
 
 from saga_dist.cli.arguments import configure_logging
 from saga_dist.errors import TrainingError
+from saga_dist.utils.output_errors import refuse_package_cache
 from saga_dist.utils.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def sweep(
 
     console = Console()
     loaded = load_table(table)
-    directory = out or Path("runs") / table.stem
+    directory = (out or Path("runs") / table.stem).absolute()
+    if not show:
+        refuse_package_cache(directory, option="--out")
     cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
     if dry_run:
         check(cells)
@@ -57,11 +60,12 @@ def sweep(
         return
     check(cells)
     from saga_dist.sweep.runner import run_sweep
+    from saga_dist.utils.directory_owner import owned_directory
 
-    try:
-        failures = run_sweep(cells, directory, progress=_progress(console))
-    finally:
-        if directory.is_dir():
+    with owned_directory(directory, option="--out"):  # the table's files too have one writer
+        try:
+            failures = run_sweep(cells, directory, progress=_progress(console))
+        finally:
             _show(loaded, cells, directory, read_failures(directory), console, write=True)
     if failures:
         name, reason = next(iter(failures.items()))

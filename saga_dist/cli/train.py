@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.validation import fitted_overrides, require_valid
 from saga_dist.utils.printable import printable, printable_lines
 
 
@@ -21,13 +22,19 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="resolve and check the configuration, train nothing")
     ] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit-to-data", help="lower batch, images per class, pairs … to what the data set allows")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Train from a configuration; the same command resumes."""
     from saga_dist.config import load_config
 
     recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
-    resolved = load_config(config, [*(overrides or []), *recording])
+    given = [*(overrides or []), *recording]
+    resolved = load_config(config, given)
+    if fit:
+        resolved = load_config(config, [*given, *fitted_overrides(resolved)])
     directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
     if dry_run:
         from saga_dist.runtime.preflight import describe
@@ -35,6 +42,7 @@ def train(
         typer.echo(printable_lines(describe(resolved, directory)))
         return
     configure_logging(verbose=verbose)
+    require_valid(resolved, directory)
     from rich.console import Console
 
     from saga_dist.cli.console import print_results, step_progress

@@ -81,7 +81,8 @@ class DataSection(Section):
     )
     root: str = Field(
         "",
-        description="folder of the data set; required by the built-in layouts other than birds",
+        description="folder of the data set; required by the built-in layouts other than birds; for layout = "
+        '"folder" it holds <class>/<image>, or the same below train, test and perhaps val',
     )
     manifest: str = Field(
         "",

@@ -128,6 +128,12 @@ class ObjectiveSection(Section):
     min_share_steps: int = Field(
         20, ge=1, description="consecutive steps with a share below objective.min_share before the warning"
     )
+    idle_steps: int = Field(
+        10,
+        ge=0,
+        description="consecutive steps to which the frozen MLLM contributes no gradient, after which one warning names "
+        "the cause; 0: no warning",
+    )
     kl_layer: int = Field(
         26,
         ge=0,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from pydantic import Field, model_validator
 
+from saga_dist.config.comparison import EARLIER_REDUCTION, METRIC_PARAMS_PREFIX, deciding_digest, differing_keys
 from saga_dist.config.data import DataSection
 from saga_dist.config.method import EvaluationSection, ModelSection, ObjectiveSection, OptimizerSection, PromptSection
+from saga_dist.config.metric_params import METRIC_PARAMS, complete_metric_params
 from saga_dist.config.section import Section
 from saga_dist.config.workers import ReplaySection, RolloutSection, RuntimeSection
+from saga_dist.errors import ConfigError
 
 FREE_KEYS = (
     "runtime.",
     "checkpoint.",
     "logging.",
     "objective.min_share",
+    "objective.idle_steps",
     "run.directory",
     "rollout.ahead_budget_mb",
     "rollout.deadline_s",
@@ -56,12 +58,6 @@ ADDED_KEYS = {
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
 
 A key with this value is left out of the digest, so that runs and mirrors of earlier versions are recognised."""
-
-
-REDUCTION_KEY = "objective.metric_params.reduction"
-"""Key of the Potential Field loss's reduction."""
-REDUCTION_DEFAULT = "per_pair"
-"""Its default. In version 0.1.0 it was ``mean``, so a run of that version without the key cannot be resumed."""
 
 
 class RunSection(Section):
@@ -185,6 +181,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _metric_loss_has_its_parameters(self) -> RunConfig:
+        loss = self.objective.metric_loss
+        if loss in METRIC_PARAMS:
+            try:
+                complete_metric_params(loss, self.objective.metric_params)
+            except ConfigError as error:  # pydantic expects a ValueError
+                raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
     def _learner_processes_have_work(self) -> RunConfig:
         processes = self.runtime.learner_processes
         if processes > self.data.batch_size:
@@ -223,8 +229,7 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """Returns the sha256 of the keys that decide the result of the run, which a resume must not change."""
-        hashed = {key: value for key, value in self._deciding().items() if (key, value) not in ADDED_KEYS.items()}
-        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+        return deciding_digest(_without_added(self.deciding()))
 
     def differences(self, other: RunConfig) -> list[str]:
         """Returns ``section.key: mine != theirs`` for every key that decides the result and differs.
@@ -232,22 +237,35 @@ class RunConfig(Section):
         Args:
             other: the configuration to compare with.
         """
-        mine, theirs = self._deciding(), other._deciding()
-        return [
-            f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}"
-            for key in sorted(mine | theirs)
-            if mine.get(key) != theirs.get(key)
-        ]
+        return differing_keys(self.deciding(), other.deciding())
 
-    def _deciding(self) -> dict[str, Any]:
+    def differences_from_digest(self, digest: str) -> list[str]:
+        """Returns the keys whose default has changed since an earlier version wrote a digest of this configuration.
+
+        Args:
+            digest: ``digest`` as the earlier version computed it; the list is empty when it is of other values.
+        """
+        mine = self.deciding()
+        unset = {key: value for key, value in mine.items() if key not in EARLIER_REDUCTION}
+        if deciding_digest(_without_added(unset)) != digest:
+            return []
+        return differing_keys({**unset, **EARLIER_REDUCTION}, mine)
+
+    def deciding(self) -> dict[str, Any]:
         """Returns the values of the keys that decide the result, by ``section.key``.
 
         The default reduction of the Potential Field loss is included since it differs from version 0.1.0's.
         """
         flat = _flatten(self.model_dump(mode="json"))
         if self.objective.metric_loss == "potential_field":
-            flat.setdefault(REDUCTION_KEY, REDUCTION_DEFAULT)
+            reduction = METRIC_PARAMS["potential_field"]["reduction"].default
+            flat.setdefault(f"{METRIC_PARAMS_PREFIX}reduction", reduction)
         return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
+
+
+def _without_added(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns deciding keys without those of later versions that have the value of version 0.1.0's behaviour."""
+    return {key: value for key, value in values.items() if (key, value) not in ADDED_KEYS.items()}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from saga_dist.data.images import read_image, read_original
+from saga_dist.data.left_out import LeftOut
 from saga_dist.errors import DataError
 
 
@@ -179,6 +180,7 @@ class Splits:
         attribute_names: [A] names of the attributes; empty for data without attributes.
         gallery: for data with a separate gallery, the images that the queries in ``test`` search, with the labels and
             class names of ``test``; None when every test image searches all other test images.
+        left_out: files of the data set's folder that are in no split, with the reason for each.
 
     Raises:
         DataError: ``gallery`` and ``test`` have different class names.
@@ -190,6 +192,7 @@ class Splits:
     probe: ImageSet | None = None
     attribute_names: tuple[str, ...] = ()
     gallery: ImageSet | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         if self.gallery is not None and self.gallery.class_names != self.test.class_names:

@@ -16,30 +16,36 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from saga_dist.data.formats import EXAMPLES, open_picture
 from saga_dist.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""Image formats that are read, by Pillow's names."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Lower-case suffixes by which image files are found in a folder."""
 MAX_PIXELS = 64_000_000
 """Largest number of pixels that is decoded (8000 x 8000), checked in the header, so that a small file cannot fill the
 memory."""
 
 # Exceptions that Pillow's decoders raise for damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, TypeError, AssertionError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 _FIX = "replace or remove the file"
+_CONVERT = "convert the image"
+_PIXELS = "RGB, grey, palette or CMYK of 8 or 16 bits"
 _WHITE = (255, 255, 255, 255)
+
+
+class _UnsuitablePixels(DataError):
+    """The pixels of an image cannot be shown as RGB, because their range or their meaning is not known."""
 
 
 def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool = False) -> np.ndarray:
     """Returns the whole image as RGB, uint8 [size, size, 3], resized with bicubic filtering and no crop.
 
     The EXIF orientation is applied, transparent pixels become white, 16-bit grey is reduced to its upper 8 bits, and
-    the first frame of an animation is used.
+    the first frame or page of several is used.
 
     Args:
-        path: a JPEG, PNG or WebP file; the suffix is not used.
+        path: a file of any format of ``formats``; its content decides which.
         size: side of the square, pixels.
         banner: rows at the bottom that are not part of the image (a copyright line), removed before scaling, pixels.
         fast_jpeg: True to let the JPEG decoder scale a large image down, to no less than ``size``, and torch do the
@@ -47,7 +53,7 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
 
     Raises:
         DataError: the file is missing, not a regular file, of another format or damaged, the image has more than
-            ``MAX_PIXELS`` pixels, or a side is not larger than the banner.
+            ``MAX_PIXELS`` pixels, its pixels have no agreed brightness, or a side is not larger than the banner.
 
     Source: SAGA section 4 (224 x 224, the whole image).
     """
@@ -84,6 +90,8 @@ def _readable(path: Path, banner: int) -> Iterator[Image.Image]:
                     f"{image.width} x {image.height} pixels with a banner of {banner}", where=str(path), fix=_FIX
                 )
             yield image
+        except _UnsuitablePixels as error:
+            raise DataError(str(error), where=str(path)) from error
         except _DAMAGE as error:
             raise DataError(f"damaged image ({_line(error)})", where=str(path), fix=_FIX) from error
 
@@ -94,9 +102,8 @@ def _open_regular(path: Path) -> IO[bytes]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DataError(
-            f"cannot read the image ({reason})", where=str(path), fix="check that the file exists"
-        ) from error
+        fix = "make it readable (chmod +r)" if isinstance(error, PermissionError) else "check that the file exists"
+        raise DataError(f"cannot read the image ({reason})", where=str(path), fix=fix) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DataError("not a regular file", where=str(path), expected="an image file", fix=_FIX)
@@ -167,11 +174,11 @@ def _open(path: Path, file: IO[bytes]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
+            image = open_picture(path, file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, "more than Pillow opens") from error
     except Image.UnidentifiedImageError as error:
-        raise DataError("not an image, or damaged", where=str(path), expected=", ".join(FORMATS), fix=_FIX) from error
+        raise DataError("not an image, or damaged", where=str(path), expected=EXAMPLES, fix=_FIX) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height} pixels")
     return image
@@ -227,12 +234,19 @@ def _fast_square(image: Image.Image, size: int) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255, so that the image is white
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return _grey(np.asarray(image).astype(np.int64)).convert("RGB")
+    if image.mode in ("F", "LAB"):  # Pillow clips real numbers at 255, and cannot convert L*a*b*
+        raise _UnsuitablePixels(f"pixels of mode {image.mode}", expected=_PIXELS, fix=_CONVERT)
+    if image.has_transparency_data:
         colors = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colors.size, _WHITE), colors).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(values_HW: np.ndarray) -> Image.Image:
+    if values_HW.min() < 0 or values_HW.max() >= 1 << 16:
+        raise _UnsuitablePixels("whole numbers of 32 bits", expected=_PIXELS, fix=_CONVERT)
+    return Image.fromarray((values_HW >> 8).astype(np.uint8))
 
 
 def _line(error: BaseException) -> str:

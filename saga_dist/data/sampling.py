@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saga_dist.config import RunConfig
-from saga_dist.errors import DataError
+from saga_dist.data.class_sizes import check_class_sizes, check_pair_capacity
 from saga_dist.types import ImagePair, MicroBatch
 from saga_dist.utils.rng import counter_generator, counter_seed
 
@@ -89,25 +89,10 @@ class ClassBalancedSampler:
     ) -> None:
         labels_I = np.asarray(labels, np.int64)
         self._classes, counts = np.unique(labels_I, return_counts=True)
+        names = [class_names[label] if class_names else str(label) for label in self._classes.tolist()]
+        check_class_sizes(dict(zip(names, counts.tolist(), strict=True)), batch_size, images_per_class)
         self._classes_per_batch = batch_size // images_per_class
         self._images_per_class, self._seed = images_per_class, seed
-        if batch_size % images_per_class:
-            raise DataError(
-                f"batch_size = {batch_size}", expected=f"a multiple of images_per_class = {images_per_class}"
-            )
-        if len(self._classes) < self._classes_per_batch:
-            raise DataError(
-                f"{len(self._classes)} training classes",
-                expected=f"at least {self._classes_per_batch} (batch_size / images_per_class)",
-                fix="lower data.batch_size or raise data.images_per_class",
-            )
-        if counts.min() < images_per_class:
-            rarest = int(self._classes[counts.argmin()])
-            raise DataError(
-                f"training class {class_names[rarest] if class_names else rarest} has {counts.min()} images",
-                expected=f"at least images_per_class = {images_per_class}",
-                fix="lower data.images_per_class or add images",
-            )
         self._images = [np.flatnonzero(labels_I == label) for label in self._classes]
 
     def micro_batch(self, step: int, index: int, pairs: int) -> MicroBatch:
@@ -208,11 +193,7 @@ def _draw_unordered(
     """Returns int64 [count, 2]: distinct pairs (i, j), first[i] <= j < end[i], all equally likely."""
     cumulative = np.cumsum(end - first)
     capacity = int(cumulative[-1]) if len(cumulative) else 0
-    if count > capacity:
-        raise DataError(
-            f"{count} {kind} pairs asked of images that have {capacity}",
-            fix="lower rollout.pairs_per_batch (training) or evaluation.verdict_pairs (evaluation)",
-        )
+    check_pair_capacity(count, capacity, kind)
     ranks = generator.choice(capacity, size=count, replace=False) if count else np.zeros(0, np.int64)
     rows = np.searchsorted(cumulative, ranks, side="right")
     return np.stack([rows, end[rows] - (cumulative[rows] - ranks)], axis=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saga_dist.errors import DataError
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import write_atomic
 
 EVIDENCE_NAME = "evidence.json"
 
@@ -227,7 +227,7 @@ class Evidence(_EvidenceRecord):
         Raises:
             ConfigError: the file cannot be written.
         """
-        write_output(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
+        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
 
     @classmethod
     def load(cls, path: Path) -> Evidence:

@@ -14,7 +14,7 @@ from rich.table import Table
 from saga_dist.config import Section
 from saga_dist.config.json_files import load_json
 from saga_dist.retrieval.run_comparison import paired_t_test
-from saga_dist.utils.atomic_io import write_output
+from saga_dist.utils.atomic_io import write_atomic
 
 METRIC, TEXT, ATTENTION, BOTH = "metric", "text", "attention", "both"
 """Names of the rows of a screen: the metric loss alone, and with the oracle's text, its attention targets, or both."""
@@ -128,7 +128,7 @@ class Screen(Section):
         Raises:
             ConfigError: it cannot be written.
         """
-        write_output(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
+        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode(), option="--json")
 
 
 def load_screen(path: Path) -> Screen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from saga_dist.estimate.payloads import disk_bytes
 from saga_dist.estimate.placement import DeviceUsage, RoleMemory, assign_devices
 from saga_dist.estimate.planner import MemoryPlan, PlanInputs
 from saga_dist.estimate.rates import Card
+from saga_dist.runtime.validation.facts import joins_cluster
 
 OBJECT_STORE_MARGIN = 1.2
 """Recommended size of the object store over the bytes of a step: Ray uses part of the store itself."""
@@ -57,7 +57,7 @@ def machine_limits(run_dir: Path, card: Card | None) -> MachineLimits:
 
 def runs_on_this_machine(config: RunConfig) -> bool:
     """Returns True when all processes of the run will be on this machine: serial runtime, or a Ray started for it."""
-    return config.runtime.kind == "serial" or not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    return not joins_cluster(config)
 
 
 def capacity_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str]:

@@ -18,13 +18,14 @@ from torch import nn
 
 from saga_dist.config import RunConfig
 from saga_dist.errors import DataError, ModelError
-from saga_dist.estimate.released_shapes import released_files, released_names
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 from saga_dist.models.model_files import is_local
+from saga_dist.models.released_shapes import released_files, released_names
 from saga_dist.runtime.build import model_path, torch_dtype
 from saga_dist.types import Grid
+from saga_dist.utils.output_files import write_file
 
 MERGERS = ("merger", "multi_modal_projector")
 """Names of the tower modules that process tokens after merging; all other modules process patches."""
@@ -161,7 +162,7 @@ def model_shape(config: RunConfig) -> Iterator[ModelShape]:
         return
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            (Path(folder) / name).write_text(json.dumps(content), "utf-8")
+            write_file(Path(folder) / name, json.dumps(content))
         source = f"released sizes of {path}: no config.json of it on this machine"
         yield _shape(config, resolve_family(folder, family=config.model.family), path, source)
 

@@ -8,7 +8,6 @@ onnx                    one graph that includes the preprocessing; see onnx_enco
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +23,9 @@ from saga_dist.export.card import model_card
 from saga_dist.models.encoder import CONTENT, WEIGHTS_NAME, Encoder, load
 from saga_dist.models.encoder import MANIFEST_NAME as ENCODER_MANIFEST
 from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
-from saga_dist.utils.atomic_io import file_sha256, new_folder
+from saga_dist.utils.atomic_io import file_sha256, new_folder, require_new
+from saga_dist.utils.directory_owner import owned_output
+from saga_dist.utils.output_files import copy_file, write_file
 
 MIN_COSINE = 0.9999
 """Smallest cosine similarity allowed between an exported embedding and the run's own."""
@@ -70,11 +71,18 @@ def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Expo
 
     Raises:
         CheckpointError: there is no encoder, or it is damaged.
-        ConfigError: ``out`` is in use, or a package is missing.
+        ConfigError: a package is missing.
+        OutputError: ``out`` is in use or cannot be written.
         ModelError: the exported embeddings differ from the original ones, or the family is not built in and none is
             named; nothing is left at ``out``.
     """
     source = model_folder(run)
+    require_new(out, option="--out")  # known before the seconds that the model takes to load
+    with owned_output(out, option="--out"):
+        return _export(run, source, out, form=form, family=family)
+
+
+def _export(run: Path, source: Path, out: Path, *, form: str, family: str) -> Exported:
     encoder, identity = load(source, family=family), read_identity(source)
     write = {"hf": _write_hf, "sentence-transformers": _write_sentence_transformers, "onnx": _write_onnx}[form]
     images = _noise(encoder.image_size)
@@ -84,7 +92,7 @@ def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Expo
         num_bytes = (folder / (onnx_encoder.GRAPH_NAME if form == "onnx" else WEIGHTS_NAME)).stat().st_size
         config = json.loads((source / "config.json").read_text("utf-8"))
         card = model_card(run, form=form, identity=identity, config=config, num_params=num_params, num_bytes=num_bytes)
-        (folder / CARD_NAME).write_text(card, "utf-8")
+        write_file(folder / CARD_NAME, card)
         exported_IE = encode(images)  # not timed: the first batch also allocates memory and compiles kernels
         ms_per_image = min(_seconds(encode, images) for _ in range(NUM_TIMED)) * 1000 / len(images)
         cosine_I = (exported_IE.astype(np.float64) * encoder.encode(images)).sum(1)
@@ -105,7 +113,7 @@ Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 def _write_hf(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
     # Copied instead of saved again, so that the files keep their hashes and the versions of their packages.
     for name in (*CONTENT, ENCODER_MANIFEST):
-        shutil.copyfile(source / name, folder / name)
+        copy_file(source / name, folder / name)
     return load(folder, family=family).encode
 
 
@@ -126,7 +134,7 @@ def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path, f
         "similarity_fn_name": "cosine",
     }
     for name, content in (("modules.json", modules), ("config_sentence_transformers.json", settings)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        write_file(folder / name, json.dumps(content, indent=2) + "\n")
     model = sentence_transformers.SentenceTransformer(
         modules=[SagaEncoder(load(folder, family=family))], device="cpu", similarity_fn_name="cosine"
     )
@@ -157,9 +165,9 @@ def _write_onnx(encoder: Encoder, source: Path, folder: Path, family: str) -> En
     graph.save(folder / onnx_encoder.GRAPH_NAME, external_data=False)
     onnx.checker.check_model(folder / onnx_encoder.GRAPH_NAME)
     for name in ("config.json", "preprocessor_config.json"):
-        shutil.copyfile(source / name, folder / name)
+        copy_file(source / name, folder / name)
     digests = {name: file_sha256(folder / name) for name in onnx_encoder.CONTENT}
-    (folder / onnx_encoder.MANIFEST_NAME).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", "utf-8")
+    write_file(folder / onnx_encoder.MANIFEST_NAME, json.dumps({"sha256": digests}, indent=2) + "\n")
     return onnx_encoder.OnnxEncoder(folder).encode
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from saga_dist.data.images import read_image, square_image
 from saga_dist.errors import CheckpointError, ConfigError
-from saga_dist.utils.atomic_io import file_sha256
+from saga_dist.utils.atomic_io import sha256_of_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +102,7 @@ def _verify(folder: Path) -> None:
         ) from error
     for name, digest in digests.items():
         file = folder / name
-        if not file.is_file() or file_sha256(file) != digest:
+        if not file.is_file() or sha256_of_input(file) != digest:
             raise CheckpointError(
                 "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="copy the folder again"
             )

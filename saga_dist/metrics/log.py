@@ -17,6 +17,7 @@ from saga_dist.errors import CheckpointError
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.output_files import append_line
 
 
 class Stopwatch:
@@ -48,9 +49,12 @@ class JsonLines:
         """Path of the file."""
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends one row, completely or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        append_line(self.path, json.dumps(row))
 
     def truncate(self, *, after_step: int) -> None:
         """Drops rows of steps greater than ``after_step``, and a last row that a crash left incomplete."""
@@ -66,10 +70,16 @@ class JsonLines:
             allow_cut_tail: leave out a last line that is not JSON, as a crash during a write leaves it.
 
         Raises:
-            CheckpointError: a line is not JSON (with ``allow_cut_tail``: a line other than the last).
+            CheckpointError: the file cannot be read, or a line is not JSON (with ``allow_cut_tail``: a line other than
+                the last).
         """
         rows = []
-        lines = self.path.read_text("utf-8").splitlines()
+        try:
+            lines = self.path.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be read ({error.strerror})", where=str(self.path), fix="check the permissions and the disk"
+            ) from error
         for number, line in enumerate(lines, start=1):
             try:
                 rows.append(json.loads(line))

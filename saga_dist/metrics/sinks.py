@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from saga_dist.config import LoggingSection, RunConfig
 from saga_dist.errors import ConfigError
+from saga_dist.utils.output_errors import output_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -84,7 +85,8 @@ class TensorBoardSink:
         from torch.utils.tensorboard import SummaryWriter
 
         self._wait_for_a_later_name()
-        self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
+        with output_errors(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
 
     def _wait_for_a_later_name(self) -> None:
         """Waits until the second of the newest event file is over.
@@ -100,9 +102,10 @@ class TensorBoardSink:
     def write(self, result: StepResult) -> None:
         """Writes one scalar per metric and flushes the file."""
         assert self._writer is not None
-        for name, value in result.metrics.items():
-            self._writer.add_scalar(name, value, result.step)
-        self._writer.flush()
+        with output_errors(self._folder):
+            for name, value in result.metrics.items():
+                self._writer.add_scalar(name, value, result.step)
+            self._writer.flush()
 
     def close(self) -> None:
         """Closes the event file."""

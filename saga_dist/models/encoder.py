@@ -26,7 +26,9 @@ from saga_dist.models.families import saved_family_class
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.pooler import Pooler
 from saga_dist.models.weights import fill
-from saga_dist.utils.atomic_io import file_sha256
+from saga_dist.utils.atomic_io import file_sha256, sha256_of_input
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder, write_file, write_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,13 +101,10 @@ class Encoder(nn.Module):
         """Writes the encoder into a folder, which is created if it does not exist; the manifest is written last.
 
         Raises:
-            OSError: the disk is full or not writable.
+            OutputError: the disk is full or not writable.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         config = {
             "format_version": FORMAT_VERSION,
             "family": self.tower.family,
@@ -115,14 +114,12 @@ class Encoder(nn.Module):
             "dtype": str(next(self.tower.parameters()).dtype).removeprefix("torch."),
             "versions": {name: version for name in PACKAGES if (version := _version(name))},
         }
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_NAME)
-        except SafetensorError as error:  # raised by safetensors when the disk is full
-            raise OSError(str(error)) from error
-        self.tower.save_preprocessing(folder)
+        write_file(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_tensors(folder / WEIGHTS_NAME, {name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        with output_errors(folder):
+            self.tower.save_preprocessing(folder)
         manifest = {"sha256": {name: file_sha256(folder / name) for name in CONTENT}}
-        (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        write_file(folder / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", family: str = "") -> Encoder:
@@ -197,7 +194,7 @@ def _verify(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise CheckpointError("is missing", where=str(file), fix="copy the whole folder again")
-        if (found := file_sha256(file)) != digest:
+        if (found := sha256_of_input(file)) != digest:
             raise CheckpointError(
                 f"was altered (sha256 {found[:12]})", where=str(file), expected=digest[:12], fix="copy the folder again"
             )

@@ -27,15 +27,22 @@ def is_local(path: str, name: str, revision: str = "main") -> bool:
         name: name of the file.
         revision: hub revision; ignored for a folder.
     """
+    return local_file(path, name, revision) is not None
+
+
+def local_file(path: str, name: str, revision: str = "main") -> Path | None:
+    """Returns a file of a checkpoint on this machine; None when it is not here. See ``is_local`` for the arguments."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
-    if Path(path).expanduser().is_dir():
-        return (Path(path).expanduser() / name).is_file()
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
     try:
-        return isinstance(huggingface_hub.try_to_load_from_cache(path, name, revision=revision), str)
+        cached = huggingface_hub.try_to_load_from_cache(path, name, revision=revision)
     except HFValidationError:  # the path of a folder that does not exist is no valid hub name
-        return False
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 class ModelFiles:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from saga_dist.utils.atomic_io import write_atomic
 
@@ -23,12 +24,9 @@ REMEMBERED_BYTES = 1 << 30
 """Smallest size of weights whose digest is remembered; less is hashed in about a second."""
 
 
-def weight_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """Returns the sha256 over names, dtypes, shapes and bytes of all weights.
-
-    Args:
-        weights: tensors by name, on any devices.
-    """
+def weights_digest(module: nn.Module) -> str:
+    """Returns the sha256 over names, dtypes, shapes and bytes of all weights of a module, in the order of the names."""
+    weights = module.state_dict()
     if sum(tensor.nbytes for tensor in weights.values()) < REMEMBERED_BYTES:
         return hash_weights(weights)
     path = digest_folder() / checksum(weights)

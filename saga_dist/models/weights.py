@@ -1,4 +1,4 @@
-"""Loads tensors of a checkpoint into modules that were built without weights."""
+"""Tensors of modules: loads those of a checkpoint into modules that were built without weights, and their digest."""
 
 from __future__ import annotations
 

@@ -1,22 +1,20 @@
-"""Factories of the built-in metric losses; their keyword arguments are ``objective.metric_params``.
+"""Factories of the built-in metric losses; their further arguments are ``objective.metric_params``.
 
-To add one, write a ``MetricLossFactory`` here and register it in ``config/registries.py``.
+To add one, write a ``MetricLossFactory`` here, register it in ``config/registries.py``, and list its parameters in
+``config/metric_params.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from saga_dist.errors import ConfigError
-from saga_dist.objectives.potential_field import PotentialFieldLoss, Reduction
-
-ChoiceT = TypeVar("ChoiceT", bound=str)
-_REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+from saga_dist.config.metric_params import complete_metric_params
+from saga_dist.objectives.potential_field import PotentialFieldLoss
 
 
 class MinedLoss(nn.Module):
@@ -37,108 +35,77 @@ class MinedLoss(nn.Module):
         return mined
 
 
-def potential_field(
-    *,
-    num_classes: int,
-    embedding_dim: int,
-    seed: int,
-    proxies_per_class: int = 15,
-    delta: float = 0.2,
-    alpha: float = 3.0,
-    reduction: str = "per_pair",
-) -> nn.Module:
-    """Returns the Potential Field loss; the arguments are those of ``potential_field.PotentialFieldLoss``.
+def potential_field(*, num_classes: int, embedding_dim: int, seed: int, **params: Any) -> nn.Module:
+    """Returns the Potential Field loss; the parameters are those of ``potential_field.PotentialFieldLoss``.
 
     Raises:
-        ConfigError: an argument has a wrong type or is out of range.
+        ConfigError: a parameter is unknown, has a wrong type or is out of range.
     """
     return PotentialFieldLoss(
-        num_classes,
-        embedding_dim,
-        seed=seed,
-        proxies_per_class=_whole(proxies_per_class, "proxies_per_class"),
-        delta=_positive(delta, "delta"),
-        alpha=_not_negative(alpha, "alpha"),
-        reduction=_one_of(reduction, "reduction", _REDUCTIONS),
+        num_classes, embedding_dim, seed=seed, **complete_metric_params("potential_field", params)
     )
 
 
-def proxy_anchor(
-    *, num_classes: int, embedding_dim: int, seed: int, margin: float = 0.1, alpha: float = 32.0
-) -> nn.Module:
+def proxy_anchor(*, num_classes: int, embedding_dim: int, seed: int, **params: Any) -> nn.Module:
     """Returns the Proxy-Anchor loss with one proxy per class.
 
     Args:
         num_classes: C, number of training classes.
         embedding_dim: E, width of an embedding.
         seed: seed of the initial proxies.
-        margin: margin of the cosine similarity, at least 0.
-        alpha: scale of the similarities, positive.
+        params: ``margin`` of the cosine similarity, at least 0; ``alpha``, scale of the similarities, positive.
 
     Raises:
-        ConfigError: an argument has a wrong type or is out of range.
+        ConfigError: a parameter is unknown, has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import ProxyAnchorLoss
 
-    margin, alpha = _not_negative(margin, "margin"), _positive(alpha, "alpha")
+    values = complete_metric_params("proxy_anchor", params)
     with _seeded(seed):
-        return ProxyAnchorLoss(num_classes, embedding_dim, margin=margin, alpha=alpha)
+        return ProxyAnchorLoss(num_classes, embedding_dim, **values)
 
 
-def multi_similarity(
-    *,
-    num_classes: int,
-    embedding_dim: int,
-    seed: int,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    miner: float = 0.1,
-) -> nn.Module:
+def multi_similarity(*, num_classes: int, embedding_dim: int, seed: int, **params: Any) -> nn.Module:
     """Returns the Multi-Similarity loss with its miner; it has no proxies.
 
     Args:
         num_classes: not used.
         embedding_dim: not used.
         seed: not used.
-        alpha: scale of positive pairs, positive.
-        beta: scale of negative pairs, positive.
-        base: similarity offset of both, at least 0.
-        miner: margin of the miner, at least 0; 0 uses all pairs.
+        params: ``alpha`` and ``beta``, scales of positive and negative pairs, positive; ``base``, similarity offset of
+            both, at least 0; ``miner``, margin of the miner, at least 0; 0 uses all pairs.
 
     Raises:
-        ConfigError: an argument has a wrong type or is out of range.
+        ConfigError: a parameter is unknown, has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import MultiSimilarityLoss
     from pytorch_metric_learning.miners import MultiSimilarityMiner
 
-    loss = MultiSimilarityLoss(
-        alpha=_positive(alpha, "alpha"), beta=_positive(beta, "beta"), base=_not_negative(base, "base")
-    )
-    epsilon = _not_negative(miner, "miner")
+    values = complete_metric_params("multi_similarity", params)
+    epsilon = values.pop("miner")
+    loss: nn.Module = MultiSimilarityLoss(**values)
     return MinedLoss(loss, MultiSimilarityMiner(epsilon=epsilon)) if epsilon else loss
 
 
-def infonce(
-    *, num_classes: int, embedding_dim: int, seed: int, variant: str = "ntxent", temperature: float | None = None
-) -> nn.Module:
+def infonce(*, num_classes: int, embedding_dim: int, seed: int, **params: Any) -> nn.Module:
     """Returns the InfoNCE loss, in which images of the same class in a batch are positives; it has no proxies.
 
     Args:
         num_classes: not used.
         embedding_dim: not used.
         seed: not used.
-        variant: ``ntxent`` or ``supcon``.
-        temperature: positive number; None for 0.07 (ntxent) or 0.1 (supcon).
+        params: ``variant``, ``ntxent`` or ``supcon``; ``temperature``, a positive number, by default 0.07 (ntxent) or
+            0.1 (supcon).
 
     Raises:
-        ConfigError: an argument has a wrong type or is out of range.
+        ConfigError: a parameter is unknown, has a wrong type or is out of range.
     """
     from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-    losses = {"ntxent": (NTXentLoss, 0.07), "supcon": (SupConLoss, 0.1)}
-    loss_class, default = losses[_one_of(variant, "variant", tuple(losses))]
-    loss: nn.Module = loss_class(temperature=default if temperature is None else _positive(temperature, "temperature"))
+    values = complete_metric_params("infonce", params)
+    loss_class, default = {"ntxent": (NTXentLoss, 0.07), "supcon": (SupConLoss, 0.1)}[values["variant"]]
+    temperature = values["temperature"]
+    loss: nn.Module = loss_class(temperature=default if temperature is None else temperature)
     return loss
 
 
@@ -148,60 +115,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _whole(value: object, key: str) -> int:
-    """Returns a positive whole number.
-
-    Raises:
-        ConfigError: the value is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong(value, key, "a whole number")
-    return int(_positive(value, key))
-
-
-def _positive(value: object, key: str) -> float:
-    """Returns a positive finite number.
-
-    Raises:
-        ConfigError: the value is none.
-    """
-    number = _number(value, key)
-    if not 0 < number < float("inf"):
-        raise _wrong(value, key, "a positive number")
-    return number
-
-
-def _not_negative(value: object, key: str) -> float:
-    """Returns a finite number that is at least 0.
-
-    Raises:
-        ConfigError: the value is none.
-    """
-    number = _number(value, key)
-    if not 0 <= number < float("inf"):
-        raise _wrong(value, key, "a number >= 0")
-    return number
-
-
-def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(value, key, "a number")
-    return float(value)
-
-
-def _one_of(value: object, key: str, choices: Sequence[ChoiceT]) -> ChoiceT:
-    """Returns the choice that equals the value.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for choice in choices:
-        if value == choice:
-            return choice
-    raise _wrong(value, key, f"one of {', '.join(choices)}")
-
-
-def _wrong(value: object, key: str, expected: str) -> ConfigError:
-    return ConfigError(f"{value!r}", where=f"objective.metric_params.{key}", expected=expected)

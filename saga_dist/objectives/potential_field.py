@@ -13,22 +13,12 @@ pair matrix, so that memory holds one block and not all pairs (1.2e8 for 743 cla
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-Reduction = Literal["per_pair", "per_active_pair", "mean", "sum"]
-"""The reduction turns U into the loss. SAGA does not publish which one it uses.
-
-- ``per_pair``: U / (S (S - 1)), the mean over ordered pairs of the S items;
-- ``per_active_pair``: the mean over the ordered pairs that exert a force; 0 when there is none;
-- ``mean``: U / I, the mean over the batch's images;
-- ``sum``: U.
-
-The gradients of ``mean`` and ``sum`` grow with the number of items and with delta^-alpha. In SAGA's sum of losses with
-equal weights they are hundreds of times those of GRPO, and the joint clipping removes GRPO's.
-"""
+from saga_dist.config.metric_params import Reduction
 
 _SMALLEST_DISTANCE = 1e-4
 """Smallest distance used in the formula. Items closer than this have no gradient, because its direction is noise."""

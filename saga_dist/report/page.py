@@ -201,7 +201,10 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("metric loss", shown_name(config.objective.metric_loss)),
         ("losses", _losses(config.objective)),
     ]
-    images, size = training_facts(config, run.path).images_seen, config.data.image_size
+    training = training_facts(config, run.path)
+    images, size = training.images_seen, config.data.image_size
+    if training.remark:
+        facts.append(("remark", training.remark))
     facts.append(("images in all steps", f"{'not known' if images is None else f'{images:,}'}, {size} px"))
     walls = [row["step/wall_s"] for row in run.rows if "step/wall_s" in row]
     if walls:

@@ -19,11 +19,17 @@ from typing import Protocol
 
 import numpy as np
 
-from saga_dist.data.images import SUFFIXES, read_image
+from saga_dist.data.formats import EXAMPLES
+from saga_dist.data.images import read_image
+from saga_dist.data.left_out import LeftOut, summary
 from saga_dist.errors import DataError
 from saga_dist.retrieval.identity import ModelIdentity
+from saga_dist.retrieval.image_list import ImageFile, list_images
 from saga_dist.retrieval.tables import EmbeddingTable, Source, check_suffix, read_embeddings, write_embeddings
 from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.directory_owner import owned_output
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +52,6 @@ class ImageEncoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image below a folder, with its state when the folder was listed."""
-
-    id: str
-    """Path relative to the folder, with forward slashes."""
-    size_bytes: int
-    """Size of the file in bytes."""
-    mtime_ns: int
-    """Modification time in nanoseconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
 class Embedded:
     """Result of ``embed_folder``."""
 
@@ -69,6 +63,8 @@ class Embedded:
     """One line with the reason for each unusable image."""
     bad_list: Path
     """File with these lines; it exists only when there are any."""
+    left_out: tuple[LeftOut, ...]
+    """Files below the folder that were left out, those of ``bad`` that cannot even be opened included."""
 
 
 def embed_folder(
@@ -86,25 +82,41 @@ def embed_folder(
     Args:
         encoder: encoder that computes the embeddings.
         identity: identity of that encoder.
-        root: folder of images, searched at every depth; hidden files and links to folders are skipped.
+        root: folder of images, searched at every depth (``list_images``).
         out: file to write, .arrow or .parquet.
         max_bad_share: largest allowed share of unusable images, in [0, 1]. They are listed in ``OUT.bad.jsonl``.
         jobs: number of decoding threads; 0: one per core.
         on_progress: called with the number of images done and the number of all images.
 
     Raises:
-        DataError: there is nothing to embed, too many images are unusable, an embedding is not finite, or ``out``
-            cannot be written or holds the images of another folder.
+        DataError: there is nothing to embed, too many images are unusable, an embedding is not finite, or ``out`` holds
+            the images of another folder.
         ModelError: ``out`` exists and was made with another model.
+        OutputError: ``out`` cannot be written, or another process is writing it.
     """
     check_suffix(out)
+    with owned_output(out, option="--out"):
+        return _embed(encoder, Source(identity, str(root.resolve())), root, out, max_bad_share, jobs, on_progress)
+
+
+def _embed(
+    encoder: ImageEncoder,
+    source: Source,
+    root: Path,
+    out: Path,
+    max_bad_share: float,
+    jobs: int,
+    on_progress: Callable[[int, int], None],
+) -> Embedded:
     if not 0 <= max_bad_share <= 1:
         raise DataError(f"share of bad images {max_bad_share}", expected="a number from 0 to 1")
-    files, bad = list_images(root)
+    listed = list_images(root)
+    files, bad = listed.files, list(listed.bad)
     total = len(files) + len(bad)
     if not files:
-        raise DataError(f"no images ({total} bad names)", where=str(root), expected=", ".join(SUFFIXES))
-    parts = _EmbeddingParts(out, Source(identity, str(root.resolve())))
+        others = f" ({summary(listed.left_out)})" if listed.left_out else ""
+        raise DataError(f"no images{others}", where=str(root), expected=EXAMPLES)
+    parts = _EmbeddingParts(out, source)
     known = parts.known({file.id: file for file in files})
     missing = [file for file in files if file.id not in known]
     done = len(known)
@@ -123,44 +135,7 @@ def embed_folder(
         on_progress(done + new + len(bad), total)
     _list_bad(out, bad)
     parts.finish([file.id for file in files])
-    return Embedded(done + new, new, tuple(reason for _, reason in bad), _bad_list(out))
-
-
-def list_images(root: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    """Returns the images below a folder, sorted by path, and the unusable ones.
-
-    Args:
-        root: folder, searched at every depth; hidden files and links to folders are skipped.
-
-    Returns:
-        The images; and (path, reason) of files whose name is not UTF-8 or whose state cannot be read.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"cannot be read ({error.strerror})", where=str(error.filename), expected="a folder of images"
-        ) from error
-
-    files, bad = [], []
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-                continue
-            path = Path(folder, name)
-            identifier = path.relative_to(root).as_posix()
-            try:
-                identifier.encode()
-                status = path.stat()
-                files.append(ImageFile(identifier, status.st_size, status.st_mtime_ns))
-            except UnicodeEncodeError:
-                bad.append((ascii(identifier), f"{identifier!a}: the name is not UTF-8"))
-            except OSError as error:
-                bad.append((identifier, f"{identifier}: {error.strerror}"))
-    return sorted(files, key=lambda file: file.id), sorted(bad)
+    return Embedded(done + new, new, tuple(reason for _, reason in bad), _bad_list(out), listed.left_out)
 
 
 def _decoded(
@@ -202,7 +177,7 @@ class _EmbeddingParts:
         source: encoder and folder of the embeddings.
 
     Raises:
-        DataError: the folder of ``out`` cannot be used.
+        OutputError: the folder of parts cannot be read.
     """
 
     def __init__(self, out: Path, source: Source) -> None:
@@ -210,11 +185,8 @@ class _EmbeddingParts:
         self._folder = out.with_name(out.name + ".parts")
         self._tables: list[EmbeddingTable] = []
         self._open: list[tuple[Sequence[ImageFile], np.ndarray]] = []
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with output_errors(out, option="--out"):
             self._numbers = {int(path.stem): path for path in self._folder.glob("*.arrow") if path.stem.isdigit()}
-        except OSError as error:
-            raise DataError(f"cannot be used ({error.strerror})", where=str(out), fix="choose another --out") from error
 
     def known(self, files: dict[str, ImageFile]) -> set[str]:
         """Returns the ids that need not be embedded again, because path, size, time, model and folder are the same.
@@ -251,7 +223,8 @@ class _EmbeddingParts:
         """Adds the embeddings of a batch, float32 [I, E]; writes a part every ``BATCHES_PER_PART`` batches.
 
         Raises:
-            DataError: an embedding is not finite, or a part cannot be written.
+            DataError: an embedding is not finite.
+            OutputError: a part cannot be written.
         """
         if not np.isfinite(values_IE).all():
             raise DataError("an embedding is not finite", where=files[0].id, fix="check the model")
@@ -266,7 +239,7 @@ class _EmbeddingParts:
         files = [file for batch, _ in self._open for file in batch]
         table = _table(self._source, files, np.concatenate([values_IE for _, values_IE in self._open]))
         number = max(self._numbers, default=-1) + 1
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder)
         self._numbers[number] = self._folder / f"{number:06d}.arrow"
         write_embeddings(self._numbers[number], table)
         self._tables.append(table)
@@ -276,7 +249,8 @@ class _EmbeddingParts:
         """Writes ``out`` with its rows in the given order of ids, and removes the parts.
 
         Raises:
-            DataError: there is no row, or ``out`` cannot be written.
+            DataError: there is no row.
+            OutputError: ``out`` cannot be written.
         """
         self.flush()
         place = {identifier: (table, row) for table in self._tables for row, identifier in enumerate(table.ids)}

@@ -24,7 +24,9 @@ from saga_dist.errors import CheckpointError, DataError
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.normalized import normalized_rows
 from saga_dist.retrieval.tables import METRIC, EmbeddingTable, read_ids, write_ids
-from saga_dist.utils.atomic_io import file_sha256, new_folder, write_atomic
+from saga_dist.utils.atomic_io import file_sha256, new_folder, sha256_of_input, write_atomic
+from saga_dist.utils.directory_owner import owned_output
+from saga_dist.utils.output_errors import os_error_of, output_errors
 
 Kind = Literal["flat", "hnsw", "ivf"]
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
@@ -90,7 +92,7 @@ def build_index(
 
     Raises:
         DataError: there is nothing to index, an embedding is zero or not finite, or the kind is unknown.
-        ConfigError: ``out`` is in use.
+        OutputError: ``out`` is in use or cannot be written.
     """
     if kind not in KINDS:
         raise DataError(f"kind {kind!r}", expected=", ".join(KINDS))
@@ -99,14 +101,14 @@ def build_index(
     import faiss
 
     vectors_IE = normalized_rows(table.values_IE)
-    with new_folder(out) as folder:
+    with owned_output(out, option="--out"), new_folder(out) as folder:
         started = time.monotonic()
         index, parameters = _make(faiss, vectors_IE, kind)
         for start in range(0, len(vectors_IE), _BATCH):
             index.add(vectors_IE[start : start + _BATCH])
             on_progress(index.ntotal, len(vectors_IE))
         build_s = time.monotonic() - started
-        faiss.write_index(index, str(folder / INDEX_NAME))
+        _write_index(faiss, index, folder / INDEX_NAME)
         write_ids(folder / IDS_NAME, table.ids)
         recall, num_queries, search_us, exact_us = _recall(faiss, index, vectors_IE, kind, seed)
         manifest = {
@@ -199,7 +201,7 @@ def open_index(folder: Path) -> Index:
         )
     for name, digest in digests.items():
         file = folder / name
-        if not file.is_file() or file_sha256(file) != digest:
+        if not file.is_file() or sha256_of_input(file) != digest:
             raise CheckpointError(
                 "is missing or was altered", where=str(file), expected=str(digest)[:12], fix="build the index again"
             )
@@ -247,6 +249,19 @@ def _make(faiss: Any, vectors_IE: np.ndarray, kind: Kind) -> tuple[Any, dict[str
     else:
         index, parameters = faiss.IndexFlatIP(width), {}
     return index, parameters
+
+
+def _write_index(faiss: Any, index: Any, path: Path) -> None:
+    """Writes an index to a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with output_errors(path):
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:  # raised by faiss when the disk is full
+            raise os_error_of(error) from error
 
 
 def _recall(faiss: Any, index: Any, vectors_IE: np.ndarray, kind: Kind, seed: int) -> tuple[float, int, float, float]:

@@ -59,6 +59,16 @@ class SplitResult(_ResultRecord):
             raise ValueError(f"{self.num_unfindable} unfindable of {self.num_queries} queries")
         return self
 
+    @property
+    def unfindable_remark(self) -> str:
+        """A remark on the queries whose class has no other image; empty when there are none."""
+        if not self.num_unfindable:
+            return ""
+        return (
+            f"{self.num_unfindable:,} of {self.num_queries:,} queries cannot be found and count as misses: their class "
+            "has no other image"
+        )
+
 
 class VerdictResult(_ResultRecord):
     """Verdicts of the frozen MLLM on pairs of one split, by greedy decoding from the encoder's tokens."""
@@ -90,6 +100,8 @@ class TrainingFacts(_ResultRecord):
     """Width of the encoder's input in pixels; None when it is not known."""
     pretraining: str | None = None
     """Checkpoint that the training started from, or what is known of it; None when nothing is known."""
+    remark: str | None = None
+    """Remark on a training to which the frozen MLLM contributed little or nothing, with the cause; None without one."""
 
 
 class MethodResult(_ResultRecord):

@@ -38,7 +38,7 @@ def search_image(index: Index, encoder: ImageEncoder, identity: ModelIdentity, i
         index: index to search.
         encoder: encoder that the index was made with.
         identity: identity of that encoder.
-        image: JPEG, PNG or WebP file.
+        image: file of any format that ``read_image`` reads.
         k: number of images, at least 1.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import pyarrow.parquet as pq
 
 from saga_dist.errors import DataError
 from saga_dist.retrieval.identity import ModelIdentity
-from saga_dist.utils.atomic_io import fsync_path
+from saga_dist.utils.atomic_io import replaced_file
+from saga_dist.utils.output_files import file_to_write
 
 FORMAT_VERSION = 1
 METRIC = "cosine"
@@ -82,7 +82,8 @@ def write_embeddings(path: Path, table: EmbeddingTable) -> None:
     """Writes an embedding file atomically.
 
     Raises:
-        DataError: the suffix is unknown, or the file cannot be written.
+        DataError: the suffix is unknown.
+        OutputError: the file cannot be written.
     """
     check_suffix(path)
     metadata = {
@@ -92,15 +93,11 @@ def write_embeddings(path: Path, table: EmbeddingTable) -> None:
         "root": table.source.root,
     }
     schema = _schema(table.values_IE.shape[1]).with_metadata({_KEY: json.dumps(metadata).encode()})
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        _write(temporary, schema, table, parquet=path.suffix == ".parquet")
-        fsync_path(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot be written ({error.strerror or error})", where=str(path), fix="check --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(path, option="--out") as file:
+        writer: Any = pq.ParquetWriter(file, schema) if path.suffix == ".parquet" else pa.ipc.new_file(file, schema)
+        with writer:
+            for batch in _batches(schema, table):
+                writer.write_batch(batch)
 
 
 def read_embeddings(path: Path) -> EmbeddingTable:
@@ -142,7 +139,7 @@ def read_embeddings(path: Path) -> EmbeddingTable:
 def write_ids(path: Path, ids: Sequence[str]) -> None:
     """Writes a table of ids, of which row i belongs to row i of the index."""
     table = pa.table({"id": pa.array(ids, pa.string())})
-    with pa.OSFile(os.fspath(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with file_to_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -167,14 +164,6 @@ def _schema(width: int) -> pa.Schema:
             pa.field("values", pa.list_(pa.float32(), width), nullable=False),
         ]
     )
-
-
-def _write(path: Path, schema: pa.Schema, table: EmbeddingTable, *, parquet: bool) -> None:
-    with pa.OSFile(os.fspath(path), "wb") as file:
-        writer: Any = pq.ParquetWriter(file, schema) if parquet else pa.ipc.new_file(file, schema)
-        with writer:
-            for batch in _batches(schema, table):
-                writer.write_batch(batch)
 
 
 def _batches(schema: pa.Schema, table: EmbeddingTable) -> Iterator[pa.RecordBatch]:

@@ -24,12 +24,17 @@ def training_cells(facts: Sequence[TrainingFacts]) -> list[str]:
 
 
 def training_lines(methods: Sequence[MethodResult]) -> list[str]:
-    """Returns a line for each of the methods whose training is known, e.g. ``SAGA: metric loss infonce, ...``."""
+    """Returns a line for each of the methods whose training is known, e.g. ``SAGA: metric loss infonce, ...``.
+
+    A remark on the training follows in a line of its own.
+    """
     lines = []
     for method in methods:
         if method.training is not None:
             cells = zip(TRAINING, training_cells([method.training]), strict=True)
             lines.append(f"{method.name}: {', '.join(f'{heading} {text}' for heading, text in cells)}")
+            if method.training.remark:
+                lines.append(f"{method.name}: {method.training.remark}")
     return lines
 
 

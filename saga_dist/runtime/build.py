@@ -5,12 +5,14 @@ The serial runtime calls these functions in its own process, and Ray actors call
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from saga_dist.config import STANDINS, DataSection, RunConfig
-from saga_dist.data.prompts import VOCABULARIES, PromptSpec, load_vocabulary, render_prompt
-from saga_dist.errors import ConfigError, ModelError
+from saga_dist.data.prompts import VOCABULARIES, PromptSpec, Vocabulary, load_vocabulary, render_prompt
+from saga_dist.errors import ConfigError
+from saga_dist.models.checkpoint_sizes import check_kl_layer
 from saga_dist.runtime.devices import choose_kernels, replay_devices, resolve_device
 from saga_dist.utils.rng import counter_seed
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from saga_dist.workers.learner import Learner
     from saga_dist.workers.replay import ReplayWorker
     from saga_dist.workers.rollout import RolloutWorker
+
+_LOG = logging.getLogger(__name__)
 
 
 def set_threads(config: RunConfig) -> None:
@@ -50,6 +54,20 @@ def build_family(config: RunConfig) -> Family:
     return resolve_family(model_path(config), revision=config.model.revision, family=config.model.family)
 
 
+def build_vocabulary(config: RunConfig) -> Vocabulary:
+    """Returns the vocabulary of the prompt, built in or from a TOML file.
+
+    Raises:
+        ConfigError: there is no such vocabulary.
+    """
+    name = config.prompt.vocabulary
+    if name not in VOCABULARIES and not name.endswith(".toml"):
+        raise ConfigError(
+            f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
+        )
+    return load_vocabulary(name)
+
+
 def build_prompt(config: RunConfig) -> PromptSpec:
     """Returns the comparison prompt; its vocabulary is built in or a TOML file.
 
@@ -57,16 +75,7 @@ def build_prompt(config: RunConfig) -> PromptSpec:
         ConfigError: there is no such vocabulary or template, or ``objective.lambda_kl`` > 0 with a template that
             describes no image.
     """
-    name = config.prompt.vocabulary
-    if name in VOCABULARIES:
-        vocabulary = VOCABULARIES[name]
-    elif name.endswith(".toml"):
-        vocabulary = load_vocabulary(name)
-    else:
-        raise ConfigError(
-            f"prompt.vocabulary = {name!r}", expected=f"one of {', '.join(VOCABULARIES)}, or a path ending in .toml"
-        )
-    spec = PromptSpec(vocabulary, config.prompt.variant, config.prompt.order)
+    spec = PromptSpec(build_vocabulary(config), config.prompt.variant, config.prompt.order)
     if config.objective.lambda_kl > 0 and not spec.describes_images:
         raise ConfigError(
             f'objective.lambda_kl > 0 with prompt.variant = "{spec.variant}": its answer describes no image, so L_KL '
@@ -102,8 +111,12 @@ def build_splits(data: DataSection, *, seed: int) -> Splits:
 @lru_cache(maxsize=2)
 def _splits_of(data: DataSection, seed: int) -> Splits:
     from saga_dist.data.layouts import load_splits
+    from saga_dist.data.left_out import summary
 
-    return load_splits(data, seed=seed)
+    splits = load_splits(data, seed=seed)
+    if splits.left_out:
+        _LOG.warning("%s: %s (saga-dist data check says where)", data.root, summary(splits.left_out))
+    return splits
 
 
 def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
@@ -219,13 +232,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     else:
         backbone = family.load_backbone(dtype=torch_dtype(config), device="cpu")
         distribute_layers(backbone, devices)
-    if config.objective.kl_layer >= backbone.num_layers:
-        raise ModelError(
-            f"objective.kl_layer = {config.objective.kl_layer}",
-            where=model_path(config),
-            expected=f"a layer below {backbone.num_layers}",
-            fix="set objective.kl_layer to about 3/4 of the depth",
-        )
+    check_kl_layer(config.objective.kl_layer, backbone.num_layers, where=model_path(config))
     return ReplayWorker(
         backbone,
         family=family,

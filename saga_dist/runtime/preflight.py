@@ -1,4 +1,4 @@
-"""The plan that ``--dry-run`` prints: the resolved configuration, with all checks that need no model.
+"""The plan that ``--dry-run`` prints: the resolved configuration of a valid run.
 
 This module imports neither torch nor Ray; only the user's own objects, which are imported and tried last, may do so.
 """
@@ -9,28 +9,25 @@ from pathlib import Path
 
 from saga_dist.config import STANDINS, RunConfig
 from saga_dist.config.method import AUTO
-from saga_dist.metrics.sinks import require_loggers
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.runtime.build import build_splits
-from saga_dist.runtime.extension_check import check_extensions
-from saga_dist.runtime.gpu_requests import gpu_request_warnings
+from saga_dist.runtime.validation import validate_run
+from saga_dist.runtime.validation.facts import joins_cluster
 
 
 def describe(config: RunConfig, directory: Path) -> str:
-    """Returns the plan of a run in a few lines, after checking model files, data and the user's own objects.
+    """Returns the plan of a run in a few lines, after its validation.
 
     Args:
         config: the whole configuration.
         directory: the run directory, which need not exist.
 
     Raises:
-        ModelError: the model folder is missing, unreadable or of a family that is not supported.
-        DataError: the data set is missing or cannot be split.
-        ConfigError: the library of a configured logger is not installed, or the user's own object cannot be used.
+        UserError: the run is not valid; see ``validation.validate_run``.
     """
+    warnings = validate_run(config, directory)
     rollout, data, objective = config.rollout, config.data, config.objective
-    require_loggers(config.logging)
     lines = [
         (
             "run",
@@ -73,8 +70,7 @@ def describe(config: RunConfig, directory: Path) -> str:
         )
     )
     lines.append(("runtime", _runtime_line(config)))
-    lines += [("WARNING", warning) for warning in gpu_request_warnings(config)]
-    check_extensions(config)
+    lines += [("warning", warning) for warning in warnings]
     return "\n".join([*(f"{name:<9}{text}" for name, text in lines), "the configuration is valid; nothing was trained"])
 
 
@@ -104,16 +100,12 @@ def _model_line(config: RunConfig) -> str:
     if path in STANDINS:
         other = f" of pre-training seed {STANDINS[path]}" if STANDINS[path] else ""
         return f"built-in stand-in{other}, {pooler}"
-    if Path(path).expanduser().is_dir() or path.startswith(("/", ".", "~")):
-        return f"{path} ({_local_family(path, model.family)}), {pooler}"
+    if Path(path).expanduser().is_dir():
+        family = check_model_files(path) if model.family == AUTO else model.family
+        return f"{path} ({family}), {pooler}"
+    if path.startswith(("/", ".", "~")):
+        return f"{path} (not on this machine), {pooler}"
     return f"{path} at {model.revision} (hub; looked up when training starts), {pooler}"
-
-
-def _local_family(path: str, configured: str) -> str:
-    if configured == AUTO:
-        return check_model_files(path)
-    ModelFiles(path).json("config.json")  # raises a ModelError when it is missing
-    return configured
 
 
 def _data_line(config: RunConfig) -> str:
@@ -121,6 +113,8 @@ def _data_line(config: RunConfig) -> str:
     if data.layout == "birds":
         birds = data.birds
         return f"built-in birds, {birds.train_classes} training classes x {birds.train_images_per_class} images"
+    if joins_cluster(config) and not Path(data.root).expanduser().exists():
+        return f"{data.root} (not on this machine)"
     splits = build_splits(data, seed=config.run.seed)
     parts = [
         f"{name} {len(images.class_names)} classes, {len(images)} images"

@@ -17,23 +17,29 @@ from pathlib import Path
 from types import FrameType
 
 from saga_dist.config import RunConfig, load_run_config
+from saga_dist.config.comparison import name_keys
 from saga_dist.data.sampling import training_sampler
-from saga_dist.errors import CheckpointError, ConfigError
+from saga_dist.errors import ConfigError
 from saga_dist.metrics.sinks import MetricSink, build_sinks, require_loggers
 from saga_dist.models.encoder import load
 from saga_dist.protocols import Runtime
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, MethodResult, Results
 from saga_dist.runtime.build import build_splits
-from saga_dist.runtime.gpu_requests import gpu_request_warnings
+from saga_dist.runtime.earlier_run import changed_keys, is_unfinished_start
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
+from saga_dist.training.identity import identity_of
 from saga_dist.training.rollout_only import record_rollouts
 from saga_dist.training.training_facts import training_facts
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import remove_leftovers, replaced_folder, write_atomic
+from saga_dist.utils.directory_owner import owned_directory
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
+from saga_dist.wire import RunIdentity
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +49,16 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
 
     Args:
         path: the run directory.
-        config: the whole configuration; in an existing run directory, only keys that do not decide the result may
-            differ.
+        config: the whole configuration; in a run directory with finished steps, only keys that do not decide the result
+            may differ.
 
     Raises:
-        ConfigError: the directory cannot be created, holds files but no ``config.json``, or belongs to another
-            configuration.
+        ConfigError: the directory holds files but no ``config.json``, or belongs to another configuration.
+        OutputError: it cannot be written.
     """
     saved = path / "config.json"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with output_errors(path, option="--run-dir"):
+        make_folder(path)
         for folder in (path, path / "rollouts"):
             remove_leftovers(folder)
         if saved.exists() and not _is_json(saved):
@@ -61,24 +67,19 @@ def open_run_directory(path: Path, config: RunConfig) -> Path:
             damaged = saved.with_name(f"config.json.damaged-{uuid.uuid4().hex[:8]}")
             log.warning("%s is not valid JSON; renamed to %s and written again", saved, damaged.name)
             saved.replace(damaged)
-            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
+            _write_config(saved, config)
         if not saved.exists():
-            if any(path.iterdir()):
+            if not is_unfinished_start(path):
                 raise ConfigError("holds files but no config.json", where=str(path), fix="choose a new --run-dir")
-            write_atomic(saved, (config.model_dump_json(indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be used ({error.strerror})", where=str(path), fix="choose another --run-dir"
-        ) from error
-    differences = load_run_config(path).differences(config)
-    if differences:
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise ConfigError(
-            f"the run directory belongs to another configuration: {differences[0]}{more}",
-            where=str(path),
-            fix="choose a new --run-dir or use the old values",
-        )
+            _write_config(saved, config)
+    if changed := changed_keys(path, config):
+        log.warning("%s: no step was taken, so its configuration is replaced: %s", path, name_keys(changed))
+        _write_config(saved, config)
     return path
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
 
 
 def _is_json(path: Path) -> bool:
@@ -90,13 +91,7 @@ def _is_json(path: Path) -> bool:
 
 
 def build_runtime(config: RunConfig) -> ReusableRuntime:
-    """Returns the configured runtime. Ray is imported only for the Ray runtime.
-
-    Raises:
-        ConfigError: several learner processes would use the same GPU.
-    """
-    for warning in gpu_request_warnings(config):
-        log.warning(warning)
+    """Returns the configured runtime. Ray is imported only for the Ray runtime."""
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime
 
@@ -130,6 +125,7 @@ def train_method(
     should_stop: Callable[[], bool] = lambda: False,
     evaluate_test: bool = True,
     on_hits: Callable[[str, FirstHits], None] = lambda split, hits: None,
+    identity: RunIdentity | None = None,
 ) -> MethodResult:
     """Trains with an open runtime, selects the step on validation classes, writes ``model/``, returns the evaluation.
 
@@ -144,6 +140,7 @@ def train_method(
         should_stop: returns True when the run is to stop.
         evaluate_test: False to evaluate only validation classes, while tuning.
         on_hits: called with each split and the rank of the first hit of each of its queries.
+        identity: weights, data and code of the run; None: those of the runtime.
 
     Raises:
         Interrupted: ``should_stop`` returned True; a checkpoint was written.
@@ -152,11 +149,19 @@ def train_method(
     sampler = training_sampler(config, runtime.learner.labels("train"))
     with metric_sinks(config, run_dir) as sinks:
         coordinator = Coordinator(
-            config, runtime, sampler, run_dir, on_step=on_step, should_stop=should_stop, sinks=sinks
+            config,
+            runtime,
+            sampler,
+            run_dir,
+            on_step=on_step,
+            should_stop=should_stop,
+            sinks=sinks,
+            identity=identity,
         )
         coordinator.run()
     coordinator.restore_selected()
-    _save_model(runtime, run_dir / "model")
+    with replaced_folder(run_dir / "model") as folder:
+        runtime.learner.save_encoder(folder)
     result = evaluate_method(
         name,
         runtime,
@@ -167,19 +172,6 @@ def train_method(
         on_hits=on_hits,
     )
     return result.model_copy(update={"training": training_facts(config, run_dir)})
-
-
-def _save_model(runtime: Runtime, path: Path) -> None:
-    """Writes the deployable encoder; the folder appears completely or not at all."""
-    try:
-        with replaced_folder(path) as folder:
-            runtime.learner.save_encoder(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the encoder ({error.strerror or error})",
-            where=str(path),
-            fix="free space or check permissions; the same command goes on from the last checkpoint",
-        ) from error
 
 
 def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
@@ -194,8 +186,8 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
         Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
     """
     require_loggers(config.logging)
-    open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+        open_run_directory(run_dir, config)
         runtime = build_runtime(config)
         try:
             runtime.watch(run_dir)
@@ -212,8 +204,8 @@ def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], 
         run_dir: the run directory.
         on_step: called with the metrics of every step.
     """
-    open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+        open_run_directory(run_dir, config)
         runtime = build_runtime(config)
         try:
             runtime.watch(run_dir)
@@ -249,7 +241,7 @@ def train_on(
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
-    before = runtime.backbone_digest()
+    identity = identity_of(runtime)
     start = evaluate_method(
         PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)
     )
@@ -257,10 +249,18 @@ def train_on(
     if not only_pretrained:
         methods.append(
             train_method(
-                TRAINED, config, runtime, run_dir, on_step=on_step, should_stop=should_stop, on_hits=keep(TRAINED)
+                TRAINED,
+                config,
+                runtime,
+                run_dir,
+                on_step=on_step,
+                should_stop=should_stop,
+                on_hits=keep(TRAINED),
+                identity=identity,
             )
         )
-    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == before)
+    # Equal to that of every earlier attempt too: a checkpoint made with another backbone is refused.
+    results = Results(methods=methods, backbone_unchanged=runtime.backbone_digest() == identity.backbone)
     save_hits(run_dir / HITS_NAME, hits)
     results.save(run_dir / RESULTS_NAME)
     return results

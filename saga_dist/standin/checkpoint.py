@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from saga_dist.errors import CheckpointError, ModelError
 from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from saga_dist.utils.atomic_io import file_sha256
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder, write_file
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -131,7 +133,7 @@ def write_manifest(folder: Path, **facts: Any) -> Path:
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != MANIFEST_NAME)
     manifest = {**facts, "sha256": {file.name: file_sha256(file) for file in files}}
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    write_file(path, json.dumps(manifest, indent=2) + "\n")
     return path
 
 
@@ -217,12 +219,13 @@ def model_config(architecture: Architecture) -> Qwen3VLConfig:
 
 def save_checkpoint(model: Qwen3VLForConditionalGeneration, architecture: Architecture, folder: Path) -> Path:
     """Writes weights, configuration, tokenizer and processors of a model into ``folder`` and returns ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    build_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, "utf-8")
+    make_folder(folder)
+    with output_errors(folder):
+        model.save_pretrained(folder)
+        build_tokenizer().save(str(folder / "tokenizer.json"))
+    write_file(folder / "chat_template.jinja", _CHAT_TEMPLATE)
     for name, content in _side_files(architecture).items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        write_file(folder / name, json.dumps(content, indent=2) + "\n")
     return folder
 
 

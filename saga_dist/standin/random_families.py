@@ -14,6 +14,8 @@ from saga_dist.errors import ModelError
 from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.standin.checkpoint import write_random_checkpoint
 from saga_dist.standin.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from saga_dist.utils.output_errors import output_errors
+from saga_dist.utils.output_files import make_folder, write_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -215,10 +217,11 @@ def _strengthened(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 def _save(
     model: PreTrainedModel, folder: Path, files: dict[str, dict[str, Any]], tokenizer: Tokenizer | None = None
 ) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save(str(folder / "tokenizer.json"))
+    make_folder(folder)
+    with output_errors(folder):
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        write_file(folder / name, json.dumps(content, indent=2) + "\n")
     return folder

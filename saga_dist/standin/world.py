@@ -142,6 +142,16 @@ def load_birds(root: Path, options: SplitOptions, *, birds: BirdsSection) -> Spl
     return Splits(images("train"), images("val"), images("test"), probe=images("probe"), attribute_names=PARTS)
 
 
+def check_species(birds: BirdsSection) -> None:
+    """Checks that there are as many species as the settings ask for; no image is drawn.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    _train_species(birds)
+    _probe_species(birds)
+
+
 def pretraining_images(images_per_species: int, *, seed: int) -> BirdSplit:
     """Returns images of the species reserved for pre-training, in plain style, with weak nuisance and random flowers.
 

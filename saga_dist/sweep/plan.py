@@ -11,7 +11,8 @@ from pathlib import Path
 from saga_dist.config import RunConfig, load_config
 from saga_dist.errors import ConfigError, DataError
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Results
-from saga_dist.runtime.preflight import describe
+from saga_dist.runtime.earlier_run import changed_keys
+from saga_dist.runtime.validation import validate_run
 from saga_dist.sweep.table import Table, Variant
 from saga_dist.utils.atomic_io import write_atomic
 
@@ -93,7 +94,7 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
             cells.append(Cell(variant, seed, directory, load_config(base, settings), option))
     _refuse_duplicates(cells, path)
     for cell in cells:
-        _refuse_another_configuration(cell)
+        changed_keys(cell.directory, cell.config, option="--out")
     return tuple(cells)
 
 
@@ -103,14 +104,14 @@ def cell_name(variant: Variant, seed: int, option: int | None) -> str:
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Checks model files and data of every unfinished cell, before the first one starts.
+    """Validates the run of every unfinished cell, before the first one starts.
 
     Raises:
         UserError: the error of ``saga-dist train --dry-run`` with the configuration of a cell.
     """
     for cell in cells:
         if not cell.finished:
-            describe(cell.config, cell.directory)
+            validate_run(cell.config, cell.directory)
 
 
 def read_failures(out: Path) -> dict[str, str]:
@@ -153,17 +154,3 @@ def _refuse_duplicates(cells: Sequence[Cell], path: Path) -> None:
                 where=str(path),
                 fix="leave what makes them differ to the table",
             )
-
-
-def _refuse_another_configuration(cell: Cell) -> None:
-    if not (cell.directory / "config.json").exists():
-        return
-    from saga_dist.config import load_run_config  # imports torch
-
-    differences = load_run_config(cell.directory).differences(cell.config)
-    if differences:
-        raise ConfigError(
-            f"it holds a run with another configuration: {differences[0]}",
-            where=str(cell.directory),
-            fix="choose a new --out or use the old values",
-        )

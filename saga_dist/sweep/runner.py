@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from saga_dist.config import RunConfig
-from saga_dist.errors import ConfigError, Interrupted
+from saga_dist.errors import Interrupted
 from saga_dist.runtime.protocol import ReusableRuntime
 from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_on
 from saga_dist.sweep.forecast import forecast
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
 from saga_dist.types import StepResult
+from saga_dist.utils.directory_owner import owned_directory
 from saga_dist.utils.printable import printable
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,13 @@ def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[s
 
     Raises:
         Interrupted: the process received SIGTERM or SIGINT; the running cell has written its checkpoint.
-        ConfigError: ``out`` cannot be used.
+        OutputError: ``out`` cannot be written, or another process is writing there.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot be used ({error.strerror})", where=str(out), fix="choose another --out") from error
+    with owned_directory(out, option="--out"):
+        return _run_cells(cells, out, progress)
+
+
+def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str, str]:
     names = {cell.name for cell in cells}
     failures = {name: reason for name, reason in read_failures(out).items() if name in names}
     shared = _SharedRuntime()
@@ -88,8 +90,12 @@ def worker_settings(config: RunConfig) -> str:
 
 
 def _run(cell: Cell, shared: _SharedRuntime, progress: Progress, should_stop: Callable[[], bool]) -> None:
-    open_run_directory(cell.directory, cell.config)
-    runtime = shared.for_config(cell.config)
+    with owned_directory(cell.directory, option="--out"):
+        open_run_directory(cell.directory, cell.config)
+        _train(cell, shared.for_config(cell.config), progress, should_stop)
+
+
+def _train(cell: Cell, runtime: ReusableRuntime, progress: Progress, should_stop: Callable[[], bool]) -> None:
     with progress(cell) as on_step:
         train_on(
             runtime,

@@ -19,21 +19,25 @@ from typing import Any
 from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
-from saga_dist.errors import CheckpointError, Interrupted, LearnerLost, TrainingError
+from saga_dist.errors import Interrupted, LearnerLost, TrainingError
 from saga_dist.metrics.log import MetricsLog, Stopwatch
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
+from saga_dist.training.contribution_monitor import ContributionMonitor
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
+from saga_dist.training.identity import IDENTITY_KEY, identity_of, refuse_other_identity
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
+from saga_dist.training.resume_check import check_resumable
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
 from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
 from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
-from saga_dist.wire import write_recording
+from saga_dist.utils.output_files import make_folder
+from saga_dist.wire import RunIdentity, write_recording
 from saga_dist.workers.serial_pool import run_tasks
 
 log = logging.getLogger(__name__)
@@ -89,6 +93,7 @@ class Coordinator:
         should_stop: called between steps and while the step waits for rollouts; when it returns True, the coordinator
             saves a checkpoint of the last finished step and raises ``Interrupted``.
         sinks: receive the metrics in addition to ``metrics.jsonl``; the caller closes them.
+        identity: weights, data and code of the run; None: those of the runtime, whose learner is then new.
     """
 
     def __init__(
@@ -101,7 +106,9 @@ class Coordinator:
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
         sinks: Sequence[MetricSink] = (),
+        identity: RunIdentity | None = None,
     ) -> None:
+        self._identity = identity or identity_of(runtime)
         self._config, self._runtime, self._sampler = config, runtime, sampler
         self._recordings = run_dir / "rollouts"
         keep = config.checkpoint.keep
@@ -109,7 +116,7 @@ class Coordinator:
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", keep, mirror)
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / LEDGER_NAME)
-        self._shares = ShareMonitor(config.objective)
+        self._monitors = (ShareMonitor(config.objective), ContributionMonitor(config))
         self._on_step, self._should_stop = on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
@@ -120,7 +127,7 @@ class Coordinator:
 
     def _build_source(self, recording: str) -> RolloutSource:
         if recording and self._config.objective.needs_rollouts:
-            return RecordedRolloutSource(self._config, Path(recording))
+            return RecordedRolloutSource(self._config, Path(recording), self._identity)
         return WorkerRolloutSource(self._config, self._runtime, self._sampler, before_wait=self._stop_if_requested)
 
     # ------------------------------------------------------------------ the run
@@ -130,8 +137,8 @@ class Coordinator:
 
         Raises:
             Interrupted: ``should_stop`` returned True; a checkpoint of the last finished step was saved.
-            CheckpointError: no checkpoint is valid, the newest belongs to another configuration or data set, or the
-                last save failed (an earlier failure is only a warning while an older checkpoint exists).
+            CheckpointError: no checkpoint is valid, the newest belongs to another configuration, data set or model, or
+                the last save failed (an earlier failure is only a warning while an older checkpoint exists).
             TrainingError: log-probabilities of engine and replay differ too much, or the learner was lost too often.
         """
         lost: LearnerLost | None = None
@@ -154,7 +161,8 @@ class Coordinator:
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)
-            self._shares.observe(result.metrics)
+            for monitor in self._monitors:
+                monitor.observe(result.metrics)
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)
@@ -270,9 +278,9 @@ class Coordinator:
     def _record(self, step: StepState, gradients: Sequence[GradientHandle]) -> None:
         """Writes the recording of the step (groups with replay log-probabilities) and its row in the pair ledger."""
         if self._config.rollout.record and step.buffer.groups:
-            self._recordings.mkdir(exist_ok=True)
+            make_folder(self._recordings)
             groups = with_replay(step.buffer.groups, gradients)
-            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups)
+            write_recording(self._recordings / f"step_{step.number:06d}.arrow", groups, self._identity)
         if self._config.objective.needs_rollouts:
             self._ledger.append(step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined)
 
@@ -319,7 +327,9 @@ class Coordinator:
         }
         extra = {
             "config_digest": self._config.digest(),
-            "split_hash": self._runtime.learner.split_hash(),
+            "config": self._config.deciding(),
+            "split_hash": self._identity.split,
+            IDENTITY_KEY: self._identity.to_json(),
             "selection": selection,
         }
         write = self._checkpoints.write if required else self._checkpoints.try_write
@@ -337,16 +347,8 @@ class Coordinator:
             self._metrics.truncate(after_step=0)
             self._ledger.truncate(after_step=0)
             return
-        if newest.extra["config_digest"] != self._config.digest():
-            raise CheckpointError(
-                "it belongs to another configuration", where=str(newest.path), fix="choose a new --run-dir"
-            )
-        if newest.extra["split_hash"] != self._runtime.learner.split_hash():
-            raise CheckpointError(
-                "the data set has changed since this checkpoint",
-                where=str(newest.path),
-                fix="restore the images and class lists, or choose a new --run-dir",
-            )
+        check_resumable(newest, self._config)
+        refuse_other_identity(self._identity, newest.extra, where=newest.path)
         self._runtime.learner.load(newest.path)
         saved = newest.extra["selection"]
         self.selection = ModelSelection(saved["step"], saved["recall_at_1"], [tuple(item) for item in saved["history"]])

@@ -15,11 +15,13 @@ from saga_dist.errors import ConfigError, Interrupted
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.training.engine_check import check_engine
+from saga_dist.training.identity import identity_of, refuse_other_recording
 from saga_dist.training.rollout_buffer import RolloutBuffer
 from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.training.step_metrics import verdict_form_metrics, verdict_key
 from saga_dist.types import Quarantined, StepResult
-from saga_dist.wire import write_recording
+from saga_dist.utils.output_files import make_folder
+from saga_dist.wire import open_recording, write_recording
 
 
 def record_rollouts(
@@ -43,6 +45,7 @@ def record_rollouts(
 
     Raises:
         ConfigError: the configuration needs no rollouts.
+        CheckpointError: steps were recorded with other weights or data.
         Interrupted: ``should_stop`` returned True; the finished steps are recorded.
     """
     if config.objective.needs_verdicts:
@@ -53,7 +56,10 @@ def record_rollouts(
         )
     sampler = training_sampler(config, runtime.learner.labels("train"))
     folder, metrics = run_dir / "rollouts", MetricsLog(run_dir / "metrics.jsonl")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
+    identity = identity_of(runtime)
+    if recorded := sorted(folder.glob("step_*.arrow")):
+        refuse_other_recording(identity, open_recording(recorded[-1]).identity, where=recorded[-1])
     missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
     if missing:
         check_engine(config, runtime, sampler)
@@ -71,7 +77,7 @@ def record_rollouts(
                     buffer.add(outcome)
             if buffer.full:
                 break
-        write_recording(folder / f"step_{step:06d}.arrow", buffer.groups)
+        write_recording(folder / f"step_{step:06d}.arrow", buffer.groups, identity)
         measured = {**buffer.metrics(), **verdict_form_metrics(buffer.groups, answer_key)}
         result = StepResult(step + 1, {**measured, "rollout/quarantined": float(num_quarantined)})
         metrics.write(result)

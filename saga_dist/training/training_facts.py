@@ -1,4 +1,4 @@
-"""Facts about the training of a run, from its configuration and its pair ledger."""
+"""Facts about the training of a run, from its configuration, its pair ledger and its metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def training_facts(config: RunConfig, run_dir: Path, *, pretrained: bool = False
         pretrained: True for the pre-trained encoder of the run, which saw no images.
 
     Raises:
-        CheckpointError: the pair ledger is damaged.
+        CheckpointError: the pair ledger or metrics.jsonl is damaged.
     """
     model, side = config.model, config.data.image_size
     # Folders are shown by their names, because the paths of one machine say nothing on another.
@@ -29,6 +29,20 @@ def training_facts(config: RunConfig, run_dir: Path, *, pretrained: bool = False
         image_height=side,
         image_width=side,
         pretraining=start if model.revision == "main" else f"{start}@{model.revision}",
+        remark=None if pretrained else _remark(config, run_dir),
+    )
+
+
+def _remark(config: RunConfig, run_dir: Path) -> str | None:
+    """Returns the remark on a run to which the frozen MLLM contributed little or nothing; None without one."""
+    if not config.objective.needs_mllm:
+        return None
+    from saga_dist.metrics.log import MetricsLog  # imports torch
+    from saga_dist.training.contribution_monitor import contribution_remark
+
+    metrics = run_dir / "metrics.jsonl"
+    return (
+        contribution_remark(list(MetricsLog(metrics).rows(allow_cut_tail=True)), config) if metrics.exists() else None
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -10,9 +11,12 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
 
-from saga_dist.errors import ConfigError
+from saga_dist.errors import CheckpointError, OutputError
+from saga_dist.utils.directory_owner import check_owner
+from saga_dist.utils.output_errors import output_errors, refuse_package_cache
 
 _crash_at, _, _crash_time = os.environ.get("SAGA_DIST_CRASH_AT", "").partition("@")
 _crash_visits = itertools.count(1)
@@ -48,81 +52,126 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, content: bytes | memoryview) -> None:
+def sha256_of_input(path: Path) -> str:
+    """Returns ``file_sha256`` of a file that a user named.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror or error})", where=str(path), fix="check the permissions and the disk"
+        ) from error
+
+
+def write_atomic(path: Path, content: bytes | memoryview, *, option: str = "") -> None:
     """Writes ``content`` to ``path`` atomically: temporary file in the same folder, fsync, rename.
 
     Args:
         path: file to write or replace.
         content: the whole new content.
+        option: option of the command line that named the file, for error messages; empty when none did.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full; ``path`` is unchanged.
+        OutputError: the folder is missing or not writable, the disk is full, or the directory was taken over by another
+            process; ``path`` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        crash_point("written", path)
-        temporary.replace(path)
-        crash_point("renamed", path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
-def write_output(path: Path, content: bytes, *, option: str) -> None:
-    """Writes an output file of a command atomically.
-
-    Args:
-        path: file to write or replace.
-        content: the whole new content.
-        option: command line option that named the file, for the error message.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written ({error.strerror or error})", where=str(path), fix=f"choose another {option}"
-        ) from error
+    with replaced_file(path, option=option) as file:
+        file.write(content)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path, *, option: str = "") -> Iterator[BufferedWriter]:
+    """Replaces the file ``path``: yields a temporary file, open for writing, and puts it in its place at the end.
+
+    After an exception ``path`` is unchanged. The arguments and errors are those of ``write_atomic``.
+    """
+    check_owner(path)
+    temporary = temporary_beside(path)
+    with output_errors(path, option=option):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            crash_point("written", path)
+            temporary.replace(path)
+            crash_point("renamed", path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+
+
+def probe_output(path: Path, *, option: str) -> None:
+    """Checks that a file can be written, before the work whose result it is to hold.
+
+    Args:
+        path: file to write or replace; it is not changed.
+        option: option of the command line that names it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    refuse_package_cache(path, option=option)
+    with output_errors(path, option=option):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = temporary_beside(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(b"0")
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may show only here
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def require_new(path: Path, *, option: str) -> None:
+    """Checks that ``path`` does not exist yet or is an empty folder.
+
+    Args:
+        path: folder that is to be written.
+        option: option of the command line that names it.
+
+    Raises:
+        OutputError: it is a file, or a folder with content, or cannot be looked at.
+    """
+    with output_errors(path, option=option):
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if taken:
+        raise OutputError(
+            "there is something already", where=str(path), expected="a new folder", fix=f"choose another {option}"
+        )
+
+
+@contextmanager
+def new_folder(path: Path, *, option: str = "--out") -> Iterator[Path]:
     """Creates the folder ``path`` atomically: yields a temporary folder to fill, and renames it at the end.
 
     After an exception the temporary folder is removed and ``path`` is unchanged.
 
     Args:
         path: a path that does not exist yet, or an empty folder.
+        option: option of the command line that names it.
 
     Raises:
-        ConfigError: ``path`` is a file or a folder with content, or its parent folder cannot be used.
+        OutputError: ``path`` is a file or a folder with content, or cannot be written.
     """
-    try:
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if not taken:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    require_new(path, option=option)
+    temporary = temporary_beside(path)
+    with output_errors(path, option=option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             temporary.mkdir()
-    except OSError as error:
-        raise ConfigError(f"cannot be used ({error.strerror})", where=str(path), fix="choose another --out") from error
-    if taken:
-        raise ConfigError(
-            "there is something already", where=str(path), expected="a new folder", fix="choose another --out"
-        )
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            fsync_path(file)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync_path(path.parent)
+            yield temporary
+            for file in temporary.iterdir():
+                fsync_path(file)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_path(path.parent)
 
 
 @contextmanager
@@ -136,26 +185,33 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         path: the folder to replace; it need not exist.
 
     Raises:
-        OSError: the parent folder is missing or not writable, or the disk is full.
+        OutputError: the parent folder is missing or not writable, or the disk is full.
     """
-    temporary, old = (path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        for inner in (*temporary.rglob("*"), temporary):
-            fsync_path(inner)
-        crash_point("filled", path)
-        if path.exists():
-            path.rename(old)
-            crash_point("doomed", path)
-        temporary.rename(path)
-        crash_point("renamed", path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    fsync_path(path.parent)
+    check_owner(path)
+    temporary, old = temporary_beside(path), temporary_beside(path)
+    with output_errors(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for inner in (*temporary.rglob("*"), temporary):
+                fsync_path(inner)
+            crash_point("filled", path)
+            if path.exists():
+                path.rename(old)
+                crash_point("doomed", path)
+            temporary.rename(path)
+            crash_point("renamed", path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        fsync_path(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Returns a new path in the same folder that ``remove_leftovers`` removes there."""
+    return path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -17,5 +17,7 @@ def quiet_libraries(*, verbose: bool = False) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The library has a handler of its own and passes its records on to the root's too, which would print them twice.
+    logging.getLogger("huggingface_hub").propagate = False
     if not verbose:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns on every machine without a GPU

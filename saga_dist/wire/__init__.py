@@ -15,16 +15,20 @@ from __future__ import annotations
 
 from saga_dist.wire.columns import VERSION
 from saga_dist.wire.groups import GROUPS_SCHEMA, groups_from_batch, groups_to_batch
-from saga_dist.wire.recording import read_recording, write_recording
+from saga_dist.wire.identity import RunIdentity
+from saga_dist.wire.recording import Recording, open_recording, read_recording, write_recording
 from saga_dist.wire.tensors import gradients_from_batch, gradients_to_batch, tokens_from_batch, tokens_to_batch
 
 __all__ = [
     "GROUPS_SCHEMA",
     "VERSION",
+    "Recording",
+    "RunIdentity",
     "gradients_from_batch",
     "gradients_to_batch",
     "groups_from_batch",
     "groups_to_batch",
+    "open_recording",
     "read_recording",
     "tokens_from_batch",
     "tokens_to_batch",

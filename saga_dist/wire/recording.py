@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,24 +13,46 @@ from saga_dist.types import ScoredGroup
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.wire.columns import one_line
 from saga_dist.wire.groups import groups_from_batch, groups_to_batch
+from saga_dist.wire.identity import RunIdentity, identity_in, with_identity
 
 
-def write_recording(path: str | Path, groups: Sequence[ScoredGroup]) -> None:
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Content of a recording."""
+
+    groups: tuple[ScoredGroup, ...]
+    """Scored groups of one step."""
+    identity: RunIdentity | None
+    """Weights, data and code that made it; None in recordings of earlier versions."""
+
+
+def write_recording(path: str | Path, groups: Sequence[ScoredGroup], identity: RunIdentity | None = None) -> None:
     """Writes scored groups to an Arrow IPC file; the file appears completely or not at all.
+
+    Args:
+        path: file to write.
+        groups: scored groups of one step.
+        identity: weights, data and code that made them; None when they are not known.
 
     Raises:
         WireError: a value does not fit its column.
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     batch = groups_to_batch(groups)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    schema = with_identity(batch.schema, identity)
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
     write_atomic(Path(path), memoryview(sink.getvalue()))
 
 
 def read_recording(path: str | Path) -> list[ScoredGroup]:
-    """Returns the scored groups of a recording.
+    """Returns the scored groups of a recording; raises the errors of ``open_recording``."""
+    return list(open_recording(path).groups)
+
+
+def open_recording(path: str | Path) -> Recording:
+    """Returns the content of a recording.
 
     Raises:
         WireError: the file is missing or damaged, or holds another record or version.
@@ -40,7 +63,8 @@ def read_recording(path: str | Path) -> list[ScoredGroup]:
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
-        return [group for batch in batches for group in groups_from_batch(batch)]
+        groups = tuple(group for batch in batches for group in groups_from_batch(batch))
+        return Recording(groups, identity_in(reader.schema))
     except OSError as error:
         raise WireError(f"cannot read the recording ({one_line(error)})", where=str(path)) from error
     except (pa.ArrowException, UnicodeDecodeError) as error:

@@ -29,9 +29,11 @@ from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
+from saga_dist.models.weight_digest import weights_digest
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
+from saga_dist.utils.output_files import write_file
 from saga_dist.workers.data_parallel import ALONE, Ranks
 from saga_dist.workers.encoding import SplitEncoder, TokenBatch
 from saga_dist.workers.loss_shares import GradientNorms
@@ -290,6 +292,10 @@ class Learner:
         """Returns the sha256 of the images, classes and labels of all splits."""
         return self._images.split_hash
 
+    def tower_digest(self) -> str:
+        """Returns the sha256 of the tower's present weights."""
+        return weights_digest(self.encoder.tower)
+
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split, float32 [I, E], l2-normalised.
 
@@ -309,7 +315,7 @@ class Learner:
         """Writes weights, optimizer state and step into an existing folder (safetensors and JSON, no pickle)."""
         save_tensors(folder / "learner.safetensors", self._state())
         save_optimizer(folder, self.optimizer)
-        (folder / "learner.json").write_text(json.dumps({"step": self._step}), "utf-8")
+        write_file(folder / "learner.json", json.dumps({"step": self._step}))
 
     def load(self, folder: Path) -> None:
         """Restores the state that ``save`` wrote.

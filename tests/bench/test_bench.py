@@ -121,6 +121,7 @@ def test_sides_take_turns_after_a_warm_up() -> None:
     assert len(ours.cpu_s) == len(other.wall_s) == 3
 
 
+@pytest.mark.integration
 def test_peak_memory_sees_what_was_freed_again() -> None:
     def take_64_mb() -> int:
         return sum(bytearray(b"x" * (64 << 20))[:: 1 << 20])

@@ -6,7 +6,10 @@ import io
 
 from rich.console import Console
 
-from saga_dist.cli.console import print_results, step_line, step_progress
+from saga_dist.baselines.evaluate import Comparison
+from saga_dist.baselines.frozen_encoder import EncoderCard
+from saga_dist.cli import evaluate
+from saga_dist.cli.console import print_results, results_notes, step_line, step_progress
 from saga_dist.retrieval.results import MethodResult, SplitResult, VerdictResult
 from saga_dist.types import StepResult
 
@@ -69,6 +72,26 @@ def test_step_line_has_what_was_measured_and_nothing_else() -> None:
     }
     forced = StepResult(step=1, metrics={**verdict, "loss/dml": 0.5, "loss/verdict": 1.08, "step/wall_s": 0.4})
     assert step_line(forced) == "p(right) 0.51  right same 25%  different 100%  dml 0.500  verdict 1.080  0.40 s/step"
+
+
+def test_queries_that_cannot_be_found_are_remarked_on() -> None:
+    first, second = methods()
+    assert not any("cannot be found" in note for note in results_notes([first, second], split="test"))
+    lost = {"test": first.splits["test"].model_copy(update={"num_unfindable": 12})}
+    notes = results_notes([first.model_copy(update={"splits": lost}), second], split="test")
+    assert notes[1] == ("12 of 1,600 queries cannot be found and count as misses: their class has no other image")
+
+
+def test_evaluate_remarks_on_queries_that_cannot_be_found() -> None:
+    card = EncoderCard(
+        spec="hf:x", backbone="x", pretraining="", pooling="", preprocessing="", dimension=8, parameters=9,
+        image_height=8, image_width=8,
+    )  # fmt: skip
+    result = methods()[0].splits["test"].model_copy(update={"num_unfindable": 12})
+    out = io.StringIO()
+    row = Comparison(encoder=card, data="folder x", split="test", result=result, ms_per_image=1.0, device="cpu")
+    evaluate._print(row, Console(file=out, width=200))
+    assert "1,600 of 50 unseen classes; 12 of 1,600 queries cannot be found and count as misses" in out.getvalue()
 
 
 def test_tables_fit_80_columns() -> None:

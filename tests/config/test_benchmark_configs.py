@@ -58,6 +58,14 @@ TINY: dict[str, Any] = {
     "runtime.kind": "serial",
     "runtime.threads": 1,
 }
+SMALL_DATA_NO_GPU = [
+    "data.batch_size=4",
+    "data.images_per_class=2",
+    "rollout.pairs_per_batch=2",
+    "rollout.num_gpus=0",
+    "runtime.learner_num_gpus=0",
+]
+"""Overrides with which a shipped configuration is valid on a small tree and a machine without GPUs."""
 METRIC_LOSS_ALONE = {"objective.lambda_lm": 0.0, "objective.lambda_kl": 0.0}
 ROOM_FOR_AN_ANSWER = {"rollout.max_tokens": 512}  # its letters are single tokens of the tiny model
 A_SCRIPT_IS_NO_MODEL = {"rollout.max_log_prob_gap": 1e9}  # the start-up check would see the difference
@@ -146,7 +154,9 @@ def test_prompts_fit_the_data(name: str, item: str, verdict_key: str, attributes
 def test_dry_run_counts_the_tree(name: str, make_data: Callable[[str, Path], Path], tmp_path: Path) -> None:
     data = make_data(name, tmp_path / "data")
     result = CliRunner().invoke(
-        app, ["train", f"configs/{name}.toml", f"data.root={data}", "--dry-run"], catch_exceptions=False
+        app,
+        ["train", f"configs/{name}.toml", f"data.root={data}", *SMALL_DATA_NO_GPU, "--dry-run"],
+        catch_exceptions=False,
     )
     assert result.exit_code == 0, result.output
     splits = build.build_splits(load_config(f"configs/{name}.toml", [f"data.root={data}"]).data, seed=0)

@@ -413,8 +413,8 @@ def test_the_default_reduction_of_potential_field_is_part_of_the_digest() -> Non
     written = [{"objective": {"metric_params": {"reduction": name}}} for name in ("per_pair", "mean")]
     assert digest(own) == digest(written[0]) != digest(written[1])
     other = {"objective": {"metric_loss": "multi_similarity"}}
-    assert "reduction" not in str(parse_config(merged(other), where="test")._deciding())
-    assert parse_config(merged(own), where="test")._deciding()["objective.metric_params.reduction"] == "per_pair"
+    assert "reduction" not in str(parse_config(merged(other), where="test").deciding())
+    assert parse_config(merged(own), where="test").deciding()["objective.metric_params.reduction"] == "per_pair"
 
 
 def test_new_keys_at_their_defaults_leave_the_digest_of_older_checkpoints() -> None:
@@ -459,7 +459,7 @@ def test_differences_name_the_deciding_keys_only() -> None:
     )
     assert mine.differences(theirs) == [
         "data.birds.seed: 11 != 12",
-        "objective.metric_params.alpha: None != 3",
+        "objective.metric_params.alpha: not set (default 3.0) != 3",
         "run.seed: 0 != 4",
     ]
     assert mine.differences(mine) == []

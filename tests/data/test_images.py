@@ -166,11 +166,65 @@ def test_fast_decoding_cuts_the_banner_at_the_decoded_scale(tmp_path: Path) -> N
     assert read_image(path, 64, fast_jpeg=True).max() > 200
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
-def test_other_formats_are_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM", "ICO", "PCX", "SGI", "QOI", "JPEG2000", "DDS"])
+def test_every_still_picture_is_read_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(gradient(16, 16)).save(path, format=kind)
+    np.testing.assert_array_equal(read_image(path, 16), gradient(16, 16))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF"])
+def test_lossy_pictures_are_read(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ((200, 100, 50), (0, 0, 255))]
+    path = tmp_path / "a.bin"
+    frames[0].save(path, format=kind, save_all=True, append_images=frames[1:])
+    assert np.abs(read_image(path, 8).astype(int) - (200, 100, 50)).max() <= 3  # of the first frame
+
+
+def test_the_first_page_of_a_tiff_is_read_upright(tmp_path: Path) -> None:
+    pages = [Image.fromarray(gradient()), Image.new("RGB", (12, 12), (0, 0, 255))]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:], exif=exif)
+    np.testing.assert_array_equal(read_image(path, 12), np.rot90(gradient(), k=-1))
+
+
+@pytest.mark.parametrize("kind", ["PDF", "EPS"])
+def test_documents_and_drawings_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(gradient()).save(path, format=kind)
-    assert "expected JPEG, PNG, WEBP; replace or remove the file" in refused(path)
+    assert "not an image, or damaged; expected a still picture that Pillow reads" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((9, 9), 0.5, np.float32), "pixels of mode F; expected RGB, grey, palette or CMYK"),
+        (np.full((9, 9), 70_000, np.int32), "whole numbers of 32 bits; expected RGB, grey"),
+        (np.full((9, 9), -1, np.int32), "whole numbers of 32 bits"),
+    ],
+)
+def test_pixels_without_an_agreed_brightness_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+    assert message in refused(saved(tmp_path / "a.tif", Image.fromarray(pixels)))
+
+
+def test_text_is_not_read_as_a_format_without_a_signature(tmp_path: Path) -> None:
+    tga = io.BytesIO()
+    Image.fromarray(gradient()).save(tga, format="TGA")
+    (tmp_path / "a.tga").write_bytes(tga.getvalue())
+    (tmp_path / "a.jpg").write_bytes(tga.getvalue())
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tga", 12), gradient())
+    assert "not an image" in refused(tmp_path / "a.jpg")
+
+
+def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(gradient()))
+
+    def deny(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", deny)
+    assert "cannot read the image (Permission denied); make it readable" in refused(path)
 
 
 def test_empty_text_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -191,7 +245,7 @@ def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     assert refused(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif", ".jp2"])
 def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -203,7 +257,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".gif", ".avif", ".icns", ".dds", ".bmp"])
 def test_flipped_bytes_give_an_image_or_one_line_never_another_exception(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     exif = Image.Exif()

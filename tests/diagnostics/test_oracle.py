@@ -143,6 +143,7 @@ def test_several_pairs_are_divided_by_all_their_tokens(config: RunConfig, oracle
         torch.testing.assert_close(2 * one.values_NW, alone.values_NW, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.integration
 def test_training_with_it_makes_the_truth_more_likely_and_without_it_does_not(oracle: Oracle) -> None:
     likelihoods = {}
     for name, weights in (("text", ("objective.lambda_dml=0",)), ("metric", ("objective.lambda_lm=0",))):

@@ -22,6 +22,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_it_holds_the_contract(example: Callable[[str], ModuleType], log: Path) -> None:
     check_engine(ENGINES.load(NAME))
 

@@ -44,6 +44,7 @@ def test_the_contract(example: Callable[[str], ModuleType]) -> None:
     check_prompt_template(example("own_prompt").DESCRIBE_AND_JUDGE)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("example")
 def test_two_steps_of_training(dry_run_and_train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read: dict[str, str] = {}

@@ -28,6 +28,7 @@ def test_values_by_hand(example: Callable[[str], ModuleType]) -> None:
     assert own.partial_credit("", same, prompt) == (0.0, False)
 
 
+@pytest.mark.integration
 def test_the_contract(example: Callable[[str], ModuleType]) -> None:
     check_reward(example("own_reward").partial_credit)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import saga_dist
 from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.errors import CheckpointError, ConfigError, ModelError, SagaError
+from saga_dist.errors import CheckpointError, ConfigError, ModelError, OutputError, SagaError
 from saga_dist.export.folder import export_encoder
 from saga_dist.retrieval.identity import read_identity
 from saga_dist.retrieval.results import MethodResult, Results, SplitResult
@@ -212,7 +212,7 @@ def test_mistakes_are_one_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     assert "there is something already" in str(invoke(run, "--out", tmp_path / "used"))
-    with pytest.raises(ConfigError):
+    with pytest.raises(OutputError, match="there is something already"):
         export_encoder(run, tmp_path / "used" / "file", form="hf")
 
 

@@ -15,8 +15,9 @@ from gpu.branches import BRANCHES
 from gpu.pretend_cuda import CPU, CUDA, CudaTensor, pretended_cuda
 
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.errors import ConfigError, DataError, EngineError
+from saga_dist.errors import ConfigError, EngineError
 from saga_dist.models import weight_digest
+from saga_dist.models.devices import require_device
 from saga_dist.models.families import resolve_family
 from saga_dist.runtime import build
 from saga_dist.runtime.devices import choose_kernels, resolve_device
@@ -89,10 +90,7 @@ def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == CPU
 
 
-def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from saga_dist.cli.encoder import load_encoder
-    from saga_dist.models import encoder
-
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     see_gpus(monkeypatch, 2)
     with pytest.raises(
@@ -103,14 +101,8 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ConfigError, match="model.device = 'cuda' but no CUDA device .*; use \"auto\""):
         resolve_device("cuda")
 
-    def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Torch not compiled with CUDA enabled\nmore")
-
-    monkeypatch.setattr(encoder, "load", fails)
-    with pytest.raises(
-        DataError, match="--device cuda: cannot be used .Torch not compiled with CUDA enabled.; expected"
-    ):
-        load_encoder(tmp_path, "cuda", "")
+    with pytest.raises(ConfigError, match="--device cuda:1: cannot be used"):
+        require_device("cuda:1")
 
 
 def tiny_run(checkpoint: Path, **sections: dict[str, Any]) -> RunConfig:

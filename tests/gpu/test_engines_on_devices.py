@@ -23,7 +23,7 @@ from saga_dist.workers.engines.vllm_arguments import EngineSize
 from saga_dist.workers.engines.vllm_engine import VllmEngine
 
 SAMPLING = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=24, seed=11)
-HOT = replace(SAMPLING, num_completions=8, temperature=20.0, top_p=1.0, max_tokens=60)
+HOT = replace(SAMPLING, num_completions=8, temperature=2.0, top_p=1.0, max_tokens=60)
 CONTEXT, SEQUENCES, SHARE = 256, 16, 0.3
 ENGINES = [
     pytest.param(("vllm", "cpu"), marks=pytest.mark.vllm),

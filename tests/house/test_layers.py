@@ -48,6 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "wandb": ("metrics/sinks.py",),
     "mlflow": ("metrics/sinks.py",),
     "timm": ("baselines/timm_encoder.py",),
+    "pillow_heif": ("data/formats.py",),
 }
 
 PRINTERS = ("cli/main.py",)

@@ -152,6 +152,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.mark.integration
 def test_it_holds_the_contract(tiny_checkpoint: Path) -> None:
     check_model_family(load_family_class(NAME), tiny_checkpoint)
     check_model_family(load_family_class("family_of_mine:Borrowed"), tiny_checkpoint)
@@ -274,4 +275,4 @@ def test_sizes_that_a_family_does_not_tell_are_no_fault_of_the_machine(
     assert run_checks(config, [plain], smoke=True) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok   capacity: not estimated (") for line in lines)
-    assert any(line.startswith("ok   one pair: transformers ready") for line in lines)
+    assert any(line.startswith("WARN one pair: transformers ready") for line in lines)  # its 8 tokens are cut off

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saga_dist.estimate.released_shapes import released_files
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
+from saga_dist.models.released_shapes import released_files
 from saga_dist.models.weights import renamed
 
 RELEASED = [
@@ -21,6 +21,7 @@ RELEASED = [
 TOKENS_AT_224 = {"qwen3_vl": 49, "qwen2_5_vl": 64, "internvl": 64}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", RELEASED)
 def test_parts_have_the_tensors_of_the_whole_model(name: str, tmp_path: Path) -> None:
     """On no device: names and shapes alone, so the largest sizes cost seconds."""

@@ -10,7 +10,7 @@ import torch
 
 from saga_dist.models import weight_digest as module
 from saga_dist.models.families import resolve_family
-from saga_dist.models.weight_digest import checksum, digest_folder, hash_weights, weight_digest
+from saga_dist.models.weight_digest import checksum, digest_folder, hash_weights, weights_digest
 
 
 @pytest.fixture
@@ -33,6 +33,13 @@ def remembering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "digests"
 
 
+def digest_of(weights: dict[str, torch.Tensor]) -> str:
+    module = torch.nn.Module()
+    for name, tensor in weights.items():
+        module.register_buffer(name, tensor)
+    return weights_digest(module)
+
+
 def by_hand(weights: dict[str, torch.Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
@@ -42,7 +49,7 @@ def by_hand(weights: dict[str, torch.Tensor]) -> str:
 
 
 def test_the_digest_is_that_of_earlier_versions(weights: dict[str, torch.Tensor], tiny_checkpoint: Path) -> None:
-    assert weight_digest(weights) == hash_weights(weights) == by_hand(weights)
+    assert digest_of(weights) == hash_weights(weights) == by_hand(weights)
     backbone = resolve_family(tiny_checkpoint).load_backbone()
     assert backbone.digest() == by_hand(backbone.state_dict())
 
@@ -50,11 +57,11 @@ def test_the_digest_is_that_of_earlier_versions(weights: dict[str, torch.Tensor]
 def test_a_second_call_reads_no_bytes(
     weights: dict[str, torch.Tensor], remembering: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = weight_digest(weights)
+    first = digest_of(weights)
     assert first == by_hand(weights)
     assert [path.read_text() for path in remembering.iterdir()] == [first]
     monkeypatch.setattr(module, "hash_weights", None)
-    assert weight_digest({name: tensor.clone() for name, tensor in weights.items()}) == first
+    assert digest_of({name: tensor.clone() for name, tensor in weights.items()}) == first
 
 
 def changed(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -80,7 +87,7 @@ def changed(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
 def test_every_change_has_a_digest_of_its_own(what: str, weights: dict[str, torch.Tensor], remembering: Path) -> None:
     other = changed(weights, what)
     assert checksum(other) != checksum(weights)
-    assert weight_digest(other) == by_hand(other) != weight_digest(weights) == by_hand(weights)
+    assert digest_of(other) == by_hand(other) != digest_of(weights) == by_hand(weights)
 
 
 def test_blocks_do_not_matter(weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +98,12 @@ def test_blocks_do_not_matter(weights: dict[str, torch.Tensor], monkeypatch: pyt
 
 def test_a_folder_that_cannot_be_used_costs_time_only(weights: dict[str, torch.Tensor], remembering: Path) -> None:
     remembering.write_text("a file where the folder should be")
-    assert weight_digest(weights) == by_hand(weights)
+    assert digest_of(weights) == by_hand(weights)
 
 
 def test_small_weights_leave_nothing_on_the_node(
     weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "checksum", None)
-    assert weight_digest(weights) == by_hand(weights)
+    assert digest_of(weights) == by_hand(weights)
     assert digest_folder().name == "digests"

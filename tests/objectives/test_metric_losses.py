@@ -155,7 +155,7 @@ def test_wrong_input_is_refused(name: str) -> None:
     [
         ("proxy_anker", {}, "proxy_anker.*expected one of potential_field, proxy_anchor"),
         ("proxy_anchor", {"gamma": 1.0}, "objective.metric_params.gamma.*margin, alpha"),
-        ("proxy_anchor", {"alpha": "32"}, "'32'.*a number"),
+        ("proxy_anchor", {"alpha": "32"}, "'32'.*a positive number"),
         ("proxy_anchor", {"alpha": 0}, "a positive number"),
         ("proxy_anchor", {"alpha": float("nan")}, "a positive number"),
         ("proxy_anchor", {"margin": True}, "True.*a number"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saga_dist.errors import CheckpointError, ConfigError, DataError, ModelError
+from saga_dist.errors import CheckpointError, DataError, ModelError, OutputError
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.index import KINDS, Kind, build_index, open_index
 from saga_dist.retrieval.tables import EmbeddingTable, Source, write_embeddings
@@ -175,7 +175,7 @@ def test_mistakes_are_named_and_leave_nothing(tmp_path: Path) -> None:
     table = table_of(clustered(5))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(ConfigError, match=r"used: there is something already"):
+    with pytest.raises(OutputError, match=r"used: there is something already"):
         build_index(table, tmp_path / "used")
     with pytest.raises(DataError, match=r"kind 'tree'; expected flat, hnsw, ivf"):
         build_index(table, tmp_path / "index", kind="tree")  # type: ignore[arg-type]

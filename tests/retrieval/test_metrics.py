@@ -83,6 +83,7 @@ def test_equals_the_loop_on_random_cases(seed: int) -> None:
 
 
 # All kinds of data sets are among the 250 of five seeds.
+@pytest.mark.integration
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize(
     "seed", [*range(20, 25), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(25, 40))]

@@ -56,6 +56,7 @@ def test_a_true_null_with_noise_of_runs_is_rejected_in_at_most_7_of_100_experime
     assert np.mean([one.leads == "seeds" for one in found]) > 0.9
 
 
+@pytest.mark.integration
 def test_a_true_null_with_gains_that_differ_between_classes_is_not_rejected_more_often() -> None:
     """Without noise of runs the test over the same classes is the wrong one, and the other leads."""
     found = experiments(400, run_sd=0.0, class_sd=0.06)

@@ -79,7 +79,7 @@ def configured(**sections: dict[str, Any]) -> RunConfig:
 
 
 def test_own_objects_that_work_pass(calls: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    objective = {"reward": "mine:reward", "metric_loss": "mine:Pull", "metric_params": {"power": 3.0}}
+    objective = {"reward": "mine:reward", "metric_loss": "mine:Pull", "metric_params": {"power": 3.0}, "kl_layer": 2}
     plan = describe(configured(objective=objective, prompt={"variant": "mine:template"}), tmp_path / "run")
     assert calls == [("", True, "same_species"), ("", False, "same_species")]
     assert "losses   1 x mine:Pull" in plan

@@ -15,6 +15,8 @@ from saga_dist.runtime.preflight import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 BIRDS = ROOT / "configs" / "birds.toml"
+SMALL = ["data.val_fraction=0", "data.batch_size=12", "data.images_per_class=3", "rollout.pairs_per_batch=8"]
+"""Overrides that fit the folder of ``make_folder``, which has four training classes of three images."""
 
 OWN = """
 from saga_dist.models.families.qwen3_vl.family import Qwen3VLFamily
@@ -56,7 +58,7 @@ def make_folder(root: Path) -> Path:
 def test_built_ins_are_not_imported(tiny_checkpoint: Path, tmp_path: Path) -> None:
     data = make_folder(tmp_path / "data")
     model = f"model.path={tiny_checkpoint}"
-    folder = [f"data.root={data}", "data.layout=folder", "data.val_fraction=0"]
+    folder = [f"data.root={data}", "data.layout=folder", *SMALL]
     runs = [
         ["rollout.engine=vllm", "model.family=qwen3_vl", model],
         ["rollout.engine=transformers", "model.family=auto", model, *folder],
@@ -83,7 +85,7 @@ def test_ones_own_are_named_in_the_plan(tiny_checkpoint: Path, tmp_path: Path) -
             f"model.path={tiny_checkpoint}",
             "data.layout=parts_of_mine:layout",
             f"data.root={data}",
-            "data.val_fraction=0",
+            *SMALL,
         ),
         tmp_path / "run",
     )

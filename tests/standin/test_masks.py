@@ -14,6 +14,7 @@ from saga_dist.standin.world import split
 CONFIG = BirdsSection(test_images_per_class=2)
 
 
+@pytest.mark.integration
 def test_a_part_has_its_own_colour() -> None:
     """Without nuisance a part's median pixel is nearer to its own colour than to the part's three others."""
     calm = split("test", CONFIG, nuisance=(0.0, 0.0), style=PLAIN_STYLE)
@@ -56,6 +57,7 @@ def test_flowers_are_where_the_flowers_are() -> None:
                 assert masks.distractors_IHW[image, y, x] == (near and not birds.bird_masks[image, y, x])
 
 
+@pytest.mark.integration
 def test_a_world_without_flowers_has_no_distractors() -> None:
     masks = scene_masks("test", CONFIG.model_copy(update={"min_flowers": 0, "max_flowers": 0}))
     assert not masks.distractors_IHW.any()

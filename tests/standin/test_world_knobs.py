@@ -46,6 +46,7 @@ def test_the_default_world_is_what_the_shipped_weights_were_made_in() -> None:
     assert sha256(*(name.encode() + codes.tobytes() for name, codes in species().items())) == SPECIES
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9, 1.0])
 def test_the_flower_tells_the_class_as_often_as_it_says(correlation: float) -> None:
     train = split("train", changed(train_images_per_class=24, flower_correlation=correlation))
@@ -102,6 +103,7 @@ def test_constant_parts_are_constant_in_training_and_vary_in_test(constant: tupl
     assert ((genera[:, :1] != genera[:, 1:]).sum(-1) <= 2).all()
 
 
+@pytest.mark.integration
 def test_styles_lie_on_a_line_and_training_has_its_own() -> None:
     assert style_at(0.0) == PLAIN_STYLE
     assert style_at(1.0) == SHIFTED_STYLE

@@ -16,6 +16,15 @@ from saga_dist.sweep.table import Table, load_table
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "tables").glob("*.toml"))
 
+SMALL_DATA_NO_GPU = (
+    "data.batch_size=4",
+    "data.images_per_class=2",
+    "rollout.pairs_per_batch=2",
+    "rollout.num_gpus=0",
+    "runtime.learner_num_gpus=0",
+)
+"""Overrides with which a shipped configuration is valid on a small tree and a machine without GPUs."""
+
 # Recall@1 as the paper prints it, in the order of the rows.
 PUBLISHED = {
     "table1_cub": (75.6, 79.5, 81.6, 87.9),
@@ -176,6 +185,7 @@ def test_main_results_compare_the_tower_two_metric_losses_and_the_method(name: s
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_cell_dry_runs(
     file: Path, tree: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +193,7 @@ def test_every_cell_dry_runs(
     monkeypatch.chdir(ROOT)
     table = load_table(file)
     layout = load_config(file.parent / table.config).data.layout
-    overrides = [] if layout == "birds" else [f"data.root={tree(layout)}"]
+    overrides = [] if layout == "birds" else [f"data.root={tree(layout)}", *SMALL_DATA_NO_GPU]
     arguments = ["sweep", str(file), *overrides, "--out", str(tmp_path / "out"), "--dry-run"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,9 +175,15 @@ def _check_show(table_file: Path, out: Path, summary: dict) -> None:
 
 @pytest.mark.integration
 def test_a_failed_cell_is_reported_and_the_others_go_on(
-    table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    table_file: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    broken = '[[variant]]\nname = "broken"\nlabel = "broken"\nset = ["objective.kl_layer=99"]\n'
+    damaged = shutil.copytree(tiny_checkpoint, tmp_path / "damaged") / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])  # which only loading finds
+    broken = f'[[variant]]\nname = "broken"\nlabel = "broken"\nset = ["model.path={damaged.parent}"]\n'
     zero = '[[variant]]\nname = "zero"\nlabel = "pre-trained"\npretrained = true\n'
     head, first, last = TABLE.partition('[[variant]]\nname = "metric"')
     last = last.partition("[[variant]]")[0]
@@ -193,7 +200,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     captured = capfd.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert "1 of 3 cells failed, first broken/seed_0" in line
-    assert "objective.kl_layer = 99" in line
+    assert f"{damaged}: cannot be read" in line
     assert len(started) == 2  # the broken one's, and one that the other two share
     summary = json.loads((out / "table.json").read_text())
     assert [row["seeds"] for row in summary["rows"]] == [[], [0], [0]]
@@ -221,6 +228,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     assert "optimizer.lr_encoder" in capfd.readouterr().err
 
 
+@pytest.mark.integration
 def test_cells_of_other_queries_are_not_compared(table_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cells = plan(load_table(table_file), table_file, out, overrides=["run.steps=1"], seeds=(0,))

@@ -27,6 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_family(tmp_path_factory.mktemp("qwen3_vl"), "qwen3_vl", seed=3)
 
 
+@pytest.mark.integration
 def test_built_in_families_hold_the_contract(family_checkpoint: Path) -> None:
     name = json.loads((family_checkpoint / "config.json").read_text())["model_type"]
     check_model_family(load_family_class(name), family_checkpoint)

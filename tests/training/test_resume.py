@@ -10,7 +10,7 @@ import pytest
 from saga_dist.errors import CheckpointError, Interrupted
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import EncoderTokens
-from saga_dist.wire import read_recording
+from saga_dist.wire import RunIdentity, read_recording
 
 pytestmark = pytest.mark.integration
 
@@ -152,17 +152,19 @@ def test_the_last_save_and_the_first_must_not_fail(scene: Any, tmp_path: Path) -
 def test_checkpoint_of_another_configuration_is_refused(scene: Any, tmp_path: Path) -> None:
     scene.coordinator(scene.config(steps=1), tmp_path).run()
     other = scene.config(steps=1, optimizer={"lr_encoder": 1e-3})
-    with pytest.raises(CheckpointError, match="another configuration"):
+    refusal = (
+        "step_00000001: it belongs to another configuration: optimizer.lr_encoder: .* != 0.001; choose a new --run-dir"
+    )
+    with pytest.raises(CheckpointError, match=refusal):
         scene.coordinator(other, tmp_path).run()
 
 
 def test_changed_data_is_refused(scene: Any, tmp_path: Path) -> None:
     config = scene.config(steps=1)
     scene.coordinator(config, tmp_path).run()
-    changed = scene.coordinator(config, tmp_path)
-    changed._runtime.learner.split_hash = lambda: "of other images"
+    other = RunIdentity(backbone="", tower="", split="of other images", code="")
     with pytest.raises(CheckpointError, match="data set has changed"):
-        changed.run()
+        scene.coordinator(config, tmp_path, identity=other).run()
 
 
 def test_selection_prefers_the_earlier_step_and_is_restored(scene: Any, tmp_path: Path) -> None:

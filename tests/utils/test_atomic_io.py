@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from saga_dist.errors import OutputError
 from saga_dist.utils import atomic_io
 from saga_dist.utils.atomic_io import crash_point, remove_leftovers, replaced_folder, write_atomic
 
@@ -47,7 +48,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         if failing == "rename":
             patch.setattr(Path, "rename", rename)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OutputError, match="No space"):
             replace()
     assert tree(tmp_path) == {"model/file": "old"}
 

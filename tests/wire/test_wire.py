@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from saga_dist.errors import WireError
+from saga_dist.errors import OutputError, WireError
 from saga_dist.types import (
     Completions,
     EncoderTokens,
@@ -382,7 +382,7 @@ def test_a_failed_write_keeps_the_old_recording(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_recording(path, [random_group(1), random_group(2)])
     assert [path.name for path in tmp_path.iterdir()] == ["r.arrow"]
     assert len(read_recording(path)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,16 @@ def load_splits(data: DataSection, *, seed: int) -> Splits:
     options = SplitOptions(
         val_fraction=data.val_fraction, image_size=data.image_size, seed=seed, fast_jpeg=data.fast_jpeg
     )
-    with LAYOUTS.calling(data.layout):
-        splits = layout(Path(data.root), options, **keys)
+    try:
+        with LAYOUTS.calling(data.layout):
+            splits = layout(Path(data.root), options, **keys)
+    except OSError as error:  # of a built-in layout: a folder or a list that cannot be read, or has just vanished
+        raise DataError(
+            f"cannot be read ({error.strerror or error})",
+            where=os.fsdecode(error.filename or data.root),
+            expected="a readable data set",
+            fix="check its permissions and its disk",
+        ) from error
     if not isinstance(splits, Splits):
         raise ConfigError(f"{data.layout!r} returned a {type(splits).__name__}", where=LAYOUTS.key, expected="Splits")
     if data.split_hash and splits.split_hash() != data.split_hash:

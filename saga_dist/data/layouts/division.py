@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from saga_dist.data.image_sets import FolderImageSet, Splits
 from saga_dist.data.layouts.listing import ClassFiles
+from saga_dist.data.left_out import LeftOut, refuse_unreadable
 from saga_dist.errors import DataError
 from saga_dist.utils.rng import counter_generator
 
@@ -51,6 +52,44 @@ class PublishedSplit:
     """Images of the gallery; 0 for a benchmark without a gallery."""
 
 
+class SplitError(DataError):
+    """The images of a data set are listed, but cannot be divided into splits; they can still be checked."""
+
+    listed: Mapping[str, FolderImageSet]
+    """The listed images, by a name for their part of the data set."""
+    left_out: tuple[LeftOut, ...]
+    """Files that were left out of the listing."""
+
+
+@contextmanager
+def dividing(parts: Mapping[str, ClassFiles], options: SplitOptions, *, banner: int = 0) -> Iterator[None]:
+    """Converts a DataError in the body of ``with`` to a SplitError with the listed images.
+
+    Args:
+        parts: the listed files, by a name for their part of the data set.
+        options: image size and reading of the listed images.
+        banner: rows at the bottom of every image that are not part of it, pixels.
+
+    Raises:
+        SplitError: the body raised a DataError, of which it has the message.
+    """
+    try:
+        yield
+    except DataError as error:
+        wrapped = SplitError(str(error))
+        wrapped.listed = {
+            name: part.images(
+                [class_name for class_name in part.classes if part.size(class_name)],
+                image_size=options.image_size,
+                banner=banner,
+                fast_jpeg=options.fast_jpeg,
+            )
+            for name, part in parts.items()
+        }
+        wrapped.left_out = tuple(one for part in parts.values() for one in part.left_out)
+        raise wrapped from error
+
+
 def make_splits(
     files: ClassFiles,
     train: Sequence[str],
@@ -80,15 +119,34 @@ def make_splits(
             lists that come with a benchmark.
 
     Raises:
-        DataError: files are missing, the benchmark is incomplete, or there are too few classes or images of a class.
+        SplitError: files are missing or unreadable, the benchmark is incomplete, or there are too few classes or images
+            of a class.
     """
+    parts = {"all": files} if gallery is None else {"all": files, "gallery": gallery}
+    with dividing(parts, options, banner=banner):
+        return _divide(files, train, test, options, published, val, gallery, banner=banner, drop_lone=drop_lone)
+
+
+def _divide(
+    files: ClassFiles,
+    train: Sequence[str],
+    test: Sequence[str],
+    options: SplitOptions,
+    published: PublishedSplit | None,
+    val: Sequence[str] | None,
+    gallery: ClassFiles | None,
+    *,
+    banner: int,
+    drop_lone: bool,
+) -> Splits:
     files.refuse_missing()
+    refuse_unreadable(files.left_out, files.root)
     if published is not None:
         _compare(files, train, test, gallery, published)
     if drop_lone:
         train = _without_lone(files, train)
     if val is None:
-        val = _hold_out(train, options, files.root)
+        val = hold_out(train, options.val_fraction, options.seed, where=str(files.root))
         train = [name for name in train if name not in set(val)]
     if len(train) < 2:
         raise DataError(f"{len(train)} training classes", where=str(files.root), expected="at least 2")
@@ -111,6 +169,7 @@ def make_splits(
         val=images(files, val) if val else None,
         test=images(files, test, allow_empty=gallery is not None),
         gallery=None if gallery is None else images(gallery, test, allow_empty=True),
+        left_out=tuple(files.left_out),
     )
 
 
@@ -153,18 +212,35 @@ def _without_lone(files: ClassFiles, train: Sequence[str]) -> list[str]:
     return [name for name in train if files.size(name) != 1]
 
 
-def _hold_out(train: Sequence[str], options: SplitOptions, root: Path) -> list[str]:
-    """Returns randomly drawn validation classes, in the order of the training classes."""
+def hold_out(train: Sequence[str], val_fraction: float, seed: int, *, where: str) -> list[str]:
+    """Returns randomly drawn validation classes, in the order of the training classes.
+
+    Args:
+        train: training classes, in the order of their labels.
+        val_fraction: share of them that is drawn, at least two classes; 0: none.
+        seed: seed of the draw.
+        where: folder of the data set, for the error.
+
+    Raises:
+        DataError: fewer than two classes are left to train on.
+    """
     # At least two classes: with one class every retrieval would be correct.
-    num_val = max(2, round(options.val_fraction * len(train))) if options.val_fraction > 0 else 0
+    num_val = max(2, round(val_fraction * len(train))) if val_fraction > 0 else 0
+    if len(train) < 2:
+        raise DataError(
+            f"{len(train)} training classes",
+            where=where,
+            expected="at least 2",
+            fix="add classes (where no list divides them, half of the classes train, so that 4 are needed)",
+        )
     if len(train) - num_val < 2:
         raise DataError(
             f"{len(train)} training classes of which {num_val} are for validation",
-            where=str(root),
+            where=where,
             expected="at least two left to train on",
-            fix="add classes" if not num_val else "lower data.val_fraction, or set it to 0 and have no model selection",
+            fix="lower data.val_fraction, or set it to 0 and have no model selection",
         )
-    drawn = counter_generator(options.seed, "validation classes").permutation(len(train))[:num_val]
+    drawn = counter_generator(seed, "validation classes").permutation(len(train))[:num_val]
     return [train[index] for index in sorted(drawn.tolist())]
 
 

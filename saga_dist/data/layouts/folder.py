@@ -1,4 +1,4 @@
-"""The generic layout: one folder per class, ``root/<class>/<image>``."""
+"""The generic layout: one folder per class, ``root/<class>/<image>``, or the same below ``train`` and ``test``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import SplitOptions, halves, make_splits
-from saga_dist.data.layouts.listing import class_folders, find_root, read_lines, scan_classes
+from saga_dist.data.layouts.class_folders import ClassFolders, class_folders, scan_classes
+from saga_dist.data.layouts.division import SplitOptions, dividing, halves, make_splits
+from saga_dist.data.layouts.listing import find_root, read_lines
+from saga_dist.data.layouts.split_folders import load_split_folders, split_folders
+from saga_dist.data.left_out import summary
 from saga_dist.errors import DataError
 
 
@@ -21,9 +24,13 @@ def load_folder(
 ) -> Splits:
     """Returns the splits of ``root/<class>/<image>``; they depend on the files and the arguments only.
 
+    When the folders in the root are ``train`` and ``test``, and perhaps ``val`` or ``validation``, they are the splits,
+    and the class folders are in them; no class may be in two of them. Otherwise the folders in the root are the
+    classes.
     Without lists, the classes are sorted by name (code points); the first half is for training, the second for test.
     With one list, all classes that are not in it form the other side; with two lists, classes in neither are ignored.
-    Validation classes are drawn from the training classes. Hidden files and files without an image suffix are skipped.
+    Without a validation folder, validation classes are drawn from the training classes. ``Splits.left_out`` has the
+    hidden files, files without the suffix of an image format, nested images and images beside the class folders.
 
     Args:
         root: folder of the data set; may be a symbolic link.
@@ -36,17 +43,36 @@ def load_folder(
             are too few classes or images.
     """
     folder = find_root(root)
-    folders = class_folders(folder)
-    if len(folders) < 2:
+    options = options or SplitOptions()
+    found = class_folders(folder)
+    parts = split_folders(folder, list(found.folders))
+    if parts is not None:
+        if train_classes or test_classes:
+            raise DataError(
+                "lists of classes and folders of splits",
+                where=str(folder),
+                expected="one of the two",
+                fix="remove data.train_classes and data.test_classes",
+            )
+        return load_split_folders(folder, parts, found.left_out, options)
+    try:
+        _refuse_few(found, folder)
+        train, test = _divide(found.folders, folder, train_classes, test_classes)
+    except DataError as error:
+        with dividing({"all": scan_classes(folder, found.folders, found.left_out)}, options):
+            raise error from None
+    files = scan_classes(folder, {name: found.folders[name] for name in (*train, *test)}, found.left_out)
+    return make_splits(files, train, test, options)
+
+
+def _refuse_few(found: ClassFolders, folder: Path) -> None:
+    if len(found.folders) < 2:
         raise DataError(
-            f"{len(folders)} class folders",
+            f"{len(found.folders)} class folders{f' ({summary(found.left_out)})' if found.left_out else ''}",
             where=str(folder),
             expected="root/<class>/<image>",
             fix="check data.root",
         )
-    train, test = _divide(folders, folder, train_classes, test_classes)
-    files = scan_classes(folder, {name: folders[name] for name in (*train, *test)})
-    return make_splits(files, train, test, options or SplitOptions())
 
 
 def _divide(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_dist.data.image_sets import Splits
+from saga_dist.data.layouts.class_folders import class_folders, scan_classes
 from saga_dist.data.layouts.division import PublishedSplit, SplitOptions, halves, make_splits
-from saga_dist.data.layouts.listing import class_folders, find_root, scan_classes
+from saga_dist.data.layouts.listing import find_root
 from saga_dist.errors import DataError
 
 PUBLISHED = PublishedSplit(
@@ -29,15 +30,15 @@ def load_inat(root: str | Path, options: SplitOptions | None = None) -> Splits:
     """
     outer = find_root(root)
     folder = find_root(outer / "train_mini") if (outer / "train_mini").is_dir() else outer
-    folders = class_folders(folder, keep=_is_bird)
-    if len(folders) < 2:
+    found = class_folders(folder, keep=_is_bird)
+    if len(found.folders) < 2:
         raise DataError(
-            f"{len(folders)} folders of the class Aves",
+            f"{len(found.folders)} folders of the class Aves",
             where=str(folder),
             expected="train_mini/NNNNN_Kingdom_Phylum_Class_Order_Family_Genus_species/",
             fix="check data.root",
         )
-    files = scan_classes(folder, folders)
+    files = scan_classes(folder, found.folders, found.left_out)
     return make_splits(files, *halves(files.classes), options or SplitOptions(), published=PUBLISHED)
 
 

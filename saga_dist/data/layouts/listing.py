@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from saga_dist.data.formats import EXAMPLES
 from saga_dist.data.image_sets import FolderImageSet
-from saga_dist.data.images import SUFFIXES
+from saga_dist.data.left_out import LeftOut, summary
 from saga_dist.errors import DataError
 
 
@@ -103,36 +103,6 @@ def parse_id(text: str, where: str, name: str = "id") -> int:
     return int(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a folder that is not hidden."""
-
-    name: str
-    """Name in the folder."""
-    status: os.stat_result
-    """Status of the file; for a link, of its target."""
-    real: Path
-    """Path with links resolved."""
-
-
-def visible_entries(folder: Path, root: Path) -> Iterator[Entry]:
-    """Yields the entries of a folder that are not hidden.
-
-    Args:
-        folder: folder to list.
-        root: folder of the data set, with links resolved.
-
-    Raises:
-        DataError: a link has no target, or one outside the root.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                path = Path(entry.path)
-                real = link_target(path, root) if entry.is_symlink() else path
-                yield Entry(entry.name, entry.stat(), real)
-
-
 def link_target(link: Path, root: Path) -> Path:
     """Returns the target of a symbolic link.
 
@@ -158,6 +128,8 @@ class ClassFiles:
 
     def __init__(self, root: Path, *, beside: ClassFiles | None = None) -> None:
         self.root = root
+        self.left_out: list[LeftOut] = []
+        """Files that were found in the folders of the classes and left out."""
         self._files: dict[str, list[tuple[str, int]]] = {}
         self._real_folders: dict[str, Path] = {}
         self._seen: dict[Path, str] = {} if beside is None else beside._seen
@@ -239,11 +211,12 @@ class ClassFiles:
         """Checks that all listed files exist.
 
         Raises:
-            DataError: some do not; the message names the first and gives the number of the others.
+            DataError: some do not; the message names the first ones and gives the number of the others.
         """
         if self._missing:
             where, path = self._missing[0]
-            more = f" (and {len(self._missing) - 1} more)" if len(self._missing) > 1 else ""
+            others = [path for _, path in self._missing[1:]]
+            more = f" (and {len(others):,} more), as are {', '.join(others[:2])}" if others else ""
             raise DataError(
                 f"{path} is missing{more}", where=where, expected=f"it below {self.root}", fix="complete the data set"
             )
@@ -280,9 +253,9 @@ class ClassFiles:
             listed = sorted(self._files.get(class_name, ()))
             if not listed and not allow_empty:
                 raise DataError(
-                    f"class {class_name!r} has no images",
+                    f"class {class_name!r} has no images{self._left_out_of(class_name)}",
                     where=str(self.root),
-                    expected=", ".join(SUFFIXES),
+                    expected=EXAMPLES,
                     fix="add images or remove the class",
                 )
             files += listed
@@ -298,45 +271,15 @@ class ClassFiles:
             fast_jpeg=fast_jpeg,
         )
 
+    def _left_out_of(self, class_name: str) -> str:
+        """Returns what was left out of the folder of a class, in brackets; empty for nothing."""
+        own = [one for one in self.left_out if class_name in one.path.split("/")[:2]]
+        return f" ({summary(own)})" if own else ""
+
     def _real_folder(self, folder: str) -> Path:
         if folder not in self._real_folders:
             self._real_folders[folder] = link_target(self.root / folder, self.root)
         return self._real_folders[folder]
-
-
-def class_folders(root: Path, *, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Path]:
-    """Returns the name and the resolved path of the folders in ``root``, sorted by name (code points).
-
-    Args:
-        root: folder of the data set, with links resolved.
-        keep: function of a name that returns False for folders to leave out.
-
-    Raises:
-        DataError: a link has no target, or one outside the root.
-    """
-    found = [entry for entry in visible_entries(root, root) if stat.S_ISDIR(entry.status.st_mode) and keep(entry.name)]
-    return {entry.name: entry.real for entry in sorted(found, key=lambda entry: entry.name)}
-
-
-def scan_classes(root: Path, folders: Mapping[str, Path]) -> ClassFiles:
-    """Returns the images in class folders; hidden files and files without an image suffix are skipped.
-
-    Args:
-        root: folder of the data set, with links resolved.
-        folders: class name to folder, from ``class_folders``.
-
-    Raises:
-        DataError: a class name is not printable, a link has no target inside the root, an image is not a regular file,
-            or a file has two names.
-    """
-    files = ClassFiles(root)
-    for name, folder in folders.items():
-        files.declare(name, str(root))
-        for entry in sorted(visible_entries(folder, root), key=lambda entry: entry.name):
-            if entry.name.lower().endswith(SUFFIXES):
-                path = f"{name}/{entry.name}"
-                files.add_found(name, path, entry.status, entry.real, str(root / path))
-    return files
 
 
 def _safe_path(listed: str, where: str) -> PurePosixPath:

@@ -22,7 +22,7 @@ from saga_dist.data.prompts import ChatFormat
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
-from saga_dist.models.weight_digest import weight_digest
+from saga_dist.models.weight_digest import weights_digest
 from saga_dist.types import EncoderTokens, Grid
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class FrozenBackbone(nn.Module, ABC):
 
     def digest(self) -> str:
         """Returns the sha256 over names, dtypes, shapes and bytes of all weights."""
-        return weight_digest(self.state_dict())
+        return weights_digest(self)
 
     @property
     @abstractmethod

@@ -179,6 +179,10 @@ class LearnerActor(BaseActor):
         """Returns the sha256 of the splits."""
         return self._learner.split_hash()
 
+    def tower_digest(self) -> str:
+        """Returns the sha256 of the tower's present weights."""
+        return self._learner.tower_digest()
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch and stores one payload per pair; returns their handles."""
         return self._publish(self._learner.encode(batch))

@@ -37,6 +37,7 @@ from saga_dist.types import (
     TokenGradients,
     VerdictTask,
 )
+from saga_dist.utils.output_files import make_folder, write_file
 from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
@@ -70,7 +71,7 @@ class FaultPlan:
             times: number of times that it is triggered, over all processes.
             seconds: duration of a fault of kind ``slow``.
         """
-        (Path(self.folder) / f"{name}.json").write_text(json.dumps([kind, times, seconds]), "utf-8")
+        write_file(Path(self.folder) / f"{name}.json", json.dumps([kind, times, seconds]))
 
     def num_triggered(self, name: str) -> int:
         """Returns how often the fault at ``name`` was triggered."""
@@ -218,6 +219,10 @@ class FakeLearner:
         """Returns a constant, because there is no data set."""
         return "scripted"
 
+    def tower_digest(self) -> str:
+        """Returns a constant, because there is no tower."""
+        return "scripted"
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Returns tokens that depend on images and weights only; every rank computes its share of the pairs."""
         self._script.trigger(f"encode-{batch.step}")
@@ -251,7 +256,7 @@ class FakeLearner:
 
     def save(self, folder: Path) -> None:
         """Writes weights and step."""
-        (folder / "learner.json").write_text(json.dumps([self._step, self._weights_W.tolist()]), "utf-8")
+        write_file(folder / "learner.json", json.dumps([self._step, self._weights_W.tolist()]))
 
     def load(self, folder: Path) -> None:
         """Restores weights and step."""
@@ -260,7 +265,7 @@ class FakeLearner:
 
     def save_encoder(self, folder: Path) -> None:
         """Writes the weights."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.save(folder)
 
     def _tokens(self, pair: ImagePair) -> EncoderTokens:

@@ -87,6 +87,10 @@ class RemoteLearner:
         """Returns the sha256 of the images, classes and labels of all splits."""
         return self.call("split_hash")
 
+    def tower_digest(self) -> str:
+        """Returns the sha256 of the tower's present weights."""
+        return self.call("tower_digest")
+
     def encode(self, batch: MicroBatch) -> EncodedBatch:
         """Encodes a micro-batch and back-propagates the metric loss; returns one token handle per pair."""
         return self.call("encode", batch)

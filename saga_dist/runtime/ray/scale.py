@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field, ValidationError
 
 from saga_dist.config import Section
-from saga_dist.errors import ConfigError, DeadlineExceeded
+from saga_dist.errors import ConfigError, DeadlineExceeded, OutputError
 from saga_dist.utils.atomic_io import write_atomic
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ class ScaleController:
             log.warning("%s is left behind (%s)", self._workers, error.strerror)
 
     def poll(self) -> None:
-        """Applies a new request and updates ``workers.json``; an OSError is logged and does not end the run."""
+        """Applies a new request and updates ``workers.json``; an error of the disk is logged and not raised."""
         try:
             self._apply_request()
             self._write()
-        except OSError as error:
-            log.warning("%s: scaling does not work at present (%s)", self._workers.parent, error.strerror)
+        except (OSError, OutputError) as error:
+            log.warning("%s: scaling does not work at present (%s)", self._workers.parent, error)
 
     def _run_until_closed(self) -> None:
         while not self._stop.wait(POLL_S):
@@ -254,10 +254,7 @@ def request_scale(run_dir: Path, targets: Mapping[str, int], *, at_once: bool = 
                 fix=f"the range is {role}.min_workers to {role}.max_workers of the configuration",
             )
     request = Request(run=view.run, targets=dict(targets), at_once=at_once)
-    try:
-        write_atomic(run_dir / "scale.json", request.model_dump_json(indent=2).encode())
-    except OSError as error:
-        raise ConfigError(f"cannot be written ({error.strerror})", where=str(run_dir / "scale.json")) from error
+    write_atomic(run_dir / "scale.json", request.model_dump_json(indent=2).encode())
     return view
 
 

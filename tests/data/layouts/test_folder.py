@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from saga_dist.data.folder_walk import READ_ALREADY
 from saga_dist.data.image_sets import Splits
-from saga_dist.data.layouts.division import SplitOptions
+from saga_dist.data.layouts.class_folders import NESTED, NO_CLASS
+from saga_dist.data.layouts.division import SplitError, SplitOptions
 from saga_dist.data.layouts.folder import load_folder
 from saga_dist.errors import DataError
 
@@ -204,24 +208,83 @@ def test_validation_must_leave_classes_to_train_on(tmp_path: Path) -> None:
     assert len(load(root, val_fraction=0.0).train.class_names) == 3
 
 
-def test_links_must_stay_inside_the_root(tmp_path: Path) -> None:
+def left_out(splits: Splits) -> list[tuple[str, str]]:
+    return [(one.path, one.reason) for one in splits.left_out]
+
+
+def test_links_to_images_and_class_folders_are_followed(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "images")
-    add_image(tmp_path / "outside" / "0.png")
-    link = root / "c00" / "link.png"
-    link.symlink_to(tmp_path / "outside" / "0.png")
-    assert f"{link}: a link out of the data set" in refused(root)
-    link.unlink()
-    link.symlink_to("../../outside/0.png")
-    assert "a link out of the data set" in refused(root)
-    link.unlink()
-    link.symlink_to("gone.png")
-    assert "a link to nowhere" in refused(root)
-    link.unlink()
-    link.symlink_to("link.png")
-    assert "a link to nowhere" in refused(root)
-    link.unlink()
-    (root / "c99").symlink_to(tmp_path / "outside", target_is_directory=True)
-    assert "c99: a link out of the data set" in refused(root)
+    add_image(tmp_path / "outside" / "0.png", color=7)
+    (root / "c00" / "link.png").symlink_to(tmp_path / "outside" / "0.png")
+    add_image(tmp_path / "elsewhere" / "0.png", color=9)
+    (root / "c99").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    splits = load(root, val_fraction=0.0, image_size=8)
+    assert splits.train.name(3) == "c00/link.png"
+    assert splits.train.image(3)[0, 0, 0] == 7
+    assert splits.test.class_names[-1] == "c99"
+    assert splits.test.image(len(splits.test) - 1)[0, 0, 0] == 9
+    assert splits.left_out == ()
+
+
+def test_links_that_lead_nowhere_or_back_are_left_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images")
+    (root / "c00" / "gone.png").symlink_to("nowhere.png")
+    (root / "c00" / "self.png").symlink_to("self.png")
+    (root / "c00" / "up").symlink_to("..", target_is_directory=True)
+    (root / "here").symlink_to(".", target_is_directory=True)
+    splits = load(root, val_fraction=0.0)
+    assert (len(splits.train), len(splits.test)) == (18, 18)
+    assert sorted(left_out(splits)) == [
+        ("c00/gone.png", "a link to nowhere"),
+        ("c00/self.png", "a link to nowhere"),
+        ("c00/up", READ_ALREADY),
+        ("here", READ_ALREADY),
+    ]
+
+
+def test_nested_images_and_images_in_no_class_folder_are_left_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, num_classes=4)
+    add_image(root / "c01" / "more" / "deep" / "x.png")
+    add_image(root / "c01" / "more" / "y.png")
+    add_image(root / "z.png")
+    splits = load(root, val_fraction=0.0)
+    assert len(splits.train) == 6
+    assert sorted(left_out(splits)) == [
+        ("c01/more/deep/x.png", NESTED),
+        ("c01/more/y.png", NESTED),
+        ("z.png", NO_CLASS),
+    ]
+    for number in range(3):
+        (root / "c01" / f"{number}.png").unlink()
+    assert f"class 'c01' has no images (left out 2 files: 2 x {NESTED})" in refused(root, val_fraction=0.0)
+
+
+def test_an_unreadable_class_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path)
+    scandir: Any = os.scandir
+
+    def denied(folder: Path) -> Any:
+        if Path(folder).name == "c03":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "c03: cannot be read (Permission denied); expected a readable folder of images" in refused(root)
+
+
+def test_data_that_cannot_be_split_are_listed_all_the_same(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, num_classes=3)
+    (root / "c00" / "x.xyz").touch()
+    with pytest.raises(SplitError) as caught:
+        load(root)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert "at least two left to train on" in str(error)
+    assert [len(images) for images in error.listed.values()] == [9]
+    assert [one.path for one in error.left_out] == ["c00/x.xyz"]
+    (tmp_path / "list.txt").write_text("c99\n")
+    with pytest.raises(SplitError, match="unknown class 'c99'") as caught:
+        load(root, train_classes=tmp_path / "list.txt")
+    assert caught.value.listed["all"].class_names == ("c00", "c01", "c02")
 
 
 def test_one_file_under_two_names_is_refused(tmp_path: Path) -> None:

@@ -196,6 +196,24 @@ def test_job_brings_its_own_reward_and_metric_loss_along(head: Head, tmp_path: P
     assert "metric_loss.loss.proxies_CE" in state, "the learner trained the job's own metric loss"
 
 
+@pytest.mark.parametrize("place", [(), ("--run-dir", "mine")], ids=["default", "relative"])
+def test_a_run_directory_in_the_copy_of_the_working_directory_is_refused(
+    head: Head, tmp_path: Path, place: tuple[str, ...]
+) -> None:
+    """Ray removes the copy with the job, and another submission would start again at step 1 in another one."""
+    job = tmp_path / "job"
+    job.mkdir()
+    shutil.copy(DEMO, job / "run.toml")
+    done = submit(head, str(SAGA_DIST), "train", "run.toml", *SMALL, *place, working_dir=job)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Traceback" not in said
+    (line,) = {line.strip() for line in said.splitlines() if line.startswith("error: ")}
+    assert "is in Ray's copy of the job's working directory, which goes with the job" in line
+    assert "give --run-dir as an absolute path" in line
+    assert "exit code 2" in said
+
+
 def test_a_module_that_a_node_lacks_is_one_line_with_the_node(head: Head, tmp_path: Path) -> None:
     own = ("objective.reward=own_reward_left_at_home:partial_credit", "rollout.workers=1")
     done = submit(head, str(SAGA_DIST), "train", str(DEMO), *SMALL, *own, "--run-dir", str(tmp_path / "run"))

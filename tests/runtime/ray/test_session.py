@@ -13,7 +13,8 @@ import pytest
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import ConfigError
 from saga_dist.runtime.ray import session
-from saga_dist.runtime.ray.session import RaySession, ResourceRequest, missing_resources, resource_requests
+from saga_dist.runtime.ray.resources import ResourceRequest, missing_resources, resource_requests
+from saga_dist.runtime.ray.session import RaySession
 
 pytestmark = pytest.mark.cluster
 

@@ -1,0 +1,43 @@
+"""Validation of a run by the commands that start one; imports nothing heavy."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_dist.cli.arguments import print_line
+
+if TYPE_CHECKING:
+    from saga_dist.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def require_valid(config: RunConfig, directory: Path) -> None:
+    """Validates a run before anything heavy is loaded, and logs its warnings.
+
+    Args:
+        config: the whole configuration.
+        directory: the run directory, which need not exist.
+
+    Raises:
+        UserError: the run is not valid.
+    """
+    from saga_dist.runtime.validation import validate_run
+
+    for warning in validate_run(config, directory):
+        log.warning("%s", warning)
+
+
+def fitted_overrides(config: RunConfig) -> list[str]:
+    """Returns the overrides with which a run fits its data set, and prints them.
+
+    Raises:
+        DataError: no overrides fit.
+    """
+    from saga_dist.runtime.validation.fit import fit_to_data
+
+    overrides = fit_to_data(config)
+    print_line(f"fitted to the data: {' '.join(overrides) or 'every setting fits already'}")
+    return overrides
