@@ -132,10 +132,15 @@ def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
     return round((rollout.weights + rollout.kv_cache_bytes) * SLACK) + base
 
 
+def engine_size(config: RunConfig, rollout: RolloutMemory) -> EngineSize:
+    """Returns the sizes from which vLLM's memory is computed."""
+    context, sequences = config.rollout.max_model_len, config.rollout.max_sequences
+    return EngineSize(rollout.weights, rollout.kv_token_bytes, context, sequences)
+
+
 def cpu_kv_cache_bytes(config: RunConfig, rollout: RolloutMemory) -> int:
     """Returns the bytes of vLLM's KV cache on a CPU."""
-    context, sequences = config.rollout.max_model_len, config.rollout.max_sequences
-    return EngineSize(rollout.weights, rollout.kv_token_bytes, context, sequences).on_cpu()
+    return engine_size(config, rollout).on_cpu()
 
 
 def kv_cache_capacity(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:

@@ -103,3 +103,11 @@ def test_without_checkpointing_the_largest_step_does_not_fit() -> None:
     (line,) = complaints(load_config(path, ["optimizer.gradient_checkpointing=false"]), named_card(path))
     assert "in a step of 8 micro-batches" in line
     assert "optimizer.gradient_checkpointing=true would fit" in line
+
+
+@pytest.mark.integration
+def test_a_share_that_has_no_room_for_the_engine_has_its_line() -> None:
+    path = CONFIGS / "cub.toml"
+    (line,) = complaints(load_config(path, ["rollout.gpu_memory_utilization=0.12"]), named_card(path))
+    assert "rollout.gpu_memory_utilization = 0.12 of a GPU of 150.0 GB leaves" in line
+    assert "raise it, use a larger GPU" in line

@@ -44,7 +44,9 @@ BRANCHES = {
     "runtime/validation/machine.py::_gpus_of_this_process": CHECKS + "test_gpus_that_are_there_are_enough",
     "runtime/validation/machine.py::check_devices": CHECKS + "test_gpus_that_are_there_are_enough",
     "workers/data_parallel.py::join": HERE + "test_ranks_on_gpus_join_with_nccl_on_a_device_with_an_index",
-    "workers/engines/vllm_engine.py::VllmEngine.close": HERE + "test_a_closed_engine_frees_the_gpus_memory",
-    "workers/engines/vllm_engine.py::_start": HERE + "test_vllm_on_a_gpu_gets_a_computed_cache",
+    "workers/engines/vllm_engine.py::VllmEngine.close": (
+        "workers/test_vllm_arguments.py::test_a_closed_engine_frees_the_gpus_memory"
+    ),
+    "workers/engines/vllm_engine.py::_start": "workers/test_vllm_arguments.py::test_vllm_on_a_gpu_gets_a_computed_cache",
 }
 """Test that enters each function on its CUDA side, by file and function."""

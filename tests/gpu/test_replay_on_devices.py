@@ -50,8 +50,10 @@ def replayed(
     return worker.replay(ReplayTask(group, record, group.num_tokens, True), record), worker
 
 
-def test_replay_and_tower_backward_are_end_to_end_autograd(world: World, device: torch.device) -> None:
-    if device.type == "cuda" and torch.version.cuda:
+def test_replay_and_tower_backward_are_end_to_end_autograd(
+    world: World, device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["device"] == "cuda":
         world.reference.to(device)
     group = group_of(world.reference.config.text_config.vocab_size)
     expected_NW, expected_tower, expected_loss = end_to_end(world, group)
