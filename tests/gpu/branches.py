@@ -47,6 +47,8 @@ BRANCHES = {
     "workers/engines/vllm_engine.py::VllmEngine.close": (
         "workers/test_vllm_arguments.py::test_a_closed_engine_frees_the_gpus_memory"
     ),
-    "workers/engines/vllm_engine.py::_start": "workers/test_vllm_arguments.py::test_vllm_on_a_gpu_gets_a_computed_cache",
+    "workers/engines/vllm_engine.py::_start": (
+        "workers/test_vllm_arguments.py::test_vllm_on_a_gpu_gets_a_computed_cache"
+    ),
 }
 """Test that enters each function on its CUDA side, by file and function."""
