@@ -91,6 +91,6 @@ class LearnerLost(TrainingError):
 
 
 class Interrupted(SagaError):
-    """The run stopped on request (SIGTERM, SIGINT) and has written a checkpoint."""
+    """The run stopped on request (SIGTERM, SIGINT): before the first step, or after writing a checkpoint."""
 
     exit_code = 3

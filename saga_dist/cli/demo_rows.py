@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,8 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.retrieval.results import MethodResult, Results
 from saga_dist.runtime.protocol import ReusableRuntime
-from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_method
+from saga_dist.runtime.run import build_runtime, open_run_directory, train_method
+from saga_dist.runtime.stopping import StopRequest, stop_on_signal
 from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training.evaluation import evaluate_method
 from saga_dist.training.training_facts import training_facts
@@ -53,20 +54,21 @@ def _run_rows(run_dir: Path, config: RunConfig, *, ablations: bool) -> Results:
     console = Console()
     started = time.monotonic()
     open_run_directory(run_dir, config)
-    with stop_on_signal() as should_stop:
-        running = build_runtime(config)
+    with stop_on_signal() as stop:
+        running = build_runtime(config, stop=stop, home=run_dir)
         parts = f"{config.runtime.kind} runtime, {config.rollout.engine} engine"
         console.print(f"{parts}: learner up after {time.monotonic() - started:.0f} s", highlight=False)
         try:
             digest = running.backbone_digest()
-            table = _Table(config, running, run_dir, console, should_stop)
+            table = _Table(config, running, run_dir, console, stop)
             methods = [table.pretrained(), table.metric_loss_only()]
             if ablations:
                 methods += [table.row("+ GRPO only", lambda_kl=0.0), table.row("+ KL only", lambda_lm=0.0)]
             methods.append(table.row("SAGA", directory=run_dir))
             results = Results(methods=methods, backbone_unchanged=running.backbone_digest() == digest)
         finally:
-            running.close()
+            with stop.deferred():
+                running.close()
     results.save(run_dir / "results.json")
     console.print()
     print_results(console, methods)
@@ -88,10 +90,10 @@ class _Table:
         runtime: ReusableRuntime,
         run_dir: Path,
         console: Console,
-        should_stop: Callable[[], bool],
+        stop: StopRequest,
     ) -> None:
         self._config, self._runtime, self._run_dir = config, runtime, run_dir
-        self._console, self._should_stop = console, should_stop
+        self._console, self._stop = console, stop
 
     def pretrained(self) -> MethodResult:
         """Returns the results of the pre-trained encoder with mean-pooled tokens."""
@@ -140,7 +142,7 @@ class _Table:
                 self._runtime,
                 directory,
                 on_step=on_step,
-                should_stop=self._should_stop,
+                stop=self._stop,
                 evaluate_test=test,
             )
 

@@ -1,7 +1,7 @@
 """The entry point ``saga-dist``. Heavy imports happen inside the commands, so that --help and --dry-run stay fast.
 
-Exit codes: 0 done; 1 a failure of the system; 2 a mistake that the user can correct (one line); 3 stopped on request
-after writing a checkpoint (the same command resumes).
+Exit codes: 0 done; 1 a failure of the system; 2 a mistake that the user can correct (one line); 3 stopped on request,
+before the first step or after writing a checkpoint (the same command resumes).
 """
 
 from __future__ import annotations

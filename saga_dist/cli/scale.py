@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +29,7 @@ def scale(
     """Show or change the number of rollout and replay workers of a running training."""
     from rich.console import Console
 
-    from saga_dist.runtime.ray.scale import read_workers, request_scale, wait_for
+    from saga_dist.runtime.ray.scale_command import read_workers, request_scale, wait_for
 
     requested = parse_targets(targets or [])
     if requested:
@@ -38,7 +37,7 @@ def scale(
         view = wait_for(run_directory, requested, deadline_s=wait)
     else:
         view = read_workers(run_directory)
-    Console().print(workers_table(view, now=time.time()))
+    Console().print(workers_table(view, now=view.written_at))
 
 
 def parse_targets(texts: Sequence[str]) -> dict[str, int]:
@@ -65,7 +64,7 @@ def workers_table(view: RunView, *, now: float) -> Table:
 
     Args:
         view: workers of a run.
-        now: present time in seconds since 1970, from which the uptime is computed.
+        now: time of the view by the run's clock, seconds since 1970, from which the uptime is computed.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.config.comparison import name_keys
@@ -28,6 +26,7 @@ from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Metho
 from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.earlier_run import changed_keys, is_unfinished_start
 from saga_dist.runtime.protocol import ReusableRuntime
+from saga_dist.runtime.stopping import StopRequest, stop_on_signal
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.evaluation import embed_images, evaluate_method, retrieval_result
 from saga_dist.training.identity import identity_of
@@ -39,6 +38,7 @@ from saga_dist.utils.directory_owner import owned_directory
 from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
+from saga_dist.utils.waiting import announced
 from saga_dist.wire import RunIdentity
 
 log = logging.getLogger(__name__)
@@ -90,15 +90,40 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def build_runtime(config: RunConfig) -> ReusableRuntime:
-    """Returns the configured runtime. Ray is imported only for the Ray runtime."""
+def build_runtime(config: RunConfig, *, stop: StopRequest | None = None, home: Path | None = None) -> ReusableRuntime:
+    """Returns the configured runtime. Ray is imported only for the Ray runtime.
+
+    Args:
+        config: the whole configuration.
+        stop: request to stop, which ends every wait before the first step; None when there is none.
+        home: directory of the run or the table, in which processes and files outside of it are recorded; None to
+            record nothing.
+    """
     if config.runtime.kind == "serial":
         from saga_dist.runtime.serial import SerialRuntime
 
         return SerialRuntime(config)
     from saga_dist.runtime.ray.runtime import RayRuntime
 
-    return RayRuntime(config)
+    return RayRuntime(config, stop=stop, home=home)
+
+
+@contextmanager
+def open_runtime(config: RunConfig, run_dir: Path, stop: StopRequest) -> Iterator[ReusableRuntime]:
+    """Yields the runtime of one run and closes it, which a signal does not interrupt.
+
+    Args:
+        config: the whole configuration.
+        run_dir: the run directory, opened for ``config``.
+        stop: request to stop.
+    """
+    runtime = build_runtime(config, stop=stop, home=run_dir)
+    try:
+        runtime.watch(run_dir)
+        yield runtime
+    finally:
+        with stop.deferred():
+            runtime.close()
 
 
 @contextmanager
@@ -122,7 +147,7 @@ def train_method(
     run_dir: Path,
     *,
     on_step: Callable[[StepResult], None] = lambda result: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     evaluate_test: bool = True,
     on_hits: Callable[[str, FirstHits], None] = lambda split, hits: None,
     identity: RunIdentity | None = None,
@@ -137,15 +162,15 @@ def train_method(
         runtime: the runtime, whose learner is new.
         run_dir: the run directory, opened for ``config``.
         on_step: called with the metrics of every step.
-        should_stop: returns True when the run is to stop.
+        stop: request to stop; None when there is none.
         evaluate_test: False to evaluate only validation classes, while tuning.
         on_hits: called with each split and the rank of the first hit of each of its queries.
         identity: weights, data and code of the run; None: those of the runtime.
 
     Raises:
-        Interrupted: ``should_stop`` returned True; a checkpoint was written.
+        Interrupted: a stop was requested; a checkpoint was written.
     """
-    started = time.monotonic()
+    started, stop = time.monotonic(), stop or StopRequest()
     sampler = training_sampler(config, runtime.learner.labels("train"))
     with metric_sinks(config, run_dir) as sinks:
         coordinator = Coordinator(
@@ -153,8 +178,9 @@ def train_method(
             runtime,
             sampler,
             run_dir,
+            on_start=stop.steps_begin,
             on_step=on_step,
-            should_stop=should_stop,
+            should_stop=stop,
             sinks=sinks,
             identity=identity,
         )
@@ -186,14 +212,10 @@ def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], N
         Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
     """
     require_loggers(config.logging)
-    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as stop:
         open_run_directory(run_dir, config)
-        runtime = build_runtime(config)
-        try:
-            runtime.watch(run_dir)
-            return train_on(runtime, config, run_dir, on_step=on_step, should_stop=should_stop)
-        finally:
-            runtime.close()
+        with open_runtime(config, run_dir, stop) as runtime:
+            return train_on(runtime, config, run_dir, on_step=on_step, stop=stop)
 
 
 def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> int:
@@ -204,14 +226,12 @@ def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], 
         run_dir: the run directory.
         on_step: called with the metrics of every step.
     """
-    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as should_stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as stop:
         open_run_directory(run_dir, config)
-        runtime = build_runtime(config)
-        try:
-            runtime.watch(run_dir)
-            return record_rollouts(config, runtime, run_dir, on_step=on_step, should_stop=should_stop)
-        finally:
-            runtime.close()
+        with open_runtime(config, run_dir, stop) as runtime:
+            return record_rollouts(
+                config, runtime, run_dir, on_start=stop.steps_begin, on_step=on_step, should_stop=stop
+            )
 
 
 def train_on(
@@ -220,7 +240,7 @@ def train_on(
     run_dir: Path,
     *,
     on_step: Callable[[StepResult], None] = lambda result: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     only_pretrained: bool = False,
 ) -> Results:
     """Evaluates the pre-trained tower, trains, and writes ``hits.npz`` and then ``results.json``; returns the results.
@@ -230,21 +250,22 @@ def train_on(
         config: the whole configuration.
         run_dir: the run directory, opened for ``config``.
         on_step: called with the metrics of every step.
-        should_stop: returns True when the run is to stop.
+        stop: request to stop; None when there is none.
         only_pretrained: True to evaluate the pre-trained, mean-pooled tower only and not to train.
 
     Raises:
-        Interrupted: ``should_stop`` returned True; a checkpoint was written.
+        Interrupted: a stop was requested; a checkpoint was written.
     """
     hits: dict[tuple[str, str], FirstHits] = {}
 
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
-    identity = identity_of(runtime)
-    start = evaluate_method(
-        PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)
-    )
+    with announced("the pre-trained encoder's results", lambda: "every image is embedded once"):
+        identity = identity_of(runtime)
+        start = evaluate_method(
+            PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)
+        )
     methods = [start.model_copy(update={"training": training_facts(config, run_dir, pretrained=True)})]
     if not only_pretrained:
         methods.append(
@@ -254,7 +275,7 @@ def train_on(
                 runtime,
                 run_dir,
                 on_step=on_step,
-                should_stop=should_stop,
+                stop=stop,
                 on_hits=keep(TRAINED),
                 identity=identity,
             )
@@ -289,25 +310,3 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
         wall_s=0.0,
         training=training_facts(config, run_dir),
     )
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns True once SIGTERM or SIGINT was received.
-
-    A SIGINT after another of these signals raises ``KeyboardInterrupt``.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        log.warning("%s: finishing this step, then writing a checkpoint", signal.Signals(number).name)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from saga_dist.config import RunConfig
 from saga_dist.protocols import GradientHandle, Learner, ReplayWorker, RolloutWorker
 from saga_dist.runtime.build import build_learner, build_replay_worker, build_rollout_worker
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
+from saga_dist.utils.waiting import announced
 from saga_dist.workers.serial_pool import SerialPool
 
 
@@ -28,13 +29,16 @@ class SerialRuntime:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self.learner = build_learner(config)
+        with announced("the learner", lambda: "it loads the encoder and the images' labels"):
+            self.learner = build_learner(config)
         self._rollout_worker: RolloutWorker | None = None
         self._replay_worker: ReplayWorker | None = None
         if config.needs_mllm:
-            self._replay_worker = build_replay_worker(config)
+            with announced("the replay worker", lambda: "it loads the MLLM"):
+                self._replay_worker = build_replay_worker(config)
         if config.needs_engine:
-            self._rollout_worker = build_rollout_worker(config)
+            with announced("the rollout worker", lambda: "its engine loads the MLLM"):
+                self._rollout_worker = build_rollout_worker(config)
         self.rollouts: SerialPool[RolloutTask, ScoredGroup] = SerialPool(
             self._roll_out,
             lease=config.rollout.groups_per_lease,

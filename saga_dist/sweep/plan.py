@@ -111,7 +111,7 @@ def check(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         if not cell.finished:
-            validate_run(cell.config, cell.directory)
+            validate_run(cell.config, cell.directory, option="--out")
 
 
 def read_failures(out: Path) -> dict[str, str]:

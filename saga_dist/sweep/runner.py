@@ -14,7 +14,8 @@ from pathlib import Path
 from saga_dist.config import RunConfig
 from saga_dist.errors import Interrupted
 from saga_dist.runtime.protocol import ReusableRuntime
-from saga_dist.runtime.run import build_runtime, open_run_directory, stop_on_signal, train_on
+from saga_dist.runtime.run import build_runtime, open_run_directory, train_on
+from saga_dist.runtime.stopping import StopRequest, stop_on_signal
 from saga_dist.sweep.forecast import forecast
 from saga_dist.sweep.plan import Cell, read_failures, write_failures
 from saga_dist.types import StepResult
@@ -57,18 +58,18 @@ def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[s
 def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str, str]:
     names = {cell.name for cell in cells}
     failures = {name: reason for name, reason in read_failures(out).items() if name in names}
-    shared = _SharedRuntime()
-    with stop_on_signal() as should_stop:
+    with stop_on_signal() as stop:
+        shared = _SharedRuntime(stop, out)
         try:
             log.info("%s", forecast(cells))
             for cell in cells:
                 if cell.finished:
                     failures.pop(cell.name, None)
                     continue
-                if should_stop():
+                if stop():
                     raise Interrupted(f"stopped before {cell.name}", fix="the same command resumes")
                 try:
-                    _run(cell, shared, progress, should_stop)
+                    _run(cell, shared, progress, stop)
                     failures.pop(cell.name, None)
                     log.info("%s is finished; %s", cell.name, forecast(cells))
                 except Interrupted:
@@ -78,8 +79,9 @@ def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str
                     failures[cell.name] = printable(" ".join(str(error).split())) or type(error).__name__
                     shared.close()  # the failure may have left it in any state
         finally:
-            shared.close()
-            write_failures(out, failures)
+            with stop.deferred():
+                shared.close()
+                write_failures(out, failures)
     return failures
 
 
@@ -89,28 +91,34 @@ def worker_settings(config: RunConfig) -> str:
     return json.dumps({**settings, "needs_mllm": config.needs_mllm}, sort_keys=True)
 
 
-def _run(cell: Cell, shared: _SharedRuntime, progress: Progress, should_stop: Callable[[], bool]) -> None:
+def _run(cell: Cell, shared: _SharedRuntime, progress: Progress, stop: StopRequest) -> None:
     with owned_directory(cell.directory, option="--out"):
         open_run_directory(cell.directory, cell.config)
-        _train(cell, shared.for_config(cell.config), progress, should_stop)
+        _train(cell, shared.for_config(cell.config), progress, stop)
 
 
-def _train(cell: Cell, runtime: ReusableRuntime, progress: Progress, should_stop: Callable[[], bool]) -> None:
+def _train(cell: Cell, runtime: ReusableRuntime, progress: Progress, stop: StopRequest) -> None:
     with progress(cell) as on_step:
         train_on(
             runtime,
             cell.config,
             cell.directory,
             on_step=on_step,
-            should_stop=should_stop,
+            stop=stop,
             only_pretrained=cell.variant.pretrained,
         )
 
 
 class _SharedRuntime:
-    """The runtime of the last cell, reused for the next one when their worker settings are equal."""
+    """The runtime of the last cell, reused for the next one when their worker settings are equal.
 
-    def __init__(self) -> None:
+    Args:
+        stop: request to stop.
+        out: output directory of the table.
+    """
+
+    def __init__(self, stop: StopRequest, out: Path) -> None:
+        self._stop, self._out = stop, out
         self._runtime: ReusableRuntime | None = None
         self._settings = ""
 
@@ -121,7 +129,7 @@ class _SharedRuntime:
             self._runtime.reset_learner(config)
             return self._runtime
         self.close()
-        self._runtime, self._settings = build_runtime(config), settings
+        self._runtime, self._settings = build_runtime(config, stop=self._stop, home=self._out), settings
         return self._runtime
 
     def close(self) -> None:

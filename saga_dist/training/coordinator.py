@@ -89,6 +89,7 @@ class Coordinator:
         runtime: learner and worker pools, serial or Ray.
         sampler: the class-balanced stream of micro-batches.
         run_dir: existing directory for metrics, recordings and checkpoints.
+        on_start: called before the first optimizer step, after the start-up check; may raise an exception.
         on_step: called after every optimizer step with its result.
         should_stop: called between steps and while the step waits for rollouts; when it returns True, the coordinator
             saves a checkpoint of the last finished step and raises ``Interrupted``.
@@ -103,6 +104,7 @@ class Coordinator:
         sampler: ClassBalancedSampler,
         run_dir: Path,
         *,
+        on_start: Callable[[], None] = lambda: None,
         on_step: Callable[[StepResult], None] = lambda result: None,
         should_stop: Callable[[], bool] = lambda: False,
         sinks: Sequence[MetricSink] = (),
@@ -117,7 +119,7 @@ class Coordinator:
         self._metrics = MetricsLog(run_dir / "metrics.jsonl", sinks)
         self._ledger = PairLedger(run_dir / LEDGER_NAME)
         self._monitors = (ShareMonitor(config.objective), ContributionMonitor(config))
-        self._on_step, self._should_stop = on_step, should_stop
+        self._on_start, self._on_step, self._should_stop = on_start, on_step, should_stop
         self._source = self._build_source(config.rollout.recording)
         self._verdict_key = verdict_key(config) if config.objective.needs_rollouts else ""
         self._verdict_step = VerdictStep(config, runtime, sampler, self._ledger)
@@ -158,6 +160,7 @@ class Coordinator:
         generates = self._config.objective.needs_rollouts and not self._config.rollout.recording
         if generates and self._runtime.learner.step < self._config.run.steps:
             check_engine(self._config, self._runtime, self._sampler)
+        self._on_start()
         while self._runtime.learner.step < self._config.run.steps:
             result = self.train_step()
             self._metrics.write(result)

@@ -23,6 +23,7 @@ from saga_dist.errors import TrainingError
 from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.types import ReplayTask, RolloutTask, Sampling, ScoredGroup
 from saga_dist.utils.rng import counter_seed
+from saga_dist.utils.waiting import announced
 from saga_dist.workers.serial_pool import run_all
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,12 @@ def check_engine(config: RunConfig, runtime: Runtime, sampler: ClassBalancedSamp
         seed=counter_seed(config.run.seed, "engine check"),
     )
     tasks = [RolloutTask(pair, tokens[pair.pair_id], sampling) for pair in batch.pairs]
-    groups = run_all(runtime.rollouts, tasks)
+    with announced("the first rollouts", lambda: "a few completions that check engine against replay"):
+        groups = run_all(runtime.rollouts, tasks)
     total = sum(group.num_tokens for group in groups)
     replays = [ReplayTask(group, tokens[group.pair_id], total, want_attention=False) for group in groups]
-    gradients = run_all(runtime.replays, replays)
+    with announced("the first replay"):
+        gradients = run_all(runtime.replays, replays)
     gap = EngineGap.of(groups, gradients)
     log.info("log-probabilities of engine and replay differ by %s on %d tokens", gap, gap.num_tokens)
     excess = gap.excess(config.model.dtype, settings.max_log_prob_gap)

@@ -29,6 +29,7 @@ def record_rollouts(
     runtime: Runtime,
     run_dir: Path,
     *,
+    on_start: Callable[[], None] = lambda: None,
     on_step: Callable[[StepResult], None] = lambda result: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -40,6 +41,7 @@ def record_rollouts(
         config: configuration of the run.
         runtime: learner and rollout pool.
         run_dir: existing directory for recordings and metrics.
+        on_start: called before the first step, after the start-up check; may raise an exception.
         on_step: called after every step with its metrics.
         should_stop: called after every step; True ends the recording.
 
@@ -63,6 +65,7 @@ def record_rollouts(
     missing = [step for step in range(config.run.steps) if not (folder / f"step_{step:06d}.arrow").exists()]
     if missing:
         check_engine(config, runtime, sampler)
+    on_start()
     source = WorkerRolloutSource(config, runtime, sampler)
     answer_key = verdict_key(config)
     for step in missing:

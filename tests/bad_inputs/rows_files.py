@@ -295,7 +295,11 @@ def file_named_out(workspace: Workspace) -> None:
 PATHS = [
     BadInput(what, "a path that cannot be", command, says, file_named_out)
     for what, command, says in (
-        ("a run directory that is a file", "train run.toml --run-dir out", ("out: cannot be written", "is a file")),
+        (
+            "a run directory of train that is a file",
+            "train run.toml --run-dir out",
+            ("out: cannot be written", "is a file"),
+        ),
         (
             "a run directory below a file",
             "rollout run.toml --run-dir out/run",
@@ -304,7 +308,11 @@ PATHS = [
                 "a part of its path is a file, or choose another --run-dir",
             ),
         ),
-        ("a table's directory below a file", "sweep table.toml --out out/t", ("out/t: cannot be written", "is a file")),
+        (
+            "a table's directory below a file",
+            "sweep table.toml --out out/t",
+            ("out/t/", "cannot be written", "is a file", "choose another --out"),
+        ),
         ("an embedding file below a file", "embed encoder photos --out out/e.arrow", ("e.arrow", "is a file")),
         (
             "results with too long a name",

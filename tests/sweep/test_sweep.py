@@ -193,7 +193,9 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     monkeypatch.setattr(sys, "argv", arguments)
     started: list[str] = []
     build = run.build_runtime
-    monkeypatch.setattr(runner, "build_runtime", lambda config: started.append(config.model.path) or build(config))
+    monkeypatch.setattr(
+        runner, "build_runtime", lambda config, **options: started.append(config.model.path) or build(config, **options)
+    )
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1

@@ -105,6 +105,9 @@ class BaseActor:
         node_id = ray.get_runtime_context().get_node_id()
         return WorkerInfo(pid=os.getpid(), host=platform.node(), node_id=node_id, stderr=stderr)
 
+    def close(self) -> None:
+        """Frees what the plain object holds outside of this process; the actor is killed afterwards."""
+
     def _build(self) -> None:
         raise NotImplementedError
 
@@ -121,6 +124,10 @@ class RolloutActor(BaseActor):
         """Returns the scored groups of a lease as one Arrow batch, in the order of the tasks."""
         tokens = fetch_tokens([task.tokens for task in tasks], deadline_s=FETCH_DEADLINE_S)
         return groups_to_batch(self._worker.rollout(tasks, tokens))
+
+    def close(self) -> None:
+        """Closes the engine: its processes end and its shared memory is removed."""
+        self._worker.close()
 
 
 class ReplayActor(BaseActor):

@@ -17,6 +17,9 @@ from saga_dist.runtime.ray.errors import WorkerInfo
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
+STILL_LOADING = "it has a place and was still loading; raise rollout.start_deadline_s, or see the worker's log"
+"""Reason of a start that took too long although no resources are missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -108,9 +111,16 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
     def result_key(self, result: ResultT) -> str:
         """Returns the pair id of a result."""
 
+    def came_up(self, info: WorkerInfo) -> None:
+        """Called when a worker has started, with its node and process."""
+
     def kill(self, actor: Any) -> None:
         """Kills the process of an actor, even if it hangs."""
         ray.kill(actor, no_restart=True)
+
+    async def end(self, actor: Any) -> None:
+        """Ends an actor that has started: asks it to close where there is something to close, then kills it."""
+        self.kill(actor)
 
     def missing(self) -> str:
         """Returns the resources that the cluster lacks for the configured workers, as text; empty when it has all."""

@@ -28,7 +28,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -46,7 +46,7 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
 CLOSE_S = 90.0
-"""Longest time that ``close`` waits for the end of the loop, which kills all workers first, seconds."""
+"""Longest time that ``close`` waits for the end of the loop, which ends all workers first, seconds."""
 SLACK_S = 10.0
 """Time that ``call`` waits beyond the deadline of its coroutine, whose error says more, seconds."""
 _SLICE_S = 1.0
@@ -59,10 +59,17 @@ class RayPool(Generic[TaskT, ResultT]):
     Args:
         adapter: creates, calls and kills the actors.
         config: settings of the pool.
+        check_stop: called while a caller waits; may raise an exception to end the wait.
     """
 
-    def __init__(self, adapter: ActorAdapter[TaskT, ResultT], config: PoolConfig) -> None:
-        self._adapter, self._config = adapter, config
+    def __init__(
+        self,
+        adapter: ActorAdapter[TaskT, ResultT],
+        config: PoolConfig,
+        *,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._adapter, self._config, self._check_stop = adapter, config, check_stop
         self._group = WorkerGroup(adapter, config, self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -116,6 +123,7 @@ class RayPool(Generic[TaskT, ResultT]):
         """
         with self._lock:
             while not (results := self.poll()) and len(self._queue):
+                self._check_stop()
                 self._lock.wait(_SLICE_S)
             return results
 
@@ -208,9 +216,8 @@ class RayPool(Generic[TaskT, ResultT]):
             self._raise_error()
             assert self._loop is not None
             answer = asyncio.run_coroutine_threadsafe(self._group.call(method), self._loop)
-        timeouts = self._config.timeouts
         try:
-            return answer.result(timeouts.start_s + timeouts.lease_s + SLACK_S)
+            return self._wait_for_answer(answer)
         except (concurrent.futures.CancelledError, TimeoutError):
             with self._lock:
                 self._raise_error()
@@ -219,6 +226,16 @@ class RayPool(Generic[TaskT, ResultT]):
             answer.cancel()  # an interrupt may have ended the wait
 
     # ------------------------------------------------------------------ internal, called in any thread
+
+    def _wait_for_answer(self, answer: concurrent.futures.Future[Any]) -> Any:
+        """Returns the result of a coroutine of the loop; raises ``TimeoutError`` when it exceeds its own deadline."""
+        timeouts = self._config.timeouts
+        deadline = time.monotonic() + timeouts.start_s + timeouts.lease_s + SLACK_S
+        while time.monotonic() < deadline:
+            self._check_stop()
+            if concurrent.futures.wait([answer], timeout=_SLICE_S).done:
+                return answer.result()
+        raise TimeoutError
 
     def _raise_error(self) -> None:
         if self._errors:

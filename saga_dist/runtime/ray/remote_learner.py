@@ -15,16 +15,19 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from saga_dist.config import RunConfig
-from saga_dist.errors import DeadlineExceeded, LearnerLost, TrainingError, WorkerError
+from saga_dist.errors import DeadlineExceeded, Interrupted, LearnerLost, TrainingError, WorkerError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle
-from saga_dist.runtime.ray.adapter import Timeouts
+from saga_dist.runtime.ray.adapter import STILL_LOADING, Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
+from saga_dist.runtime.stopping import StopRequest
 from saga_dist.types import GradientTask, ImagePair, MicroBatch, Quarantined, StepResult
 
 log = logging.getLogger(__name__)
 
 RESUME = "the same command resumes from the last checkpoint"
 """Advice of errors after which the run ends."""
+SLICE_S = 1.0
+"""Longest time between two checks for a request to stop, seconds."""
 
 
 class RemoteLearner:
@@ -37,10 +40,21 @@ class RemoteLearner:
         spawn: returns the handle of a new actor.
         timeouts: deadlines of the start, of a call and of a heartbeat.
         missing: returns the resources that the cluster lacks, for the error of a start that takes too long.
+        kill: kills an actor's process.
+        stop: request to stop, which ends every wait before the first step.
     """
 
-    def __init__(self, spawn: Callable[[], Any], timeouts: Timeouts, missing: Callable[[], str]) -> None:
-        self._spawn, self._timeouts, self._missing = spawn, timeouts, missing
+    def __init__(
+        self,
+        spawn: Callable[[], Any],
+        timeouts: Timeouts,
+        missing: Callable[[], str],
+        *,
+        kill: Callable[[Any], None],
+        stop: StopRequest,
+    ) -> None:
+        self._spawn, self._timeouts, self._missing, self._kill_actor = spawn, timeouts, missing, kill
+        self._stop = stop
         self.info: WorkerInfo | None = None
         """Node and process of the learner; None until it is up."""
         self._labels: dict[str, np.ndarray] = {}
@@ -51,12 +65,16 @@ class RemoteLearner:
 
         Raises:
             DeadlineExceeded: the learner was not built in time.
+            Interrupted: a stop was requested meanwhile; there is no learner whose state could be saved.
             SagaError: building the learner raised it.
         """
-        ready, _ = ray.wait([self._started], timeout=self._timeouts.start_s)
+        deadline = time.monotonic() + self._timeouts.start_s
+        while not (ready := self._ready(self._started, SLICE_S)) and time.monotonic() < deadline:
+            if self._stop():
+                raise Interrupted("stopped while a learner was starting", fix=RESUME)
         if not ready:
             what = f"not started within {self._timeouts.start_s:g} s"
-            raise DeadlineExceeded(what, where="learner", fix=self._missing())
+            raise DeadlineExceeded(what, where="learner", fix=self._missing() or STILL_LOADING)
         self.info = self._open(self._started)
         log.info("learner is up (pid %d)", self.info.pid)
 
@@ -69,8 +87,8 @@ class RemoteLearner:
         self.wait_until_up()
 
     def close(self) -> None:
-        """Kills the learner's process."""
-        ray.kill(self._actor, no_restart=True)
+        """Kills the learner's process; it holds nothing that a kill would leave behind."""
+        self._kill_actor(self._actor)
 
     @property
     def step(self) -> int:
@@ -168,8 +186,7 @@ class RemoteLearner:
         deadline, heartbeat, lost_at = time.monotonic() + deadline_s, None, 0.0
         while True:
             wait_s = min(heartbeat_s / 2, max(0.0, deadline - time.monotonic()))
-            ready, _ = ray.wait([ref], timeout=wait_s)
-            if ready:
+            if self._ready(ref, wait_s):
                 return self._open(ref)
             now = time.monotonic()
             if now >= deadline:
@@ -179,13 +196,29 @@ class RemoteLearner:
             elif now >= lost_at:
                 raise self._kill(f"no heartbeat for {heartbeat_s:g} s during {method}")
 
+    def _ready(self, ref: ray.ObjectRef, timeout_s: float) -> bool:
+        """Waits for a result for at most ``timeout_s`` seconds; returns True when it is there.
+
+        Raises:
+            StartAborted: a stop was requested before the first step.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            with self._stop.deferred():  # Ray drops exceptions of signal handlers
+                ready, _ = ray.wait([ref], timeout=min(SLICE_S, left_s))
+            self._stop.check()
+            if ready or left_s <= SLICE_S:
+                return bool(ready)
+
     def _start(self) -> None:
         self._actor = self._spawn()
         self._started = self._actor.start.remote()
 
     def _open(self, ref: ray.ObjectRef) -> Any:
         try:
-            return ray.get(ref, timeout=self._timeouts.lease_s)
+            with self._stop.deferred():
+                return ray.get(ref, timeout=self._timeouts.lease_s)
         except RayActorError as error:
             death = to_saga_error(error, where="learner", info=self.info)
             raise LearnerLost(str(death), fix=RESUME) from error

@@ -1,8 +1,8 @@
-"""Resources that the actors of a run request, compared with those that a cluster has; imports no Ray."""
+"""Resources that the actors of a run request, compared with those that a cluster has in total and free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from saga_dist.config import RunConfig
@@ -23,6 +23,12 @@ class ResourceRequest:
     pinned: bool = False
     """True when each actor also requests 1 of the custom resource of its role."""
 
+    @property
+    def of_one(self) -> dict[str, float]:
+        """Amount that one actor requests, by name of the resource; without zeros."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, self.role: float(self.pinned)}
+        return {name: amount for name, amount in amounts.items() if amount}
+
 
 def resource_requests(config: RunConfig) -> list[ResourceRequest]:
     """Returns the resource requests of all roles of a run."""
@@ -37,22 +43,57 @@ def resource_requests(config: RunConfig) -> list[ResourceRequest]:
     return [replace(need, pinned=runtime.pin_roles) for need in requests if need.count]
 
 
-def missing_resources(requests: Sequence[ResourceRequest], resources: dict[str, float]) -> str:
-    """Returns one line with the resources that the cluster lacks in total; empty when it has enough.
+def missing_resources(
+    requests: Sequence[ResourceRequest], total: Mapping[str, float], free: Mapping[str, float] | None = None
+) -> str:
+    """Returns one line with the resources that a cluster lacks; empty when it has enough.
 
     Args:
         requests: request of each role (learner, rollout, replay), with its number of actors.
-        resources: total resources of the cluster, as ``ray.cluster_resources`` returns them.
+        total: total resources of the cluster, as ``ray.cluster_resources`` returns them.
+        free: resources that nobody uses, as ``ray.available_resources`` returns them; None to compare with the total.
     """
+    usable = total if free is None else free
     short = []
-    for name, unit in (("CPU", "cpus"), ("GPU", "gpus")):
-        parts = [(need, getattr(need, unit)) for need in requests if getattr(need, unit)]
-        total, there = sum(need.count * amount for need, amount in parts), resources.get(name, 0.0)
-        if total > there + 1e-6:
+    for name in ("CPU", "GPU"):
+        parts = [(need, need.of_one[name]) for need in requests if name in need.of_one]
+        needed = sum(need.count * amount for need, amount in parts)
+        if needed > usable.get(name, 0.0) + 1e-6:
             detail = " + ".join(f"{need.count} {need.role} x {amount:g}" for need, amount in parts)
-            short.append(f"{total:g} {name}s needed ({detail}), {there:g} there")
-    for need in requests:
-        there = resources.get(need.role, 0.0)
-        if need.pinned and need.count > there:
-            short.append(f"{need.count} of the resource {need.role!r} needed, {there:g} there")
+            short.append(f"{needed:g} {name}s needed ({detail}), {_there(name, total, free)}")
+    short += [
+        f"{need.count} of the resource {need.role!r} needed, {_there(need.role, total, free)}"
+        for need in requests
+        if need.pinned and need.count > usable.get(need.role, 0.0)
+    ]
     return "; ".join(short)
+
+
+def shortage_text(
+    waiting: Sequence[ResourceRequest],
+    *,
+    total: Mapping[str, float],
+    free: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]],
+) -> str:
+    """Returns one line on what actors that Ray has placed on no node are waiting for; never empty.
+
+    Args:
+        waiting: request of each role, with its number of waiting actors.
+        total: total resources of the cluster.
+        free: resources that nobody uses.
+        nodes: total resources of each node.
+    """
+    if text := missing_resources(waiting, total, free):
+        return text
+    for need in waiting:
+        if not any(all(node.get(name, 0.0) >= amount for name, amount in need.of_one.items()) for node in nodes):
+            amounts = " and ".join(f"{amount:g} {name}s" for name, amount in need.of_one.items())
+            return f"no single node has {amounts} for a {need.role} actor"
+    names = " and ".join(f"{need.count} {need.role}" for need in waiting)
+    return f"Ray has not placed {names} yet: enough is free in total, but perhaps not on one node"
+
+
+def _there(name: str, total: Mapping[str, float], free: Mapping[str, float] | None) -> str:
+    there = f"{total.get(name, 0.0):g} there"
+    return there if free is None else f"{there}, {free.get(name, 0.0):g} free"

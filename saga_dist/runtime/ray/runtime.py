@@ -2,113 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import ray
 
 from saga_dist.config import RunConfig
 from saga_dist.protocols import GradientHandle
-from saga_dist.runtime.ray.actors import Factories, ReplayActor, RolloutActor, spawn
-from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, Timeouts
+from saga_dist.runtime.leftovers import Leftovers
+from saga_dist.runtime.ray.actors import Factories
+from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
+from saga_dist.runtime.ray.adapters import ReplayAdapter, RolloutAdapter
+from saga_dist.runtime.ray.endings import Endings
 from saga_dist.runtime.ray.learner_group import spawn_learner
-from saga_dist.runtime.ray.object_refs import ObjectHandle
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.runtime.ray.remote_learner import LearnerReplayPool, RemoteLearner
 from saga_dist.runtime.ray.scale import ScalablePool, ScaleController
 from saga_dist.runtime.ray.session import RaySession
+from saga_dist.runtime.stopping import StopRequest
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
-from saga_dist.wire import groups_from_batch
+from saga_dist.utils.waiting import WaitNotice
 
-log = logging.getLogger(__name__)
-
-
-class RolloutAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
-    """Adapter of the rollout pool to ``RolloutActor``.
-
-    Args:
-        config: the whole configuration.
-        factories: functions that build the plain objects.
-        missing: returns the resources that the cluster lacks.
-    """
-
-    name = "rollout"
-
-    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
-        self._config, self._factories, self._missing = config, factories, missing
-
-    def spawn(self) -> Any:
-        """Returns the handle of a new rollout actor."""
-        section = self._config.rollout
-        return spawn(RolloutActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
-
-    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; the answer is one Arrow batch of scored groups."""
-        return actor.run.remote(list(tasks)), ()
-
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
-        """Returns the scored groups of the batch."""
-        return groups_from_batch(answer)
-
-    def task_key(self, task: RolloutTask) -> str:
-        """Returns the pair id."""
-        return task.pair.pair_id
-
-    def result_key(self, result: ScoredGroup) -> str:
-        """Returns the pair id."""
-        return result.pair.pair_id
-
-    def missing(self) -> str:
-        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
-        return self._missing()
-
-
-class ReplayAdapter(ActorAdapter[GradientTask, GradientHandle]):
-    """Adapter of the replay pool to ``ReplayActor``; token gradients stay in the object store.
-
-    Args:
-        config: the whole configuration.
-        factories: functions that build the plain objects.
-        missing: returns the resources that the cluster lacks.
-    """
-
-    name = "replay"
-
-    def __init__(self, config: RunConfig, factories: Factories, missing: Callable[[], str]) -> None:
-        self._config, self._factories, self._missing = config, factories, missing
-
-    def spawn(self) -> Any:
-        """Returns the handle of a new replay actor."""
-        section = self._config.replay
-        return spawn(ReplayActor, self._config, self._factories, num_cpus=section.num_cpus, num_gpus=section.num_gpus)
-
-    def send(self, actor: Any, tasks: Sequence[GradientTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; the answer is the list of views, and one payload per task."""
-        answer, *payloads = actor.run.options(num_returns=1 + len(tasks)).remote(list(tasks))
-        return answer, payloads
-
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
-        """Returns one gradient handle per task, with the reference of its payload."""
-        return [
-            replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
-        ]
-
-    def task_key(self, task: GradientTask) -> str:
-        """Returns the pair id."""
-        return task.pair_id
-
-    def result_key(self, result: GradientHandle) -> str:
-        """Returns the pair id."""
-        return result.pair_id
-
-    def missing(self) -> str:
-        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
-        return self._missing()
+SETTLE_S = 5.0
+"""Longest time that ``close`` waits for the end of killed processes, seconds."""
 
 
 class RayRuntime:
@@ -121,6 +36,8 @@ class RayRuntime:
     Args:
         config: the whole configuration.
         factories: functions that build the plain objects; None: those of ``build``.
+        stop: request to stop, which ends the start and every wait before the first step.
+        home: run directory, in which created processes and files are recorded; None to record nothing.
 
     Raises:
         ConfigError: Ray cannot be started or joined.
@@ -129,21 +46,35 @@ class RayRuntime:
 
     learner: RemoteLearner
 
-    def __init__(self, config: RunConfig, factories: Factories | None = None) -> None:
-        self._config, factories = config, factories or Factories()
+    def __init__(
+        self,
+        config: RunConfig,
+        factories: Factories | None = None,
+        *,
+        stop: StopRequest | None = None,
+        home: Path | None = None,
+    ) -> None:
+        self._config, factories, self._stop = config, factories or Factories(), stop or StopRequest()
+        leftovers = Leftovers(home)
+        leftovers.sweep()  # what the last process of this run left, if it was killed
+        endings = Endings(leftovers, self._stop)
         with ExitStack() as closing:
-            session = RaySession(config)
+            closing.callback(leftovers.close, deadline_s=SETTLE_S)
+            session = RaySession(config, stop=self._stop, leftovers=leftovers)
             closing.callback(session.close)
             self.learner = RemoteLearner(
                 lambda: spawn_learner(self._config, factories),
                 self._timeouts(config.runtime.learner_deadline_s),
                 session.missing,
+                kill=endings.kill,
+                stop=self._stop,
             )
             closing.callback(self.learner.close)
-            self.rollouts = self._rollout_pool(RolloutAdapter(config, factories, session.missing))
+            self.rollouts = self._rollout_pool(RolloutAdapter(config, factories, session.missing, endings))
             closing.callback(self.rollouts.close)
-            self.replays = self._replay_pool(ReplayAdapter(config, factories, session.missing))
+            self.replays = self._replay_pool(ReplayAdapter(config, factories, session.missing, endings))
             closing.callback(self.replays.close)
+            closing.enter_context(WaitNotice(self._starting, lambda: session.missing() or "they load and start"))
             if config.needs_engine:
                 self.rollouts.start()
             if config.needs_mllm and isinstance(self.replays, RayPool):
@@ -193,6 +124,15 @@ class RayRuntime:
     ) -> None:
         self.close()
 
+    def _starting(self) -> str:
+        """Returns the roles of which no process is up although one is starting, as text; empty for none."""
+        names = [] if self.learner.info is not None else ["the learner"]
+        for name, pool in (("rollout workers", self.rollouts), ("replay workers", self.replays)):
+            states = {worker.state for worker in pool.status()} if isinstance(pool, RayPool) else set()
+            if "starting" in states and not states & {"idle", "busy"}:
+                names.append(name)
+        return ", ".join(names)
+
     def _timeouts(self, lease_s: float) -> Timeouts:
         """Returns the deadlines of a worker whose calls may take ``lease_s`` seconds."""
         return Timeouts(self._config.rollout.start_deadline_s, lease_s, self._config.runtime.heartbeat_s)
@@ -210,7 +150,7 @@ class RayRuntime:
             min_workers=section.worker_range[0],
             idle_release_s=section.idle_release_s,
         )
-        return RayPool(adapter, config)
+        return RayPool(adapter, config, check_stop=self._stop.check)
 
     def _replay_pool(self, adapter: ReplayAdapter) -> RayPool[GradientTask, GradientHandle] | LearnerReplayPool:
         section, rollout = self._config.replay, self._config.rollout
@@ -224,4 +164,4 @@ class RayRuntime:
             max_quarantined=rollout.max_quarantined,
             min_workers=section.worker_range[0],
         )
-        return RayPool(adapter, config)
+        return RayPool(adapter, config, check_stop=self._stop.check)

@@ -1,11 +1,15 @@
-"""Scaling of a running job through two small files in its run directory, without a connection to Ray.
+"""Scaling of a running job through small files in its run directory, without a connection to Ray.
 
-    workers.json   run ──► command    status of the workers; a thread of the run updates it and removes it at the end
-    scale.json     command ──► run    requested numbers of workers; the thread reads it every second
+    workers.json       run ──► command    status of the workers; a thread of the run updates it, removes it at the end
+    scale-ROLE.json    command ──► run    requested number of workers of one role; the thread reads it every second
 
-Both files are written atomically and validated when they are read. A request contains the token of the process that it
-was made for, so that a later process of the same run directory ignores it. A job can be scaled from every machine that
-has access to the run directory (this machine, a shared file system, a pod of the cluster).
+The files are written atomically and validated when they are read. Each role has a file of its own, so that requests
+for two roles at the same time both hold; of two for one role the later one holds. A request contains the token of the
+process that it was made for, so that a later process of the same run directory ignores it. A job can be scaled from
+every machine that has access to the run directory (this machine, a shared file system, a pod of the cluster).
+
+The clocks of two machines differ, so no time is compared with another machine's: a reader asks its own kernel for the
+run's process, or, on another machine, waits until the status is written again.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field, ValidationError
 
 from saga_dist.config import Section
-from saga_dist.errors import ConfigError, DeadlineExceeded, OutputError
+from saga_dist.errors import OutputError
 from saga_dist.utils.atomic_io import write_atomic
+from saga_dist.utils.processes import MachineId, ProcessId, identify, this_machine
 
 if TYPE_CHECKING:
     from saga_dist.runtime.ray.adapter import WorkerStatus
@@ -32,11 +37,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""Time between two reads of ``scale.json``, seconds."""
+"""Time between two reads of the requests, seconds."""
 REFRESH_S = 5.0
 """Longest time between two writes of ``workers.json``, seconds."""
 SILENT_S = 30.0
-"""Age, seconds, from which ``workers.json`` is taken to be left over from a process that died."""
+"""Time without a new ``workers.json``, seconds, after which its process is taken to have died."""
 
 _UP = ("idle", "busy")
 _SETTLED = (*_UP, "released")
@@ -73,20 +78,28 @@ class PoolView(Section):
 
 
 class RunView(Section):
-    """Content of ``workers.json``."""
+    """Content of ``workers.json``; two writes of one run differ in ``written_at``."""
 
     run: str = Field(description="random token of the run's process")
     host: str = Field(description="host name of the run's process")
     pid: int = Field(description="process id of the run's process")
-    written_at: float = Field(description="time of writing, seconds since 1970")
+    started: int = Field(0, description="start of the run's process, clock ticks since boot; 0: not known")
+    boot: str = Field("", description="id of the boot of the run's machine; empty: not known")
+    namespace: str = Field("", description="name of the process namespace of the run; empty: not known")
+    written_at: float = Field(description="time of writing by the run's clock, seconds since 1970")
     pools: dict[str, PoolView] = Field(description="pools by role: rollout, replay")
+
+    @property
+    def process(self) -> ProcessId:
+        """Identity of the run's process."""
+        return ProcessId(MachineId(self.host, self.boot, self.namespace), self.pid, self.started)
 
 
 class Request(Section):
-    """Content of ``scale.json``."""
+    """Content of ``scale-ROLE.json``."""
 
     run: str = Field(description="token of the process that the request is for")
-    targets: dict[str, int] = Field(description="requested number of workers by role")
+    number: int = Field(description="requested number of workers")
     at_once: bool = Field(description="True: workers that leave return their leases; False: they finish them first")
 
 
@@ -105,7 +118,7 @@ class ScalablePool(Protocol):
 
 
 class ScaleController:
-    """Thread of a run that applies the requests in ``scale.json`` and writes ``workers.json``.
+    """Thread of a run that applies the requests in ``scale-ROLE.json`` and writes ``workers.json``.
 
     Args:
         run_dir: an existing folder.
@@ -113,9 +126,10 @@ class ScaleController:
     """
 
     def __init__(self, run_dir: Path, pools: Mapping[str, tuple[ScalablePool, tuple[int, int]]]) -> None:
-        self._request, self._workers, self._pools = run_dir / "scale.json", run_dir / "workers.json", pools
-        self._run = secrets.token_hex(8)
-        self._applied: Request | None = None
+        self._requests = {role: request_file(run_dir, role) for role in pools}
+        self._workers, self._pools = run_dir / "workers.json", pools
+        self._run, self._process = secrets.token_hex(8), identify(os.getpid())
+        self._applied: dict[str, Request] = {}
         self._written: RunView | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_until_closed, name="scale watch", daemon=True)
@@ -126,19 +140,20 @@ class ScaleController:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread and removes both files."""
+        """Ends the thread and removes all files."""
         self._stop.set()
         self._thread.join(SILENT_S)
         try:
-            self._workers.unlink(missing_ok=True)
-            self._request.unlink(missing_ok=True)
+            for file in (self._workers, *self._requests.values()):
+                file.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s is left behind (%s)", self._workers, error.strerror)
 
     def poll(self) -> None:
-        """Applies a new request and updates ``workers.json``; an error of the disk is logged and not raised."""
+        """Applies new requests and updates ``workers.json``; an error of the disk is logged and not raised."""
         try:
-            self._apply_request()
+            for role in self._pools:
+                self._apply_request(role)
             self._write()
         except (OSError, OutputError) as error:
             log.warning("%s: scaling does not work at present (%s)", self._workers.parent, error)
@@ -147,31 +162,33 @@ class ScaleController:
         while not self._stop.wait(POLL_S):
             self.poll()
 
-    def _apply_request(self) -> None:
-        if not self._request.exists():
+    def _apply_request(self, role: str) -> None:
+        file, (pool, (fewest, most)) = self._requests[role], self._pools[role]
+        if not file.exists():
             return
         try:
-            request = Request.model_validate_json(self._request.read_bytes())
+            request = Request.model_validate_json(file.read_bytes())
         except ValidationError:
-            log.warning("%s is not a request; removed", self._request)
-            self._request.unlink(missing_ok=True)
+            log.warning("%s is not a request; removed", file)
+            file.unlink(missing_ok=True)
             return
-        if request == self._applied or request.run != self._run:
+        if request == self._applied.get(role) or request.run != self._run:
             return
-        self._applied = request
-        for role, number in request.targets.items():
-            pool, (fewest, most) = self._pools.get(role, (None, (0, 0)))
-            if pool is None or not max(1, fewest) <= number <= most:
-                log.warning("request %s=%d is ignored; expected %d to %d", role, number, fewest, most)
-            elif number != pool.target:
-                log.info("scaling %s from %d to %d workers", role, pool.target, number)
-                pool.resize(number, at_once=request.at_once)
+        self._applied[role] = request
+        if not max(1, fewest) <= request.number <= most:
+            log.warning("request %s=%d is ignored; expected %d to %d", role, request.number, fewest, most)
+        elif request.number != pool.target:
+            log.info("scaling %s from %d to %d workers", role, pool.target, request.number)
+            pool.resize(request.number, at_once=request.at_once)
 
     def _write(self) -> None:
         view = RunView(
             run=self._run,
             host=platform.node(),
             pid=os.getpid(),
+            started=self._process.started if self._process else 0,
+            boot=this_machine().boot,
+            namespace=this_machine().namespace,
             written_at=time.time(),
             pools={role: _view(pool, *bounds) for role, (pool, bounds) in self._pools.items()},
         )
@@ -190,101 +207,6 @@ def _view(pool: ScalablePool, fewest: int, most: int) -> PoolView:
     return PoolView(target=pool.target, fewest=fewest, most=most, members=tuple(members))
 
 
-# ---------------------------------------------------------------------- functions of the command
-
-
-def read_workers(run_dir: Path) -> RunView:
-    """Returns the number and state of a run's rollout and replay workers, as its driver last wrote them.
-
-    Args:
-        run_dir: the run directory.
-
-    Raises:
-        ConfigError: the folder is no run directory, no run is in progress there, or its runtime is serial.
-    """
-    file, saved = run_dir / "workers.json", run_dir / "config.json"
-    if not saved.is_file():
-        raise ConfigError("holds no config.json", where=str(run_dir), expected="the directory of a run")
-    try:
-        view = RunView.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(
-            "no workers to scale here",
-            where=str(run_dir),
-            expected='a run in progress with runtime.kind = "ray"',
-            fix="start it; a finished or serial run has none",
-        ) from None
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not what a run writes"
-        raise ConfigError(f"cannot be read ({reason})", where=str(file)) from error
-    silent_s = time.time() - view.written_at
-    if silent_s > SILENT_S:
-        raise ConfigError(
-            f"the run has died: process {view.pid} on {view.host} last wrote its status {silent_s:.0f} s ago",
-            where=str(run_dir),
-            fix="the command that started it resumes it",
-        )
-    return view
-
-
-def request_scale(run_dir: Path, targets: Mapping[str, int], *, at_once: bool = False) -> RunView:
-    """Requests other numbers of workers from a run; returns the present status of its workers.
-
-    Args:
-        run_dir: the run directory.
-        targets: requested number of workers by role.
-        at_once: True: workers that leave return their groups; False: they finish them first.
-
-    Raises:
-        ConfigError: there is no such role, a number is out of range, or no run is in progress.
-    """
-    view = read_workers(run_dir)
-    for role, number in targets.items():
-        if role not in view.pools:
-            roles = " or ".join(view.pools) or "none: this run trains without an MLLM"
-            what = "the learner replays itself" if role == "replay" and "rollout" in view.pools else "no such workers"
-            fix = "set replay.workers before the start" if role == "replay" else ""
-            raise ConfigError(what, where=f"{role}={number}", expected=roles, fix=fix)
-        pool = view.pools[role]
-        if not max(1, pool.fewest) <= number <= pool.most:
-            raise ConfigError(
-                "out of range",
-                where=f"{role}={number}",
-                expected=f"{max(1, pool.fewest)} to {pool.most}",
-                fix=f"the range is {role}.min_workers to {role}.max_workers of the configuration",
-            )
-    request = Request(run=view.run, targets=dict(targets), at_once=at_once)
-    write_atomic(run_dir / "scale.json", request.model_dump_json(indent=2).encode())
-    return view
-
-
-def wait_for(run_dir: Path, targets: Mapping[str, int], *, deadline_s: float) -> RunView:
-    """Waits until the run has the requested numbers of workers; returns the status of its workers.
-
-    Args:
-        run_dir: the run directory.
-        targets: requested number of workers by role.
-        deadline_s: longest time to wait, seconds.
-
-    Raises:
-        DeadlineExceeded: the run does not have them after ``deadline_s`` seconds.
-        ConfigError: the run ended.
-    """
-    deadline = time.monotonic() + deadline_s
-    while True:
-        view = read_workers(run_dir)
-        open_roles = [
-            role
-            for role, number in targets.items()
-            if view.pools[role].target != number or not view.pools[role].settled
-        ]
-        if not open_roles:
-            return view
-        if time.monotonic() >= deadline:
-            pool = view.pools[open_roles[0]]
-            raise DeadlineExceeded(
-                f"{pool.num_up} of {targets[open_roles[0]]} run after {deadline_s:g} s",
-                where=open_roles[0],
-                fix="the run goes on trying; `saga-dist scale RUN` shows how far it is",
-            )
-        time.sleep(POLL_S / 4)
+def request_file(run_dir: Path, role: str) -> Path:
+    """Returns the path of the request for one role."""
+    return run_dir / f"scale-{role}.json"

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,12 +26,15 @@ from ray.exceptions import AuthenticationError
 
 from saga_dist.config import RunConfig, RuntimeSection
 from saga_dist.errors import ConfigError
+from saga_dist.runtime.leftovers import FOLDER_PREFIX, Leftovers
+from saga_dist.runtime.ray.actor_table import shortage
+from saga_dist.runtime.ray.address import ClusterAddress, check_token, configured_address, has_token
 from saga_dist.runtime.ray.resources import missing_resources, resource_requests
+from saga_dist.runtime.stopping import StopRequest
+from saga_dist.utils.waiting import announced
 
 log = logging.getLogger(__name__)
 
-CONNECT_DEADLINE_S = 10.0
-"""Longest time for a TCP connection to the Ray head, seconds."""
 NAMESPACE = "saga_dist"
 """Ray namespace of the actors."""
 
@@ -42,23 +44,28 @@ class RaySession:
 
     Args:
         config: the whole configuration.
+        stop: request to stop, which may end the start.
+        leftovers: record of what the processes of this machine create.
 
     Raises:
         ConfigError: the address cannot be reached, the token is wrong, or a local Ray would be too small.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self, config: RunConfig, *, stop: StopRequest | None = None, leftovers: Leftovers | None = None
+    ) -> None:
         self._needs = resource_requests(config)
+        self._stop, self._leftovers = stop or StopRequest(), leftovers or Leftovers(None)
         self._joined = self._started = False
         self._folder: Path | None = None
-        address = config.runtime.address or os.environ.get("RAY_ADDRESS", "")
+        address = configured_address(config.runtime.address)
         if ray.is_initialized():
             log.debug("already connected to Ray")
-        elif address and address != "local":
+        elif address is not None:
             self._join(address)
         else:
             self._start(config.runtime)
-        if missing := self.missing():
+        if missing := missing_resources(self._needs, ray.cluster_resources()):
             if self._started:
                 self.close()
                 raise ConfigError(
@@ -67,8 +74,8 @@ class RaySession:
             log.warning("%s; waiting for the cluster to grow", missing)
 
     def missing(self) -> str:
-        """Returns the resources that the cluster lacks for the configured roles, as text; empty when it has all."""
-        return missing_resources(self._needs, ray.cluster_resources())
+        """Returns what the actors that have no node wait for, as text; empty when every actor has one."""
+        return shortage(self._needs)
 
     def close(self) -> None:
         """Ends the private Ray, or the connection if this object made it."""
@@ -79,18 +86,17 @@ class RaySession:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _join(self, address: str) -> None:
-        _require_reachable(address)
-        _use_authentication("token" if _has_token() else "disabled")
+    def _join(self, address: ClusterAddress) -> None:
+        check_token()
+        address.check()
+        _use_authentication("token" if has_token() else "disabled")
         try:
-            with _own_sigterm_handler():
-                ray.init(address=address, namespace=NAMESPACE, **_quiet())
-        except (ConnectionError, AuthenticationError) as error:
-            raise ConfigError(
-                "Ray refused the connection",
-                where=f"runtime.address = {address!r}",
-                fix="check that it is a Ray head of this version and RAY_AUTH_TOKEN or ~/.ray/auth_token is its token",
-            ) from error
+            with announced(f"the Ray cluster at {address.value}"), _own_sigterm_handler(self._stop):
+                ray.init(address=address.value, namespace=NAMESPACE, **_quiet())
+        except AuthenticationError as error:
+            raise address.refused(ConnectionError(str(error))) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:  # also another version of Ray or Python
+            raise address.refused(error) from error
         self._joined = True
 
     def _start(self, section: RuntimeSection) -> None:
@@ -103,12 +109,15 @@ class RaySession:
                 where=f"runtime.local_cpus = {section.local_cpus}",
                 fix="raise runtime.local_cpus, or lower rollout.workers, replay.workers or their num_cpus",
             )
+        check_token()
         _use_authentication("token", _private_token())
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Paths of the Unix sockets in this folder may have at most 107 characters, so TMPDIR may be too deep.
-        self._folder = Path(tempfile.mkdtemp(prefix="saga-", dir="/tmp" if Path("/tmp").is_dir() else None))
+        parent = "/tmp" if Path("/tmp").is_dir() else None
+        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
+        self._leftovers.note(os.getpid(), folder=self._folder)
         try:
-            with _own_sigterm_handler():
+            with announced("the start of a local Ray"), _own_sigterm_handler(self._stop):
                 ray.init(
                     address="local",
                     num_cpus=section.local_cpus,
@@ -119,44 +128,20 @@ class RaySession:
                     _temp_dir=str(self._folder),
                     **_quiet(),
                 )
-        except Exception as error:
+        except BaseException as error:
             ray.shutdown()
             shutil.rmtree(self._folder, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"a local Ray did not start ({reason})", fix='try runtime.kind = "serial"') from error
         self._started = True
+        self._leftovers.note(os.getpid())
 
 
 def _quiet() -> dict[str, Any]:
     debugging = logging.getLogger("saga_dist").isEnabledFor(logging.DEBUG)
     return {"log_to_driver": debugging, "logging_level": logging.INFO if debugging else logging.WARNING}
-
-
-def _require_reachable(address: str) -> None:
-    """Checks that an address accepts a TCP connection, because Ray itself would retry for two minutes.
-
-    Raises:
-        ConfigError: it is no address, or there is no connection within ``CONNECT_DEADLINE_S``.
-    """
-    where = f"runtime.address = {address!r}"
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError("not an address", where=where, expected='"host:port" of a Ray head')
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"no connection to this address ({error.strerror or error})",
-            where=where,
-            fix="check address and firewall, or `ray status` there",
-        ) from error
-
-
-def _has_token() -> bool:
-    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return any(os.environ.get(name) for name in named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 @cache
@@ -169,7 +154,7 @@ def _use_authentication(mode: str, token: str = "") -> None:
     if "RAY_AUTH_MODE" in os.environ:
         return
     os.environ["RAY_AUTH_MODE"] = mode
-    if token and not _has_token():
+    if token and not has_token():
         os.environ["RAY_AUTH_TOKEN"] = token
     # Ray read the environment when it was imported; this makes it read it again, as Ray's own set-up does.
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -179,11 +164,19 @@ def _use_authentication(mode: str, token: str = "") -> None:
 
 
 @contextmanager
-def _own_sigterm_handler() -> Iterator[None]:
-    """Restores the SIGTERM handler, which Ray replaces by one that exits without a checkpoint."""
+def _own_sigterm_handler(stop: StopRequest) -> Iterator[None]:
+    """Restores the SIGTERM handler, which Ray replaces by one that exits without a checkpoint.
+
+    A SIGTERM that Ray's handler received within the context counts as a request to stop.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM or not callable(before):
+            raise
+        stop.receive(signal.SIGTERM)
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+    stop.check()

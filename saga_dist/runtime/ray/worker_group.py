@@ -189,6 +189,7 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         finally:
             slot.kill()
             self._slots.remove(slot)
+            await slot.until_ended()
 
     async def _start_failed(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
         """Raises an error when every slot is hopeless; else releases the slot or pauses before the next attempt."""

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 from ray.exceptions import RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, Timeouts, WorkerStatus, answer_of
+from saga_dist.runtime.ray.adapter import STILL_LOADING, ActorAdapter, Timeouts, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
 
 TaskT = TypeVar("TaskT")
@@ -98,6 +98,8 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._interruption: BaseException | None = None
         """Error that ended the worker or the slot while the coroutine was waiting."""
         self._heartbeat: asyncio.Task[None] | None = None
+        self._endings: set[asyncio.Task[None]] = set()
+        """Ends of earlier workers that are in progress."""
         self._last_answer_at = 0.0
         """Time of the loop's clock at which the worker last answered a call."""
 
@@ -137,12 +139,20 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._waiting.set_result(None)
 
     def kill(self) -> None:
-        """Kills the worker's process, even if it hangs; the slot has no worker then."""
+        """Ends the worker; the slot has none then.
+
+        A worker that is up is asked to close and killed at a deadline, in the background (``until_ended``). One that is
+        starting is killed at once.
+        """
         if self.state in UP:
             self.down_since = self._loop.time()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
-        if self.actor is not None:
+        if self.actor is not None and self.info is not None:
+            ending = self._loop.create_task(self._adapter.end(self.actor), name=f"end of {self.name}")
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+        elif self.actor is not None:
             self._adapter.kill(self.actor)
         self.actor, self.info, self._heartbeat = None, None, None
         self._enter(WorkerState.GONE)
@@ -163,13 +173,15 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         try:
             info: WorkerInfo = await self._answer(answer_of(self.actor.start.remote()), self._timeouts.start_s)
         except TimeoutError:
+            reason = self._adapter.missing() or STILL_LOADING  # asked before the actor is killed, which waits no more
             self._start_failed()
             what = f"not started within {self._timeouts.start_s:g} s"
-            raise DeadlineExceeded(what, where=self.name, fix=self._adapter.missing()) from None
+            raise DeadlineExceeded(what, where=self.name, fix=reason) from None
         except SagaError:
             self._start_failed()
             raise
         self.info, self.since, self.failed_starts = info, time.time(), 0
+        self._adapter.came_up(info)
         self._heartbeat = self._loop.create_task(self._watch_heartbeat(), name=f"heartbeat of {self.name}")
         self._heartbeat.add_done_callback(self._heartbeat_ended)
         log.info("%s is up after %.1f s (pid %d)", self.name, self._loop.time() - started, info.pid)
@@ -219,6 +231,11 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Waits for a number of seconds; raises ``Evicted`` when the slot is evicted."""
         with suppress(TimeoutError):
             await self._wait_for(self._loop.create_future(), seconds)
+
+    async def until_ended(self) -> None:
+        """Waits until no earlier worker of the slot is left."""
+        if self._endings:
+            await asyncio.gather(*self._endings, return_exceptions=True)
 
     async def until_readmitted(self) -> None:
         """Waits for ``readmit``; raises ``Evicted`` when the slot is evicted."""

@@ -42,17 +42,18 @@ OWN_CHECKS: tuple[Check, ...] = (method.check_own_objects,)
 """Checks that import the user's own objects, tried last and only when no other check found a mistake."""
 
 
-def validate_run(config: RunConfig, directory: Path) -> list[str]:
+def validate_run(config: RunConfig, directory: Path, *, option: str = "--run-dir") -> list[str]:
     """Returns warnings about a run that can start; nothing is loaded and no file is changed.
 
     Args:
         config: the whole configuration.
         directory: the run directory, which need not exist.
+        option: option of the command line that named the directory.
 
     Raises:
         UserError: there is a mistake; with several, one error names all.
     """
-    run = RunFacts(config, directory)
+    run = RunFacts(config, directory, option=option)
     warnings: list[str] = []
     mistakes: dict[str, UserError] = {}
     for check in (*CHECKS, *DATA_CHECKS, *OWN_CHECKS):

@@ -37,10 +37,11 @@ class RunFacts:
     Args:
         config: the whole configuration.
         directory: the run directory, which need not exist.
+        option: option of the command line that named the directory.
     """
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
-        self.config, self.directory = config, directory
+    def __init__(self, config: RunConfig, directory: Path, *, option: str = "--run-dir") -> None:
+        self.config, self.directory, self.option = config, directory, option
 
     @property
     def names_folder(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from saga_dist.runtime.earlier_run import changed_keys, is_unfinished_start
 from saga_dist.runtime.ray.resources import missing_resources, resource_requests
 from saga_dist.runtime.validation.facts import RunFacts, joins_cluster
 from saga_dist.runtime.validation.gpus import visible_gpus
+from saga_dist.utils.output_errors import output_errors, refuse_package_cache
 
 DEVICE_TYPES = ("cpu", "cuda", "hpu", "ipu", "lazy", "maia", "meta", "mps", "mtia", "privateuseone", "ve", "xla", "xpu")
 """Types of torch devices."""
@@ -32,18 +34,16 @@ def check_run_directory(run: RunFacts) -> str:
     A file is created and removed in the directory, or in the nearest folder above it.
 
     Raises:
-        ConfigError: it cannot, or there is such a run.
+        OutputError: it cannot be written.
+        ConfigError: there is such a run.
     """
     path = run.directory.absolute()
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    try:
+    refuse_package_cache(path, option=run.option)
+    with output_errors(path, option=run.option):
         with tempfile.TemporaryFile(dir=existing):
             pass
         foreign = path.is_dir() and not (path / "config.json").exists() and not is_unfinished_start(path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be used ({error.strerror or error})", where=str(run.directory), fix="choose another --run-dir"
-        ) from error
     if foreign:
         raise ConfigError("holds files but no config.json", where=str(run.directory), fix="choose a new --run-dir")
     with suppress(CheckpointError):  # a damaged config.json, which opening the run directory mends
@@ -106,13 +106,20 @@ def check_local_resources(run: RunFacts) -> str:
     if config.runtime.kind != "ray" or joins_cluster(config):
         return ""
     requests = [replace(need, pinned=False) for need in resource_requests(config)]
-    offered = {"CPU": float(config.runtime.local_cpus), "GPU": float("inf") if there is None else float(there)}
-    if missing := missing_resources(requests, offered):
+    gpus = math.inf if there is None else float(there)
+    elsewhere = "or run on a cluster (runtime.address, `ray job submit`)"
+    if missing := missing_resources(requests, {"CPU": float(config.runtime.local_cpus), "GPU": math.inf}):
         raise ConfigError(
             missing,
-            where=f"local Ray (runtime.local_cpus = {config.runtime.local_cpus})",
+            where=f"runtime.local_cpus = {config.runtime.local_cpus}",
+            fix=f"raise runtime.local_cpus, lower the number of workers, {elsewhere}",
+        )
+    if missing := missing_resources(requests, {"CPU": math.inf, "GPU": gpus}):
+        raise ConfigError(
+            missing,
+            where="this machine, for a local Ray",
             fix="lower runtime.learner_num_gpus, rollout.num_gpus, replay.num_gpus (0: none) or the number of workers, "
-            "raise runtime.local_cpus, or run on a cluster (runtime.address, `ray job submit`)",
+            + elsewhere,
         )
     return ""
 

@@ -22,6 +22,8 @@ import torch
 
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
+from saga_dist.utils.processes import descendants
+from saga_dist.utils.shared_memory import mapped_files, remove_unmapped
 from saga_dist.workers.engines.process_state import process_state_kept
 from saga_dist.workers.engines.validation import check_context_length
 from saga_dist.workers.engines.vllm_arguments import EngineSize, cpu_arguments, gpu_arguments
@@ -192,11 +194,13 @@ class VllmEngine:
         """Frees the engine's memory and vLLM's process-wide state, so that a new engine can start in this process."""
         self.broken = self.broken or "it was closed"
         llm, self._llm = self._llm, None
+        shared = mapped_files(child.pid for child in descendants(os.getpid()))  # of the shards; one shard has none
         if llm is not None:
             llm.engine_core.shutdown()
             llm.renderer.shutdown()
             del llm
         gc.collect()
+        remove_unmapped(shared)  # vLLM forgets the segments of collective operations on CPUs
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

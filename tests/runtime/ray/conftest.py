@@ -90,9 +90,9 @@ def scene() -> Scene:
 @pytest.fixture
 def make_pool(ray_cluster: dict[str, str]) -> Iterator[Callable[..., Any]]:
     """Makes pools of scripted rollout workers that have not been started; closed after the test."""
+    from saga_dist.runtime.ray.adapters import RolloutAdapter
     from saga_dist.runtime.ray.fake_workers import FaultPlan, fake_factories
     from saga_dist.runtime.ray.pool import RayPool
-    from saga_dist.runtime.ray.runtime import RolloutAdapter
 
     made: list[Any] = []
 
@@ -204,8 +204,14 @@ class FakeAdapter:
         self.spawned.append((asyncio.get_running_loop().time(), actor))
         return actor
 
+    def came_up(self, info: Any) -> None:
+        """Records nothing."""
+
     def kill(self, actor: FakeActor) -> None:
         actor.alive = False
+
+    async def end(self, actor: FakeActor) -> None:
+        self.kill(actor)
 
     def send(self, actor: FakeActor, tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
         return actor.answer(self.lease_s, [f"{task} done" for task in tasks]), ()

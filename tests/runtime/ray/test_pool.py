@@ -17,10 +17,10 @@ from saga_dist.errors import EngineError, TokenError, WorkerError
 from saga_dist.protocols import WorkerPool
 from saga_dist.runtime.ray.actors import BaseActor, RolloutActor
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
+from saga_dist.runtime.ray.adapters import RolloutAdapter
 from saga_dist.runtime.ray.errors import to_saga_error
 from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, FaultPlan, fake_factories
 from saga_dist.runtime.ray.pool import RayPool
-from saga_dist.runtime.ray.runtime import RolloutAdapter
 from saga_dist.types import Quarantined, RolloutTask, ScoredGroup
 from saga_dist.workers.serial_pool import SerialPool, run_all
 

@@ -25,7 +25,7 @@ from saga_dist.runtime.ray.fake_workers import (
 )
 from saga_dist.runtime.ray.object_refs import LocalHandle, ObjectHandle, fetch_tokens, put_tokens
 from saga_dist.runtime.ray.runtime import RayRuntime
-from saga_dist.runtime.ray.scale import read_workers, request_scale, wait_for
+from saga_dist.runtime.ray.scale_command import read_workers, request_scale, wait_for
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, ReplayTask, RolloutTask, Sampling, StepResult
 from saga_dist.workers.serial_pool import SerialPool
 

@@ -12,7 +12,7 @@ from saga_dist.data.sampling import training_sampler
 from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import Runtime
 from saga_dist.runtime.ray.pool import RayPool
-from saga_dist.runtime.ray.scale import read_workers
+from saga_dist.runtime.ray.scale_command import read_workers
 from saga_dist.runtime.run import build_runtime
 from saga_dist.training.coordinator import Coordinator
 

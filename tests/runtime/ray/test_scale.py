@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from rich.console import Console
 
 from saga_dist.cli.scale import parse_targets, workers_table
 from saga_dist.errors import ConfigError, DeadlineExceeded
+from saga_dist.runtime.ray import scale, scale_command
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts, WorkerStatus
 from saga_dist.runtime.ray.errors import WorkerInfo
-from saga_dist.runtime.ray.scale import ScaleController, read_workers, request_scale, wait_for
+from saga_dist.runtime.ray.scale import ScaleController, request_file
+from saga_dist.runtime.ray.scale_command import read_workers, request_scale, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -104,7 +107,7 @@ def test_mistakes_are_one_line_and_change_nothing(
     with pytest.raises(ConfigError) as caught:
         request_scale(run_dir, targets)
     assert str(caught.value).startswith(line)
-    assert not (run_dir / "scale.json").exists()
+    assert not list(run_dir.glob("scale*"))
 
 
 def test_nothing_to_scale(run_dir: Path, watch: Watch, tmp_path: Path) -> None:
@@ -121,28 +124,77 @@ def test_files_of_a_run_that_died_are_not_believed(run_dir: Path, watch: Watch) 
     rollout = ObedientPool(1)
     first = watch(rollout=(rollout, (1, 4)))
     request_scale(run_dir, {"rollout": 3})
-    left = (run_dir / "scale.json").read_bytes()
+    left = request_file(run_dir, "rollout").read_bytes()
     wait_for(run_dir, {"rollout": 3}, deadline_s=30)
     written = json.loads((run_dir / "workers.json").read_text())
     first.close()
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.json"], "a run that ends takes its files along"
 
-    (run_dir / "workers.json").write_text(json.dumps({**written, "written_at": time.time() - 100}))
-    with pytest.raises(ConfigError, match=r"the run has died: process \d+ on .* last wrote its status 100 s ago"):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (run_dir / "workers.json").write_text(json.dumps({**written, "pid": ended.pid}))
+    with pytest.raises(ConfigError, match=rf"the run has died: process {ended.pid} on .* is gone"):
         read_workers(run_dir)
-    (run_dir / "scale.json").write_bytes(left)  # asked of the process before
+    request_file(run_dir, "rollout").write_bytes(left)  # asked of the process before
     again = ObedientPool(2)
     watch(rollout=(again, (1, 4))).poll()
     assert again.orders == []
+
+
+def test_requests_for_two_roles_at_the_same_time_both_hold(run_dir: Path, watch: Watch) -> None:
+    rollout, replay = ObedientPool(3), ObedientPool(3)
+    running = watch(rollout=(rollout, (1, 4)), replay=(replay, (1, 4)))
+    request_scale(run_dir, {"rollout": 1})
+    request_scale(run_dir, {"replay": 2}, at_once=True)  # before the run has read the first one
+    running.poll()
+    assert (rollout.orders, replay.orders) == ([(1, False)], [(2, True)])
+    running.poll()
+    assert (rollout.orders, replay.orders) == ([(1, False)], [(2, True)]), "each is applied once"
+
+
+def test_of_two_requests_for_one_role_the_earlier_command_learns_of_the_later(run_dir: Path, watch: Watch) -> None:
+    watch(rollout=(ObedientPool(1, state="starting"), (1, 4)))
+    request_scale(run_dir, {"rollout": 2})
+    request_scale(run_dir, {"rollout": 3})
+    with pytest.raises(ConfigError, match=r"^rollout=2: a later request, rollout=3, has replaced this one"):
+        wait_for(run_dir, {"rollout": 2}, deadline_s=60)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -40.0, 40.0, 3600.0])
+def test_reader_with_another_clock_sees_the_run_alive(
+    ahead_s: float, run_dir: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader is on another machine, so that it cannot ask for the process."""
+    monkeypatch.setattr(scale, "REFRESH_S", 0.0)
+    watch(rollout=(ObedientPool(1), (1, 4)))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead_s * (threading.current_thread().name == "MainThread"))
+    monkeypatch.setattr(scale_command, "is_alive", lambda process: None)
+    view = read_workers(run_dir)
+    assert view.pools["rollout"].num_up == 1
+
+
+def test_reader_on_another_machine_notices_that_the_run_has_died(
+    run_dir: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch(rollout=(ObedientPool(1), (1, 4)))
+    written = (run_dir / "workers.json").read_bytes()
+    (run_dir / "left").mkdir()
+    (run_dir / "left" / "config.json").write_text("{}")
+    (run_dir / "left" / "workers.json").write_bytes(written)  # written just now, and never again
+    monkeypatch.setattr(scale_command, "is_alive", lambda process: None)
+    monkeypatch.setattr(scale_command, "SILENT_S", 0.3)
+    with pytest.raises(ConfigError, match=r"the run has died: process \d+ on .* has not written its status for"):
+        read_workers(run_dir / "left")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"run": 1}', b"\xff\xfe"])
 def test_broken_request_is_removed_and_the_run_goes_on(content: bytes, run_dir: Path, watch: Watch) -> None:
     rollout = ObedientPool(1)
     running = watch(rollout=(rollout, (1, 4)))
-    (run_dir / "scale.json").write_bytes(content)
+    request_file(run_dir, "rollout").write_bytes(content)
     running.poll()
-    assert not (run_dir / "scale.json").exists()
+    assert not request_file(run_dir, "rollout").exists()
     (run_dir / "workers.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"workers\.json: cannot be read \(not what a run writes\)"):
         read_workers(run_dir)
