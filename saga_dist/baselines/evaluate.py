@@ -13,7 +13,8 @@ from saga_dist.data.image_sets import ImageSet
 from saga_dist.errors import ConfigError
 from saga_dist.protocols import Embeddings
 from saga_dist.retrieval.results import SplitResult, TrainingFacts
-from saga_dist.runtime.build import build_splits, resolve_device
+from saga_dist.runtime.build import build_splits
+from saga_dist.runtime.devices import resolve_device
 from saga_dist.training.evaluation import retrieval_result
 
 BATCH = 64

@@ -52,6 +52,7 @@ ADDED_KEYS = {
     "objective.balance": "none",
     "objective.reward": "verdict",
     "objective.signal": "grpo",
+    "replay.tokens_per_chunk": 3072,
     "run.images": None,
 }
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.

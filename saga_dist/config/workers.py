@@ -128,8 +128,9 @@ class RolloutSection(WorkersSection):
     max_log_prob_gap: float = Field(
         0.05,
         gt=0,
-        description="largest mean difference between the log-probabilities of engine and replay in the check at the "
-        "start of training, nats per token; training does not start above it",
+        description="largest difference between the log-probabilities of engine and replay in the check at the "
+        "start of training, nats per token; with model.dtype = float32 the mean is judged, with bfloat16 the median "
+        "and the estimate of the KL divergence; training does not start above it",
     )
     gpu_memory_utilization: float = Field(
         0.5, gt=0, le=1, description="share of its GPU's memory that the engine may use for weights and KV cache"
@@ -199,6 +200,12 @@ class ReplaySection(WorkersSection):
         ge=1,
         description="completions of a group that are replayed together on the shared prefix; fewer take less memory "
         "and do not change the result",
+    )
+    tokens_per_chunk: int = Field(
+        3072,
+        ge=1,
+        description="tokens of completions that are replayed together, at most 1,024 on a CPU; a longer completion is "
+        "replayed alone; fewer take less memory and do not change the result",
     )
     logits_chunk: int = Field(
         1024, ge=1, description="completion positions whose logits are in memory at the same time"

@@ -49,9 +49,9 @@ from saga_dist.runtime.build import (
     build_prompt,
     build_splits,
     prompt_text,
-    resolve_device,
     torch_dtype,
 )
+from saga_dist.runtime.devices import resolve_device
 from saga_dist.standin.language import COLOR_WORDS, PARTS
 from saga_dist.standin.masks import scene_masks
 from saga_dist.utils.stages import stage

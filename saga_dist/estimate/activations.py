@@ -8,7 +8,7 @@ once, and weights do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class TowerActivations:
     per_image: SavedBytes
     """Bytes saved for each image."""
     per_pass: SavedBytes
-    """Bytes saved once per pass, for any number of images: under autocast, a bfloat16 copy of every weight."""
+    """Bytes saved once for all images and passes of a step: under autocast, a bfloat16 copy of the weights."""
     layer_input: int
     """Bytes of one layer's input for one image: the tensor that gradient checkpointing saves for each layer."""
 
@@ -152,24 +152,23 @@ def _saved_by_tower(tower: VisionTower, side: int, count: int, *, autocast: bool
 # ---------------------------------------------------------------------- the decoder
 
 
-def replay_activations(shape: ModelShape, *, prefix: int, rows: int, columns: int) -> ReplayActivations:
-    """Returns the bytes that autograd saves in the decoder during replay of one group.
+def replay_activations(shape: ModelShape, *, prefix: int, lengths: Sequence[int]) -> ReplayActivations:
+    """Returns the bytes that autograd saves in the decoder during replay of one group, which runs packed.
 
     Args:
         shape: sizes of the model.
         prefix: prompt tokens before the completions.
-        rows: completions in one chunk.
-        columns: tokens of each completion, the prompt's last token included.
+        lengths: tokens of each completion of one chunk, the prompt's last token included.
     """
     fewest = min(max(MIN_DECODER_LAYERS, shape.family.layout.num_deepstack), shape.decoder.layers)
-    few, more = (_count_decoder(shape, layers, prefix, rows, columns) for layers in (fewest, fewest + 1))
+    few, more = (_count_decoder(shape, layers, prefix, lengths) for layers in (fewest, fewest + 1))
     further = shape.decoder.layers - fewest
     return ReplayActivations(
         prefix=few.prefix + further * (more.prefix - few.prefix), chunk=few.chunk + further * (more.chunk - few.chunk)
     )
 
 
-def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, columns: int) -> ReplayActivations:
+def _count_decoder(shape: ModelShape, layers: int, prefix: int, lengths: Sequence[int]) -> ReplayActivations:
     family, tokens = shape.family.with_config(_with_layers(shape, decoder=layers)), 2 * shape.tower.tokens
     # Tied embeddings leave out the output layer: logits are counted separately, and creating the layer would initialise
     # its weights.
@@ -186,10 +185,8 @@ def _count_decoder(shape: ModelShape, layers: int, prefix: int, rows: int, colum
         span = slice(0, prefix)
         prefix_bytes = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
         leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
-        token_ids_GT = torch.zeros(rows, columns, dtype=torch.int64)
-        chunk_bytes = saved_bytes(
-            lambda: backbone.forward_completions(leaves, token_ids_GT, prompt.next_position), weights
-        )
+        sequences = [torch.zeros(length, dtype=torch.int64) for length in lengths]
+        chunk_bytes = saved_bytes(lambda: backbone.forward_packed(leaves, sequences, prompt.next_position), weights)
     return ReplayActivations(prefix_bytes, chunk_bytes)
 
 

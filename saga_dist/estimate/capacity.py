@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saga_dist.config import RunConfig
+from saga_dist.errors import ConfigError
 from saga_dist.estimate.formatting import size
 from saga_dist.estimate.memory import replay_memory
 from saga_dist.estimate.payloads import disk_bytes
-from saga_dist.estimate.placement import DeviceUsage, RoleMemory, assign_devices
+from saga_dist.estimate.placement import DeviceUsage, RoleMemory, assign_devices, engine_size
 from saga_dist.estimate.planner import MemoryPlan, PlanInputs
 from saga_dist.estimate.rates import Card
 from saga_dist.runtime.validation.facts import joins_cluster
@@ -74,6 +75,7 @@ def capacity_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str
                 f"{_roles(device)} on one {device.name} take {size(device.used)} of {size(device.capacity)} in a step "
                 f"of {largest} micro-batches (rollout.max_micro_batches); {_remedy(plan_inputs, largest)}"
             )
+    yield from _engine_warnings(plan_inputs)
     if limits.host and memory.host > limits.host:
         yield (
             f"all processes take {size(memory.host)} of host memory, {size(limits.host)} are free; use fewer workers "
@@ -87,6 +89,18 @@ def capacity_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str
             f"checkpoints, encoder and recordings take {size(written)}, {size(limits.disk)} are free; lower "
             "checkpoint.keep, set rollout.record = false, or choose another --run-dir"
         )
+
+
+def _engine_warnings(plan_inputs: PlanInputs) -> Iterator[str]:
+    """Yields a line when vLLM would not start, because its share of a GPU has no room for its KV cache."""
+    config, rollout, card = plan_inputs.work.config, plan_inputs.memories.rollout, plan_inputs.card
+    if rollout is None or not card.on_gpu or config.rollout.engine != "vllm":
+        return
+    share, shards = config.rollout.gpu_memory_utilization, config.rollout.tensor_parallel_size
+    try:
+        engine_size(config, rollout).on_gpu(memory=int(card.memory), share=share, shards=shards)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _object_store_warnings(memory: MemoryPlan, limits: MachineLimits) -> Iterator[str]:
@@ -133,7 +147,8 @@ def fits_with(plan_inputs: PlanInputs, micro_batches: int, change: tuple[str, ..
             continue
         section = config.replay.model_copy(update={"completions_per_chunk": int(value)})
         config = config.model_copy(update={"replay": section})
-        reduced = replay_memory(config, plan_inputs.work.shape, plan_inputs.work.token_counts)
+        work, on_gpu = plan_inputs.work, plan_inputs.card.on_gpu
+        reduced = replay_memory(config, work.shape, work.token_counts, on_gpu=on_gpu)
         learner = replace(learner, replay=reduced) if learner.replay else learner
         replay = reduced if replay else replay
     changed = RoleMemory(learner, memories.rollout, replay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from saga_dist.estimate.shapes import ModelShape, ParameterCount
 from saga_dist.estimate.token_counts import TokenCounts
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
+from saga_dist.workers.replay_chunks import CPU_CHUNK_TOKENS
 
 FLOAT32 = 4
 """Bytes of one float32 number."""
@@ -63,9 +65,12 @@ class LearnerMemory:
         return self.weights + self.optimizer + (self.replay.weights if self.replay else 0)
 
     def open_micro_batches(self, count: float) -> int:
-        """Returns the bytes of activations and tokens that ``count`` micro-batches hold until the step ends."""
-        activations = self.tower_activations.bytes(self.images, checkpointing=self.checkpointing)
-        return round(count * (activations + self.token_bytes))
+        """Returns the bytes of activations and tokens that ``count`` micro-batches hold until the step ends.
+
+        Their passes through the tower share one copy of its weights in the autocast dtype.
+        """
+        activations = self.tower_activations.bytes(count * self.images, checkpointing=self.checkpointing)
+        return round(activations + count * self.token_bytes)
 
     def peak(self, count: float) -> int:
         """Returns the peak bytes of a step with ``count`` micro-batches: the largest of replay, backward and update."""
@@ -85,7 +90,7 @@ class ReplayMemory:
     activations: ReplayActivations
     """Bytes that autograd saves for prefix and chunk."""
     cache_copies: int
-    """Bytes of the keys and values of prompt and completions, one copy per completion of a chunk."""
+    """Bytes of the prompt's keys and values that padded completions copy, one for each query head; 0 when packed."""
     cache_gradients: int
     """Bytes of the gradients of the prompt's keys and values, which all completions add to."""
     logits: int
@@ -174,25 +179,54 @@ def proxy_weights(config: RunConfig, num_classes: int) -> ParameterCount:
     return ParameterCount(num_classes * (three.params - two.params), two.tensors)
 
 
-def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> ReplayMemory:
-    """Returns the memory of one replay worker for completions of the mean length."""
+def replay_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, *, on_gpu: bool) -> ReplayMemory:
+    """Returns the memory of one replay worker for the largest chunk of the longest completions.
+
+    Args:
+        config: configuration of the run.
+        shape: sizes of the model.
+        token_counts: tokens of the prompt.
+        on_gpu: True when replay runs on a GPU, where completions run packed in bfloat16 only.
+    """
     decoder, value = shape.decoder, shape.value_bytes
-    rows = config.completions_at_once
-    columns = round(token_counts.completion) + 1
-    logits = min(config.replay.logits_chunk, rows * (columns - 1)) * decoder.vocabulary
+    packed = not on_gpu or shape.dtype == torch.bfloat16
+    limit = config.replay.tokens_per_chunk if on_gpu else min(config.replay.tokens_per_chunk, CPU_CHUNK_TOKENS)
+    chunk = largest_chunk(longest_completion(config, token_counts), config.completions_at_once, limit, packed=packed)
+    lengths = [length + 1 for length in chunk]  # the prompt's last token runs with every completion
+    logits = min(config.replay.logits_chunk, sum(chunk)) * decoder.vocabulary
     # Logits in ``dtype``, their float32 copy, log-softmax and gradient, and the gradient in ``dtype``.
     logit_bytes = 3 * FLOAT32 + (0 if value == FLOAT32 else 2 * value)
+    prompt, shared = token_counts.prompt - 1, decoder.heads // decoder.kv_heads
     return ReplayMemory(
         weights=decoder.weights.params * value,
-        activations=replay_activations(shape, prefix=token_counts.group_prefix, rows=rows, columns=columns),
-        cache_copies=rows * (token_counts.prompt - 1 + columns) * decoder.kv_bytes(value),
-        cache_gradients=(token_counts.prompt - 1) * decoder.kv_bytes(value),
+        activations=replay_activations(shape, prefix=token_counts.group_prefix, lengths=lengths),
+        cache_copies=0 if packed else len(lengths) * prompt * shared * decoder.kv_bytes(value),
+        cache_gradients=prompt * decoder.kv_bytes(value),
         logits=logits * logit_bytes,
     )
 
 
+def longest_completion(config: RunConfig, token_counts: TokenCounts) -> int:
+    """Returns the most tokens of a completion: ``rollout.max_tokens``, or those of a verdict."""
+    return config.rollout.max_tokens if config.objective.needs_rollouts else math.ceil(token_counts.completion)
+
+
+def largest_chunk(longest: int, completions: int, most_tokens: int, *, packed: bool) -> list[int]:
+    """Returns the tokens of each completion in the largest chunk of replay.
+
+    Args:
+        longest: most tokens of a completion.
+        completions: largest number of completions in a chunk.
+        most_tokens: largest number of tokens in a chunk; a longer completion is alone.
+        packed: True when completions run packed, so that shorter ones may fill the rest of the chunk.
+    """
+    whole = min(completions, max(1, most_tokens // longest))
+    rest = most_tokens - whole * longest if packed and whole < completions else 0
+    return [longest] * whole + ([rest] if rest > 0 else [])
+
+
 def rollout_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCounts) -> RolloutMemory:
-    """Returns the memory of one rollout worker."""
+    """Returns the memory of one rollout worker, whose completions may all have ``rollout.max_tokens``."""
     rollout = config.rollout
     groups = min(rollout.groups_per_lease, -(-rollout.pairs_per_batch // max(1, rollout.workers)))
     sequences = min(rollout.max_sequences, groups * rollout.group_size)
@@ -200,5 +234,5 @@ def rollout_memory(config: RunConfig, shape: ModelShape, token_counts: TokenCoun
     return RolloutMemory(
         weights=(shape.tower.weights.params + shape.decoder.weights.params) * shape.value_bytes,
         kv_token_bytes=shape.decoder.kv_bytes(shape.value_bytes),
-        kv_cache_tokens=round(prompts * token_counts.prompt + sequences * token_counts.completion),
+        kv_cache_tokens=prompts * token_counts.prompt + sequences * rollout.max_tokens,
     )

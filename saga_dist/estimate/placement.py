@@ -9,7 +9,7 @@ from saga_dist.config import RunConfig
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory, RolloutMemory
 from saga_dist.estimate.rates import GIB, Card
 from saga_dist.estimate.sampling import DynamicSampling
-from saga_dist.workers.engines.vllm_engine import CPU_KV_CACHE_LIMIT
+from saga_dist.workers.engines.vllm_arguments import GPU_WORK_BYTES, EngineSize
 
 CUDA_CONTEXT_BYTES = GIB
 """GPU memory of a process besides tensors: CUDA context, cuBLAS workspaces. An assumption."""
@@ -20,8 +20,6 @@ GPU_PROCESS_BYTES = 3 * GIB
 """Host memory of a process that uses a GPU, with CUDA's libraries. An assumption."""
 SLACK = 1.05
 """Factor for fragmentation of the allocator and for temporaries of single operations. An assumption."""
-ENGINE_WORK_BYTES = 2 * GIB
-"""GPU memory of vLLM besides weights and KV cache: activations of a prefill, CUDA graphs. An assumption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ def _replay_bytes(replay: ReplayMemory, card: Card) -> int:
 def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
     """Returns the bytes that one rollout worker allocates.
 
-    vLLM on a GPU allocates ``rollout.gpu_memory_utilization`` of it, for weights and KV cache. Every other engine is
+    vLLM on a GPU allocates at most ``rollout.gpu_memory_utilization`` of it. Every other engine is
     assumed to allocate what the transformers engine does: weights, and the KV cache that its sequences fill.
     """
     settings = config.rollout
@@ -134,10 +132,15 @@ def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
     return round((rollout.weights + rollout.kv_cache_bytes) * SLACK) + base
 
 
+def engine_size(config: RunConfig, rollout: RolloutMemory) -> EngineSize:
+    """Returns the sizes from which vLLM's memory is computed."""
+    context, sequences = config.rollout.max_model_len, config.rollout.max_sequences
+    return EngineSize(rollout.weights, rollout.kv_token_bytes, context, sequences)
+
+
 def cpu_kv_cache_bytes(config: RunConfig, rollout: RolloutMemory) -> int:
-    """Returns the bytes of vLLM's KV cache on a CPU: full contexts for all sequences, within the engine's limits."""
-    wanted = config.rollout.max_sequences * config.rollout.max_model_len * rollout.kv_token_bytes
-    return min(max(wanted, 64 << 20), CPU_KV_CACHE_LIMIT)
+    """Returns the bytes of vLLM's KV cache on a CPU."""
+    return engine_size(config, rollout).on_cpu()
 
 
 def kv_cache_capacity(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
@@ -145,7 +148,7 @@ def kv_cache_capacity(config: RunConfig, rollout: RolloutMemory, card: Card) -> 
     settings = config.rollout
     if not card.on_gpu:
         return cpu_kv_cache_bytes(config, rollout) // rollout.kv_token_bytes
-    usable = engine_bytes(config, rollout, card) - settings.tensor_parallel_size * ENGINE_WORK_BYTES
+    usable = engine_bytes(config, rollout, card) - settings.tensor_parallel_size * GPU_WORK_BYTES
     return int(usable - rollout.weights) // rollout.kv_token_bytes
 
 

@@ -112,7 +112,8 @@ def plan_inputs(config: RunConfig, card: Card, rate_source: RateSource) -> Itera
             token_counts = replace(
                 token_counts, completion=rate_source.inputs["completion_tokens"], completion_source=rate_source.source
             )
-        replay, rollout = replay_memory(config, shape, token_counts), rollout_memory(config, shape, token_counts)
+        replay = replay_memory(config, shape, token_counts, on_gpu=card.on_gpu)
+        rollout = rollout_memory(config, shape, token_counts)
         in_process = replay if config.needs_mllm and not config.replay.workers else None
         learner = learner_memory(config, shape, data, on_gpu=card.on_gpu, replay=in_process)
         memories = RoleMemory(

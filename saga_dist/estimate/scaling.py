@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory
-from saga_dist.estimate.placement import CUDA_CONTEXT_BYTES, ENGINE_WORK_BYTES, SLACK
+from saga_dist.estimate.placement import CUDA_CONTEXT_BYTES, SLACK
 from saga_dist.estimate.ranges import Range
 from saga_dist.estimate.rates import Card
 from saga_dist.estimate.steps import Allocation, StepTimes, Workload, step_time, step_times
+from saga_dist.workers.engines.vllm_arguments import GPU_WORK_BYTES
 
 MAX_MEMORY_SHARE = 0.95
 """Largest share of a card's memory that a role may use when it has the card to itself."""
@@ -169,7 +170,7 @@ def _engine_gpus(work: Workload, card: Card) -> int:
     one_group = work.token_counts.prompt + work.config.rollout.group_size * work.token_counts.completion
     cache = one_group * work.rollout.kv_token_bytes
     for count in _powers_of_two(64):
-        if (work.rollout.weights + cache) / count + ENGINE_WORK_BYTES <= ENGINE_MEMORY_SHARE * card.memory:
+        if (work.rollout.weights + cache) / count + GPU_WORK_BYTES <= ENGINE_MEMORY_SHARE * card.memory:
             return max(count, work.config.rollout.tensor_parallel_size)
     return 64
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,25 @@ class ModelFiles:
                         if name.startswith(wanted):
                             yield name, reader.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise ModelError(
-                    f"cannot be read ({error})", where=str(path), expected="safetensors", fix="fetch the file again"
-                ) from error
+                raise _damaged(path, error) from error
+
+    def num_parameters(self) -> int:
+        """Returns the number of weights in the checkpoint, for which only the headers of its files are read.
+
+        Raises:
+            ModelError: a safetensors file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        total = 0
+        for shard in self._shards(("",)):
+            path = self.file(shard)
+            try:
+                with safe_open(path, framework="pt") as reader:
+                    total += sum(prod(reader.get_slice(name).get_shape()) for name in reader.keys())  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise _damaged(path, error) from error
+        return total
 
     def has_tensor(self, prefixes: Sequence[str]) -> bool:
         """Returns True when the name of some tensor starts with one of ``prefixes``.
@@ -176,3 +193,7 @@ class ModelFiles:
             raise ModelError(
                 f"the hub did not answer ({error})", where=self.name, fix="try again, or use a folder"
             ) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"cannot be read ({error})", where=str(path), expected="safetensors", fix="fetch the file again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -69,12 +68,3 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], *, wher
         raise ModelError(
             f"misses tensor {min(missing)} ({len(missing)} in all)", where=where, expected="all weights of the family"
         )
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Returns the sha256 over names, dtypes, shapes and bytes of all weights of a module, in the order of the names."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

@@ -19,7 +19,8 @@ from saga_dist.report.images import heat, picture
 from saga_dist.report.sources import RecordedGroup, evenly
 from saga_dist.report.text import shown_name
 from saga_dist.report.viewer import Overlay, PairImages
-from saga_dist.runtime.build import build_family, build_prompt, prompt_text, resolve_device, set_threads, torch_dtype
+from saga_dist.runtime.build import build_family, build_prompt, prompt_text, set_threads, torch_dtype
+from saga_dist.runtime.devices import resolve_device
 from saga_dist.types import ScoredGroup
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ The serial runtime calls these functions in its own process, and Ray actors call
 from __future__ import annotations
 
 import logging
-import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from saga_dist.config import STANDINS, DataSection, RunConfig
 from saga_dist.data.prompts import VOCABULARIES, PromptSpec, Vocabulary, load_vocabulary, render_prompt
 from saga_dist.errors import ConfigError
 from saga_dist.models.checkpoint_sizes import check_kl_layer
+from saga_dist.runtime.devices import choose_kernels, replay_devices, resolve_device
 from saga_dist.utils.rng import counter_seed
 from saga_dist.utils.stages import stage
 
@@ -138,6 +138,7 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
     set_threads(config)
     family = build_family(config)
     device = resolve_device(config.model.device)
+    choose_kernels(device)
     stage("loading the vision tower of %s", config.model.path)
     tower = family.load_tower(dtype=torch.float32, device=device)
     if config.optimizer.gradient_checkpointing:
@@ -229,6 +230,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
     set_threads(config)
     family = build_family(config)
     devices = replay_devices(config)
+    choose_kernels(devices[0])
     stage("loading the language model of %s", config.model.path)
     if len(devices) == 1:
         backbone = family.load_backbone(dtype=torch_dtype(config), device=devices[0])
@@ -243,27 +245,9 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         kl_layer=config.objective.kl_layer,
         verdict_key=build_prompt(config).verdict_key,
         completions_per_chunk=config.replay.completions_per_chunk,
+        tokens_per_chunk=config.replay.tokens_per_chunk,
         logits_chunk=config.replay.logits_chunk,
     )
-
-
-def replay_devices(config: RunConfig) -> list[torch.device]:
-    """Returns the devices of a replay worker: ``model.device``, or ``replay.num_gpus`` GPUs when that is 2 or more.
-
-    Raises:
-        ConfigError: this process does not have these devices.
-    """
-    import torch
-
-    first, wanted = resolve_device(config.model.device), int(config.replay.num_gpus)
-    if first.type != "cuda" or wanted < 2:
-        return [first]
-    if torch.cuda.device_count() < wanted:
-        raise ConfigError(
-            f"replay.num_gpus = {wanted} but {torch.cuda.device_count()} CUDA devices in this process",
-            fix="set replay.workers = 1 or more, so that Ray gives each worker its own, or lower it",
-        )
-    return [torch.device("cuda", index) for index in range(wanted)]
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:
@@ -271,25 +255,3 @@ def torch_dtype(config: RunConfig) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-
-
-def resolve_device(name: str) -> torch.device:
-    """Returns the device of a name; ``auto`` is CUDA where available, else the CPU.
-
-    Raises:
-        ConfigError: the name is not valid, or CUDA is not available.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"model.device = {name!r}", expected="auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise ConfigError(
-            f"model.device = {name!r} but no CUDA device (CUDA_VISIBLE_DEVICES: {visible})", fix='use "auto"'
-        )
-    return device

@@ -22,6 +22,7 @@ from saga_dist.models.families.base import TokenLayout
 from saga_dist.protocols import Embeddings
 from saga_dist.types import EncoderTokens, Grid, ImagePair
 from saga_dist.utils.rng import counter_generator
+from saga_dist.workers.cast_weights import CastWeights
 from saga_dist.workers.data_parallel import ALONE, Ranks
 
 EVALUATION_BATCH = 64
@@ -88,8 +89,12 @@ class SplitEncoder:
         autocast_dtype: torch.dtype | None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._encoder, self._splits, self._data, self._autocast_dtype = encoder, splits, data, autocast_dtype
-        self._ranks = ranks
+        self._encoder, self._splits, self._data, self._ranks = encoder, splits, data, ranks
+        self._weights = CastWeights(encoder.tower, autocast_dtype)
+
+    def forget_cast_weights(self) -> None:
+        """Drops copies of the tower's weights; to be called whenever the weights have changed."""
+        self._weights.forget()
 
     def labels(self, split: str) -> np.ndarray:
         """Returns the labels of a split, int64 [I]; empty when the data has no such split."""
@@ -183,12 +188,7 @@ class SplitEncoder:
         """Returns the tower's tokens of uint8 [height, width, 3] images."""
         tower = self._encoder.tower
         pixels = tower.preprocess(arrays)
-        with torch.autocast(
-            self._encoder.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
-        ):
-            values_NW = tower(pixels)
-        if self._autocast_dtype is not None:
-            values_NW = values_NW.to(self._autocast_dtype)
+        values_NW = self._weights.forward(pixels)
         grids = dict(zip(image_ids, pixels.grids, strict=True))
         return TokenBatch(values_NW, _rows(image_ids, pixels.lengths), grids, tower.layout)
 

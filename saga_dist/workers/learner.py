@@ -29,7 +29,7 @@ from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
-from saga_dist.models.weights import weights_digest
+from saga_dist.models.weight_digest import weights_digest
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
@@ -280,6 +280,7 @@ class Learner:
     def _forget_open_batches(self) -> None:
         self._open.clear()
         self._batch_of_pair.clear()
+        self._images.forget_cast_weights()
 
     # ------------------------------------------------------------------ evaluation
 

@@ -7,8 +7,9 @@ The language model is frozen, so the encoder needs nothing from it but dL/d(toke
                         └◄── one backward through the prompt, from the gradients of the leaves
 
 The prompt runs once for all G completions. Equal completions run once, with their advantages added up. Activations
-exist for at most ``completions_per_chunk`` completions at a time, and logits for ``logits_chunk`` positions. The keys
-and values of the text before the first image are constants of the run and are computed once.
+exist for at most ``completions_per_chunk`` completions and ``tokens_per_chunk`` of their tokens at a time, and logits
+for ``logits_chunk`` positions. The keys and values of the text before the first image are constants of the run and are
+computed once.
 
 Where rollouts may be older than the encoder (``rollout.max_staleness`` > 0, an extension of the paper), the same
 completions also run on the tokens that they were sampled from, without gradient. Both log-probabilities then come from
@@ -35,6 +36,7 @@ from saga_dist.objectives.grpo import grpo_loss, importance_weights
 from saga_dist.types import EncoderTokens, GradientTask, ReplayTask, ScoredGroup, TokenGradients, VerdictTask
 from saga_dist.workers.prompt_prefill import PromptPrefill
 from saga_dist.workers.replay_chunks import (
+    CPU_CHUNK_TOKENS,
     BehaviourLogProbs,
     Chunk,
     ReplayTotals,
@@ -57,6 +59,7 @@ class ReplayWorker:
         kl_layer: decoder layer of the attention targets, counted from 0.
         verdict_key: JSON key of the verdict, which forced answers begin with.
         completions_per_chunk: largest number of completions whose activations exist at the same time.
+        tokens_per_chunk: largest number of their tokens; on a CPU at most ``CPU_CHUNK_TOKENS``.
         logits_chunk: largest number of positions whose logits exist at the same time.
 
     Raises:
@@ -72,6 +75,7 @@ class ReplayWorker:
         kl_layer: int,
         verdict_key: str = "verdict",
         completions_per_chunk: int = 8,
+        tokens_per_chunk: int = 3072,
         logits_chunk: int = 1024,
     ) -> None:
         if not 0 <= kl_layer < backbone.num_layers:
@@ -86,6 +90,8 @@ class ReplayWorker:
         self._prompt = PromptPrefill(backbone, self._tokenizer.encode(prompt_text, add_special_tokens=False))
         self._kl_layer = kl_layer
         self._completions_per_chunk = completions_per_chunk
+        on_cpu = backbone.device.type == "cpu"
+        self._tokens_per_chunk = min(tokens_per_chunk, CPU_CHUNK_TOKENS) if on_cpu else tokens_per_chunk
         self._logits_chunk = logits_chunk
 
     def backbone_digest(self) -> str:
@@ -133,7 +139,8 @@ class ReplayWorker:
         token_ids = group.completions.token_ids
         copies = distinct_completions(token_ids)
         divide = packed_chunks if self._backbone.supports_packing else padded_chunks
-        parts = divide([len(token_ids[indices[0]]) for indices in copies], self._completions_per_chunk)
+        lengths = [len(token_ids[indices[0]]) for indices in copies]
+        parts = divide(lengths, self._completions_per_chunk, self._tokens_per_chunk)
         return [Chunk.of(group, [copies[row] for row in part], prompt, self._backbone.device) for part in parts]
 
     @torch.no_grad()

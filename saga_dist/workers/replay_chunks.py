@@ -14,9 +14,9 @@ from saga_dist.types import WEIGHT_QUANTILES, EncoderTokens, LogProbMismatch, Re
 
 MAX_PADDING = 64
 """Largest number of padding tokens per completion; they cost about as much as one more pass over the weights."""
-PACKED_TOKENS = 1024
-"""Largest number of tokens in a packed chunk: larger matrices are no faster, and their activations exceed the CPU's
-cache."""
+CPU_CHUNK_TOKENS = 1024
+"""Largest number of tokens in a packed chunk on a CPU: larger matrices are no faster there, and their activations
+exceed its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,30 +198,38 @@ def distinct_completions(token_ids: Sequence[tuple[int, ...]]) -> list[list[int]
     return list(copies.values())
 
 
-def padded_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
+def padded_chunks(lengths: Sequence[int], largest: int, most_tokens: int) -> list[list[int]]:
     """Returns chunks of completions of similar length, because padding costs as much as tokens do.
 
     Args:
         lengths: tokens of each completion.
         largest: largest number of completions in a chunk.
+        most_tokens: largest number of tokens in a chunk, padding included; a longer completion is alone.
 
     Returns:
         Indices of each chunk's completions, ascending.
     """
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
-        if not chunks or len(chunks[-1]) == largest or lengths[chunks[-1][0]] - lengths[index] > MAX_PADDING:
+        longest = lengths[chunks[-1][0]] if chunks else 0
+        if (
+            not chunks
+            or len(chunks[-1]) == largest
+            or (len(chunks[-1]) + 1) * longest > most_tokens
+            or longest - lengths[index] > MAX_PADDING
+        ):
             chunks.append([])
         chunks[-1].append(index)
     return [sorted(chunk) for chunk in chunks]
 
 
-def packed_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
-    """Returns chunks of consecutive completions with at most ``PACKED_TOKENS`` tokens; a longer completion is alone.
+def packed_chunks(lengths: Sequence[int], largest: int, most_tokens: int) -> list[list[int]]:
+    """Returns chunks of consecutive completions.
 
     Args:
         lengths: tokens of each completion.
         largest: largest number of completions in a chunk.
+        most_tokens: largest number of tokens in a chunk; a longer completion is alone.
 
     Returns:
         Indices of each chunk's completions, ascending.
@@ -229,7 +237,7 @@ def packed_chunks(lengths: Sequence[int], largest: int) -> list[list[int]]:
     chunks: list[list[int]] = []
     num_tokens = 0
     for index, length in enumerate(lengths):
-        if not chunks or len(chunks[-1]) == largest or num_tokens + length > PACKED_TOKENS:
+        if not chunks or len(chunks[-1]) == largest or num_tokens + length > most_tokens:
             chunks.append([])
             num_tokens = 0
         chunks[-1].append(index)

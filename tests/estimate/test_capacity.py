@@ -74,8 +74,9 @@ def test_a_card_that_is_too_small_and_the_way_out(cub: planner.PlanInputs) -> No
 
     small = replace(cub, card=CARDS["l40s"])
     assert fitting_overrides(small, most) == ()
-    (line,) = capacity_warnings(planner.memory_plan(small), PLENTY)
+    line, engine = capacity_warnings(planner.memory_plan(small), PLENTY)
     assert "use a card for each role, or a smaller model" in line
+    assert "rollout.gpu_memory_utilization = 0.3 of a GPU of 47.7 GB leaves 0.0 GB for the KV cache" in engine
 
 
 @pytest.mark.integration

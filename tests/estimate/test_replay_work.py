@@ -13,15 +13,16 @@ import torch
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import evaluation_pairs
 from saga_dist.estimate.activations import saved_bytes
-from saga_dist.estimate.memory import replay_memory
+from saga_dist.estimate.memory import largest_chunk, replay_memory, rollout_memory
 from saga_dist.estimate.operations import group_operations
 from saga_dist.estimate.shapes import ModelShape, model_shape
 from saga_dist.estimate.token_counts import TokenCounts, count_tokens
-from saga_dist.models.families.decoder import DecoderBackbone
+from saga_dist.models.families import decoder
 from saga_dist.runtime.build import build_learner, build_replay_worker
 from saga_dist.types import Completions, ReplayTask, Sampling, ScoredGroup
-from saga_dist.workers.engines.vllm_engine import _cache_bytes
+from saga_dist.workers.engines.vllm_arguments import EngineSize
 from saga_dist.workers.replay import ReplayWorker
+from saga_dist.workers.replay_chunks import packed_chunks
 
 DEMO = Path(__file__).resolve().parents[2] / "saga_dist" / "standin" / "demo.toml"
 SIZE, LENGTH = 8, 45
@@ -68,8 +69,7 @@ def scene() -> Iterator[Scene]:
     task = ReplayTask(group, tokens, num_tokens_total=SIZE * LENGTH, want_attention=False)
     worker = build_replay_worker(config)
     worker.replay(task, tokens)  # the constant head is read once
-    with model_shape(config) as shape, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DecoderBackbone, "supports_packing", False)  # as on a GPU
+    with model_shape(config) as shape:
         token_counts = replace(count_tokens(config, shape), completion=float(LENGTH))
         yield Scene(config, shape, token_counts, worker, task)
 
@@ -112,21 +112,67 @@ def test_operations_by_hand(scene: Scene) -> None:
     assert found.replay(stale=True) - found.replay(stale=False) == found.replay_forward
 
 
-def test_bytes_that_replay_keeps(scene: Scene) -> None:
-    backbone = scene.worker._backbone
-    kept = saved_bytes(
-        lambda: scene.worker.replay(scene.task, scene.task.tokens), [*backbone.parameters(), *backbone.buffers()]
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_bytes_that_replay_keeps(scene: Scene, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest completions that the configuration allows; padded as a GPU reads float32."""
+    backbone, weights = (
+        scene.worker._backbone,
+        [*scene.worker._backbone.parameters(), *scene.worker._backbone.buffers()],
     )
-    found = replay_memory(scene.config, scene.shape, scene.token_counts)
+    found = replay_memory(with_longest(scene.config, LENGTH), scene.shape, scene.token_counts, on_gpu=not packed)
+    if not packed:
+        monkeypatch.setattr(decoder, "find_backend", lambda *_: None)
+    kept = saved_bytes(lambda: scene.worker.replay(scene.task, scene.task.tokens), weights)
     log_softmax = 4 * SIZE * LENGTH * scene.shape.decoder.vocabulary
-    assert found.activations.prefix + found.activations.chunk + log_softmax == pytest.approx(kept, rel=0.1)
+    held = found.activations.prefix + found.activations.chunk + found.cache_copies + log_softmax
+    assert held == pytest.approx(kept, rel=0.1)
     assert found.logits == 3 * log_softmax
+    assert (found.cache_copies > 0) == (not packed)
     assert found.weights == sum(parameter.nbytes for parameter in backbone.parameters())
+
+
+def test_the_longest_completions_are_budgeted_not_the_mean(scene: Scene) -> None:
+    short, long = (
+        replay_memory(with_longest(scene.config, length), scene.shape, scene.token_counts, on_gpu=False)
+        for length in (LENGTH, 2 * LENGTH)
+    )
+    assert long.activations.prefix == short.activations.prefix
+    assert long.activations.chunk > 1.5 * short.activations.chunk
+    assert long.logits == 2 * short.logits
+    engine = rollout_memory(with_longest(scene.config, LENGTH), scene.shape, scene.token_counts)
+    twice = rollout_memory(with_longest(scene.config, 2 * LENGTH), scene.shape, scene.token_counts)
+    assert twice.kv_cache_tokens - engine.kv_cache_tokens == 24 * 8 * LENGTH
+
+
+@pytest.mark.parametrize(
+    ("longest", "completions", "most", "packed", "expected"),
+    [
+        (1024, 4, 3072, True, [1024] * 3),
+        (1000, 8, 3072, True, [1000] * 3 + [72]),
+        (1000, 8, 3072, False, [1000] * 3),
+        (1000, 2, 3072, True, [1000] * 2),
+        (5000, 4, 3072, True, [5000]),
+    ],
+)
+def test_the_largest_chunk(longest: int, completions: int, most: int, packed: bool, expected: list[int]) -> None:
+    assert largest_chunk(longest, completions, most, packed=packed) == expected
+    if packed:  # no division of completions makes a larger chunk
+        lengths = [longest] * (completions - 1) + [expected[-1]]
+        assert max(sum(lengths[index] for index in part) for part in packed_chunks(lengths, completions, most)) <= max(
+            sum(expected), longest
+        )
+
+
+def with_longest(config: RunConfig, max_tokens: int) -> RunConfig:
+    rollout = config.rollout.model_copy(update={"max_tokens": max_tokens})
+    return config.model_copy(update={"rollout": rollout})
 
 
 def test_the_engines_cache_by_hand(scene: Scene) -> None:
     """Keys and values: 2 x 3 layers x 2 heads x 32 x 4 bytes a token."""
     assert scene.shape.decoder.kv_bytes(4) == 1536
     tokens = 128 * 512
-    assert _cache_bytes(scene.shape.family, "float32", tokens) == tokens * 1536
-    assert _cache_bytes(scene.shape.family, "bfloat16", 2 * tokens) == tokens * 1536
+    wide = EngineSize.of(scene.shape.family, "float32", context=512, sequences=128)
+    half = EngineSize.of(scene.shape.family, "bfloat16", context=512, sequences=256)
+    assert wide.on_cpu() == half.on_cpu() == tokens * 1536
+    assert wide.weights == 2 * half.weights == 4 * scene.shape.family.files.num_parameters()

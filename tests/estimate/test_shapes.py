@@ -108,7 +108,7 @@ def test_the_decoder_keeps_what_is_said(family_checkpoint: Path, dtype: torch.dt
     name = str(dtype).removeprefix("torch.")
     with model_shape(birds(family_checkpoint, f"model.dtype={name}")) as shape:
         token_counts = count_tokens(birds(family_checkpoint), shape)
-        found = replay_activations(shape, prefix=token_counts.prompt - 1, rows=3, columns=12)
+        found = replay_activations(shape, prefix=token_counts.prompt - 1, lengths=[12, 1, 9])
         values_NW = torch.zeros(50, shape.wire_width, requires_grad=True)
         ids = [int(shape.family.parsed.image_token_id)] * 2 + [7] * (token_counts.prompt - 50)
         prompt = backbone.build_layout(ids, [shape.grid] * 2)
@@ -117,8 +117,8 @@ def test_the_decoder_keeps_what_is_said(family_checkpoint: Path, dtype: torch.dt
     weights = [*backbone.parameters(), *backbone.buffers()]
     prefix = saved_bytes(lambda: past.append(backbone.prefill(prompt, values_NW, span)), weights)
     leaves = tuple((keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in past[0])
-    token_ids_GT = torch.zeros(3, 12, dtype=torch.int64)
-    chunk = saved_bytes(lambda: backbone.forward_completions(leaves, token_ids_GT, prompt.next_position), weights)
+    sequences = [torch.zeros(length, dtype=torch.int64) for length in (12, 1, 9)]
+    chunk = saved_bytes(lambda: backbone.forward_packed(leaves, sequences, prompt.next_position), weights)
     assert found.prefix == pytest.approx(prefix, rel=0.1)
     assert found.chunk == pytest.approx(chunk, rel=0.02)
 

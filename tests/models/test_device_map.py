@@ -12,7 +12,7 @@ from saga_dist.errors import ConfigError, ModelError
 from saga_dist.models.device_map import distribute_layers
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import FrozenBackbone
-from saga_dist.runtime.build import replay_devices
+from saga_dist.runtime.devices import replay_devices
 
 CPU = torch.device("cpu")
 GRIDS = ((1, 10, 10), (1, 8, 6))

@@ -7,29 +7,33 @@ against eager attention; and log-probabilities of real vLLM and of the transform
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from workers.family_world import (
+    TEXTS,
+    World,
+    assert_gradients,
+    end_to_end,
+    gradients_of,
+    group_of,
+    record_of,
+    tower_gradients,
+    world_of,
+)
 
 from saga_dist.data.forced_verdict import ForcedVerdict
 from saga_dist.errors import TokenError
-from saga_dist.models.families import resolve_family
-from saga_dist.models.families.base import Family, PixelBatch
-from saga_dist.models.families.decoder import DecoderBackbone
+from saga_dist.models.families import decoder
 from saga_dist.protocols import Engine
 from saga_dist.types import (
-    Completions,
-    EncoderTokens,
     ImagePair,
     ReplayTask,
     Sampling,
-    ScoredGroup,
-    TokenGradients,
     VerdictTask,
 )
 from saga_dist.workers import replay
@@ -39,141 +43,15 @@ from saga_dist.workers.engines.vllm_engine import VllmEngine
 from saga_dist.workers.replay import ReplayWorker
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "internvl")
-LENGTHS = (4, 9, 1, 7)
-REWARDS = (1, 0, 0, 1)
-TEXTS = {
-    "images_first": "{image} and {image}: same species?",
-    "text_first": "Which is which? Bird 1: {image} Bird 2: {image}",
-}
 SAMPLING = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=24, seed=11)
-
-
-@dataclass(frozen=True)
-class World:
-    """One pair of images and one prompt, for a family and for the model as transformers loads it."""
-
-    family: Family
-    reference: Any
-    processor: Any
-    order: str
-    images: list[np.ndarray]
-
-    @property
-    def prompt_text(self) -> str:
-        image, chat = self.family.image_placeholder, self.family.chat_format
-        return chat.before_user + TEXTS[self.order].format(image=image) + chat.after_user
-
-    def inputs(self, completion: tuple[int, ...] = (), *, opening: str = "") -> dict[str, torch.Tensor]:
-        """Pixels and token ids of prompt and opening from the family's own processor, and a completion behind them."""
-        text = self.prompt_text + opening
-        if self.family.name == "internvl":  # whose processor puts the markers there itself
-            text = text.replace("<img>", "").replace("</img>", "")
-        inputs = dict(self.processor(text=[text], images=self.images, return_tensors="pt"))
-        ids_1S = torch.cat([inputs["input_ids"], torch.tensor([completion], dtype=torch.int64)], dim=1)
-        inputs.update(input_ids=ids_1S, attention_mask=torch.ones_like(ids_1S))
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = (ids_1S == self.reference.config.image_token_id).int()
-        return inputs
-
-    def log_probs(self, completion: tuple[int, ...], output: Any) -> torch.Tensor:
-        """[T] of a completion's tokens."""
-        log_probs_TV = output.logits[0, -len(completion) - 1 : -1].float().log_softmax(-1)
-        return log_probs_TV.gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module", params=list(TEXTS))
 def world(request: pytest.FixtureRequest, family_checkpoint: Path) -> World:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    rng = np.random.default_rng(5)
-    return World(
-        family=resolve_family(family_checkpoint),
-        reference=AutoModelForImageTextToText.from_pretrained(
-            family_checkpoint, dtype=torch.float32, attn_implementation="eager"
-        ).eval(),
-        processor=AutoProcessor.from_pretrained(family_checkpoint),
-        order=request.param,
-        images=[rng.integers(0, 256, (80, 80, 3), dtype=np.uint8) for _ in range(2)],
-    )
-
-
-def group_of(vocabulary: int) -> ScoredGroup:
-    rng = np.random.default_rng(1)
-    rewards_G = np.array(REWARDS, np.float32)
-    completions = Completions(
-        pair_id="p",
-        token_ids=tuple(tuple(int(token) for token in rng.integers(8, vocabulary, length)) for length in LENGTHS),
-        texts=("",) * len(LENGTHS),
-        log_probs=tuple(np.zeros(length, np.float32) for length in LENGTHS),
-        finish_reasons=("stop",) * len(LENGTHS),
-        sampling=Sampling(len(LENGTHS), 1.0, 1.0, 16, 1),
-        encoder_version=3,
-    )
-    return ScoredGroup(
-        pair=ImagePair("p", 0, 1, 0, 0),
-        completions=completions,
-        verdicts=tuple(reward == 1 for reward in REWARDS),
-        rewards_G=rewards_G,
-        is_correct_G=rewards_G == 1,
-        advantages_G=(rewards_G - rewards_G.mean()) / rewards_G.std(ddof=1),
-        describes_a=tuple(np.arange(length) < length // 2 for length in LENGTHS),
-        describes_b=tuple(np.arange(length) >= length // 2 for length in LENGTHS),
-    )
-
-
-def record_of(family: Family, pixels: PixelBatch, values_NW: torch.Tensor) -> EncoderTokens:
-    return EncoderTokens("p", values_NW.detach(), pixels.lengths, pixels.grids, family.layout.num_deepstack, 3)
-
-
-def vision_parts(world: World) -> dict[str, Any]:
-    """The untouched model's modules that make up our tower, by the names they have there."""
-    model = world.reference.model
-    if world.family.name == "internvl":
-        return {"vision_tower.": model.vision_tower, "multi_modal_projector.": model.multi_modal_projector}
-    return {"": model.visual}
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+    return world_of(family_checkpoint, request.param)
 
 
 # ---------------------------------------------------------------- replay
-
-
-def end_to_end(world: World, group: ScoredGroup) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
-    """Plain autograd from pixels to L_GRPO, one whole sequence per completion: token and tower gradients, loss."""
-
-    def losses() -> Iterator[torch.Tensor]:
-        for completion, advantage in zip(group.completions.token_ids, group.advantages_G, strict=True):
-            log_probs_T = world.log_probs(completion, world.reference(**world.inputs(completion)))
-            yield -float(advantage) * log_probs_T.sum() / group.num_tokens
-
-    return gradients_of(world, losses())
-
-
-def gradients_of(world: World, losses: Iterator[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
-    """Token gradients, tower gradients and sum of losses that are computed on pixels, one after the other."""
-    parts = vision_parts(world)
-    kept: list[list[torch.Tensor]] = []
-
-    def keep(module: Any, args: Any, output: Any) -> None:
-        levels = [output] if isinstance(output, torch.Tensor) else [output.pooler_output]
-        if world.family.layout.num_deepstack:
-            levels += output.deepstack_features
-        for level in levels:
-            level.retain_grad()
-        kept.append(levels)
-
-    world.reference.zero_grad(set_to_none=True)
-    hook = list(parts.values())[-1].register_forward_hook(keep)
-    total = 0.0
-    for loss in losses:
-        loss.backward()
-        total += loss.item()
-    hook.remove()
-    per_level = [sum(levels[index].grad.flatten(0, -2) for levels in kept) for index in range(len(kept[0]))]
-    tower = {prefix + name: p.grad for prefix, part in parts.items() for name, p in part.named_parameters()}
-    return torch.cat(per_level, dim=1), tower, total
 
 
 def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None:
@@ -191,27 +69,10 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
     record = record_of(family, pixels, values_NW)
     found = worker.replay(ReplayTask(group, record, group.num_tokens, True), record)
     values_NW.backward(found.values_NW)
-    assert_gradients(world, tower, found, expected_NW, expected_tower)
+    assert_gradients(world, tower_gradients(tower), found, expected_NW, expected_tower)
     assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert worker.backbone_digest() == digest
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in backbone.parameters())
-
-
-def assert_gradients(
-    world: World, tower: Any, found: TokenGradients, expected_NW: torch.Tensor, expected_tower: dict[str, torch.Tensor]
-) -> None:
-    """Token gradients, level by level, and tower gradients equal the expected ones to 1e-5."""
-    width, levels = world.family.layout.width, 1 + world.family.layout.num_deepstack
-    for part, expected in zip(found.values_NW.split(width, 1), expected_NW.split(width, 1), strict=True):
-        assert expected.norm() > 1e-5
-        assert relative_error(part, expected) <= 1e-5
-    assert found.values_NW.shape[1] == levels * width
-    gradients = {name: parameter.grad for name, parameter in tower.model.named_parameters()}
-    assert gradients.keys() == expected_tower.keys()
-    # Biases of keys have no gradient but rounding (softmax ignores a shift): measured against the whole tower there.
-    scale = torch.stack([gradient.norm() for gradient in expected_tower.values()]).norm().item()
-    for name, expected in expected_tower.items():
-        assert (gradients[name] - expected).norm().item() <= 1e-5 * max(expected.norm().item(), 1e-2 * scale), name
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -224,8 +85,9 @@ def test_verdict_replay_and_tower_backward_are_end_to_end_autograd(
     packed: bool,
     same: bool,
 ) -> None:
-    """Verdicts of the tokenizer, and some of several tokens; packed as on a CPU, and padded as on other devices."""
-    monkeypatch.setattr(DecoderBackbone, "supports_packing", packed)
+    """Verdicts of the tokenizer, and some of several tokens; packed, and padded as without a kernel."""
+    if not packed:
+        monkeypatch.setattr(decoder, "find_backend", lambda *_: None)
     family, opening, tokenizer = world.family, '{"same_species": "', world.family.load_tokenizer()
     if verdict_ids is None:
         verdict_ids = {said: tuple(tokenizer.encode(word)) for said, word in ((True, "yes"), (False, "no"))}
@@ -253,7 +115,7 @@ def test_verdict_replay_and_tower_backward_are_end_to_end_autograd(
     task = VerdictTask(ImagePair("p", 0, 1, 0, 0 if same else 1), record, num_pairs_total=3)
     found = worker.replay(task, record)
     values_NW.backward(found.values_NW)
-    assert_gradients(world, tower, found, expected_NW, expected_tower)
+    assert_gradients(world, tower_gradients(tower), found, expected_NW, expected_tower)
     assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert (found.attention_a_N, found.attention_b_N, found.num_attended) == (None, None, 0)
     assert found.num_tokens == sum(map(len, verdict_ids.values()))

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu.reference_attention import ReferenceAttention
 
 from saga_dist.errors import ModelError, TokenError
-from saga_dist.models.families import resolve_family
+from saga_dist.models.families import decoder, resolve_family
+from saga_dist.models.families.attention_backends import CpuFlash
 from saga_dist.models.families.base import Family, PixelBatch
 from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.types import (
@@ -267,10 +269,13 @@ def _assert_equal(
         assert (tower[name] - expected).norm().item() <= 1e-5 * max(expected.norm().item(), 1e-2 * scale), name
 
 
-@pytest.fixture(params=["packed", "padded"])
+BACKENDS = {"packed": CpuFlash(), "padded": None, "reference": ReferenceAttention()}
+
+
+@pytest.fixture(params=BACKENDS)
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How groups are read: as on a CPU, and as on every other device."""
-    monkeypatch.setattr(DecoderBackbone, "supports_packing", request.param == "packed")
+    """How groups are read: packed as on a CPU, padded as without a kernel, packed with the kernels' reference."""
+    monkeypatch.setattr(decoder, "find_backend", lambda *_: BACKENDS[request.param])
     return str(request.param)
 
 
@@ -306,22 +311,26 @@ def test_chunks_change_nothing(deep_world: World, deep_reference: Reference, com
 def test_completions_of_very_different_lengths_run_apart_and_change_nothing(
     deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DecoderBackbone, "supports_packing", False)
+    monkeypatch.setattr(decoder, "find_backend", lambda *_: None)
     monkeypatch.setattr(replay_chunks, "MAX_PADDING", 2)
-    assert replay_chunks.padded_chunks(LENGTHS, 8) == [[1, 4], [2], [0], [3]]
-    assert replay_chunks.padded_chunks((3, 3, 2, 3, 3), 2) == [[0, 1], [3, 4], [2]]
+    assert replay_chunks.padded_chunks(LENGTHS, 8, 99) == [[1, 4], [2], [0], [3]]
+    assert replay_chunks.padded_chunks((3, 3, 2, 3, 3), 2, 99) == [[0, 1], [3, 4], [2]]
+    assert replay_chunks.padded_chunks((3, 4, 2, 4, 12), 8, 8) == [[4], [1, 3], [0, 2]]
     results, tower = _replayed(deep_world)
     _assert_equal(results, tower, deep_reference, levels=2)
     _assert_attention(results, deep_reference)
 
 
 def test_packed_chunks_hold_so_many_completions_and_so_many_tokens(
-    deep_world: World, deep_reference: Reference, monkeypatch: pytest.MonkeyPatch
+    deep_world: World, deep_reference: Reference
 ) -> None:
-    monkeypatch.setattr(replay_chunks, "PACKED_TOKENS", 10)
-    assert replay_chunks.packed_chunks((3, 3, 4, 11, 1, 1, 1), 2) == [[0, 1], [2], [3], [4, 5], [6]]
-    assert replay_chunks.packed_chunks(LENGTHS, 8) == [[0], [1], [2, 3], [4]]
-    results, tower = _replayed(deep_world)
+    assert replay_chunks.packed_chunks((3, 3, 4, 11, 1, 1, 1), 2, 10) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert replay_chunks.packed_chunks(LENGTHS, 8, 10) == [[0], [1], [2, 3], [4]]
+    group = deep_world.groups()[0]
+    worker = _worker(deep_world, tokens_per_chunk=10)
+    prompt = worker._prompt._layout(((1, 10, 10), (1, 10, 10)))
+    assert [chunk.lengths for chunk in worker._chunks(group, prompt)] == [(5,), (11,), (8, 1), (9,)]
+    results, tower = _replayed(deep_world, tokens_per_chunk=10)
     _assert_equal(results, tower, deep_reference, levels=2)
 
 

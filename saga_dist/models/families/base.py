@@ -22,7 +22,7 @@ from saga_dist.data.prompts import ChatFormat
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
-from saga_dist.models.weights import weights_digest
+from saga_dist.models.weight_digest import weights_digest
 from saga_dist.types import EncoderTokens, Grid
 
 if TYPE_CHECKING:
@@ -256,19 +256,25 @@ class AttentionProbe(ABC):
 
 
 def attention_rows(
-    query_HRd: torch.Tensor, keys_HKd: torch.Tensor, positions_R: torch.Tensor, scale: float
+    query_HTd: torch.Tensor, keys_hKd: torch.Tensor, columns_R: torch.Tensor, first: int, scale: float
 ) -> torch.Tensor:
-    """Returns the attention of queries to keys, float32 [R, K]: full causal softmax, mean over heads.
+    """Returns the attention of some queries to all keys, float32 [R, K] on the device of ``columns_R``.
+
+    It is the full causal softmax, as a mean over heads.
 
     Args:
-        query_HRd: [H, R, d], queries after rotation.
-        keys_HKd: [H, K, d], keys after rotation.
-        positions_R: int64 [R], index of each query's own key; later keys are masked.
+        query_HTd: [H, T, d], queries of a sequence after rotation.
+        keys_hKd: [h, K, d], keys after rotation, for h key heads that the H heads share.
+        columns_R: int64 [R], positions of the wanted queries in the sequence.
+        first: index of the key of the sequence's first token; keys after a query's own are masked.
         scale: factor of the query-key products.
     """
+    columns = columns_R.to(query_HTd.device)  # with layers on several devices, that of the layer
+    query_HRd = query_HTd[:, columns]
+    keys_HKd = keys_hKd.repeat_interleave(len(query_HRd) // len(keys_hKd), dim=0)
     scores_HRK = torch.einsum("hrd,hkd->hrk", query_HRd.float(), keys_HKd.float()) * scale
-    later_RK = torch.arange(keys_HKd.shape[1], device=positions_R.device)[None] > positions_R[:, None]
-    return scores_HRK.masked_fill(later_RK, -torch.inf).softmax(-1).mean(0)
+    later_RK = torch.arange(keys_HKd.shape[1], device=columns.device)[None] > (first + columns)[:, None]
+    return scores_HRK.masked_fill(later_RK, -torch.inf).softmax(-1).mean(0).to(columns_R.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,10 @@ _NAME = "saga_dist"
 """Name of the attention in transformers' registry."""
 
 
+class StopForward(Exception):
+    """Ends a forward pass of which only keys and values are needed; raised by a context, caught in the backbone."""
+
+
 class AttentionContext(Protocol):
     """Computes the attention of every layer in one or several forward passes of a decoder."""
 

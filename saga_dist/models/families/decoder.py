@@ -1,10 +1,10 @@
 """Frozen decoder on a module of transformers: prefill with encoder tokens, completions, attention of one layer.
 
-Families differ in the decoder's class, in the rotary positions of an image, and in how a layer computes its queries.
+Families differ in the decoder's class and in the rotary positions of an image.
 
-On a CPU, prompts and groups run packed (``packed_attention``): one row of tokens without padding, and without a copy of
-the prefix. On other devices they use transformers' cache and attention. Autoregressive decoding has a KV cache of its
-own (``kv_cache``) on every device.
+Where torch has a kernel for it (``attention_backends``), prompts and groups run packed (``packed_attention``): one row
+of tokens without padding, and without a copy of the prefix. Elsewhere groups are padded (``padded_attention``).
+Autoregressive decoding has a KV cache of its own (``kv_cache``) on every device.
 """
 
 from __future__ import annotations
@@ -17,23 +17,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from saga_dist.errors import ModelError, TokenError
-from saga_dist.models.families.base import (
-    AttentionProbe,
-    FrozenBackbone,
-    PackedOutput,
-    PaddedOutput,
-    PromptLayout,
-    TokenLayout,
-    attention_rows,
-)
-from saga_dist.models.families.custom_attention import AttentionContext, use_custom_attention
+from saga_dist.models.families.attention_backends import AttentionBackend, find_backend
+from saga_dist.models.families.base import FrozenBackbone, PackedOutput, PaddedOutput, PromptLayout, TokenLayout
+from saga_dist.models.families.custom_attention import AttentionContext, StopForward, use_custom_attention
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.families.kv_cache import SharedPrefixKVCache
-from saga_dist.models.families.packed_attention import AVAILABLE, PackedContext, StopForward
+from saga_dist.models.families.packed_attention import PackedContext
+from saga_dist.models.families.padded_attention import PaddedContext
 from saga_dist.models.weights import build_empty
 from saga_dist.types import Grid
 
@@ -94,16 +87,19 @@ class DecoderBackbone(FrozenBackbone):
 
     @property
     def supports_packing(self) -> bool:
-        """True when groups run packed, which needs a kernel that torch has for CPUs only."""
-        return self.device.type == "cpu" and AVAILABLE
+        """True when there is a kernel of packed attention for device, dtype and head width of this decoder."""
+        return self._backend is not None
+
+    @property
+    def _backend(self) -> AttentionBackend | None:
+        """Kernels of packed attention; None where there are none."""
+        text = self._text_config
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return find_backend(self.device, self.language_model.embed_tokens.weight.dtype, width)
 
     @abstractmethod
     def _image_positions(self, grid: Grid) -> tuple[torch.Tensor, int]:
         """Returns the rotary positions of one image's tokens, [R, N] from 0, and the offset of the text after it."""
-
-    def _queries(self, attention: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Returns a layer's queries [R, H, d] before rotation, with the norm of Qwen3."""
-        return attention.q_norm(attention.q_proj(hidden_RD).unflatten(-1, (-1, attention.head_dim)))
 
     def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
         """Returns the prompt with one position per encoder token; a text token advances all rotary axes by one."""
@@ -154,20 +150,17 @@ class DecoderBackbone(FrozenBackbone):
                 levels = list(self.layout.levels(values_NW))
                 deepstack = {"visual_pos_masks": mask_1S, "deepstack_visual_embeds": levels}
         positions_RS = prompt.position_ids_RS[:, start:stop]
-        if self.supports_packing:
-            context = PackedContext(past, (stop - start,), num_layers=self.num_layers)
-            with contextlib.suppress(StopForward):  # nothing after the last layer's keys and values is needed
-                self._forward(context, inputs_SD[None], positions_RS, **deepstack)
-            return context.key_values()
-        cache = self._cache(past, batch=1)
-        self.language_model(
-            inputs_embeds=inputs_SD[None],
-            position_ids=_batch_positions(positions_RS, 1),
-            past_key_values=cache,
-            use_cache=True,
-            **deepstack,
-        )
-        return _key_values(cache)
+        context = self._prompt_context(past, stop - start)
+        with contextlib.suppress(StopForward):  # nothing after the last layer's keys and values is needed
+            self._forward(context, inputs_SD[None], positions_RS, **deepstack)
+        return context.key_values()
+
+    def _prompt_context(self, past: KeyValues | None, num_tokens: int) -> PackedContext | PaddedContext:
+        """Returns the attention of a prompt of ``num_tokens`` tokens, which ends when all keys and values are there."""
+        backend = self._backend
+        if backend is None:
+            return PaddedContext(past, num_layers=self.num_layers)
+        return PackedContext(past, (num_tokens,), backend, num_layers=self.num_layers)
 
     def forward_packed(
         self,
@@ -178,13 +171,13 @@ class DecoderBackbone(FrozenBackbone):
         probe_layer: int | None = None,
     ) -> PackedOutput:
         """Returns the hidden states of concatenated sequences on a shared prefix; pads them unless packing works."""
-        lengths = [len(sequence) for sequence in sequences]
-        if not self.supports_packing:
+        lengths, backend = [len(sequence) for sequence in sequences], self._backend
+        if backend is None:
             padded_GT = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
             run = self.forward_completions(past, padded_GT, first_position, probe_layer=probe_layer)
             rows = zip(run.hidden_GTD, lengths, strict=True)
             return PackedOutput(torch.cat([row_TD[:length] for row_TD, length in rows]), run.probe)
-        context = PackedContext(past, lengths, probe_layer)
+        context = PackedContext(past, lengths, backend, probe_layer)
         positions_RT = torch.cat([self._text_positions(first_position, length) for length in lengths], dim=1)
         inputs_TD = self.language_model.embed_tokens(torch.cat(list(sequences)))
         hidden_TD = self._forward(context, inputs_TD[None], positions_RT)[0]
@@ -194,21 +187,10 @@ class DecoderBackbone(FrozenBackbone):
         self, past: KeyValues, token_ids_GT: torch.Tensor, first_position: int, *, probe_layer: int | None = None
     ) -> PaddedOutput:
         """Runs the decoder over padded completions on the prefix that they share."""
-        num_completions, num_tokens = token_ids_GT.shape
-        positions_RT = self._text_positions(first_position, num_tokens).to(self.device)
-        cache = self._cache(past, batch=num_completions)
-        probe = None if probe_layer is None else _DecoderProbe(self, probe_layer, cache)
-        try:
-            output = self.language_model(
-                inputs_embeds=self.language_model.embed_tokens(token_ids_GT),
-                position_ids=_batch_positions(positions_RT, num_completions),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        finally:
-            if probe is not None:
-                probe.detach()
-        return PaddedOutput(output.last_hidden_state, probe)
+        context = PaddedContext(past, probe_layer)
+        positions_RT = self._text_positions(first_position, token_ids_GT.shape[1])
+        hidden_GTD = self._forward(context, self.language_model.embed_tokens(token_ids_GT), positions_RT)
+        return PaddedOutput(hidden_GTD, context.probe)
 
     def start_decode(self, prefixes: Sequence[KeyValues], counts: Sequence[int]) -> SharedPrefixKVCache:
         """Returns a KV cache for ``decode_step``, with ``counts`` rows on each prefix."""
@@ -217,8 +199,7 @@ class DecoderBackbone(FrozenBackbone):
     def decode_step(self, cache: SharedPrefixKVCache, token_ids_B: torch.Tensor, position: int) -> torch.Tensor:
         """Returns the hidden states [B, D] of one more token in each row."""
         inputs_B1D = self.language_model.embed_tokens(token_ids_B[:, None])
-        positions_R1 = self._text_positions(position, 1).to(self.device)
-        return self._forward(cache, inputs_B1D, positions_R1)[:, 0]
+        return self._forward(cache, inputs_B1D, self._text_positions(position, 1))[:, 0]
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [R, V] of hidden states [R, D]."""
@@ -232,7 +213,7 @@ class DecoderBackbone(FrozenBackbone):
         with use_custom_attention(self.language_model.config):
             output = self.language_model(
                 inputs_embeds=inputs_BTD,
-                position_ids=_batch_positions(positions_RT, len(inputs_BTD)),
+                position_ids=_batch_positions(positions_RT.to(self.device), len(inputs_BTD)),
                 use_cache=False,
                 attention_context=context,
                 **deepstack,
@@ -243,14 +224,6 @@ class DecoderBackbone(FrozenBackbone):
     def _text_positions(self, first: int, count: int) -> torch.Tensor:
         """Returns rotary positions of text, [R, count], the same on every axis."""
         return torch.arange(first, first + count)[None]
-
-    def _cache(self, past: KeyValues | None, *, batch: int) -> DynamicCache:
-        """Returns a cache that starts with ``past`` expanded to ``batch``; it is copied once, when a layer appends."""
-        cache = DynamicCache(config=self._text_config)
-        for layer, (keys, values) in zip(cache.layers, past or (), strict=past is not None):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
-        return cache
 
 
 class MropeBackbone(DecoderBackbone):
@@ -271,43 +244,3 @@ def _batch_positions(positions_RS: torch.Tensor, batch: int) -> torch.Tensor:
     if len(positions_RS) == 1:
         return positions_RS.expand(batch, -1)
     return positions_RS[:, None].expand(-1, batch, -1)
-
-
-def _key_values(cache: DynamicCache) -> KeyValues:
-    """Returns the keys and values of a cache of transformers."""
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
-
-
-class _DecoderProbe(AttentionProbe):
-    """Stores the inputs of one layer's attention: hidden states, rotation, and the cache with all keys."""
-
-    def __init__(self, backbone: DecoderBackbone, layer: int, cache: DynamicCache) -> None:
-        self._backbone = backbone
-        self._attention = backbone.language_model.layers[layer].self_attn
-        self._cache_layer = cache.layers[layer]
-        self._hidden_GTD: torch.Tensor | None = None
-        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._handle = self._attention.register_forward_pre_hook(self._store, with_kwargs=True)
-
-    def _store(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._hidden_GTD = kwargs["hidden_states"].detach()
-        self._rotation = kwargs["position_embeddings"]
-
-    def detach(self) -> None:
-        """Removes the hook from the layer."""
-        self._handle.remove()
-
-    @torch.no_grad()
-    def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
-        """Returns rows of attention, float32 [R, prefix + T]: full causal softmax, mean over heads."""
-        assert self._hidden_GTD is not None
-        assert self._rotation is not None
-        attention, result_device = self._attention, columns.device
-        columns = columns.to(self._hidden_GTD.device)  # with several devices, that of the layer
-        query_RHd = self._backbone._queries(attention, self._hidden_GTD[completion, columns])
-        cos_Rd, sin_Rd = (part.expand(len(self._hidden_GTD), -1, -1)[completion, columns] for part in self._rotation)
-        # The function rotates queries and keys; the keys in the cache are already rotated, so the queries go in twice.
-        query_RHd, _ = apply_rotary_pos_emb(query_RHd, query_RHd, cos_Rd, sin_Rd, unsqueeze_dim=1)
-        keys_HKd = self._cache_layer.keys[completion].detach().repeat_interleave(attention.num_key_value_groups, dim=0)
-        positions_R = keys_HKd.shape[1] - self._hidden_GTD.shape[1] + columns
-        return attention_rows(query_RHd.transpose(0, 1), keys_HKd, positions_R, attention.scaling).to(result_device)

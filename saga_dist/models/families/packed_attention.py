@@ -3,9 +3,9 @@
     softmax over [prefix | own]  =  attention to the prefix and attention to own tokens, weighted by their log-sum-exp
 
 The attention to the prefix is one non-causal call for the queries of all sequences and of all heads that share a key
-head. The attention of each sequence to its own tokens is one causal call. In the backward pass, each part needs only
-output and log-sum-exp of the whole softmax (the attention weights are exp(score - log-sum-exp)), so the gradients of
-the two parts add up to the exact gradient. Both parts use torch's flash attention kernel for CPUs.
+head. The attention of each sequence to its own tokens is causal. In the backward pass, each part needs only output and
+log-sum-exp of the whole softmax (the attention weights are exp(score - log-sum-exp)), so the gradients of the two parts
+add up to the exact gradient. ``attention_backends`` has the kernels of both parts.
 
 Lower bound per layer, with H heads of width d, R own tokens, a prefix of P tokens and sequences of T tokens:
 14 * H * d * R * (P + T / 2) operations, forward and backward. The prefix part runs at the rate of matrix products, the
@@ -16,27 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from saga_dist.models.families.attention_backends import AttentionBackend, Segments
 from saga_dist.models.families.base import AttentionProbe, attention_rows
+from saga_dist.models.families.custom_attention import StopForward
 from saga_dist.models.families.key_values import KeyValues
 
-# torch's public functions do not return the log-sum-exp. These are internal functions, which other versions of torch
-# may not have.
-_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
-AVAILABLE = _flash is not None and _flash_backward is not None
-"""True when this version of torch has the kernel; otherwise groups are padded."""
 
-
-class StopForward(Exception):
-    """Ends a forward pass of which only keys and values are needed; raised and caught within the backbone."""
-
-
-@dataclass(slots=True)
+@dataclass
 class PackedContext:
     """One forward pass of the decoder over packed sequences; an ``AttentionContext``."""
 
@@ -44,6 +35,8 @@ class PackedContext:
     """Keys and values of the prefix that all sequences share, batch size 1; None for no prefix."""
     lengths: Sequence[int]
     """Number of tokens of each sequence, in order; the sum is R, the tokens of the pass."""
+    backend: AttentionBackend
+    """Kernels of the attention."""
     probe_layer: int | None = None
     """Layer (from 0) whose queries and keys are stored in ``probe``; None for none."""
     num_layers: int | None = None
@@ -68,14 +61,15 @@ class PackedContext:
         if layer == self.probe_layer:
             self.probe = _PackedProbe(
                 query_1HRd[0].detach(), None if prefix[0] is None else prefix[0].detach(), key_1hRd[0].detach(),
-                self.lengths, scale,
+                self._shape.own, scale,
             )  # fmt: skip
         out_hnRd = _SharedPrefixAttention.apply(
             query_1HRd[0].unflatten(0, (key_1hRd.shape[1], -1)),
             key_1hRd[0],
             value_1hRd[0],
             *prefix,
-            self.lengths,
+            self.backend,
+            self._shape,
             scale,
         )
         return out_hnRd.permute(2, 0, 1, 3).flatten(1, 2)[None]
@@ -88,6 +82,24 @@ class PackedContext:
             (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
             for past, own in zip(self.past, self.own, strict=True)
         )
+
+    @cached_property
+    def _shape(self) -> _PackedShape:
+        """Sequences of the pass, the same in all layers."""
+        prefix = 0 if self.past is None else self.past[0][0].shape[2]
+        return _PackedShape(Segments(self.lengths), Segments((sum(self.lengths),)), Segments((prefix,)))
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedShape:
+    """Sequences of the two parts of the attention."""
+
+    own: Segments
+    """The sequences, each of which attends to itself."""
+    queries: Segments
+    """The tokens of all sequences as one, which attends to the prefix."""
+    prefix: Segments
+    """The prefix."""
 
 
 class _SharedPrefixAttention(torch.autograd.Function):
@@ -104,49 +116,42 @@ class _SharedPrefixAttention(torch.autograd.Function):
         value_hRd: torch.Tensor,
         prefix_key_hPd: torch.Tensor | None,
         prefix_value_hPd: torch.Tensor | None,
-        lengths: Sequence[int],
+        backend: AttentionBackend,
+        shape: _PackedShape,
         scale: float,
     ) -> torch.Tensor:
-        parts = [
-            _flash(*_expand_keys(query_hnRd[:, :, own], key_hRd[:, own], value_hRd[:, own]), 0.0, True, scale=scale)
-            for own in _spans(lengths)
-        ]
-        out_hnRd, lse_hnR = _concatenate(parts)
+        out_hnRd, lse_hnR = backend.forward(
+            query_hnRd, key_hRd, value_hRd, shape.own, shape.own, causal=True, scale=scale
+        )
         if prefix_key_hPd is not None and prefix_value_hPd is not None:
-            inputs = _expand_keys(query_hnRd, prefix_key_hPd, prefix_value_hPd)
-            prefix_out_hnRd, prefix_lse_hnR = _flash(*inputs, 0.0, False, scale=scale)
+            prefix_out_hnRd, prefix_lse_hnR = backend.forward(
+                query_hnRd, prefix_key_hPd, prefix_value_hPd, shape.queries, shape.prefix, causal=False, scale=scale
+            )
             total_lse_hnR = torch.logaddexp(lse_hnR, prefix_lse_hnR)
             share_hnR1 = (prefix_lse_hnR - total_lse_hnR).exp_()[..., None]
             out_hnRd = out_hnRd.float().lerp_(prefix_out_hnRd.float(), share_hnR1).to(query_hnRd.dtype)
             lse_hnR = total_lse_hnR
         ctx.save_for_backward(query_hnRd, key_hRd, value_hRd, prefix_key_hPd, prefix_value_hPd, out_hnRd, lse_hnR)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.backend, ctx.shape, ctx.scale = backend, shape, scale
         return out_hnRd
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, prefix_key, prefix_value, out, lse = ctx.saved_tensors
+        query, key, value, prefix_key, prefix_value, *attended = ctx.saved_tensors
         (gradient,) = gradients
-        needed = ctx.needs_input_grad
+        backend, shape, needed = ctx.backend, ctx.shape, ctx.needs_input_grad
         query_grad = key_grad = value_grad = prefix_key_grad = prefix_value_grad = None
         if prefix_key is not None:
-            inputs = _expand_keys(query, prefix_key, prefix_value)
-            query_grad, prefix_key_grad, prefix_value_grad = _flash_backward(
-                gradient, *inputs, out, lse, 0.0, False, scale=ctx.scale
-            )
-            prefix_key_grad, prefix_value_grad = prefix_key_grad.sum(1), prefix_value_grad.sum(1)
+            query_grad, prefix_key_grad, prefix_value_grad = backend.backward(
+                gradient, query, prefix_key, prefix_value, attended, shape.queries, shape.prefix,
+                causal=False, scale=ctx.scale,
+            )  # fmt: skip
         if any(needed[:3]):  # False in the first layer over text tokens, whose embeddings need no gradient
-            parts = [
-                _flash_backward(
-                    gradient[:, :, own], *_expand_keys(query[:, :, own], key[:, own], value[:, own]),
-                    out[:, :, own], lse[:, :, own], 0.0, True, scale=ctx.scale,
-                )
-                for own in _spans(ctx.lengths)
-            ]  # fmt: skip
-            own_query_grad, key_grad, value_grad = _concatenate(parts)
+            own_query_grad, key_grad, value_grad = backend.backward(
+                gradient, query, key, value, attended, shape.own, shape.own, causal=True, scale=ctx.scale
+            )
             query_grad = own_query_grad if query_grad is None else query_grad.add_(own_query_grad)
-            key_grad, value_grad = key_grad.sum(1), value_grad.sum(1)
-        return query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, None, None
+        return query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, None, None, None
 
 
 class _PackedProbe(AttentionProbe):
@@ -157,11 +162,11 @@ class _PackedProbe(AttentionProbe):
         query_HRd: torch.Tensor,
         prefix_hPd: torch.Tensor | None,
         key_hRd: torch.Tensor,
-        lengths: Sequence[int],
+        own: Segments,
         scale: float,
     ) -> None:
         self._query_HRd, self._prefix_hPd, self._key_hRd = query_HRd, prefix_hPd, key_hRd
-        self._spans, self._scale = _spans(lengths), scale
+        self._spans, self._scale = own.spans, scale
 
     @torch.no_grad()
     def rows(self, completion: int, columns: torch.Tensor) -> torch.Tensor:
@@ -170,25 +175,5 @@ class _PackedProbe(AttentionProbe):
         keys_hKd = self._key_hRd[:, own]
         if self._prefix_hPd is not None:
             keys_hKd = torch.cat([self._prefix_hPd, keys_hKd], dim=1)
-        query_HRd = self._query_HRd[:, own][:, columns]
-        keys_HKd = keys_hKd.repeat_interleave(len(query_HRd) // len(keys_hKd), dim=0)
-        positions_R = keys_hKd.shape[1] - (own.stop - own.start) + columns
-        return attention_rows(query_HRd, keys_HKd, positions_R, self._scale)
-
-
-def _spans(lengths: Sequence[int]) -> list[slice]:
-    """Returns the positions of each sequence in the packed row."""
-    return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
-
-
-def _concatenate(parts: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """Returns the tensors of all parts, concatenated along the token dimension."""
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-
-
-def _expand_keys(
-    query_hnRd: torch.Tensor, key_hKd: torch.Tensor, value_hKd: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the inputs of the kernel, with each key head expanded to its n query heads without a copy."""
-    heads = query_hnRd.shape[1]
-    return query_hnRd, key_hKd[:, None].expand(-1, heads, -1, -1), value_hKd[:, None].expand(-1, heads, -1, -1)
+        first = keys_hKd.shape[1] - (own.stop - own.start)
+        return attention_rows(self._query_HRd[:, own], keys_hKd, columns, first, self._scale)

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from saga_dist.config import RunConfig
 from saga_dist.errors import TrainingError
 from saga_dist.protocols import Embeddings, EncodedBatch, GradientHandle, Learner, ReplayWorker, RolloutWorker
 from saga_dist.runtime.build import build_learner, build_replay_worker, build_rollout_worker
+from saga_dist.runtime.devices import ALLOCATOR_ENVIRONMENT
 from saga_dist.runtime.ray.errors import WorkerInfo
 from saga_dist.runtime.ray.object_refs import (
     LocalHandle,
@@ -44,6 +45,7 @@ FETCH_DEADLINE_S = 120.0
 _FORWARDED = (
     "DO_NOT_TRACK",
     "HF_HUB_OFFLINE",
+    "PYTORCH_CUDA_ALLOC_CONF",
     "TOKENIZERS_PARALLELISM",
     "TRANSFORMERS_VERBOSITY",
     "VLLM_LOGGING_LEVEL",
@@ -75,6 +77,8 @@ class BaseActor:
 
     role: ClassVar[str]
     """Name of the role, also of its custom resource; empty for an actor that needs no such resource."""
+    environment: ClassVar[Mapping[str, str]] = {}
+    """Environment variables of the actor's process, unless the driver's environment has others."""
 
     def __init__(self, config: RunConfig, factories: Factories, folder: str) -> None:
         self._config, self._factories = config, factories
@@ -130,6 +134,7 @@ class ReplayActor(BaseActor):
     """Actor of a replay worker: fetches encoder tokens by reference and returns token gradients by reference."""
 
     role = "replay"
+    environment = ALLOCATOR_ENVIRONMENT
 
     def _build(self) -> None:
         self._worker = self._factories.replay(self._config)
@@ -154,6 +159,7 @@ class LearnerActor(BaseActor):
     """Actor of the learner; with ``replay.workers = 0`` it also replays, and token gradients stay in its process."""
 
     role = "learner"
+    environment = ALLOCATOR_ENVIRONMENT
     _learner: Learner
     _replay_worker: ReplayWorker | None = None
 
@@ -281,7 +287,8 @@ def spawn(
         num_gpus: GPUs that Ray reserves.
         scheduling_strategy: Ray's scheduling strategy; None for the default.
     """
-    environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    environment = {**actor_type.environment, **forwarded}
     if config.runtime.threads:  # torch reads them when it is loaded, so they are set before the process starts
         environment |= {name: str(config.runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     actor_class = ray.remote(concurrency_groups={"control": 1}, max_restarts=0, max_task_retries=0)(actor_type)

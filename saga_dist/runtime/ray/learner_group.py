@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from saga_dist.config import RunConfig
 from saga_dist.errors import LearnerLost, SagaError
 from saga_dist.protocols import Embeddings, EncodedBatch, Learner
-from saga_dist.runtime.build import resolve_device
+from saga_dist.runtime.devices import resolve_device
 from saga_dist.runtime.ray.actors import BaseActor, Factories, LearnerActor, spawn
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
 from saga_dist.runtime.ray.remote_learner import RESUME

@@ -6,6 +6,7 @@ model      model folder, family, layers, image size, context
 method     prompt and loggers
 data       classes and pairs of the data set, recordings
 machine    devices, engine, CPUs and GPUs, run directory, disk
+gpu_requests  GPU requests that put several processes on one GPU
 cluster    resources of the cluster that the run joins
 fit        settings that fit a small data set
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from saga_dist.config import RunConfig
 from saga_dist.config.registries import LAYOUTS
 from saga_dist.errors import ConfigError, UserError
-from saga_dist.runtime.validation import cluster, data, machine, method, model
+from saga_dist.runtime.validation import cluster, data, gpu_requests, machine, method, model
 from saga_dist.runtime.validation.facts import RunFacts
 
 Check = Callable[[RunFacts], str]
@@ -30,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     machine.check_engine,
     machine.check_devices,
     machine.check_local_resources,
+    gpu_requests.check_gpu_requests,
     machine.check_disk,
     data.check_recording,
     cluster.check_cluster,

@@ -26,6 +26,7 @@ from saga_dist.utils.processes import descendants
 from saga_dist.utils.shared_memory import mapped_files, remove_unmapped
 from saga_dist.workers.engines.process_state import process_state_kept
 from saga_dist.workers.engines.validation import check_context_length
+from saga_dist.workers.engines.vllm_arguments import EngineSize, cpu_arguments, gpu_arguments
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -43,11 +44,6 @@ ENVIRONMENT = {
 
 MAX_ERROR_LENGTH = 600
 """Largest number of characters of an error of vLLM that is passed on."""
-CPU_BLOCK_SIZE = 32
-"""Tokens per block of the KV cache on CPU: the smallest block that CPU attention accepts, so that the completions of a
-pair share as many full blocks of the prompt as possible."""
-CPU_KV_CACHE_LIMIT = 4 << 30
-"""Largest default size of the KV cache on CPU, bytes."""
 SEED_MASK = (1 << 62) - 1
 """Mask for seeds: vLLM adds the index of a completion to the seed, and the sum must fit into an int64."""
 
@@ -63,15 +59,14 @@ class VllmEngine:
         max_model_len: context length, in tokens.
         max_num_seqs: largest number of completions that are generated at the same time.
         seed: seed of the engine itself; completions depend on ``Sampling.seed`` alone.
-        gpu_memory_utilization: share of the GPU's memory for weights and KV cache, in (0, 1].
-        cpu_kv_cache_bytes: size of the KV cache on CPU; None for the size that ``max_num_seqs`` full contexts need, at
-            most ``CPU_KV_CACHE_LIMIT``.
+        gpu_memory_utilization: share of the GPU's memory for everything that the engine allocates, in (0, 1].
+        cpu_kv_cache_bytes: size of the KV cache on CPU; None for the default of ``EngineSize``.
         tensor_parallel_size: number of shards of the weights; each shard has a process of its own, with one GPU of this
             machine (or some of its CPUs).
 
     Raises:
         EngineError: vLLM could not be started.
-        ConfigError: the prompt has no image placeholder.
+        ConfigError: the prompt has no image placeholder, or the GPU's share has no room for the KV cache.
     """
 
     def __init__(
@@ -127,8 +122,11 @@ class VllmEngine:
         if tensor_parallel_size > 1:  # multiprocessing also within a Ray actor, where vLLM could use Ray
             arguments["distributed_executor_backend"] = "mp"
         try:
-            cpu_kv_cache_bytes = cpu_kv_cache_bytes or _cache_bytes(family, dtype, max_num_seqs * max_model_len)
-            self._llm = _start(arguments, gpu_memory_utilization, cpu_kv_cache_bytes)
+            size = EngineSize.of(family, dtype, context=max_model_len, sequences=max_num_seqs)
+            self._llm = _start(arguments, size, gpu_memory_utilization, cpu_kv_cache_bytes)
+        except ConfigError:
+            self.close()
+            raise
         except Exception as error:  # handled here: after any error of vLLM, the caller may retry elsewhere
             self.close()
             raise EngineError(f"vLLM did not start: {_error_line(error)}", where=family.files.name) from error
@@ -287,8 +285,14 @@ def content_ids(record: EncoderTokens) -> list[str]:
     return names
 
 
-def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cache_bytes: int) -> LLMEngine:
-    """Returns vLLM's engine with these arguments and those of the platform."""
+def _start(
+    arguments: dict[str, Any], size: EngineSize, gpu_memory_share: float, cpu_kv_cache_bytes: int | None
+) -> LLMEngine:
+    """Returns vLLM's engine with these arguments and those of the platform.
+
+    Raises:
+        ConfigError: the GPU's share has no room for the KV cache.
+    """
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -297,31 +301,16 @@ def _start(arguments: dict[str, Any], gpu_memory_utilization: float, cpu_kv_cach
         type(current_platform).simple_compile_backend = "eager"
         if arguments["tensor_parallel_size"] > 1:  # by default vLLM binds each shard to a NUMA node, or fails
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        arguments |= cpu_arguments(cpu_kv_cache_bytes or size.on_cpu(), arguments["max_model_len"])
+    else:
+        memory = current_platform.get_device_total_memory()
+        arguments |= gpu_arguments(size, memory, gpu_memory_share, arguments["tensor_parallel_size"])
     from vllm import EngineArgs, LLMEngine
 
     # On an exception vLLM logs the whole batch with its tensors; the error itself is raised and reported anyway.
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
-    if current_platform.is_cpu():
-        arguments |= {
-            "enforce_eager": True,
-            "block_size": CPU_BLOCK_SIZE,
-            "kv_cache_memory_bytes": cpu_kv_cache_bytes,
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
-        }
-    else:
-        arguments["gpu_memory_utilization"] = gpu_memory_utilization
     with process_state_kept():
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-
-def _cache_bytes(family: Family, dtype: str, num_tokens: int) -> int:
-    """Returns the bytes of the keys and values of ``num_tokens`` tokens in all layers, 64 MiB to CPU_KV_CACHE_LIMIT."""
-    text = family.config.get("text_config", family.config)
-    heads = text["num_attention_heads"]
-    head_dim = text.get("head_dim") or text["hidden_size"] // heads
-    per_token = 2 * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * head_dim
-    return min(max(num_tokens * per_token * (4 if dtype == "float32" else 2), 64 << 20), CPU_KV_CACHE_LIMIT)
 
 
 def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
