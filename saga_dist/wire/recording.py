@@ -79,7 +79,7 @@ def recordings(folder: Path) -> dict[int, Path]:
 def _is_earlier(path: Path) -> bool:
     """Returns True for a file of an earlier version; False for one whose version cannot be read, as reading it says."""
     try:
-        with pa.OSFile(str(path)) as file:
+        with path.open("rb") as file:
             return counts_from_zero(pa.ipc.open_file(file).schema)
     except (OSError, pa.ArrowException):
         return False

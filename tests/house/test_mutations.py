@@ -100,7 +100,10 @@ MUTATIONS = (
     # seeds and sampling
     Mutation("seed of sampling: run", SOURCE, 'self._config.run.seed, "sampling"', '"sampling"',
              "training/test_step.py"),
-    Mutation("seed of sampling: pair", SOURCE, '"sampling", pair.pair_id)', '"sampling")', "training/test_step.py"),
+    Mutation("seed of sampling: pair", SOURCE, '"sampling", random_key(pair.pair_id))', '"sampling")',
+             "training/test_step.py"),
+    Mutation("seed of sampling: step counted from 0", SOURCE, "random_key(pair.pair_id)", "pair.pair_id",
+             "training/test_recording.py"),
     Mutation("seed of augmentation", SAMPLING, '"augmentation", step, index)', '"augmentation", index)',
              "data/test_sampling.py"),
     Mutation("seed of pairs", SAMPLING, '(self._seed, "pairs", step, index)', '(self._seed, "pairs", index)',
