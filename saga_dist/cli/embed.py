@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import ENCODER_HELP, Family, print_line
-from saga_dist.cli.encoder import load_encoder, progress_bar
+from saga_dist.cli.encoder import progress_bar
 from saga_dist.utils.library_logging import quiet_libraries
 
 
@@ -23,20 +23,23 @@ def embed(
 ) -> None:
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
+    from saga_dist.models.encoder_folder import encoder_folder
     from saga_dist.retrieval.embed import embed_folder, list_images
-    from saga_dist.retrieval.identity import model_folder, read_identity
+    from saga_dist.retrieval.identity import read_identity
     from saga_dist.retrieval.tables import check_suffix
 
     # Check the arguments before the seconds that the model takes to load.
     check_suffix(out)
     list_images(folder)
-    encoder_folder = model_folder(model)
-    encoder = load_encoder(encoder_folder, device, family)
+    saved = encoder_folder(model)
+    from saga_dist.models.encoder import load
+
+    encoder = load(saved, device=device, family=family)
     with progress_bar() as progress:
         task = progress.add_task("embedding", total=None)
         done = embed_folder(
             encoder,
-            read_identity(encoder_folder),
+            read_identity(saved),
             folder,
             out,
             max_bad_share=max_bad,

@@ -1,38 +1,11 @@
-"""Loading an encoder and showing progress, for the commands that use a trained encoder."""
+"""Progress of the commands that embed or index images."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from saga_dist.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from saga_dist.models.encoder import Encoder
-
-
-def load_encoder(folder: Path, device: str, family: str) -> Encoder:
-    """Returns the encoder in a folder, loaded on a device.
-
-    Args:
-        folder: folder of the encoder.
-        device: torch device, e.g. ``cpu`` or ``cuda``.
-        family: import path of the encoder's model family, where it is not built in.
-
-    Raises:
-        DataError: the device cannot be used.
-        CheckpointError: a file is missing or altered, or the format has another version.
-        ModelError: the family is not supported.
-    """
-    from saga_dist.models.encoder import load
-
-    try:
-        return load(folder, device=device, family=family)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot be used ({reason})", where=f"--device {device}", expected="cpu or cuda") from error
 
 
 def progress_bar() -> Progress:
