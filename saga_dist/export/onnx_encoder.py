@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_dist.data.image_input import encode_images
-from saga_dist.errors import ConfigError
+from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.models.encoder_folder import CONFIG_NAME, GRAPH_NAME, PREPROCESSING_NAME
 from saga_dist.utils.file_manifest import check_manifest
 
@@ -36,7 +36,7 @@ class OnnxEncoder:
         folder: folder written by ``saga-dist export --format onnx``.
 
     Raises:
-        CheckpointError: a file is missing or altered, or there are weights that the manifest does not list.
+        CheckpointError: a file is missing or altered or cannot be read, or the manifest does not list some weights.
         ConfigError: onnxruntime is not installed.
     """
 
@@ -49,9 +49,12 @@ class OnnxEncoder:
         check_manifest(folder, required=CONTENT, writer="what `saga-dist export --format onnx` wrote")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH_NAME), options, providers=["CPUExecutionProvider"]
-        )
+        graph = str(folder / GRAPH_NAME)
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has many exceptions, without a base of their own
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"cannot be read ({reason})", where=graph, expected="an ONNX graph") from error
         self.image_size = int(self._session.get_inputs()[0].shape[1])
         """S, side of the square input in pixels."""
         self.embedding_dim = int(self._session.get_outputs()[0].shape[1])

@@ -134,8 +134,6 @@ def load(
         ModelError: the family is not built in, and ``family`` is empty.
         ConfigError: the given family cannot be imported, or this machine cannot use the device or dtype.
     """
-    from safetensors.torch import load_file
-
     device, dtype = checked_device(device), checked_dtype(dtype)
     folder = encoder_folder(path)
     check_manifest(folder, required=CONTENT, writer="a folder that Encoder.save wrote")
@@ -155,8 +153,23 @@ def load(
         encoder = Encoder(tower, Pooler(**config["pooler"], seed=None), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
-    fill(encoder, load_file(folder / WEIGHTS_NAME).items(), where=str(folder / WEIGHTS_NAME))
+    fill(encoder, _tensors(folder / WEIGHTS_NAME).items(), where=str(folder / WEIGHTS_NAME))
     return moved(encoder, device).eval()
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a weight file by name.
+
+    Raises:
+        CheckpointError: it is no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path), expected="safetensors") from error
 
 
 def _version(package: str) -> str:
