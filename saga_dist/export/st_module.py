@@ -45,8 +45,7 @@ class SagaEncoder(InputModule):
 
         Args:
             inputs: images, as the table in ``data.image_input`` lists them. ``SentenceTransformer.encode`` itself
-                decides what a batch is: a list or a tuple. It passes an array of several images on as one image, which
-                is refused here.
+                decides what a batch is, a list or a tuple, and refuses matrices, which it takes for sound.
             prompt: ignored; part of the interface.
 
         Raises:
