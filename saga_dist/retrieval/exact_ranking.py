@@ -16,7 +16,7 @@ from saga_dist.retrieval.candidates import TopCandidates, best_of_gallery, best_
 from saga_dist.retrieval.dot_products import DotProducts, half_is_faster, listed_cosines
 from saga_dist.retrieval.normalized import NormalizedRows, blocks, check_labels
 from saga_dist.retrieval.ranking_task import SLACK, RankingTask, pessimistic_order
-from saga_dist.retrieval.small_ranking import MOST_PAIRS, rank_by_products
+from saga_dist.retrieval.small_ranking import MOST_PRODUCTS, rank_by_products
 
 _CANDIDATES_PER_RANK = 8
 _EXTRA_CANDIDATES = 32
@@ -35,6 +35,8 @@ def ranked_matches(
     num_ranks: int,
     gallery_GE: np.ndarray | None = None,
     gallery_labels_G: np.ndarray | None = None,
+    *,
+    most_products: int = MOST_PRODUCTS,
 ) -> np.ndarray:
     """Returns bool [Q, K], True where the item at the rank has the query's class; K = num_ranks or the gallery's size.
 
@@ -48,6 +50,8 @@ def ranked_matches(
         gallery_GE: floating [G, E]; None: the queries are the gallery, and item q is left out of the ranking of query q
             by its index (never by its score).
         gallery_labels_G: integers [G], given together with ``gallery_GE``.
+        most_products: largest queries x gallery items x components that are multiplied plainly; 0: candidates are
+            selected at every size. It has no effect on the result.
 
     Raises:
         DataError: shapes or types do not fit, or an embedding is zero or not finite.
@@ -70,7 +74,7 @@ def ranked_matches(
     )
     matches_QK = np.zeros((len(queries), task.num_ranks), dtype=bool)
     undecided = np.arange(len(queries) if task.num_ranks else 0)
-    if len(undecided) and len(queries) * num_items <= MOST_PAIRS:
+    if len(undecided) and len(queries) * len(gallery) * gallery.width <= most_products:
         undecided = rank_by_products(task, matches_QK)
     if _num_candidates(task) < task.num_items:
         for half in (True, False) if half_is_faster() else (False,):

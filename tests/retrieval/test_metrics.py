@@ -68,7 +68,7 @@ def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries go through all stages too: blocks of five, two candidates more than ranks, bfloat16 first."""
-    monkeypatch.setattr(exact_ranking, "MOST_PAIRS", 0)
+    monkeypatch.setattr(exact_ranking, "rank_by_products", lambda task, matches_QK: np.arange(len(task.queries)))
     monkeypatch.setattr(candidates, "BLOCK", 5)
     monkeypatch.setattr(exact_ranking, "_CANDIDATES_PER_RANK", 1)
     monkeypatch.setattr(exact_ranking, "_EXTRA_CANDIDATES", 2)
@@ -130,9 +130,8 @@ def test_products_rank_as_float64_does(spread: float, own: bool, monkeypatch: py
     given = (values, labels) if own else (values[:200], labels[:200])
     gallery = () if own else (values[200:], labels[200:])
     found_QK = ranked_matches(*given, 12, *gallery)
-    monkeypatch.setattr(exact_ranking, "MOST_PAIRS", 0)
     monkeypatch.setattr(exact_ranking, "_rank_by_candidates", lambda task, undecided, *args, **kwargs: undecided)
-    np.testing.assert_array_equal(found_QK, ranked_matches(*given, 12, *gallery))
+    np.testing.assert_array_equal(found_QK, ranked_matches(*given, 12, *gallery, most_products=0))
 
 
 def test_products_of_well_separated_items_leave_no_query_over(monkeypatch: pytest.MonkeyPatch) -> None:
