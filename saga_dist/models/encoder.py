@@ -15,7 +15,7 @@ from torch import nn
 from saga_dist.data.image_input import encode_images
 from saga_dist.errors import CheckpointError
 from saga_dist.models.encoder_folder import CONFIG_NAME, CONTENT, WEIGHTS_NAME, encoder_folder
-from saga_dist.models.families import saved_family_class
+from saga_dist.models.families import rebuild_saved_tower
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.placement import checked_device, checked_dtype, moved
 from saga_dist.models.pooler import Pooler
@@ -148,8 +148,7 @@ def load(
         )
     try:
         dtype = dtype or getattr(torch, config["dtype"])
-        family_class = saved_family_class(config["family"], family, where=where)
-        tower = family_class.rebuild_tower(config["vision_config"], folder, dtype=dtype)
+        tower = rebuild_saved_tower(config["family"], family, config["vision_config"], folder, dtype=dtype, where=where)
         encoder = Encoder(tower, Pooler(**config["pooler"], seed=None), image_size=config["image_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the configuration cannot be used ({error})", where=where) from error
