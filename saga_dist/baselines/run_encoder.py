@@ -12,7 +12,6 @@ from PIL.Image import Image
 from saga_dist.baselines.frozen_encoder import EncoderCard, EncoderSpec
 from saga_dist.config import load_run_config
 from saga_dist.models.encoder import load
-from saga_dist.retrieval.identity import model_folder
 from saga_dist.retrieval.results import TrainingFacts
 from saga_dist.training.training_facts import training_facts
 
@@ -31,7 +30,7 @@ class RunEncoder:
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         folder = Path(spec.name).expanduser()
-        self._encoder = load(model_folder(folder), device=device, family=spec.options.get("family", ""))
+        self._encoder = load(folder, device=device, family=spec.options.get("family", ""))
         pooler = self._encoder.pooler.describe()
         size = self._encoder.image_size
         self.card = EncoderCard(

@@ -25,8 +25,9 @@ def embed(
     """Embed a folder of images; resumes, and later embeds only what is new or changed."""
     quiet_libraries()
     from saga_dist.data.left_out import summary
+    from saga_dist.models.encoder_folder import encoder_folder
     from saga_dist.retrieval.embed import embed_folder, list_images
-    from saga_dist.retrieval.identity import model_folder, read_identity
+    from saga_dist.retrieval.identity import read_identity
     from saga_dist.retrieval.tables import check_suffix
     from saga_dist.utils.directory_owner import owned_output
 
@@ -34,12 +35,12 @@ def embed(
     check_suffix(out)
     with waiting(f"listing the images in {folder}"):
         list_images(folder)
-    encoder_folder = model_folder(model)
+    saved = encoder_folder(model)
     with owned_output(out, option="--out"), counted("embedding", "image") as on_progress:
-        encoder = load_encoder(encoder_folder, device, family)
+        encoder = load_encoder(saved, device, family)
         done = embed_folder(
             encoder,
-            read_identity(encoder_folder),
+            read_identity(saved),
             folder,
             out,
             max_bad_share=max_bad,

@@ -184,10 +184,35 @@ def _open(path: Path, file: IO[bytes]) -> Image.Image:
     return image
 
 
-def _too_large(path: Path, size: str) -> DataError:
+def _too_large(where: Path | str, size: str) -> DataError:
     return DataError(
-        f"{size}", where=str(path), expected=f"at most {MAX_PIXELS // 1_000_000} megapixels", fix="scale the image down"
+        f"{size}",
+        where=str(where),
+        expected=f"at most {MAX_PIXELS // 1_000_000} megapixels",
+        fix="scale the image down",
     )
+
+
+def square_opened(image: Image.Image, size: int, *, where: str) -> np.ndarray:
+    """Returns an image that the caller opened, as ``read_image`` returns a file: uint8 [size, size, 3].
+
+    Args:
+        image: the opened image, of any mode; it may be a file of any format that Pillow opens.
+        size: side of the square, pixels.
+        where: name of the image, for the error.
+
+    Raises:
+        DataError: the image has no pixels or more than ``MAX_PIXELS``, or cannot be decoded.
+    """
+    pixels = f"{image.width} x {image.height} pixels"
+    if 0 in image.size:
+        raise DataError(pixels, where=where, expected="at least one pixel", fix=_FIX)
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(where, pixels)
+    try:
+        return square_image(image, size)
+    except _DAMAGE as error:
+        raise DataError(f"damaged image ({_line(error)})", where=where, fix=_FIX) from error
 
 
 def square_image(image: Image.Image, size: int, *, banner: int = 0) -> np.ndarray:
@@ -238,7 +263,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("F", "LAB"):  # Pillow clips real numbers at 255, and cannot convert L*a*b*
         raise _UnsuitablePixels(f"pixels of mode {image.mode}", expected=_PIXELS, fix=_CONVERT)
     if image.has_transparency_data:
-        colors = image.convert("RGBA")
+        # Pillow converts premultiplied grey (La) to LA only.
+        colors = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colors.size, _WHITE), colors).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 

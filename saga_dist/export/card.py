@@ -21,7 +21,7 @@ USAGE = {
     "hf": """import saga_dist
 
 encoder = saga_dist.load("this/folder")
-embeddings = encoder.encode(["a.jpg", "b.jpg"])  # float32 [n, {width}], l2-normalised""",
+embeddings = encoder.encode(["a.jpg", "b.jpg"])  # float32 [n, {width}], l2-normalised; one image: [{width}]""",
     "sentence-transformers": """from PIL import Image
 from sentence_transformers import SentenceTransformer
 

@@ -20,11 +20,12 @@ import torch
 from saga_dist.errors import ModelError
 from saga_dist.export import onnx_encoder
 from saga_dist.export.card import model_card
-from saga_dist.models.encoder import CONTENT, WEIGHTS_NAME, Encoder, load
-from saga_dist.models.encoder import MANIFEST_NAME as ENCODER_MANIFEST
-from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
-from saga_dist.utils.atomic_io import file_sha256, new_folder, require_new
+from saga_dist.models.encoder import Encoder, load
+from saga_dist.models.encoder_folder import CONFIG_NAME, CONTENT, GRAPH_NAME, PREPROCESSING_NAME, encoder_folder
+from saga_dist.retrieval.identity import ModelIdentity, read_identity
+from saga_dist.utils.atomic_io import new_folder, require_new
 from saga_dist.utils.directory_owner import owned_output
+from saga_dist.utils.file_manifest import WEIGHT_SUFFIXES, write_manifest
 from saga_dist.utils.output_files import copy_file, write_file
 from saga_dist.utils.stages import stage
 
@@ -49,7 +50,7 @@ class Exported:
     num_params: int
     """Number of parameters of tower and pooler."""
     num_bytes: int
-    """Size in bytes of the weight file, or of the ONNX graph."""
+    """Size in bytes of the files with weights."""
     ms_per_image: float
     """Milliseconds per image of the exported encoder on this machine, in one batch, preprocessing included."""
     min_cosine: float
@@ -77,7 +78,7 @@ def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Expo
         ModelError: the exported embeddings differ from the original ones, or the family is not built in and none is
             named; nothing is left at ``out``.
     """
-    source = model_folder(run)
+    source = encoder_folder(run)
     require_new(out, option="--out")  # known before the seconds that the model takes to load
     with owned_output(out, option="--out"):
         return _export(run, source, out, form=form, family=family)
@@ -86,14 +87,16 @@ def export_encoder(run: Path, out: Path, *, form: str, family: str = "") -> Expo
 def _export(run: Path, source: Path, out: Path, *, form: str, family: str) -> Exported:
     stage("loading the encoder %s", source)
     encoder, identity = load(source, family=family), read_identity(source)
-    write = {"hf": _write_hf, "sentence-transformers": _write_sentence_transformers, "onnx": _write_onnx}[form]
+    files = FORMATS[form]
     images = _noise(encoder.image_size)
     with new_folder(out) as folder:
         stage("writing %s", form)
-        encode = write(encoder, source, folder, family)
+        files.write(encoder, source, folder)
+        write_manifest(folder, [path.name for path in folder.iterdir()])
+        encode = files.read(folder, family)
         num_params = sum(parameter.numel() for parameter in encoder.parameters())
-        num_bytes = (folder / (onnx_encoder.GRAPH_NAME if form == "onnx" else WEIGHTS_NAME)).stat().st_size
-        config = json.loads((source / "config.json").read_text("utf-8"))
+        num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+        config = json.loads((source / CONFIG_NAME).read_text("utf-8"))
         card = model_card(run, form=form, identity=identity, config=config, num_params=num_params, num_bytes=num_bytes)
         write_file(folder / CARD_NAME, card)
         stage("comparing %d embeddings with the run's own", len(images))
@@ -114,21 +117,33 @@ Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Function from I uint8 images [S, S, 3] to float32 embeddings [I, E]."""
 
 
-def _write_hf(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """Functions that write and read the files of one format; manifest and model card are the same for all."""
+
+    write: Callable[[Encoder, Path, Path], None]
+    """Writes an encoder, given with the folder that it was loaded from, into an empty folder."""
+    read: Callable[[Path, str], Encode]
+    """Returns the exported encoder of a folder as its users read it; the second argument is the import path of the
+    model family."""
+
+
+def _write_hf(encoder: Encoder, source: Path, folder: Path) -> None:
     # Copied instead of saved again, so that the files keep their hashes and the versions of their packages.
-    for name in (*CONTENT, ENCODER_MANIFEST):
+    for name in CONTENT:
         copy_file(source / name, folder / name)
+
+
+def _read_hf(folder: Path, family: str) -> Encode:
     return load(folder, family=family).encode
 
 
-def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
+def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path) -> None:
     try:
         import sentence_transformers
-
-        from saga_dist.export.st_module import SagaEncoder
     except ImportError as error:
         raise onnx_encoder.missing_package(error) from error
-    _write_hf(encoder, source, folder, family)
+    _write_hf(encoder, source, folder)
     modules = [{"idx": 0, "name": "0", "path": "", "type": ST_MODULE}]
     settings = {
         "__version__": {"sentence_transformers": sentence_transformers.__version__, "pytorch": torch.__version__},
@@ -139,13 +154,19 @@ def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path, f
     }
     for name, content in (("modules.json", modules), ("config_sentence_transformers.json", settings)):
         write_file(folder / name, json.dumps(content, indent=2) + "\n")
-    model = sentence_transformers.SentenceTransformer(
-        modules=[SagaEncoder(load(folder, family=family))], device="cpu", similarity_fn_name="cosine"
-    )
+
+
+def _read_sentence_transformers(folder: Path, family: str) -> Encode:
+    from sentence_transformers import SentenceTransformer
+
+    from saga_dist.export.st_module import SagaEncoder
+
+    module = SagaEncoder(load(folder, family=family))
+    model = SentenceTransformer(modules=[module], device="cpu", similarity_fn_name="cosine")
     return lambda images: np.asarray(model.encode(list(images), show_progress_bar=False))
 
 
-def _write_onnx(encoder: Encoder, source: Path, folder: Path, family: str) -> Encode:
+def _write_onnx(encoder: Encoder, source: Path, folder: Path) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch.onnx needs it and would report it missing only during the export)
@@ -166,13 +187,23 @@ def _write_onnx(encoder: Encoder, source: Path, folder: Path, family: str) -> En
             verbose=False,
         )
     assert graph is not None
-    graph.save(folder / onnx_encoder.GRAPH_NAME, external_data=False)
-    onnx.checker.check_model(folder / onnx_encoder.GRAPH_NAME)
-    for name in ("config.json", "preprocessor_config.json"):
+    # Above 1.5 GB of weights torch writes them into a second file, model.onnx.data, whatever external_data says.
+    graph.save(folder / GRAPH_NAME, external_data=False)
+    onnx.checker.check_model(folder / GRAPH_NAME)
+    for name in (CONFIG_NAME, PREPROCESSING_NAME):
         copy_file(source / name, folder / name)
-    digests = {name: file_sha256(folder / name) for name in onnx_encoder.CONTENT}
-    write_file(folder / onnx_encoder.MANIFEST_NAME, json.dumps({"sha256": digests}, indent=2) + "\n")
+
+
+def _read_onnx(folder: Path, family: str) -> Encode:
     return onnx_encoder.OnnxEncoder(folder).encode
+
+
+FORMATS = {
+    "hf": ExportFormat(_write_hf, _read_hf),
+    "sentence-transformers": ExportFormat(_write_sentence_transformers, _read_sentence_transformers),
+    "onnx": ExportFormat(_write_onnx, _read_onnx),
+}
+"""Formats by the name of ``--format``."""
 
 
 def _seconds(encode: Encode, images: Sequence[np.ndarray]) -> float:

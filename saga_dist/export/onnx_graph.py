@@ -21,6 +21,7 @@ from saga_dist.errors import ModelError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.families.internvl.tower import InternVLTower
+from saga_dist.models.families.qwen3_vl.plain_tower import PlainQwen3VLTower
 from saga_dist.models.families.qwen_vl.tower import QwenVLTower
 
 
@@ -33,7 +34,7 @@ def build_graph(encoder: Encoder) -> nn.Module:
         ModelError: the family is not supported, or its preprocessing does more than scale and rearrange pixels.
     """
     encoder = copy.deepcopy(encoder).cpu().float().eval()
-    if isinstance(encoder.tower, QwenVLTower):
+    if isinstance(encoder.tower, QwenVLTower | PlainQwen3VLTower):
         graph: nn.Module = QwenVLGraph(encoder.tower, encoder.pooler, encoder.image_size)
     elif isinstance(encoder.tower, InternVLTower):
         graph = InternVLGraph(encoder.tower, encoder.pooler, encoder.image_size)
@@ -121,7 +122,7 @@ class QwenVLGraph(nn.Module):
     window_PP: torch.Tensor
     """bool [P, P], True where both patches are in the same window; used by the windowed blocks only."""
 
-    def __init__(self, tower: QwenVLTower, pooler: nn.Module, size: int) -> None:
+    def __init__(self, tower: QwenVLTower | PlainQwen3VLTower, pooler: nn.Module, size: int) -> None:
         super().__init__()
         constants = _record_constants(tower, size)
         self.pixels = PixelMap(tower, size)
@@ -209,7 +210,7 @@ def _preprocessed(tower: VisionTower, image_HWC: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _record_constants(tower: QwenVLTower, size: int) -> _TowerConstants:
+def _record_constants(tower: QwenVLTower | PlainQwen3VLTower, size: int) -> _TowerConstants:
     """Returns the tower's constants for images of one size, recorded with hooks during two forward passes.
 
     The first pass replaces the patch embeddings by zeros, so that the first block receives the position embeddings. The

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from sentence_transformers.base.modules import InputModule
 
-from saga_dist.data.images import read_image, square_image
-from saga_dist.errors import CheckpointError, DataError
+from saga_dist.data.image_input import square_image_of
+from saga_dist.errors import CheckpointError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.families.base import PixelBatch
 
@@ -46,13 +44,16 @@ class SagaEncoder(InputModule):
         """Returns the features that ``forward`` takes: ``pixel_values``, ``grids`` and ``lengths``.
 
         Args:
-            inputs: PIL images, uint8 arrays or tensors [height, width, 3], or paths.
+            inputs: images, as the table in ``data.image_input`` lists them. ``SentenceTransformer.encode`` itself
+                decides what a batch is, a list or a tuple, and refuses matrices, which it takes for sound.
             prompt: ignored; part of the interface.
 
         Raises:
             DataError: an image cannot be read, or an input is not an image.
         """
-        pixels = self.encoder.tower.preprocess([_square(image, self.encoder.image_size) for image in inputs])
+        size = self.encoder.image_size
+        squares = [square_image_of(image, size, where=f"image {index}") for index, image in enumerate(inputs)]
+        pixels = self.encoder.tower.preprocess(squares)
         return {"pixel_values": pixels.pixel_values, "grids": pixels.grids, "lengths": pixels.lengths}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -86,19 +87,3 @@ class SagaEncoder(InputModule):
         if not folder.is_dir():
             raise CheckpointError("no such folder", where=str(folder), fix="download the model and give its folder")
         return cls(load(folder, family=(model_kwargs or {}).get("family", "")))
-
-
-def _square(image: Any, size: int) -> np.ndarray:
-    from PIL import Image
-
-    if isinstance(image, str | Path):
-        return read_image(image, size)
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise DataError(
-            f"a {type(image).__name__}", where="images", expected="PIL images, paths, or uint8 [height, width, 3]"
-        )
-    return square_image(image, size)

@@ -16,8 +16,8 @@ import numpy as np
 from saga_dist.data.image_sets import Splits
 from saga_dist.data.prompts import PromptSpec
 from saga_dist.errors import UserError
-from saga_dist.models.devices import require_device
 from saga_dist.models.encoder import Encoder, load
+from saga_dist.models.placement import checked_device
 from saga_dist.objectives.spans import Decoder
 from saga_dist.report.attention import pooler_maps
 from saga_dist.report.attribute_stats import DescribedPair, attribute_table, attribute_values, disagreement_by_step
@@ -89,12 +89,12 @@ class _RunParts:
         if not self.run.has_model:
             self.notes["model"] = "The run has not written its encoder (model/) yet."
             return None
-        require_device(self.device)
+        device = checked_device(self.device)  # outside of the try: a wrong option ends the command
         try:
-            return load(self.run.path / "model", device=self.device, family=self.run.config.model.own_family)
+            return load(self.run.path, device=device, family=self.run.config.model.own_family)
         except UserError as error:
             self.notes["model"] = f"The encoder cannot be loaded: {error}."
-        return None
+            return None
 
     @cached_property
     def tokenizer(self) -> Decoder | None:

@@ -79,12 +79,20 @@ class DotProducts:
         """
         longest, offset_R = gallery._length_I.max(), np.abs(self._offset_I[rows]) + np.abs(gallery._offset_I).max()
         rounding_R = self._error_I[rows] * longest + self._length_I[rows] * gallery._error_I.max()
-        # A sum of E products has an error of at most E roundings; the factor 2 covers any order of summation.
-        width = self._values_IE.shape[1]
-        summation_R = 2 * _UNIT_32 * ((width + 4) * self._length_I[rows] * longest + 4 * offset_R)
+        summation_R = 2 * (summation_error(self._values_IE.shape[1]) * self._length_I[rows] * longest)
+        summation_R += 8 * _UNIT_32 * offset_R
         # The product itself is returned in bfloat16.
         output_RM = 1.01 * _UNIT_16 * (np.abs(scores_RM) + offset_R[:, None]) if self.half else 0.0
         return np.asarray((rounding_R + summation_R)[:, None] + output_RM)
+
+
+def summation_error(width: int) -> float:
+    """Returns a bound on the error of a float32 product of two rows of length 1 with ``width`` components.
+
+    A sum of E products has an error of at most E u / (1 - E u) times the sum of their magnitudes, in any order (Higham,
+    Accuracy and Stability of Numerical Algorithms, section 3.1), where u is half the distance of 1 to the next number.
+    """
+    return 1.01 * _UNIT_32 * (width + 4)
 
 
 @cache

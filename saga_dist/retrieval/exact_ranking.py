@@ -3,13 +3,11 @@
 Scores in bfloat16 (when the processor is faster with it) select a few candidates for each query and bound their error:
 every item that could be among the required ranks is scored again, in float32 and then in float64. When the bound is too
 wide to exclude the items that are not candidates, as with many duplicates, the query is repeated with float32 scores
-and, if that is not sufficient, compared with the whole gallery in float64. The result equals that of a plain float64
-loop.
+and, if that is not sufficient, compared with the whole gallery in float64. Small galleries are ranked by plain products
+first (``small_ranking``). The result equals that of a plain float64 loop.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,14 +15,12 @@ from saga_dist.errors import DataError
 from saga_dist.retrieval.candidates import TopCandidates, best_of_gallery, best_of_others
 from saga_dist.retrieval.dot_products import DotProducts, half_is_faster, listed_cosines
 from saga_dist.retrieval.normalized import NormalizedRows, blocks, check_labels
+from saga_dist.retrieval.ranking_task import SLACK, RankingTask, pessimistic_order
+from saga_dist.retrieval.small_ranking import MOST_PRODUCTS, rank_by_products
 
 _CANDIDATES_PER_RANK = 8
 _EXTRA_CANDIDATES = 32
 """Candidates of a query besides those per rank."""
-_SCORE_DECIMALS = 10
-"""Decimals to which cosines are rounded; equal rounded cosines are a tie."""
-_SLACK = 1e-9
-"""Tolerance when candidates are excluded; larger than any effect of that rounding."""
 _BLOCK_BYTES = 128 * 2**20
 """Size in bytes of a float64 block when a query is compared with the whole gallery."""
 _QUERIES_AT_ONCE = 4096
@@ -39,6 +35,8 @@ def ranked_matches(
     num_ranks: int,
     gallery_GE: np.ndarray | None = None,
     gallery_labels_G: np.ndarray | None = None,
+    *,
+    most_products: int = MOST_PRODUCTS,
 ) -> np.ndarray:
     """Returns bool [Q, K], True where the item at the rank has the query's class; K = num_ranks or the gallery's size.
 
@@ -52,6 +50,8 @@ def ranked_matches(
         gallery_GE: floating [G, E]; None: the queries are the gallery, and item q is left out of the ranking of query q
             by its index (never by its score).
         gallery_labels_G: integers [G], given together with ``gallery_GE``.
+        most_products: largest queries x gallery items x components that are multiplied plainly; 0: candidates are
+            selected at every size. It has no effect on the result.
 
     Raises:
         DataError: shapes or types do not fit, or an embedding is zero or not finite.
@@ -69,48 +69,26 @@ def ranked_matches(
             expected="one dimension, ranks >= 1",
         )
     num_items = len(gallery) - queries_are_gallery
-    task = _RankingTask(
+    task = RankingTask(
         queries, query_labels, gallery, gallery_labels, min(num_ranks, num_items), queries_are_gallery, num_items
     )
     matches_QK = np.zeros((len(queries), task.num_ranks), dtype=bool)
     undecided = np.arange(len(queries) if task.num_ranks else 0)
-    if task.num_candidates < task.num_items:
+    if len(undecided) and len(queries) * len(gallery) * gallery.width <= most_products:
+        undecided = rank_by_products(task, matches_QK)
+    if _num_candidates(task) < task.num_items:
         for half in (True, False) if half_is_faster() else (False,):
             undecided = _rank_by_candidates(task, undecided, matches_QK, half=half)
     matches_QK[undecided] = _rank_against_all(task, undecided)
     return matches_QK
 
 
-@dataclass(frozen=True, slots=True)
-class _RankingTask:
-    """Queries, gallery and the number of ranks to compute."""
-
-    queries: NormalizedRows
-    """Q rows."""
-    query_labels: np.ndarray
-    """int64 [Q]."""
-    gallery: NormalizedRows
-    """G rows."""
-    gallery_labels: np.ndarray
-    """int64 [G]."""
-    num_ranks: int
-    """K, at most ``num_items``."""
-    queries_are_gallery: bool
-    """True when the queries are the gallery, so that no query may find itself."""
-    num_items: int
-    """Number of items that a query can find."""
-
-    @property
-    def num_candidates(self) -> int:
-        """M, number of candidates per query."""
-        return _CANDIDATES_PER_RANK * self.num_ranks + _EXTRA_CANDIDATES
-
-    def same(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Returns True where query and item have the same class; the index arrays are broadcast."""
-        return np.equal(self.gallery_labels[items], self.query_labels[rows])
+def _num_candidates(task: RankingTask) -> int:
+    """Returns M, the number of candidates per query."""
+    return _CANDIDATES_PER_RANK * task.num_ranks + _EXTRA_CANDIDATES
 
 
-def _rank_by_candidates(task: _RankingTask, undecided: np.ndarray, matches_QK: np.ndarray, *, half: bool) -> np.ndarray:
+def _rank_by_candidates(task: RankingTask, undecided: np.ndarray, matches_QK: np.ndarray, *, half: bool) -> np.ndarray:
     """Ranks the queries for which fast scores suffice to select the candidates; returns the other queries.
 
     Args:
@@ -124,7 +102,7 @@ def _rank_by_candidates(task: _RankingTask, undecided: np.ndarray, matches_QK: n
     centre_E = task.gallery.mean()
     gallery = DotProducts(task.gallery, centre_E, half=half)
     if task.queries_are_gallery and len(undecided) == len(gallery):
-        best = best_of_others(gallery, task.num_candidates)
+        best = best_of_others(gallery, _num_candidates(task))
         counts_Q = _num_possible(best, gallery, gallery, task.num_ranks)
         del gallery
         return _rescore(task, undecided, best, counts_Q, matches_QK)
@@ -132,7 +110,7 @@ def _rank_by_candidates(task: _RankingTask, undecided: np.ndarray, matches_QK: n
     for part in blocks(len(undecided), _QUERIES_AT_ONCE):
         rows = undecided[part]
         queries = DotProducts(task.queries.take(rows), centre_E, half=half)
-        best = best_of_gallery(queries, gallery, task.num_candidates, rows if task.queries_are_gallery else None)
+        best = best_of_gallery(queries, gallery, _num_candidates(task), rows if task.queries_are_gallery else None)
         counts_Q = _num_possible(best, queries, gallery, task.num_ranks)
         remaining.append(_rescore(task, rows, best, counts_Q, matches_QK))
     return np.concatenate(remaining)
@@ -148,13 +126,13 @@ def _num_possible(best: TopCandidates, queries: DotProducts, gallery: DotProduct
         scores_RM = best.scores_QM[rows]
         margins_RM = queries.margins(rows, gallery, scores_RM)
         lowest_R1 = (scores_RM - margins_RM)[:, num_ranks - 1 : num_ranks]
-        possible_RM = scores_RM + margins_RM >= lowest_R1 - _SLACK
+        possible_RM = scores_RM + margins_RM >= lowest_R1 - SLACK
         counts_Q[rows] = np.where(possible_RM[:, -1], 0, possible_RM.sum(1))
     return counts_Q
 
 
 def _rescore(
-    task: _RankingTask, rows_Q: np.ndarray, best: TopCandidates, counts_Q: np.ndarray, matches_QK: np.ndarray
+    task: RankingTask, rows_Q: np.ndarray, best: TopCandidates, counts_Q: np.ndarray, matches_QK: np.ndarray
 ) -> np.ndarray:
     """Ranks queries by scoring their candidates again, in float32 and then in float64; returns the other queries.
 
@@ -180,13 +158,13 @@ def _rescore(
             scores_QM[possible_QM] = cosine_L
             if not double:
                 border_Q = np.partition(scores_QM, -task.num_ranks, axis=1)[:, -task.num_ranks]
-                possible_QM = scores_QM >= border_Q[:, None] - 2 * error - _SLACK
+                possible_QM = scores_QM >= border_Q[:, None] - 2 * error - SLACK
         same_QM = task.same(rows_Q[chosen, None], items_QM)
-        matches_QK[rows_Q[chosen]] = _pessimistic_order(scores_QM, same_QM, task.num_ranks)
+        matches_QK[rows_Q[chosen]] = pessimistic_order(scores_QM, same_QM, task.num_ranks)
     return rows_Q[counts_Q == 0]
 
 
-def _rank_against_all(task: _RankingTask, rows: np.ndarray) -> np.ndarray:
+def _rank_against_all(task: RankingTask, rows: np.ndarray) -> np.ndarray:
     """Returns bool [R, K], the matches of some queries by float64 comparison with the whole gallery."""
     matches = np.zeros((len(rows), task.num_ranks), dtype=bool)
     columns = max(1, _BLOCK_BYTES // (8 * task.gallery.width))
@@ -199,17 +177,5 @@ def _rank_against_all(task: _RankingTask, rows: np.ndarray) -> np.ndarray:
         if task.queries_are_gallery:
             scores[np.arange(len(chosen)), chosen] = -np.inf
         same = task.same(chosen[:, None], np.arange(len(task.gallery)))
-        matches[part] = _pessimistic_order(scores, same, task.num_ranks)
+        matches[part] = pessimistic_order(scores, same, task.num_ranks)
     return matches
-
-
-def _pessimistic_order(scores_RC: np.ndarray, same_RC: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Returns bool [R, K], the matches at the best ranks, with other classes first among equal scores.
-
-    Args:
-        scores_RC: float64 [R, C], cosines.
-        same_RC: bool [R, C], True where the item has the query's class.
-        num_ranks: K.
-    """
-    order_RC = np.lexsort((same_RC, -np.round(scores_RC, _SCORE_DECIMALS)), axis=-1)[:, :num_ranks]
-    return np.take_along_axis(same_RC, order_RC, 1)

@@ -13,8 +13,6 @@ from typing import Any
 
 from saga_dist.errors import CheckpointError, ModelError
 
-MODEL_FOLDER = "model"
-"""Folder of the encoder in a run directory."""
 _CONTENT = ("model.safetensors", "preprocessor_config.json")
 _UNIMPORTANT = ("versions",)
 """Keys of an encoder's config.json that do not change an embedding."""
@@ -75,23 +73,6 @@ class ModelIdentity:
                 expected="the same encoder",
                 fix="give that model, or embed and index the images again with this one",
             )
-
-
-def model_folder(path: Path) -> Path:
-    """Returns the folder of the saved encoder: ``model/`` of a run directory, else ``path`` itself.
-
-    Raises:
-        CheckpointError: there is no saved encoder.
-    """
-    for folder in (path / MODEL_FOLDER, path):
-        if (folder / "manifest.json").is_file() and (folder / _CONTENT[0]).is_file():
-            return folder
-    raise CheckpointError(
-        "holds no saved encoder",
-        where=str(path),
-        expected="a run directory with model/, or an encoder's own folder",
-        fix="check the path, or wait for the run to finish",
-    )
 
 
 def read_identity(folder: Path) -> ModelIdentity:

@@ -153,11 +153,14 @@ class Index:
         return len(self._ids)
 
     def search(self, queries_QE: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
-        """Returns (id, cosine) of the k nearest images of each query, best first; fewer when the index finds fewer.
+        """Returns (id, cosine) of the k nearest images of each query, best first.
+
+        Queries for which the lists or the part of the graph that an approximate index visits hold fewer than k images
+        are compared with all images.
 
         Args:
             queries_QE: floating [Q, E], embeddings by the index's own model.
-            k: number of images, at least 1.
+            k: number of images, at least 1; one larger than the index stands for all its images.
 
         Raises:
             DataError: k is less than 1, or the queries do not fit the index.
@@ -167,11 +170,27 @@ class Index:
             raise DataError(
                 f"k = {k}, queries {queries.shape}", where="search", expected=f"k >= 1, {self._index.d} wide"
             )
-        scores_QK, rows_QK = self._index.search(queries, min(k, len(self)))
+        count = min(k, len(self))
+        scores_QK, rows_QK = self._index.search(queries, count)
+        short = np.flatnonzero((rows_QK < 0).any(1))  # faiss fills the places of missing images with -1
+        if len(short):
+            scores_QK[short], rows_QK[short] = self._search_all(queries[short], count)
         return [
-            [(self._ids[int(row)].as_py(), float(score)) for score, row in zip(scores, rows, strict=True) if row >= 0]
+            [(self._ids[int(row)].as_py(), float(score)) for score, row in zip(scores, rows, strict=True)]
             for scores, rows in zip(scores_QK, rows_QK, strict=True)
         ]
+
+    def _search_all(self, queries_QE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns cosines float32 [Q, k] and rows int64 [Q, k] of the nearest of all images, best first."""
+        import faiss
+
+        if isinstance(self._index, faiss.IndexIVF):
+            every_list = faiss.SearchParametersIVF()
+            every_list.nprobe = self._index.nlist
+            found = self._index.search(queries_QE, k, params=every_list)
+        else:  # a graph may have parts that no search reaches; its vectors are in a flat index below it
+            found = self._index.storage.search(queries_QE, k)
+        return found
 
 
 def open_index(folder: Path) -> Index:

@@ -1,8 +1,8 @@
-"""Searching an index with an image, and a contact sheet of the matches."""
+"""Searching an index with images, and a contact sheet of the matches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saga_dist.data.images import read_image
 from saga_dist.errors import DataError
-from saga_dist.retrieval.embed import ImageEncoder
+from saga_dist.retrieval.embed import BATCH_SIZE, ImageEncoder
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.index import Index
 
@@ -31,24 +31,28 @@ class Match:
     """Cosine similarity with the query, in [-1, 1]."""
 
 
-def search_image(index: Index, encoder: ImageEncoder, identity: ModelIdentity, image: Path, k: int) -> list[Match]:
-    """Returns the k images of an index that are nearest to an image, best first.
+def search_images(
+    index: Index, encoder: ImageEncoder, identity: ModelIdentity, queries: Sequence[Path], k: int
+) -> Iterator[tuple[Path, list[Match]]]:
+    """Yields each query with the k images of an index that are nearest to it, best first.
 
     Args:
         index: index to search.
         encoder: encoder that the index was made with.
         identity: identity of that encoder.
-        image: file of any format that ``read_image`` reads.
-        k: number of images, at least 1.
+        queries: image files, which are read and encoded in batches.
+        k: number of images, at least 1; one larger than the index stands for all its images.
 
     Raises:
         ModelError: the index was made with another model.
-        DataError: the image cannot be read, or k is less than 1.
+        DataError: a query cannot be read, or k is less than 1.
     """
     index.model.refuse_other(identity, where=f"the index of {index.root}")
-    pixels = read_image(image, encoder.image_size)
-    (found,) = index.search(encoder.encode([pixels]), k)
-    return [Match(identifier, index.root / identifier, score) for identifier, score in found]
+    for start in range(0, len(queries), BATCH_SIZE):
+        batch = queries[start : start + BATCH_SIZE]
+        embeddings_IE = encoder.encode([read_image(query, encoder.image_size) for query in batch])
+        for query, found in zip(batch, index.search(embeddings_IE, k), strict=True):
+            yield query, [Match(identifier, index.root / identifier, score) for identifier, score in found]
 
 
 def contact_sheet(query: Path, matches: Sequence[Match]) -> Image.Image:

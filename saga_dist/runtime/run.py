@@ -301,7 +301,7 @@ def evaluate_encoder(run_dir: Path, split: str) -> MethodResult:
     """
     config = load_run_config(run_dir)
     splits = build_splits(config.data, seed=config.run.seed)
-    images, encoder = splits.named(split), load(run_dir / "model", family=config.model.own_family)
+    images, encoder = splits.named(split), load(run_dir, family=config.model.own_family)
     result = retrieval_result(
         embed_images(encoder, images),
         embed_images(encoder, splits.gallery) if splits.gallery is not None and split == "test" else None,

@@ -16,7 +16,18 @@ from PIL import Image
 from saga_dist.cli.main import main
 from saga_dist.errors import UserError
 
-AREAS = ("command_line", "configuration", "data", "files", "cluster", "gpus", "images", "completions")
+AREAS = (
+    "command_line",
+    "configuration",
+    "data",
+    "image_files",
+    "files",
+    "encoder_folders",
+    "cluster",
+    "gpus",
+    "images",
+    "completions",
+)
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 
 MOST_OF_A_KIND = 8

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from saga_dist import config
 from saga_dist.metrics.log import JsonLines
-from saga_dist.models.devices import require_device
+from saga_dist.models.placement import checked_device
 from saga_dist.retrieval.first_hits import FirstHits, save_hits
 from saga_dist.retrieval.results import Results
 from saga_dist.training.identity import refuse_other_identity, refuse_other_recording
@@ -368,7 +368,7 @@ DEVICES = [
     BadInput(
         "a GPU for a build of torch without one",
         "a device that is not there",
-        lambda workspace: require_device("cuda"),
+        lambda workspace: checked_device("cuda"),
         ("--device cuda: cannot be used (Torch not compiled with CUDA enabled)",),
         lambda workspace: workspace.patch.setattr(torch, "empty", no_cuda),
     ),

@@ -27,7 +27,14 @@ from saga_dist.errors import ConfigError, DataError
 CASES = {
     Bench.REPLAY: ["T = 6: time", "T = 6: memory", "ragged: time", "ragged: memory"],
     Bench.ROLLOUT: ["stand-in: transformers", "payload of a group"],
-    Bench.EVALUATION: ["all, AccuracyCalculator", "R@K, MAP@R, torch", "memory"],
+    Bench.EVALUATION: [
+        "all, AccuracyCalculator",
+        "R@K, MAP@R, torch",
+        "memory",
+        "40: torch",
+        "40: products",
+        "40: memory, torch",
+    ],
     Bench.IMAGES: ["the same pixels", "fast_jpeg"],
     Bench.STEP: ["one step, transformers engine"],
 }

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ import saga_dist
 from saga_dist.cli.main import app
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import CheckpointError, ConfigError, ModelError, OutputError, SagaError
-from saga_dist.export.folder import export_encoder
+from saga_dist.export.folder import FORMATS, export_encoder
+from saga_dist.export.onnx_encoder import CONTENT
 from saga_dist.retrieval.identity import read_identity
 from saga_dist.retrieval.results import MethodResult, Results, SplitResult
 from saga_dist.runtime.build import build_learner
+from saga_dist.utils.file_manifest import write_manifest
 
 pytestmark = pytest.mark.integration
 
-FORMATS = ("hf", "sentence-transformers", "onnx")
 READERS = {
     "hf": "import saga_dist\nfound = saga_dist.load(folder).encode(images)\n",
     # No trust_remote_code: nothing but installed packages may run.
@@ -89,7 +91,7 @@ def _test_images() -> np.ndarray:
     return np.stack([test.image(index) for index in range(len(test))])
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=list(FORMATS))
 def exported(request: pytest.FixtureRequest, run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Format and folder, made by the command."""
     folder = tmp_path_factory.mktemp("exported") / request.param
@@ -165,8 +167,40 @@ def test_damage_is_found_when_it_is_read(exported: tuple[str, Path], tmp_path: P
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{weights.name}: (is missing or )?was altered"):
+    with pytest.raises(CheckpointError, match=rf"{weights.name}: was altered"):
         _read(form, tmp_path)
+
+
+def test_every_file_but_the_card_is_listed_with_hash_and_size(exported: tuple[str, Path]) -> None:
+    _, folder = exported
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert {*sizes} - {*manifest["sha256"]} == {"README.md", "manifest.json"}
+    assert manifest["size_bytes"] == {name: sizes[name] for name in manifest["sha256"]}
+
+
+def test_weights_outside_of_a_large_graph_are_listed_and_checked(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.onnx._internal.exporter import _onnx_program
+
+    from saga_dist.export.onnx_encoder import OnnxEncoder
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 100_000)
+    done = export_encoder(run, tmp_path / "out", form="onnx")
+    weights = tmp_path / "out" / "model.onnx.data"
+    assert done.num_bytes == weights.stat().st_size + (tmp_path / "out" / "model.onnx").stat().st_size
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["size_bytes"]["model.onnx.data"] == weights.stat().st_size > 1_000_000
+    OnnxEncoder(tmp_path / "out")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-240_000] + bytes(240_000))
+    with pytest.raises(CheckpointError, match=r"model.onnx.data: was altered"):
+        OnnxEncoder(tmp_path / "out")
+    weights.write_bytes(content)
+    write_manifest(tmp_path / "out", CONTENT)  # as an export of version 0.1.0
+    with pytest.raises(CheckpointError, match=r"model.onnx.data: is not listed .* export the encoder again"):
+        OnnxEncoder(tmp_path / "out")
 
 
 def _read(form: str, folder: Path) -> None:
@@ -185,13 +219,12 @@ def _read(form: str, folder: Path) -> None:
 def test_an_export_with_other_embeddings_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(*arguments: object) -> object:
+    def read(folder: Path, family: str) -> object:
         (tmp_path / "seen").touch()
-        return lambda images: np.roll(saga_dist.load(run / "model").encode(images), 1, axis=1)
+        return lambda images: np.roll(saga_dist.load(run).encode(images), 1, axis=1)
 
-    monkeypatch.setattr("saga_dist.export.folder._write_hf", write)
+    monkeypatch.setitem(FORMATS, "hf", replace(FORMATS["hf"], read=read))
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr("saga_dist.export.folder.WEIGHTS_NAME", "")
     with pytest.raises(ModelError, match=r"have cosine .* with the run's own; expected 0.9999 or more"):
         export_encoder(run, tmp_path / "out", form="hf")
     assert list((tmp_path / "out").iterdir()) == []

@@ -17,7 +17,7 @@ from gpu.pretend_cuda import CPU, CUDA, CudaTensor, pretended_cuda
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import ConfigError
 from saga_dist.models import weight_digest
-from saga_dist.models.devices import require_device
+from saga_dist.models.placement import checked_device
 from saga_dist.runtime import build
 from saga_dist.runtime.devices import choose_kernels, resolve_device
 from saga_dist.workers import data_parallel
@@ -99,7 +99,7 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
         resolve_device("cuda")
 
     with pytest.raises(ConfigError, match="--device cuda:1: cannot be used"):
-        require_device("cuda:1")
+        checked_device("cuda:1")
 
 
 def tiny_run(checkpoint: Path, **sections: dict[str, Any]) -> RunConfig:

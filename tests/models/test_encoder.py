@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from saga_dist.errors import CheckpointError, DataError, ModelError
+from saga_dist.errors import CheckpointError, ConfigError, ModelError
 from saga_dist.models.encoder import Encoder, load
+from saga_dist.models.encoder_folder import CONTENT
 from saga_dist.models.families import resolve_family
 from saga_dist.models.pooler import Pooler
+from saga_dist.utils.file_manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +76,6 @@ def test_bfloat16_towers_come_back_as_they_were(
     np.testing.assert_array_equal(loaded.encode(arrays), half.encode(arrays))
 
 
-def test_every_kind_of_image_is_understood(encoder: Encoder, arrays: list[np.ndarray], tmp_path: Path) -> None:
-    picture = Image.fromarray(arrays[0])
-    picture.save(tmp_path / "plain.png")
-    turned = picture.transpose(Image.Transpose.ROTATE_90)  # the tag says: turn clockwise to see it upright
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=exif)
-    images = [
-        arrays[0],
-        picture,
-        tmp_path / "plain.png",
-        str(tmp_path / "turned.png"),
-        Image.open(tmp_path / "turned.png"),
-    ]
-    embeddings_IE = encoder.encode(images)
-    np.testing.assert_allclose(embeddings_IE, np.repeat(embeddings_IE[:1], len(images), axis=0), atol=1e-6)
-
-
 def test_other_sizes_are_brought_to_the_saved_one(encoder: Encoder, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     large = Image.fromarray(rng.integers(0, 256, (150, 113, 3), dtype=np.uint8))
@@ -100,20 +84,6 @@ def test_other_sizes_are_brought_to_the_saved_one(encoder: Encoder, tmp_path: Pa
     expected_IE = encoder.encode([small])
     np.testing.assert_allclose(encoder.encode([large]), expected_IE, atol=1e-6)
     np.testing.assert_allclose(encoder.encode([tmp_path / "large.png"]), expected_IE, atol=1e-6)
-
-
-def test_grey_images_are_three_equal_channels(encoder: Encoder, arrays: list[np.ndarray]) -> None:
-    grey = arrays[0][..., 0]
-    np.testing.assert_allclose(
-        encoder.encode([grey]), encoder.encode([np.repeat(grey[..., None], 3, axis=2)]), atol=1e-6
-    )
-
-
-def test_what_is_no_image_is_refused(encoder: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="float64 array of shape"):
-        encoder.encode([np.zeros((80, 80, 3))])
-    with pytest.raises(DataError, match=r"absent.png"):
-        encoder.encode([tmp_path / "absent.png"])
 
 
 def test_encoding_keeps_the_training_mode(encoder: Encoder, arrays: list[np.ndarray]) -> None:
@@ -145,14 +115,10 @@ def test_a_missing_file_is_named(saved: Path, tmp_path: Path, name: str) -> None
 
 
 def _with_config(saved: Path, folder: Path, **changes: object) -> Path:
-    import hashlib
-
     shutil.copytree(saved, folder)
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"]["config.json"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, CONTENT)
     return folder
 
 
@@ -181,14 +147,40 @@ def test_neither_ray_nor_vllm_nor_a_language_model_is_needed(saved: Path) -> Non
     assert done.stdout.strip() == "(1, 32)", done.stderr[-2000:]
 
 
-def test_transparency_is_white_however_the_image_comes(
-    encoder: Encoder, arrays: list[np.ndarray], tmp_path: Path
+def test_a_run_directory_is_loaded_by_its_model(saved: Path, arrays: list[np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")  # the run's own configuration
+    (tmp_path / "run" / "model").symlink_to(saved)
+    np.testing.assert_array_equal(load(tmp_path / "run").encode(arrays), load(saved).encode(arrays))
+    np.testing.assert_array_equal(load(str(tmp_path / "run")).encode(arrays), load(saved).encode(arrays))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float64])
+def test_the_tower_is_loaded_in_the_dtype_asked_for(
+    saved: Path, arrays: list[np.ndarray], dtype: str | torch.dtype
 ) -> None:
-    alpha = np.zeros((80, 80, 1), np.uint8)
-    alpha[:40] = 255
-    clear = Image.fromarray(np.concatenate([arrays[0], alpha], axis=2))
-    clear.save(tmp_path / "clear.png")
-    white = arrays[0].copy()
-    white[40:] = 255
-    embeddings_IE = encoder.encode([clear, tmp_path / "clear.png", np.asarray(clear), white])
-    np.testing.assert_allclose(embeddings_IE, np.repeat(embeddings_IE[3:], 4, axis=0), atol=1e-6)
+    loaded = load(saved, dtype=dtype, device=torch.device("cpu"))
+    assert loaded.tower.model.pos_embed.weight.dtype == getattr(torch, str(dtype).removeprefix("torch."))
+    assert loaded.pooler.query.dtype == torch.float32
+    cosines_I = (loaded.encode(arrays) * load(saved).encode(arrays)).sum(1)
+    assert cosines_I.min() > 0.999
+    assert loaded.encode(arrays).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "nonsense"}, r"device = 'nonsense' cannot be used \(.*\); expected cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, r"device = 'cuda:99' cannot be used"),
+        ({"device": "meta"}, r"device = 'meta' cannot be used \(it holds no values\)"),
+        ({"dtype": "int8"}, r"dtype = 'int8'; expected float32, bfloat16, float16, float64"),
+        ({"dtype": torch.bool}, r"dtype = 'bool'"),
+    ],
+)
+def test_a_device_or_dtype_that_cannot_be_used_is_one_line_before_the_weights_are_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    monkeypatch.setattr("saga_dist.models.encoder.encoder_folder", lambda path: pytest.fail("looked for the weights"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(saved, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

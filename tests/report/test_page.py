@@ -203,5 +203,5 @@ def test_mistakes_are_one_line(
 
 
 def test_a_device_that_is_not_there_is_a_mistake(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="--device nonsense"):
+    with pytest.raises(ConfigError, match="device = 'nonsense' cannot be used"):
         report_page(run_dir, Settings(device="nonsense"))

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from saga_dist.errors import CheckpointError, DataError, ModelError
+from saga_dist.models.encoder_folder import encoder_folder
 from saga_dist.retrieval import embed
 from saga_dist.retrieval.embed import embed_folder, list_images
-from saga_dist.retrieval.identity import ModelIdentity, model_folder, read_identity
+from saga_dist.retrieval.identity import ModelIdentity, read_identity
 from saga_dist.retrieval.tables import EmbeddingTable, Source, read_embeddings, write_embeddings
 
 MODEL = ModelIdentity("a" * 64, "qwen3_vl", 8, {"patch_size": 8}, "/models/a")
@@ -151,7 +152,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"saga-dist embed"):
         read_embeddings(tmp_path / "foreign.parquet")
     with pytest.raises(CheckpointError, match=r"holds no saved encoder"):
-        model_folder(tmp_path)
+        encoder_folder(tmp_path)
     with pytest.raises(DataError, match=r"float32 \[1, E\]"):
         EmbeddingTable(Source(MODEL, "/"), ("a",), np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((2, 3)))
 

@@ -14,6 +14,7 @@ from saga_dist.errors import CheckpointError, DataError, ModelError, OutputError
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.index import KINDS, Kind, build_index, open_index
 from saga_dist.retrieval.tables import EmbeddingTable, Source, write_embeddings
+from saga_dist.utils.atomic_io import file_sha256
 
 MODEL = ModelIdentity("a" * 64, "qwen3_vl", 80, {}, "/models/a")
 OTHER = ModelIdentity("b" * 64, "qwen3_vl", 80, {}, "/models/b")
@@ -204,3 +205,33 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert "ivf index of 300 images, 16 wide" in done.stdout, done.stderr[-2000:]
     assert "recall@10 against exact" in done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_k_finds_every_image_in_the_order_of_numpy(tmp_path: Path, kind: Kind) -> None:
+    vectors_IE, queries_QE = clustered(1500), clustered(3, seed=1)
+    build_index(table_of(vectors_IE), tmp_path / "index", kind=kind)
+    index = open_index(tmp_path / "index")
+    for k in (1200, 1500, 9000):
+        for query_E, found in zip(queries_QE, index.search(queries_QE, k), strict=True):
+            assert len(found) == min(k, 1500)
+            if kind != "hnsw" or k >= 1500:  # a graph that finds k images need not find the k nearest
+                expected = vectors_IE @ query_E
+                assert [score for _, score in found] == pytest.approx(np.sort(expected)[::-1][:k], abs=1e-6)
+
+
+def test_parts_of_a_graph_that_no_search_reaches_are_searched_too(tmp_path: Path) -> None:
+    import faiss
+
+    vectors_IE = clustered(400)
+    build_index(table_of(vectors_IE), tmp_path / "index", kind="hnsw")
+    graph = faiss.read_index(str(tmp_path / "index" / "index.faiss"))
+    links = faiss.vector_to_array(graph.hnsw.neighbors)
+    links[:] = -1
+    faiss.copy_array_to_vector(links, graph.hnsw.neighbors)
+    faiss.write_index(graph, str(tmp_path / "index" / "index.faiss"))
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    manifest["sha256"]["index.faiss"] = file_sha256(tmp_path / "index" / "index.faiss")
+    (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
+    (found,) = open_index(tmp_path / "index").search(vectors_IE[:1], 7)
+    assert [identifier for identifier, _ in found] == nearest(vectors_IE[0], vectors_IE, 7)

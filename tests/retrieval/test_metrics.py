@@ -68,6 +68,7 @@ def _case(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries go through all stages too: blocks of five, two candidates more than ranks, bfloat16 first."""
+    monkeypatch.setattr(exact_ranking, "rank_by_products", lambda task, matches_QK: np.arange(len(task.queries)))
     monkeypatch.setattr(candidates, "BLOCK", 5)
     monkeypatch.setattr(exact_ranking, "_CANDIDATES_PER_RANK", 1)
     monkeypatch.setattr(exact_ranking, "_EXTRA_CANDIDATES", 2)
@@ -117,6 +118,36 @@ def _compare_with_the_loop(seed: int) -> None:
         assert both.recall.recall == few.recall
         assert both.recall.first_hit_I.tolist() == few.first_hit_I.tolist()
         assert both.precision == precision_at_r(values, labels)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["one set", "separate gallery"])
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 3e-5], ids=lambda spread: f"spread {spread:g}")
+def test_products_rank_as_float64_does(spread: float, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of nearly equal items, whose order float32 scores cannot tell; with small spreads all items are such."""
+    generator = np.random.default_rng(7)
+    values = generator.normal(size=40) + spread * generator.normal(size=(500, 40))
+    values[300:] = values[:200] * (1 + 1e-7 * generator.normal(size=(200, 40)))
+    values[400:] = values[100:200]  # exact duplicates, which are ties
+    labels = generator.integers(0, 25, 500)
+    given = (values, labels) if own else (values[:200], labels[:200])
+    gallery = () if own else (values[200:], labels[200:])
+    found_QK = ranked_matches(*given, 12, *gallery)
+    monkeypatch.setattr(exact_ranking, "_rank_by_candidates", lambda task, undecided, *args, **kwargs: undecided)
+    np.testing.assert_array_equal(found_QK, ranked_matches(*given, 12, *gallery, most_products=0))
+
+
+def test_products_of_well_separated_items_leave_no_query_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(8)
+    values, labels = generator.normal(size=(300, 40)), generator.integers(0, 25, 300)
+    expected = ranked_matches(values, labels, 12)
+    left = []
+    monkeypatch.setattr(
+        exact_ranking,
+        "_rank_against_all",
+        lambda task, rows: left.append(len(rows)) or np.zeros((len(rows), task.num_ranks), bool),
+    )
+    np.testing.assert_array_equal(ranked_matches(values, labels, 12), expected)
+    assert left == [0]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -18,7 +18,7 @@ from saga_dist.models.families import resolve_family
 from saga_dist.models.pooler import Pooler
 from saga_dist.retrieval.identity import read_identity
 from saga_dist.retrieval.index import open_index
-from saga_dist.retrieval.search import Match, contact_sheet, search_image
+from saga_dist.retrieval.search import Match, contact_sheet, search_images
 
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (190, 190, 40), (120, 60, 160))
 
@@ -70,6 +70,46 @@ def test_search_prints_rank_cosine_and_path_of_the_nearest(workshop: Path) -> No
     assert [float(row[1]) for row in rows] == pytest.approx(cosines_I[order], abs=1e-4)
 
 
+def test_several_images_are_searched_with_one_load(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [workshop / "images" / f"class {number}" / "0.png" for number in range(3)]
+    alone = [run("search", workshop / "index", image, "-k", 2) for image in images]
+    loads = []
+    monkeypatch.setattr("saga_dist.models.encoder.load", lambda *args, **kwargs: loads.append(args) or load(args[0]))
+    monkeypatch.setattr("saga_dist.retrieval.search.BATCH_SIZE", 2)
+    printed = run("search", workshop / "index", *images, "-k", 2, "--json", tmp_path / "found.jsonl")
+    assert printed == "".join(f"{image}:\n{rows}" for image, rows in zip(images, alone, strict=True))
+    assert len(loads) == 1
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["query"] for row in rows] == [str(image) for image in images]
+    assert [[match["path"] for match in row["matches"]] for row in rows] == [
+        [line.split(maxsplit=2)[2] for line in text.splitlines()] for text in alone
+    ]
+    assert rows[0]["matches"][0] == {
+        "id": "class 0/0.png",
+        "path": str(images[0]),
+        "cosine": pytest.approx(1, abs=1e-6),
+    }
+
+
+def test_paths_are_read_from_standard_input(workshop: Path) -> None:
+    images = [str(workshop / "images" / f"class {number}" / "0.png") for number in range(2)]
+    done = CliRunner().invoke(
+        app, ["search", str(workshop / "index"), "-", "-k", "1"], input="\n".join(images) + "\n\n"
+    )
+    assert done.exit_code == 0, done.output
+    assert done.stdout == run("search", workshop / "index", *images, "-k", 1)
+
+
+def test_fewer_images_than_asked_for_are_noted(workshop: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["search", str(workshop / "index"), str(workshop / "images" / "class 0" / "0.png"), "-k", "1000"]
+    )
+    assert len(done.stdout.splitlines()) == 15
+    assert done.stderr == f"note: -k 1,000, but {workshop / 'index'} has 15 images\n"
+
+
 def test_the_sheet_shows_query_and_matches_in_order(workshop: Path) -> None:
     image, sheet = workshop / "images" / "class 0" / "0.png", workshop / "sheet.png"
     paths = [
@@ -95,7 +135,7 @@ def test_another_model_is_refused(workshop: Path) -> None:
         run("search", workshop / "index", image, "--model", workshop / "other")
     other = workshop / "other"
     with pytest.raises(ModelError, match=r"made with model"):
-        search_image(open_index(workshop / "index"), load(other), read_identity(other), image, 5)
+        next(search_images(open_index(workshop / "index"), load(other), read_identity(other), [image], 5))
     with pytest.raises(ModelError, match=r"made with model"):
         run("embed", other, workshop / "images", "--out", workshop / "e.parquet")
 
@@ -117,5 +157,5 @@ def test_mistakes_are_named(workshop: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     manifest["model"]["folder"] = str(tmp_path / "gone")
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"gone: holds no saved encoder"):
+    with pytest.raises(UserError, match=r"gone: no such folder"):
         run("search", tmp_path / "index", workshop / "images" / "class 0" / "0.png")

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from saga_dist.config.method import AUTO
 from saga_dist.config.registries import MODEL_FAMILIES
 from saga_dist.errors import ConfigError, ModelError
-from saga_dist.models.families.base import Family
+from saga_dist.models.families.base import Family, VisionTower
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family, supported_list
-from saga_dist.utils.registry import is_import_path
+from saga_dist.utils.registry import import_object, is_import_path
+
+if TYPE_CHECKING:
+    import torch
+
+_FAMILIES = "saga_dist.models.families"
+SAVED_TOWERS = {
+    "qwen3_vl": f"{_FAMILIES}.qwen3_vl.plain_tower:PlainQwen3VLTower",
+    "qwen2_5_vl": f"{_FAMILIES}.qwen2_5_vl.tower:Qwen25VLTower",
+    "internvl": f"{_FAMILIES}.internvl.tower:InternVLTower",
+}
+"""Tower of each built-in family for saved encoders, whose module imports no language model of this package."""
 
 
 def resolve_family(path: str | Path, revision: str = "main", *, family: str = AUTO) -> Family:
@@ -54,8 +66,10 @@ def load_family_class(name: str) -> type[Family]:
     return found
 
 
-def saved_family_class(name: str, named: str, *, where: str) -> type[Family]:
-    """Returns the class of a saved encoder's family.
+def rebuild_saved_tower(
+    name: str, named: str, description: dict[str, Any], folder: Path, *, dtype: torch.dtype, where: str
+) -> VisionTower:
+    """Returns the tower of a saved encoder, with uninitialised weights.
 
     A folder of weights must not determine which code runs. So an import path in the folder is never followed; the
     caller must give it.
@@ -63,6 +77,9 @@ def saved_family_class(name: str, named: str, *, where: str) -> type[Family]:
     Args:
         name: family as saved with the encoder.
         named: built-in name or import path given by the caller, used in place of ``name``; empty for none.
+        description: result of ``VisionTower.describe``.
+        folder: folder with the preprocessing files.
+        dtype: dtype of the weights.
         where: source of ``name``, for the error.
 
     Raises:
@@ -70,9 +87,11 @@ def saved_family_class(name: str, named: str, *, where: str) -> type[Family]:
         ConfigError: the named family cannot be imported.
     """
     if named:
-        return load_family_class(named)
-    if name in MODEL_FAMILIES.builtin:
-        return load_family_class(name)
+        return load_family_class(named).rebuild_tower(description, folder, dtype=dtype)
+    if name in SAVED_TOWERS:
+        tower_class = import_object(SAVED_TOWERS[name], key=where)
+        tower: VisionTower = tower_class.rebuild(description, folder, dtype=dtype)
+        return tower
     if is_import_path(name):
         raise ModelError(
             f"the encoder needs the model family {name!r}, which is not built in",

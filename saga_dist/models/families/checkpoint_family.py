@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from saga_dist.errors import ModelError
+from saga_dist.models.encoder_folder import PREPROCESSING_NAME
 from saga_dist.models.families.base import Family, TokenLayout, VisionTower
-from saga_dist.models.families.decoder import DecoderBackbone
 from saga_dist.models.families.preprocessing import load_processor
 from saga_dist.models.model_files import INDEX_NAME, SINGLE_NAME, ModelFiles
 from saga_dist.models.weights import fill, renamed
@@ -23,7 +23,8 @@ from saga_dist.models.weights import fill, renamed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PREPROCESSING_NAME = "preprocessor_config.json"
+    from saga_dist.models.families.decoder import DecoderBackbone
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 """Files that a tokenizer may need besides ``tokenizer_config.json``."""
 
@@ -48,6 +49,12 @@ class ModelTower(VisionTower):
         self.layout = self.layout_of(config)
         self.model = self._empty_model(config, dtype=dtype, device=device)
         self._processor = load_processor(preprocessing)
+
+    @classmethod
+    def rebuild(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> Self:
+        """Returns a tower with uninitialised weights from its ``describe()`` and its preprocessing files."""
+        config = cls.config_class.from_dict(description)
+        return cls(config, folder / PREPROCESSING_NAME, dtype=dtype, device="cpu")
 
     @staticmethod
     @abstractmethod
@@ -130,8 +137,7 @@ class CheckpointFamily(Family):
     @classmethod
     def rebuild_tower(cls, description: dict[str, Any], folder: Path, *, dtype: torch.dtype) -> ModelTower:
         """Returns a tower with uninitialised weights from its ``describe()`` and its preprocessing files."""
-        config = cls.tower_class.config_class.from_dict(description)
-        return cls.tower_class(config, folder / PREPROCESSING_NAME, dtype=dtype, device="cpu")
+        return cls.tower_class.rebuild(description, folder, dtype=dtype)
 
     @property
     def parsed(self) -> PreTrainedConfig:

@@ -10,6 +10,9 @@ import numpy as np
 
 from saga_dist.errors import DataError, ModelError
 
+_VALUE_SETTINGS = {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
+"""Settings that determine the values of the pixels."""
+
 
 def load_processor(path: Path) -> Any:
     """Returns the image processor of a ``preprocessor_config.json``.
@@ -39,6 +42,26 @@ def value_table(processor: Any) -> np.ndarray:
     if processor.do_normalize:
         values_C1V = processor.normalize(values_C1V, processor.image_mean, processor.image_std)
     return values_C1V[:, 0].astype(np.float32)
+
+
+def saved_value_table(settings: dict[str, Any]) -> np.ndarray | None:
+    """Returns ``value_table`` of the processor that wrote a complete ``preprocessor_config.json``, without loading it.
+
+    Args:
+        settings: content of the file.
+
+    Returns:
+        float32 [3, 256]; None when a setting is missing, for which the processor has a default.
+    """
+    if _VALUE_SETTINGS - settings.keys():
+        return None
+    values_CV = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 256))
+    if settings["do_rescale"]:
+        values_CV = (values_CV.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
+    if settings["do_normalize"]:
+        mean_C1, std_C1 = (np.float32(settings[name]).reshape(-1, 1) for name in ("image_mean", "image_std"))
+        values_CV = (values_CV - mean_C1) / std_C1
+    return values_CV.astype(np.float32)
 
 
 def check_images(images: Sequence[np.ndarray], multiple: int) -> None:

@@ -16,7 +16,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 from saga_dist.errors import ModelError
 from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
-from saga_dist.models.families.preprocessing import check_images, value_table
+from saga_dist.models.families.preprocessing import value_table
+from saga_dist.models.families.qwen_vl.patches import PatchCutter
 from saga_dist.models.weights import build_empty
 
 
@@ -113,7 +114,8 @@ class QwenVLTower(ModelTower):
                 where=str(preprocessing),
                 expected=f"{layout.patch_size} and {layout.merge_size} as in config.json",
             )
-        self._table_CV = value_table(self._processor)
+        frames = self._processor.temporal_patch_size
+        self._patches = PatchCutter(layout, frames, value_table(self._processor))
 
     @staticmethod
     def layout_of(config: PreTrainedConfig) -> TokenLayout:
@@ -145,38 +147,7 @@ class QwenVLTower(ModelTower):
         Raises:
             DataError: an image is not uint8 RGB, or a side is no multiple of ``layout.pixels_per_token``.
         """
-        check_images(images, self.layout.pixels_per_token)
-        # The processor itself would enlarge a 224-pixel image silently, to the smallest size of the checkpoint (65,536
-        # pixels in the released ones). So patches are cut here, and the processor's values are looked up in a table,
-        # which gives bit-identical pixels.
-        patch = self.layout.patch_size
-        grids = tuple((1, image.shape[0] // patch, image.shape[1] // patch) for image in images)
-        counts = [rows * columns for _, rows, columns in grids]
-        values_PX = torch.empty(sum(counts), 3 * self._processor.temporal_patch_size * patch**2)
-        for image, part_PX in zip(images, values_PX.split(counts), strict=True):
-            self._cut(image, part_PX.numpy())
-        return PixelBatch(
-            pixel_values=values_PX,
-            grids=grids,
-            lengths=tuple(self.layout.num_tokens(grid) for grid in grids),
-        )
-
-    def _cut(self, image_HWC: np.ndarray, out_PX: np.ndarray) -> None:
-        """Writes the patches of an image in the processor's order.
-
-        Args:
-            image_HWC: uint8 [height, width, 3].
-            out_PX: float32 [P, X], output: patches ordered by merged block, each with channels, frames, rows, columns.
-        """
-        patch, merge = self.layout.patch_size, self.layout.merge_size
-        rows, columns = (side // (merge * patch) for side in image_HWC.shape[:2])
-        blocks = out_PX.reshape(rows, columns, merge, merge, 3, -1, patch, patch)
-        for channel, table_V in enumerate(self._table_CV):
-            plane_HW = table_V.take(
-                image_HWC[..., channel], mode="clip"
-            )  # faster than the default mode; no value is out of range
-            cut = plane_HW.reshape(rows, merge, patch, columns, merge, patch).transpose(0, 3, 1, 4, 2, 5)
-            blocks[:, :, :, :, channel] = cut[:, :, :, :, None]
+        return self._patches.preprocess(images)
 
     def forward(self, batch: PixelBatch) -> torch.Tensor:
         """Returns values_NW [sum of N, (1 + L) * D]: merged tokens, then the DeepStack maps in the order of layers."""
