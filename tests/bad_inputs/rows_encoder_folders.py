@@ -128,7 +128,7 @@ ROWS = [
              lambda workspace: saga_dist.load(onnx_export(workspace)), ("OnnxEncoder",)),
     BadInput("a path to embed with that leads nowhere", "place of an encoder", "embed elsewhere . --out a.arrow",
              ("elsewhere: no such folder", "a run directory with model/")),
-    BadInput("a device that does not exist", "device and dtype", lambda workspace: load(workspace, device="gpu"),
+    BadInput("a device of another name", "device and dtype", lambda workspace: load(workspace, device="gpu"),
              ("device = 'gpu' cannot be used", "cpu, cuda or cuda:N"), damaged(whole)),
     BadInput("a device that has no memory", "device and dtype", lambda workspace: load(workspace, device="meta"),
              ("device = 'meta' cannot be used",), damaged(whole)),
