@@ -152,8 +152,8 @@ ROWS = [
     BadInput(
         "an argument too many",
         "wrong arguments",
-        "search index a.png b.png",
-        ("saga-dist search: got unexpected extra argument", "b.png"),
+        "report run other",
+        ("saga-dist report: got unexpected extra argument", "other"),
     ),
     BadInput(
         "an unknown benchmark",
