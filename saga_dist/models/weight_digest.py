@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from saga_dist.errors import OutputError
 from saga_dist.utils.atomic_io import write_atomic
 
 BLOCK_BYTES = 64 << 20
@@ -80,7 +81,7 @@ def _remember(path: Path, digest: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.parent.stat().st_uid == os.getuid():
             write_atomic(path, digest.encode())
-    except OSError:
+    except (OSError, OutputError):
         return
 
 

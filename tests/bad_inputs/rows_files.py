@@ -369,14 +369,14 @@ DEVICES = [
         "a GPU for a build of torch without one",
         "a device that is not there",
         lambda workspace: checked_device("cuda"),
-        ("--device cuda: cannot be used (Torch not compiled with CUDA enabled)",),
+        ("device = 'cuda' cannot be used (Torch not compiled with CUDA enabled)",),
         lambda workspace: workspace.patch.setattr(torch, "empty", no_cuda),
     ),
     BadInput(
         "a device of no kind",
         "a device that is not there",
         "embed encoder photos --out e.arrow --device gpu",
-        ("--device gpu: cannot be used", "expected cpu, or cuda where there is a GPU"),
+        ("device = 'gpu' cannot be used", "expected cpu, cuda or cuda:N"),
         stand_in_inputs,
     ),
 ]

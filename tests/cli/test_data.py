@@ -56,11 +56,11 @@ def test_a_sound_set_is_counted_hashed_and_decoded(
     ]
     data = DataSection(layout="inshop", root=str(tmp_path), val_fraction=0.4)
     assert lines[4] == f"split hash {load_splits(data, seed=0).split_hash()} (data.val_fraction 0.4, run.seed 0)"
-    assert lines[5].startswith("a run with the default settings cannot start: 3 training classes; ")
-    assert lines[5].endswith(
+    assert lines[5] == "decoded 32 images, 0 cannot be used"
+    assert lines[6].startswith("a run with the default settings cannot start: 3 training classes; ")
+    assert lines[6].endswith(
         "--fit-to-data sets what fits this data set: data.batch_size=12 rollout.pairs_per_batch=12"
     )
-    assert lines[6] == "decoded 32 images, 0 cannot be used"
 
 
 def test_every_bad_file_is_listed_and_the_exit_code_is_two(
@@ -170,7 +170,7 @@ def test_data_that_cannot_be_split_are_decoded_and_the_error_comes_last(
     assert "c01/2.png: not an image, or damaged" in out
     assert "decoded 6 images, 1 cannot be used" in out
     assert err.startswith("error: ")
-    assert "at least two left to train on" in err
+    assert "1 training classes; expected at least 2; add classes" in err
     assert err.count("\n") == 1
 
 

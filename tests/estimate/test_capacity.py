@@ -24,7 +24,12 @@ from saga_dist.estimate.rates import CARDS, Card
 
 ROOT = Path(__file__).resolve().parents[2]
 PLENTY = MachineLimits(gpus=64, host=1 << 50, shm=1 << 50, disk=1 << 50)
-FEW = ["data.birds.val_images_per_class=2", "data.birds.test_images_per_class=2", "data.birds.probe_images=0"]
+FEW = [
+    "data.birds.val_images_per_class=2",
+    "data.birds.test_images_per_class=2",
+    "data.birds.probe_images=0",
+    "evaluation.verdict_pairs=20",
+]
 
 
 GREEDY = ["replay.completions_per_chunk=8", "optimizer.gradient_checkpointing=false"]

@@ -20,7 +20,7 @@ BRANCHES = {
     "estimate/rates.py::local_gpu": HERE + "test_the_gpu_here_has_its_data_sheet",
     "estimate/scaling.py::_learner_fits": AGREEMENT + "test_a_gpu_run_on_a_machine_without_one",
     "estimate/scaling.py::_replay_gpus": AGREEMENT + "test_a_gpu_run_on_a_machine_without_one",
-    "models/placement.py::checked_device": HERE + "test_a_device_that_is_not_there_is_one_line",
+    "models/placement.py::_unusable": HERE + "test_a_device_that_is_not_there_is_one_line",
     "models/families/attention_backends.py::_varlen_flash_takes": (
         "gpu/test_attention_backends.py::test_the_kernel_is_chosen_where_it_runs"
     ),

@@ -16,6 +16,7 @@ from saga_dist.models.families.preprocessing import saved_value_table
 from saga_dist.models.families.qwen3_vl.plain_model import PlainVisionModel, VisionConfig
 from saga_dist.models.families.qwen_vl.patches import PatchCutter
 from saga_dist.models.weights import build_empty
+from saga_dist.utils.output_files import write_file
 
 
 class PlainQwen3VLTower(VisionTower):
@@ -93,7 +94,7 @@ class PlainQwen3VLTower(VisionTower):
     def save_preprocessing(self, folder: Path) -> None:
         """Writes ``preprocessor_config.json`` into a folder, as it was saved."""
         text = json.dumps(self._preprocessing, indent=2, sort_keys=True) + "\n"
-        (folder / PREPROCESSING_NAME).write_text(text, "utf-8")
+        write_file(folder / PREPROCESSING_NAME, text)
 
 
 def _fits(preprocessing: dict[str, Any], config: VisionConfig) -> bool:
