@@ -80,7 +80,7 @@ def test_a_second_interrupt_from_the_keyboard_is_not_deferred() -> None:
 
 
 def test_loading_weights_is_ended_by_the_command_with_exit_code_3(
-    tmp_path: Path, write_tiny_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_checkpoint: Path, write_tiny_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from saga_dist.runtime import serial
 
@@ -89,7 +89,7 @@ def test_loading_weights_is_ended_by_the_command_with_exit_code_3(
         pytest.fail("went on")
 
     monkeypatch.setattr(serial, "build_learner", load_for_minutes)
-    config = write_tiny_config(tmp_path / "run.toml", tmp_path)
+    config = write_tiny_config(tmp_path / "run.toml", tiny_checkpoint)
     monkeypatch.setattr(sys, "argv", ["saga-dist", "train", str(config), "--run-dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
         main()
