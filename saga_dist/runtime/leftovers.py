@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saga_dist.errors import OutputError
 from saga_dist.utils import processes
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.utils.processes import MachineId, ProcessId
@@ -139,8 +140,8 @@ class Leftovers:
                 write_atomic(self._file, json.dumps(rows, indent=1).encode())
             else:
                 self._file.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s cannot be written (%s)", self._file, error.strerror)
+        except (OSError, OutputError) as error:
+            log.warning("leftovers of killed workers cannot be recorded: %s", error)
 
 
 def _remove(trace: Trace) -> list[str]:

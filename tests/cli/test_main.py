@@ -154,6 +154,7 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str], m
 
 
 def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # a test process need not have a shell
     code, script, _ = run_cli("--show-completion", "bash", capfd=capfd, monkeypatch=monkeypatch)
     assert code == 0 and "complete -o default -F _saga_dist_completion saga-dist" in script
     asked = {"_SAGA_DIST_COMPLETE": "complete_bash", "COMP_WORDS": "saga-dist rep", "COMP_CWORD": "1"}

@@ -126,7 +126,7 @@ def test_files_and_options_that_the_readme_names_exist(manifest: Callable[..., s
     assert len(applied) >= 5
     assert [path for path in applied if not (ROOT / path).is_file()] == []
     text = (ROOT / "deploy" / "README.md").read_text()
-    named = set(re.findall(r"`(--[a-z]+-[a-z-]+)", text)) - {"--shm-size", "--working-dir"}
+    named = set(re.findall(r"`(--[a-z]+-[a-z-]+)", text)) - {"--shm-size", "--working-dir", "--runtime-env-json"}
     known = {f"--{name.replace('_', '-')}" for name in DeployOptions.model_fields} | {"--run-dir", "--dry-run"}
     assert named
     assert named <= known

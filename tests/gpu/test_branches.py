@@ -98,7 +98,7 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="model.device = 'cuda' but no CUDA device .*; use \"auto\""):
         resolve_device("cuda")
 
-    with pytest.raises(ConfigError, match="--device cuda:1: cannot be used"):
+    with pytest.raises(ConfigError, match="device = 'cuda:1' cannot be used"):
         checked_device("cuda:1")
 
 

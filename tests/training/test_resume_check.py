@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saga_dist.checkpoint import CheckpointInfo
-from saga_dist.config import RunConfig, parse_config
+from saga_dist.config import ADDED_KEYS, RunConfig, parse_config
 from saga_dist.config.comparison import deciding_digest
 from saga_dist.errors import CheckpointError
 from saga_dist.training.resume_check import check_resumable
@@ -24,34 +24,28 @@ def checkpoint(of: RunConfig, **extra: Any) -> CheckpointInfo:
     return CheckpointInfo(Path("run/checkpoints/step_00000001"), 1, saved, versions={})
 
 
-def test_the_same_configuration_and_data_go_on() -> None:
-    check_resumable(checkpoint(config()), config(runtime={"kind": "serial"}), "data")
+def test_the_same_configuration_goes_on() -> None:
+    check_resumable(checkpoint(config()), config(runtime={"kind": "serial"}))
 
 
 def test_keys_that_differ_are_named() -> None:
     first = config(run={"seed": 2}, objective={"kl_layer": 1})
     saved = checkpoint(first, config=first.deciding())
     with pytest.raises(CheckpointError, match="another configuration: objective.kl_layer: 1 != 26; run.seed: 2 != 0;"):
-        check_resumable(saved, config(), "data")
+        check_resumable(saved, config())
 
 
 def test_a_default_that_has_changed_since_is_named() -> None:
     """Version 0.1.0 left the reduction out of its digest, and it meant the mean."""
     own = config(objective={"metric_loss": "potential_field"})
     values = {key: value for key, value in own.deciding().items() if not key.endswith(".reduction")}
-    added = ("model.family", "objective.balance", "objective.reward", "objective.signal")
-    digest = deciding_digest({key: value for key, value in values.items() if key not in added})
+    digest = deciding_digest({key: value for key, value in values.items() if key not in ADDED_KEYS})
     saved = checkpoint(own, config_digest=digest)
     named = "another configuration: objective.metric_params.reduction: 'mean' != 'per_pair'; choose"
     with pytest.raises(CheckpointError, match=named):
-        check_resumable(saved, own, "data")
+        check_resumable(saved, own)
 
 
 def test_what_is_not_known_is_not_named() -> None:
     with pytest.raises(CheckpointError, match=r"step_00000001: it belongs to another configuration; choose a new"):
-        check_resumable(checkpoint(config(run={"seed": 2})), config(), "data")
-
-
-def test_other_data_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="the data set has changed since this checkpoint; restore the images"):
-        check_resumable(checkpoint(config()), config(), "other data")
+        check_resumable(checkpoint(config(run={"seed": 2})), config())

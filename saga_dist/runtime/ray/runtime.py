@@ -22,7 +22,7 @@ from saga_dist.runtime.stopping import StopRequest
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
 from saga_dist.utils.waiting import WaitNotice
 
-SETTLE_S = 5.0
+SETTLE_S = 15.0
 """Longest time that ``close`` waits for the end of killed processes, seconds."""
 
 

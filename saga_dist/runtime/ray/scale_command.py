@@ -99,10 +99,7 @@ def request_scale(run_dir: Path, targets: Mapping[str, int], *, at_once: bool = 
             )
     for role, number in targets.items():
         request, file = Request(run=view.run, number=number, at_once=at_once), request_file(run_dir, role)
-        try:
-            write_atomic(file, request.model_dump_json(indent=2).encode())
-        except OSError as error:
-            raise ConfigError(f"cannot be written ({error.strerror})", where=str(file)) from error
+        write_atomic(file, request.model_dump_json(indent=2).encode())
     return view
 
 

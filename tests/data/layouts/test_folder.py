@@ -278,7 +278,7 @@ def test_data_that_cannot_be_split_are_listed_all_the_same(tmp_path: Path) -> No
     with pytest.raises(SplitError) as caught:
         load(root)
     error = pickle.loads(pickle.dumps(caught.value))
-    assert "at least two left to train on" in str(error)
+    assert "1 training classes; expected at least 2" in str(error)
     assert [len(images) for images in error.listed.values()] == [9]
     assert [one.path for one in error.left_out] == ["c00/x.xyz"]
     (tmp_path / "list.txt").write_text("c99\n")

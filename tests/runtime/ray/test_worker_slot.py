@@ -116,6 +116,7 @@ def test_eviction_ends_every_wait_and_the_process(instantly: Any, fake_adapter: 
         asyncio.get_running_loop().call_later(3.0, lambda: slot.leave(at_once=True))
         with pytest.raises(Evicted):
             await wait(slot)
+        await slot.until_ended()
         assert not adapter.spawned[0][1].alive
         assert slot.evicted and slot.status().state == "leaving"
         return now() - began
