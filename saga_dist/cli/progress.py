@@ -22,6 +22,7 @@ from saga_dist.utils.terminal import say, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from saga_dist.types import StepResult
 
@@ -55,19 +56,7 @@ def counted(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """
     console = terminal()
     if console.is_terminal:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        described = TextColumn("{task.description}", markup=False)
-        columns = (SpinnerColumn(), described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
-        with bar as progress:
+        with _bar(console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
             task = progress.add_task(printable(what), total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         return
@@ -104,12 +93,9 @@ def step_progress(title: str, num_steps: int) -> Iterator[Callable[[StepResult],
         return
     from rich.console import Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    described = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress, numbers = Progress(*columns, console=console), Text()
+    progress, numbers = _bar(console), Text()
     task = progress.add_task(printable(title), total=num_steps)
 
     def show(result: StepResult) -> None:
@@ -118,6 +104,15 @@ def step_progress(title: str, num_steps: int) -> Iterator[Callable[[StepResult],
 
     with Live(Group(progress, numbers), console=console, redirect_stdout=sys.stdout.isatty()):
         yield show
+
+
+def _bar(console: Console, **options: bool) -> Progress:
+    """Returns a bar with spinner, name, count and time left; the options are those of rich's ``Progress``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    described = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, **options)  # type: ignore[arg-type]
 
 
 def _so_far(unit: str, done: int, total: int, pace: Pace) -> str:
