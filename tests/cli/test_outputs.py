@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_inputs.rows_files import TABLE
 
 from saga_dist.cli.main import COMMANDS, main
 
-TABLE = """
-title = "One row"
-config = "run.toml"
-seeds = [0]
-baseline = "metric"
-[[variant]]
-name = "metric"
-label = "metric loss"
-set = ["objective.lambda_lm=0", "objective.lambda_kl=0"]
-"""
 DIRECTORIES = {
     "train": "train run.toml --run-dir {out}",
     "rollout": "rollout run.toml --run-dir {out}",
