@@ -79,7 +79,7 @@ def check(
     if split_error is not None:
         raise with_fitting_overrides(config, split_error) from split_error
     try:
-        check_classes(config)
+        check_classes(config, splits)
     except DataError as error:
         print_line(f"a run with the default settings cannot start: {with_fitting_overrides(config, error)}")
     if not all_can_be_used:

@@ -174,6 +174,20 @@ def test_data_that_cannot_be_split_are_decoded_and_the_error_comes_last(
     assert err.count("\n") == 1
 
 
+def test_what_is_left_out_is_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = paint_classes(tmp_path, 8)  # too few classes for the default batch, so that overrides are looked for
+    (root / "c00" / "x.xyz").touch()
+    _, out, _ = run(monkeypatch, capsys, root)
+    assert "a run with the default settings cannot start" in out
+    assert out.count("left out 1 file") == 1
+    assert "left out" not in caplog.text
+
+
 def test_only_the_first_bad_files_are_named_unless_all_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,7 +248,7 @@ def test_progress_is_printed_to_a_file_too(
     assert "decoding" not in err
     monkeypatch.setattr(progress, "QUIET_S", 0.0)
     _, _, err = run(monkeypatch, capsys, root, "--val-fraction", "0")
-    assert re.search(r"^decoding: image 8/8, \d+ images/s$", err, re.MULTILINE)
+    assert re.search(r"^decoding: image 8/8, \d{1,3}(?:,\d{3})* images/s$", err, re.MULTILINE)
 
 
 def test_neither_torch_nor_ray_is_loaded(make_tree: Make, tmp_path: Path) -> None:

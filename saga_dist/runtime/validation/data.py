@@ -8,6 +8,7 @@ from pathlib import Path
 from saga_dist.config import RunConfig, load_run_config
 from saga_dist.data.check import class_sizes
 from saga_dist.data.class_sizes import check_class_sizes, check_pair_counts
+from saga_dist.data.image_sets import Splits
 from saga_dist.errors import DataError
 from saga_dist.runtime.build import build_splits
 from saga_dist.runtime.validation.facts import RunFacts
@@ -28,7 +29,7 @@ def check_data(run: RunFacts) -> str:
         return f"data.root = {config.data.root} is not on this machine; the nodes of the cluster need it"
     else:
         try:
-            check_classes(config)
+            check_classes(config, build_splits(config.data, seed=config.run.seed))
         except DataError as error:
             raise with_fitting_overrides(config, error) from error
     return ""
@@ -62,13 +63,16 @@ def _check_birds(config: RunConfig) -> None:
         check_pair_counts(counts, config.evaluation.verdict_pairs)
 
 
-def check_classes(config: RunConfig) -> None:
-    """Checks that micro-batches and evaluation pairs can be drawn from a data set on disk, which is listed.
+def check_classes(config: RunConfig, splits: Splits) -> None:
+    """Checks that micro-batches and evaluation pairs can be drawn from a data set on disk.
+
+    Args:
+        config: configuration of the run.
+        splits: the data set that it names, listed.
 
     Raises:
-        DataError: they cannot, or the data set cannot be divided.
+        DataError: they cannot.
     """
-    splits = build_splits(config.data, seed=config.run.seed)
     train = _quoted(dict(class_sizes(splits.train)))
     check_class_sizes(train, config.data.batch_size, config.data.images_per_class)
     for images in (splits.train, splits.test):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from saga_dist.config import RunConfig
 from saga_dist.data.check import class_sizes
+from saga_dist.data.layouts import load_splits
 from saga_dist.data.layouts.division import hold_out
 from saga_dist.errors import DataError
-from saga_dist.runtime.build import build_splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def read_class_counts(config: RunConfig) -> ClassCounts:
         DataError: the data set cannot be listed, or has fewer than two training classes.
     """
     undivided = config.data.model_copy(update={"val_fraction": 0.0, "split_hash": ""})
-    splits = build_splits(undivided, seed=config.run.seed)
+    splits = load_splits(undivided, seed=config.run.seed)  # not cached: nothing trains on this division
     return ClassCounts(
         training=dict(class_sizes(splits.train)),
         test=[size for _, size in class_sizes(splits.test)],

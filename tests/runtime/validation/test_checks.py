@@ -21,7 +21,7 @@ from saga_dist.models.released_shapes import released_files
 from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.models.tower_size import num_tower_parameters
 from saga_dist.runtime.ray import cluster_totals
-from saga_dist.runtime.validation import machine, validate_run
+from saga_dist.runtime.validation import cluster, machine, validate_run
 from saga_dist.runtime.validation.gpus import visible_gpus
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -179,6 +179,12 @@ def test_gpus_that_are_there_are_enough(tmp_path: Path, monkeypatch: pytest.Monk
     validate_run(birds("runtime.learner_num_gpus=4"), tmp_path / "run")
 
 
+@pytest.fixture(autouse=True)
+def unknown_cluster() -> None:
+    """A cluster is asked once a process, and each test has clusters of its own."""
+    cluster._totals.cache_clear()
+
+
 def test_on_a_cluster_what_is_not_here_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = ["data.layout=folder", "data.root=/nowhere", "model.path=/nowhere/else", "runtime.learner_num_gpus=8"]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -191,6 +197,15 @@ def test_on_a_cluster_what_is_not_here_is_a_warning(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ConfigError, match="3 mistakes: "):
         validate_run(birds(*elsewhere), tmp_path / "run")
+
+
+def test_a_cluster_is_asked_once_for_all_runs_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cluster_totals, "cluster_totals", asked.append)  # returns None: it does not answer
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for seed in range(3):
+        validate_run(birds(f"run.seed={seed}"), tmp_path / "run")
+    assert asked == ["10.0.0.1:6379"]
 
 
 def test_a_cluster_that_is_too_small_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
