@@ -7,7 +7,7 @@ object store in Ray. The coordinator passes handles on and never reads the recor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -182,6 +182,9 @@ class WorkerPool(Protocol[TaskT, ResultT]):
 
     def metrics(self) -> dict[str, float]:
         """Returns the pool's metrics since the last call (leases, retries, replacements, busy seconds, idle share)."""
+
+    def cancel(self, pair_ids: Collection[str]) -> None:
+        """Drops the tasks of these pairs that are pending, and their uncollected results; ignores other ids."""
 
     def forget(self) -> None:
         """Drops all pending tasks and all uncollected results; answers that arrive later are ignored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from saga_dist.errors import TrainingError, WorkerError
@@ -121,6 +121,10 @@ class SerialPool(Generic[TaskT, ResultT]):
     def metrics(self) -> dict[str, float]:
         """Returns no metrics: one process has no leases, heartbeats or replacements to report."""
         return {}
+
+    def cancel(self, pair_ids: Collection[str]) -> None:
+        """Drops the queued tasks of these pairs."""
+        self._queue.cancel(pair_ids)
 
     def forget(self) -> None:
         """Drops all queued tasks."""

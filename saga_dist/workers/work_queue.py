@@ -11,7 +11,7 @@ causes the failure. With the default of three attempts, a task is quarantined wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -49,9 +49,9 @@ class WorkQueue(Generic[TaskT]):
         self._suspects: deque[str] = deque()
         """Keys of waiting tasks whose lease has failed; each is leased alone."""
         self._leases: dict[Hashable, tuple[str, ...]] = {}
-        """Keys on each worker's lease; empty when the tasks were forgotten."""
+        """Keys on each worker's lease, without cancelled ones; empty when the tasks were forgotten."""
         self._num_quarantined = 0
-        self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates"), 0)
+        self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates", "cancelled"), 0)
 
     def __len__(self) -> int:
         """Returns the number of tasks that are waiting or on a lease."""
@@ -151,6 +151,17 @@ class WorkQueue(Generic[TaskT]):
             )
         return quarantined
 
+    def cancel(self, keys: Collection[str]) -> None:
+        """Drops tasks; those on a lease stay out of its results. Keys that are not pending are ignored."""
+        dropped = {key for key in keys if self._entries.pop(key, None) is not None}
+        self._counts["cancelled"] += len(dropped)
+        for waiting in (self._fresh, self._suspects):
+            kept = [key for key in waiting if key not in dropped]
+            waiting.clear()
+            waiting.extend(kept)
+        for worker, on_lease in self._leases.items():
+            self._leases[worker] = tuple(key for key in on_lease if key not in dropped)
+
     def forget(self) -> None:
         """Drops all tasks; workers keep their leases, whose results are then ignored."""
         self._leases = dict.fromkeys(self._leases, ())
@@ -158,7 +169,7 @@ class WorkQueue(Generic[TaskT]):
             container.clear()
 
     def take_counts(self) -> dict[str, int]:
-        """Returns the numbers of leases, retries, quarantined tasks and duplicates since the last call."""
+        """Returns the numbers of leases, retries, and quarantined, duplicate or cancelled tasks since the last call."""
         counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
         return counts
 

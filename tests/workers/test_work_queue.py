@@ -67,7 +67,7 @@ def test_tasks_of_a_failed_lease_are_tried_alone_before_fresh_ones() -> None:
     assert queue.fail("a", "died") == []
     given = queue.hand_out("abcd", num_coming=0, most=3)
     assert given == {"a": ["task 0"], "b": ["task 1"], "c": ["task 2"], "d": ["task 3"]}
-    assert queue.take_counts() == {"leases": 5, "retries": 3, "quarantined": 0, "duplicates": 0}
+    assert queue.take_counts() == {"leases": 5, "retries": 3, "quarantined": 0, "duplicates": 0, "cancelled": 0}
     assert queue.take_counts()["leases"] == 0, "counts are since the last call"
 
 
@@ -147,3 +147,24 @@ def test_whatever_happens_every_task_ends_exactly_once() -> None:
                     queue.give_back(name)
         assert sorted(ended) == sorted(f"p{index}" for index in range(wanted))
         assert len(queue) == queue.num_leases == queue.num_waiting == 0
+
+
+def test_cancelled_tasks_are_neither_waiting_nor_among_the_results_of_their_lease() -> None:
+    queue = queue_of(6)
+    queue.hand_out("a", num_coming=0, most=3)
+    queue.cancel({"p1", "p4", "no such pair"})
+    assert queue.on_lease("a") == ("p0", "p2")
+    assert (queue.num_waiting, len(queue), queue.take_counts()["cancelled"]) == (2, 4, 2)
+    queue.add("p1", "again")  # while the worker still generates the first one
+    assert queue.finish("a") == ("p0", "p2")
+    assert queue.hand_out("a", num_coming=0, most=9) == {"a": ["task 3", "task 5", "again"]}
+
+
+def test_a_cancelled_task_is_not_tried_again() -> None:
+    queue = queue_of(2)
+    queue.hand_out("a", num_coming=0, most=2)
+    queue.fail("a", "died")
+    queue.hand_out("a", num_coming=0, most=2)
+    queue.cancel({"p0", "p1"})
+    assert queue.fail("a", "died") == []
+    assert (queue.num_waiting, len(queue)) == (0, 0)

@@ -28,7 +28,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -153,6 +153,14 @@ class RayPool(Generic[TaskT, ResultT]):
         numbers = {name: float(number) for name, number in counts.items()}
         return {**numbers, "workers": float(self._group.num_up), **self._group.usage.take(time.monotonic())}
 
+    def cancel(self, pair_ids: Collection[str]) -> None:
+        """Drops the tasks of these pairs that are pending, and their uncollected results; ignores other ids."""
+        dropped = set(pair_ids)
+        with self._lock:
+            self._queue.cancel(dropped)
+            self._results = [result for result in self._results if self._pair_id(result) not in dropped]
+            self._lock.notify_all()
+
     def forget(self) -> None:
         """Drops all pending tasks and all uncollected results and errors; answers that arrive later are ignored."""
         with self._lock:
@@ -236,6 +244,9 @@ class RayPool(Generic[TaskT, ResultT]):
             if concurrent.futures.wait([answer], timeout=_SLICE_S).done:
                 return answer.result()
         raise TimeoutError
+
+    def _pair_id(self, result: ResultT | Quarantined) -> str:
+        return result.pair_id if isinstance(result, Quarantined) else self._adapter.result_key(result)
 
     def _raise_error(self) -> None:
         if self._errors:
@@ -328,10 +339,11 @@ class RayPool(Generic[TaskT, ResultT]):
         except FATAL as error:  # the tasks are wrong, not the worker, which keeps running
             errors = [error]
         with self._lock:
-            if self._queue.finish(slot):  # false when ``forget`` has dropped the tasks meanwhile
-                self._results += results
+            wanted = set(self._queue.finish(slot))  # without the tasks that were cancelled or forgotten meanwhile
+            if wanted:
+                self._results += [result for result in results if self._adapter.result_key(result) in wanted]
                 self._errors += errors
-                self._lock.notify_all()
+            self._lock.notify_all()
 
     def _fail(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
         """Kills a worker that failed; the tasks of its lease are queued to be retried one by one, or quarantined."""

@@ -179,6 +179,27 @@ def test_forgotten_tasks_never_come_back(either: Either, script: FaultPlan, scen
     scene.assert_right(scene.drain(pool), 4)
 
 
+def test_cancelled_tasks_never_come_back_and_the_others_do(either: Either, script: FaultPlan, scene: Any) -> None:
+    pool, tasks = either
+    script.plan("p00", "slow", seconds=2)
+    pool.submit(tasks(4))
+    pool.cancel(["p00", "p02", "a pair that was never submitted"])
+    assert pool.num_pending == 2
+    found: list[Any] = []
+    while arrived := pool.collect():
+        found += arrived
+    assert sorted(group.pair.pair_id for group in found) == ["p01", "p03"]
+    pool.submit(tasks(4))  # the same pairs, while the old lease may still run
+    scene.assert_right(scene.drain(pool), 4)
+
+
+def test_results_that_wait_to_be_collected_can_be_cancelled(pool: OnRay, scene: Any) -> None:
+    pool.submit(scene.tasks(2))
+    scene.until(lambda: len(pool._results) == 2)
+    pool.cancel(["p00"])
+    assert [group.pair.pair_id for group in scene.drain(pool)] == ["p01"]
+
+
 # ---------------------------------------------------------------------- a thread of its own
 
 
