@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,8 @@ class LearnerReplayPool:
         self._learner, self._deadline_s = learner, deadline_s
         self._queue: deque[GradientTask] = deque()
         self._running: ray.ObjectRef | None = None
+        self._running_pair = ""
+        """Pair id of the running task; not used while none is running."""
         self._busy_s = 0.0
         self._groups = 0
 
@@ -290,6 +292,14 @@ class LearnerReplayPool:
         self._groups, self._busy_s = 0, 0.0
         return metrics
 
+    def cancel(self, pair_ids: Collection[str]) -> None:
+        """Drops the queued tasks of these pairs, and the result of the running one if it is theirs."""
+        kept = [task for task in self._queue if task.pair_id not in pair_ids]
+        self._queue = deque(kept)
+        if self._running_pair in pair_ids:
+            self._running = None
+            self._send_next()
+
     def forget(self) -> None:
         """Drops queued tasks and the result of the running one."""
         self._queue.clear()
@@ -301,4 +311,5 @@ class LearnerReplayPool:
 
     def _send_next(self) -> None:
         if self._running is None and self._queue:
-            self._running = self._learner.send("replay", self._queue.popleft())
+            task = self._queue.popleft()
+            self._running, self._running_pair = self._learner.send("replay", task), task.pair_id
