@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from saga_dist.config import RunConfig
-from saga_dist.protocols import GradientHandle
+from saga_dist.protocols import GradientHandle, WorkerPool
 from saga_dist.runtime.leftovers import Leftovers
 from saga_dist.runtime.ray.actors import Factories
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
@@ -72,7 +72,9 @@ class RayRuntime:
             closing.callback(self.learner.close)
             self.rollouts = self._rollout_pool(RolloutAdapter(config, factories, session.missing, endings))
             closing.callback(self.rollouts.close)
-            self.replays = self._replay_pool(ReplayAdapter(config, factories, session.missing, endings))
+            self.replays: WorkerPool[GradientTask, GradientHandle] = self._replay_pool(
+                ReplayAdapter(config, factories, session.missing, endings)
+            )
             closing.callback(self.replays.close)
             closing.enter_context(WaitNotice(self._starting, lambda: session.missing() or "they load and start"))
             if config.needs_engine:
