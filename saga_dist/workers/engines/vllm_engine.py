@@ -63,6 +63,7 @@ class VllmEngine:
         cpu_kv_cache_bytes: size of the KV cache on CPU; None for the default of ``EngineSize``.
         tensor_parallel_size: number of shards of the weights; each shard has a process of its own, with one GPU of this
             machine (or some of its CPUs).
+        load_format: vLLM's way to get the weights; ``auto`` reads the checkpoint, ``dummy`` makes random ones.
 
     Raises:
         EngineError: vLLM could not be started.
@@ -81,6 +82,7 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.5,
         cpu_kv_cache_bytes: int | None = None,
         tensor_parallel_size: int = 1,
+        load_format: str = "auto",
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
@@ -108,6 +110,7 @@ class VllmEngine:
             "max_num_seqs": max_num_seqs,
             "seed": seed,
             "tensor_parallel_size": tensor_parallel_size,
+            "load_format": load_format,
             # With an image limit of 0, vLLM would leave out the tower, and DeepStack with it. Profiling is skipped
             # because it would run the tower, which no request uses.
             "limit_mm_per_prompt": {"image": num_images, "video": 0},
