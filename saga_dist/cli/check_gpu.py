@@ -30,32 +30,20 @@ def check_gpu(
     """
     quiet_libraries()
     from saga_dist.cli.progress import waiting
-    from saga_dist.diagnostics.gpu_check.runner import (
-        RATES_NAME,
-        choose_size,
-        prepare_folder,
-        run_sections,
-        write_rates,
-    )
+    from saga_dist.diagnostics.gpu_check.runner import CheckRun, choose_size, prepare_folder
     from saga_dist.diagnostics.gpu_check.sections import chosen_sections
     from saga_dist.diagnostics.gpu_check.sizes import check_size
 
     wanted = chosen_sections(sections)
-    if size != "auto":
-        check_size(size)
+    check_size(size)
     prepare_folder(out)
-    results = []
     with waiting("looking for a GPU"):
-        size = choose_size(size, out)
-    running = run_sections(wanted, size, out, limit_s=60 * minutes)
-    while True:
-        with waiting("starting a section"):
-            result = next(running, None)
-        if result is None:
-            break
+        check = CheckRun(choose_size(size, out), out, limit_s=60 * minutes)
+    for section in wanted:
+        with waiting(f"measuring {section.name}"):
+            result = check.run(section)
         typer.echo(json.dumps(result.as_json()))
-        results.append(result)
-    rates = write_rates(results, size, out)
-    typer.echo(json.dumps({"section": "rates", "file": str(out / RATES_NAME) if rates else None, "rates": rates}))
-    if any(result.failed for result in results):
+    rates = check.write_rates()
+    typer.echo(json.dumps({"section": "rates", "file": None if rates is None else str(rates)}))
+    if any(result.failed for result in check.results):
         raise typer.Exit(1)

@@ -8,6 +8,8 @@ from saga_dist.errors import ConfigError
 from saga_dist.runtime.validation.gpus import visible_gpus
 
 GIB = 1 << 30
+AUTO = "auto"
+"""Name of the largest size for this machine's GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,15 @@ def size_for(memory: int) -> str:
 
 
 def check_size(name: str) -> None:
-    """Checks that there is such a size, and that this machine may run it.
+    """Checks that a name is ``AUTO`` or a size that this machine may run.
 
     Raises:
         ConfigError: the size is unknown, or it is a released one and there is no GPU.
     """
+    if name == AUTO:
+        return
     if name not in SIZES:
-        raise ConfigError(f"no size {name!r}", where="--size", expected=f"one of {', '.join(SIZES)}")
+        raise ConfigError(f"no size {name!r}", where="--size", expected=f"{AUTO}, {', '.join(SIZES)}")
     if SIZES[name].release and visible_gpus() == 0:
         raise ConfigError(
             f"{name}, the sizes of {SIZES[name].release}, without a GPU in this process",
