@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def measure(size_name: str) -> dict[str, Any]:
     Raises:
         SectionSkipped: vLLM is not installed, or does not start with random weights.
     """
-    if importlib.util.find_spec("vllm") is None:
+    if find_spec("vllm") is None:
         raise SectionSkipped("vLLM is not installed (pip install 'saga-dist[gpu]')")
     with random_model(size_name) as model:
         dtype = DTYPE if model.device.type != "cpu" else torch.float32

@@ -132,11 +132,11 @@ def random_model(size_name: str) -> Iterator[RandomModel]:
         size_name: a key of ``SIZES``.
 
     Raises:
-        ConfigError: the size is a released one, and torch has no CUDA device.
+        ConfigError: the size is a released one, and torch has no GPU.
     """
     size, device = SIZES[size_name], resolve_device("auto")
     if size.release and device.type == "cpu":
-        raise ConfigError(f"{size.release} on a CPU", where="check-gpu", expected="a CUDA device that torch can use")
+        raise ConfigError(f"{size.release} on a CPU", where="check-gpu", expected="a GPU that torch can use")
     choose_kernels(device)
     with tempfile.TemporaryDirectory(prefix="saga-check-gpu-") as folder:
         write_model_folder(Path(folder), size)

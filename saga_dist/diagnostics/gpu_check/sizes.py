@@ -89,6 +89,6 @@ def check_size(name: str) -> None:
         raise ConfigError(
             f"{name}, the sizes of {SIZES[name].release}, without a GPU in this process",
             where="--size",
-            expected="a machine with a GPU that CUDA_VISIBLE_DEVICES does not hide",
+            expected="a machine with a GPU that is not hidden",
             fix="leave --size out for the tiny model",
         )
