@@ -56,6 +56,14 @@ def dies(size):
 def leaves(size):
     os._exit(7)
 
+def lingers(size):
+    import threading
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return {"one": 1}
+
+def many(size):
+    return {"numbers": list(range(50_000))}
+
 def nan(size):
     return {"loss": float("nan")}
 
@@ -116,6 +124,11 @@ def test_what_libraries_print_goes_to_the_log(toys: Any, tmp_path: Path) -> None
     outcome = outcome_of("prints", tmp_path)
     assert outcome.results == {"one": 1.5}
     assert (tmp_path / "log").read_text() == "noise of Python\nnoise of a library\n"
+
+
+def test_a_thread_that_never_ends_and_a_long_answer_lose_nothing(toys: Any, tmp_path: Path) -> None:
+    assert outcome_of("lingers", tmp_path, cap_s=30).results == {"one": 1}
+    assert outcome_of("many", tmp_path).results == {"numbers": list(range(50_000))}
 
 
 def test_a_skipped_section_is_no_failure(toys: Any, tmp_path: Path) -> None:
