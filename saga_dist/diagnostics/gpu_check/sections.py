@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -23,7 +22,8 @@ class CheckSection:
     cap_s: float
     """Seconds after which the process is ended."""
     environment: dict[str, str] = field(default_factory=lambda: dict(ALLOCATOR_ENVIRONMENT))
-    """Environment variables of the process besides those of this one, which take precedence."""
+    """Environment variables of the process besides those of this one, which take precedence; by default those of
+    learner and replay."""
 
 
 def _section(name: str, cap_s: float) -> CheckSection:
@@ -38,25 +38,24 @@ SECTIONS = (
     _section("learner", 90),
     _section("memory", 75),
     CheckSection("memory_fixed_segments", f"{_PACKAGE}.memory:measure", 75, environment={}),
-    _section("start", 90),
-    _section("engine", 240),
+    _section("start", 120),
+    CheckSection("engine", f"{_PACKAGE}.engine:measure", 240, environment={}),
 )
 """All sections. The caps together exceed the time of the whole check, because few sections need theirs."""
 
 
-def chosen_sections(names: str, known: Sequence[CheckSection] = SECTIONS) -> tuple[CheckSection, ...]:
-    """Returns sections in the order of ``known``.
+def chosen_sections(names: str) -> tuple[CheckSection, ...]:
+    """Returns sections in the order of ``SECTIONS``.
 
     Args:
         names: names of sections, separated by commas; empty for all.
-        known: all sections.
 
     Raises:
         ConfigError: a name is unknown, empty or named twice.
     """
     if not names:
-        return tuple(known)
-    wanted, all_names = [name.strip() for name in names.split(",")], [section.name for section in known]
+        return SECTIONS
+    wanted, all_names = [name.strip() for name in names.split(",")], [section.name for section in SECTIONS]
     for name in wanted:
         if name not in all_names:
             close = get_close_matches(name, all_names, 1)
@@ -68,4 +67,4 @@ def chosen_sections(names: str, known: Sequence[CheckSection] = SECTIONS) -> tup
             )
         if wanted.count(name) > 1:
             raise ConfigError(f"{name} is named twice", where="--sections", expected="each section once")
-    return tuple(section for section in known if section.name in wanted)
+    return tuple(section for section in SECTIONS if section.name in wanted)
