@@ -29,6 +29,14 @@ def real_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 
 @pytest.fixture
+def auto_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``auto`` the device of the test, which is the CPU for a test without one, also on a machine with a GPU."""
+    named = [name for name in ("device", "real_device") if name in request.fixturenames]
+    if not named or request.getfixturevalue(named[0]).type == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
 def cuda_counters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Where torch has no CUDA, its counters of memory answer: 3 bytes now, 10 at most, 16 reserved."""
     called: dict[str, Any] = {"synchronize": 0, "reset_peak_memory_stats": 0}

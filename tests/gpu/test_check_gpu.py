@@ -33,7 +33,7 @@ from saga_dist.estimate.operations import encoder_backward, encoder_forward, gro
 from saga_dist.models.families.decoder import DecoderBackbone
 
 TINY = SIZES["tiny"]
-pytestmark = pytest.mark.usefixtures("cuda_counters")
+pytestmark = pytest.mark.usefixtures("auto_device", "cuda_counters")
 
 
 # ---------------------------------------------------------------- sections

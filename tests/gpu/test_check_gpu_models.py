@@ -17,6 +17,8 @@ from saga_dist.errors import ConfigError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
 
+pytestmark = pytest.mark.usefixtures("auto_device")
+
 TINY = SIZES["tiny"]
 
 
