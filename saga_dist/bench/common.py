@@ -193,13 +193,23 @@ def one_thread() -> Iterator[None]:
 
 def peak_memory(work: Callable[[], object]) -> int:
     """Returns the peak of this process's resident memory during ``work`` above the value before, in bytes (Linux)."""
+    before = reset_resident_peak()
+    work()
+    return max(resident_peak() - before, 0)
+
+
+def reset_resident_peak() -> int:
+    """Sets the peak of this process's resident memory to the present value and returns that, in bytes (Linux)."""
     gc.collect()
     with suppress(AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)  # else freed memory of earlier work could be used again without being counted
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets the kernel's peak value VmHWM
-    before = _status_bytes("VmRSS")
-    work()
-    return max(_status_bytes("VmHWM") - before, 0)
+    return _status_bytes("VmRSS")
+
+
+def resident_peak() -> int:
+    """Returns the peak of this process's resident memory since ``reset_resident_peak``, in bytes (Linux)."""
+    return _status_bytes("VmHWM")
 
 
 def in_own_process(function: Callable[..., OursT], *arguments: Any) -> OursT:

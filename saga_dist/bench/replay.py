@@ -32,12 +32,11 @@ from saga_dist.bench.common import (
     peak_memory,
     random_model,
 )
+from saga_dist.bench.random_groups import prompt_of_length, random_task, random_tokens
 from saga_dist.models.families import resolve_family
-from saga_dist.types import Completions, EncoderTokens, ImagePair, ReplayTask, Sampling, ScoredGroup
 from saga_dist.workers.replay import ReplayWorker
 
 if TYPE_CHECKING:
-    from saga_dist.models.families.base import Family
     from saga_dist.models.families.qwen3_vl.backbone import Qwen3VLBackbone
 
 TIME_SHARE = 0.92
@@ -131,11 +130,11 @@ class _ReplaySides:
         family = resolve_family(folder)
         self._work, self._family = work, family
         self._backbone: Qwen3VLBackbone = family.load_backbone()  # type: ignore[assignment]
-        text = _prompt_of(work, family)
+        text = prompt_of_length(family, work.num_prompt, side=work.side)
         self._prompt_ids = family.load_tokenizer().encode(text, add_special_tokens=False)
         self._worker = ReplayWorker(self._backbone, family=family, prompt_text=text, kl_layer=work.layers - 1)
-        self._tokens = _tokens_of(work, family)
-        self._task = _task_of(work, vocabulary=family.config["text_config"]["vocab_size"], tokens=self._tokens)
+        self._tokens = random_tokens(family, side=work.side)
+        self._task = random_task(work.lengths, family.config["text_config"]["vocab_size"], self._tokens)
 
     def ours(self) -> torch.Tensor:
         """Returns dL/d(tokens), float32 [N, W], computed by replay."""
@@ -222,51 +221,3 @@ def _peaks(work: ReplayCase, folder: str) -> tuple[float, ...]:
     small.single()
     sides = _ReplaySides(work, Path(folder))
     return tuple(peak_memory(run) / 2**20 for run in (sides.ours, sides.batch, sides.single))
-
-
-def _prompt_of(work: ReplayCase, family: Family) -> str:
-    """Returns a prompt of ``work.num_prompt`` tokens with two images, filled up with text."""
-    image, chat, tokenizer = family.image_placeholder, family.chat_format, family.load_tokenizer()
-    before, after = f"{chat.before_user}{image}{image}", chat.after_user
-    short = work.num_prompt - 2 * work.side**2 - len(tokenizer.encode(before + after, add_special_tokens=False)) + 2
-    # The tokenizer makes each of these letters one token.
-    return before + "".join("qx"[index % 2] for index in range(short)) + after
-
-
-def _tokens_of(work: ReplayCase, family: Family) -> EncoderTokens:
-    generator = torch.Generator().manual_seed(1)
-    patches = work.side * family.layout.merge_size
-    return EncoderTokens(
-        pair_id="bench",
-        values_NW=torch.randn(2 * work.side**2, family.layout.wire_width, generator=generator),
-        lengths=(work.side**2,) * 2,
-        grids=((1, patches, patches),) * 2,
-        num_deepstack=family.layout.num_deepstack,
-        encoder_version=0,
-    )
-
-
-def _task_of(work: ReplayCase, *, vocabulary: int, tokens: EncoderTokens) -> ReplayTask:
-    rng = np.random.default_rng(0)
-    num_completions = len(work.lengths)
-    rewards_G = (np.arange(num_completions) % 2).astype(np.float32)
-    nothing = tuple(np.zeros(length, bool) for length in work.lengths)
-    group = ScoredGroup(
-        pair=ImagePair("bench", 0, 1, 0, 0),
-        completions=Completions(
-            pair_id="bench",
-            token_ids=tuple(tuple(rng.integers(8, vocabulary, length).tolist()) for length in work.lengths),
-            texts=("",) * num_completions,
-            log_probs=tuple(np.zeros(length, np.float32) for length in work.lengths),
-            finish_reasons=("stop",) * num_completions,
-            sampling=Sampling(num_completions, 1.0, 1.0, max(work.lengths), 0),
-            encoder_version=0,
-        ),
-        verdicts=tuple(bool(reward) for reward in rewards_G),
-        rewards_G=rewards_G,
-        is_correct_G=rewards_G == 1,
-        advantages_G=(rewards_G - rewards_G.mean()) / 0.5,
-        describes_a=nothing,
-        describes_b=nothing,
-    )
-    return ReplayTask(group, tokens, sum(work.lengths), want_attention=False)

@@ -14,6 +14,7 @@ import typer
 from saga_dist import __version__
 from saga_dist.cli import data, evidence
 from saga_dist.cli.bench import bench
+from saga_dist.cli.check_gpu import check_gpu
 from saga_dist.cli.demo import demo
 from saga_dist.cli.doctor import doctor
 from saga_dist.cli.embed import embed
@@ -41,6 +42,7 @@ COMMANDS = (
     rollout,
     demo,
     doctor,
+    check_gpu,
     estimate,
     evaluate,
     sweep,

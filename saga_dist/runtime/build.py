@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from saga_dist.data.image_sets import Splits
-    from saga_dist.models.families.base import Family
+    from saga_dist.models.families.base import Family, VisionTower
+    from saga_dist.models.pooler import Pooler
     from saga_dist.protocols import Engine
     from saga_dist.workers.data_parallel import Ranks
     from saga_dist.workers.learner import Learner
@@ -129,11 +130,7 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
     """
     import torch
 
-    from saga_dist.models.encoder import Encoder
     from saga_dist.models.pooler import Pooler
-    from saga_dist.objectives.metric_losses import build_metric_loss
-    from saga_dist.workers.data_parallel import ALONE
-    from saga_dist.workers.learner import Learner
 
     set_threads(config)
     family = build_family(config)
@@ -153,7 +150,29 @@ def build_learner(config: RunConfig, ranks: Ranks | None = None) -> Learner:
         layer_norm=config.model.pooler_layer_norm,
         seed=counter_seed(config.run.seed, "pooler"),
     )
-    encoder = Encoder(tower, pooler.to(device), image_size=config.data.image_size)
+    return assemble_learner(config, tower, pooler.to(device), splits, ranks)
+
+
+def assemble_learner(
+    config: RunConfig, tower: VisionTower, pooler: Pooler, splits: Splits, ranks: Ranks | None = None
+) -> Learner:
+    """Returns a learner of a tower and a pooler on one device, with a new metric loss and optimizer.
+
+    Args:
+        config: the whole configuration.
+        tower: vision tower with float32 weights.
+        pooler: pooler of its tokens.
+        splits: image sets of the run.
+        ranks: data-parallel ranks as seen from this process; None for a learner of one process.
+    """
+    import torch
+
+    from saga_dist.models.encoder import Encoder
+    from saga_dist.objectives.metric_losses import build_metric_loss
+    from saga_dist.workers.data_parallel import ALONE
+    from saga_dist.workers.learner import Learner
+
+    encoder = Encoder(tower, pooler, image_size=config.data.image_size)
     metric_loss = build_metric_loss(
         config.objective.metric_loss,
         num_classes=len(splits.train.class_names),

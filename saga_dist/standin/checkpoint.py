@@ -222,11 +222,22 @@ def save_checkpoint(model: Qwen3VLForConditionalGeneration, architecture: Archit
     make_folder(folder)
     with output_errors(folder):
         model.save_pretrained(folder)
+    write_side_files(folder, architecture)
+    return folder
+
+
+def write_side_files(folder: Path, architecture: Architecture) -> None:
+    """Writes tokenizer, chat template and processors into an existing folder.
+
+    Args:
+        folder: folder of the model.
+        architecture: sizes; only image, patch and merge size and ``max_positions`` count here.
+    """
+    with output_errors(folder):
         build_tokenizer().save(str(folder / "tokenizer.json"))
     write_file(folder / "chat_template.jinja", _CHAT_TEMPLATE)
     for name, content in _side_files(architecture).items():
         write_file(folder / name, json.dumps(content, indent=2) + "\n")
-    return folder
 
 
 def _side_files(architecture: Architecture) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ AREAS = (
     "encoder_folders",
     "cluster",
     "gpus",
+    "gpu_check",
     "images",
     "completions",
 )

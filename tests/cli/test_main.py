@@ -78,6 +78,7 @@ HEAVY_COMMANDS = (
     "evidence show RUN",
     "evidence screen CONFIG",
     "bench replay",
+    "check-gpu",
 )
 """Commands that import torch, faiss or another heavy library."""
 
@@ -139,7 +140,7 @@ def test_a_group_without_a_command_shows_its_help(
 
 def test_every_command_answers_to_h(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     groups = {"data": ["check"], "evidence": ["show", "screen", "collect"]}
-    commands = [[], *([command.__name__] for command in cli.COMMANDS), *([name] for name in groups)]
+    commands = [[], *([command.__name__.replace("_", "-")] for command in cli.COMMANDS), *([name] for name in groups)]
     commands += [[name, command] for name, inner in groups.items() for command in inner]
     for command in commands:
         texts = [run_cli(*command, option, capfd=capfd, monkeypatch=monkeypatch) for option in ("-h", "--help")]

@@ -22,6 +22,7 @@ DIRECTORIES = {
     "sweep": "sweep table.toml --out {out}",
     "export": "export encoder --out {out}",
     "index": "index e.arrow --out {out}",
+    "check-gpu": "check-gpu --out {out}",
 }
 """Commands that create their output directory."""
 FILES = {
@@ -132,4 +133,4 @@ def test_a_path_below_a_file_is_one_line(command: str, run: Callable[[str], str]
 
 def test_no_command_is_missing_here() -> None:
     named = {command.split()[0] for command in (*DIRECTORIES.values(), *FILES.values())} | READERS
-    assert {command.__name__ for command in COMMANDS} <= named
+    assert {command.__name__.replace("_", "-") for command in COMMANDS} <= named

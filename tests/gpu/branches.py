@@ -4,6 +4,7 @@ from __future__ import annotations
 
 HERE, CHECKS = "gpu/test_branches.py::", "runtime/validation/test_checks.py::"
 CAPACITY, FIT = "estimate/test_capacity.py::", "estimate/test_shipped_fit.py::"
+MEASURING = "gpu/test_check_gpu_models.py::test_memory_of_a_gpu_is_what_torch_counts"
 AGREEMENT, REQUESTS = "estimate/test_agreement.py::", "runtime/validation/test_gpu_requests.py::"
 
 BRANCHES = {
@@ -11,6 +12,13 @@ BRANCHES = {
     "cli/doctor_checks.py::_devices": HERE + "test_the_doctor_names_the_gpus",
     "config/workers.py::RuntimeSection._learner_processes_fit": (
         "config/test_config.py::test_keys_that_contradict_each_other"
+    ),
+    "diagnostics/gpu_check/environment.py::device_facts": "gpu/test_check_gpu.py::test_facts_of_a_gpu",
+    "diagnostics/gpu_check/measuring.py::peak_memory_of": MEASURING,
+    "diagnostics/gpu_check/measuring.py::reset_peak": MEASURING,
+    "diagnostics/gpu_check/measuring.py::synchronize": MEASURING,
+    "diagnostics/gpu_check/runner.py::choose_size": (
+        "diagnostics/test_gpu_check.py::test_a_gpu_that_cannot_be_used_is_one_line"
     ),
     "estimate/capacity.py::machine_limits": HERE + "test_limits_count_the_gpus",
     "estimate/placement.py::_learner_bytes": FIT + "test_a_configuration_fits_the_card_of_its_header",

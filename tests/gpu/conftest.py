@@ -7,6 +7,7 @@ the kernels are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,30 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def real_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The device of a test that uses a library which knows real devices only."""
     yield from _device(request.param)
+
+
+@pytest.fixture
+def auto_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``auto`` the device of the test, which is the CPU for a test without one, also on a machine with a GPU."""
+    named = [name for name in ("device", "real_device") if name in request.fixturenames]
+    if not named or request.getfixturevalue(named[0]).type == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def cuda_counters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Where torch has no CUDA, its counters of memory answer: 3 bytes now, 10 at most, 16 reserved."""
+    called: dict[str, Any] = {"synchronize": 0, "reset_peak_memory_stats": 0}
+
+    def count(name: str) -> None:
+        called[name] += 1
+
+    if not torch.backends.cuda.is_built():
+        for name in called:
+            monkeypatch.setattr(torch.cuda, name, lambda device, name=name: count(name))
+        for name, value in (("memory_allocated", 3), ("max_memory_allocated", 10), ("max_memory_reserved", 16)):
+            monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    return called
 
 
 def _device(name: str) -> Iterator[torch.device]:

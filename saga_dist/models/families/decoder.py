@@ -71,6 +71,8 @@ class DecoderBackbone(FrozenBackbone):
         self.num_layers: int = text.num_hidden_layers
         self._image_token_id: int = config.image_token_id
         self._text_config = text
+        self.packs = True
+        """False to pad groups and prompts also where there is a kernel of packed attention, for comparisons."""
         self.language_model = build_empty(
             lambda: self.model_class._from_config(text, attn_implementation="sdpa", dtype=dtype), device=device
         )
@@ -87,12 +89,14 @@ class DecoderBackbone(FrozenBackbone):
 
     @property
     def supports_packing(self) -> bool:
-        """True when there is a kernel of packed attention for device, dtype and head width of this decoder."""
+        """True when ``packs``, and there is a kernel of packed attention for device, dtype and head width here."""
         return self._backend is not None
 
     @property
     def _backend(self) -> AttentionBackend | None:
-        """Kernels of packed attention; None where there are none."""
+        """Kernels of packed attention; None where there are none, or ``packs`` is False."""
+        if not self.packs:
+            return None
         text = self._text_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return find_backend(self.device, self.language_model.embed_tokens.weight.dtype, width)

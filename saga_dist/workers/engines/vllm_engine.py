@@ -65,6 +65,7 @@ class VllmEngine:
             machine (or some of its CPUs).
         log_probs: distribution of the reported log-probabilities (``EngineContext.log_probs``).
         batch_invariant: True to compute each completion with the same bits in every batch; GPUs only.
+        load_format: vLLM's way to get the weights; ``auto`` reads the checkpoint, ``dummy`` makes random ones.
 
     Raises:
         EngineError: vLLM could not be started.
@@ -86,6 +87,7 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
         log_probs: Literal["model", "sampling"] = "model",
         batch_invariant: bool = False,
+        load_format: str = "auto",
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
@@ -115,6 +117,7 @@ class VllmEngine:
             "max_num_seqs": max_num_seqs,
             "seed": seed,
             "tensor_parallel_size": tensor_parallel_size,
+            "load_format": load_format,
             # With an image limit of 0, vLLM would leave out the tower, and DeepStack with it. Profiling is skipped
             # because it would run the tower, which no request uses.
             "limit_mm_per_prompt": {"image": num_images, "video": 0},
