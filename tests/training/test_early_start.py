@@ -199,11 +199,13 @@ def test_early_starts_have_a_budget_and_a_limit(
     assert metrics["rollout/cancelled_groups"] == 0, "no micro-batch beyond the last one is started"
 
 
-def test_rollouts_that_may_be_stale_start_nothing_early(scene: Any, tmp_path: Path) -> None:
-    rollout = {"contributing_groups": 5, "max_staleness": 1}
+@pytest.mark.parametrize(("staleness", "early"), [(0, 6), (1, 0)])
+def test_only_synchronous_steps_start_early(staleness: int, early: int, scene: Any, tmp_path: Path) -> None:
+    """Nine groups take three micro-batches, so the second one would start the third one."""
+    rollout = {"contributing_groups": 9, "max_staleness": staleness}
     coordinator = scene.coordinator(scene.config(rollout=rollout), tmp_path)
     in_background(coordinator)
-    assert [coordinator.train_step().metrics["rollout/early_groups"] for _ in range(2)] == [0, 0]
+    assert coordinator.train_step().metrics["rollout/early_groups"] == early
 
 
 def test_a_pool_that_runs_in_the_caller_does_no_surplus_work(scene: Any, few_then_many: Any, tmp_path: Path) -> None:
