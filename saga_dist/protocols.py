@@ -180,6 +180,10 @@ class WorkerPool(Protocol[TaskT, ResultT]):
     def num_pending(self) -> int:
         """Number of tasks that were submitted and whose results were not collected."""
 
+    @property
+    def runs_in_background(self) -> bool:
+        """True when tasks run as soon as they are submitted, and not only while the caller waits in ``collect``."""
+
     def metrics(self) -> dict[str, float]:
         """Returns the pool's metrics since the last call (leases, retries, replacements, busy seconds, idle share)."""
 
@@ -216,9 +220,18 @@ class Learner(Protocol):
         """Encodes the images, back-propagates the metric loss to their tokens, publishes the tokens of every pair."""
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a later step's batch with the present encoder and publishes the tokens of every pair.
+        """Encodes a later micro-batch with the present encoder and publishes the tokens of every pair.
 
-        The state of the open step does not change.
+        The state of the open step does not change. The tokens have the bits of those of ``encode``.
+        """
+
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Starts reading the images of micro-batches that will probably be encoded soon; does not wait.
+
+        An image that cannot be read is an error when its micro-batch is encoded, not here.
+
+        Args:
+            batches: micro-batches of this or later steps; their pairs are not used.
         """
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:

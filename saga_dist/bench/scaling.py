@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from importlib.resources import files
+from typing import Any
 
-from saga_dist.bench.common import BenchRow, Report, Size, more_is_better
+from saga_dist.bench.common import BenchRow, Report, Size, less_is_better, more_is_better
 from saga_dist.config import RunConfig, parse_config
-from saga_dist.runtime.ray.scaling_bench import SimulatedAdapter, SleeperAdapter, split_evenly, train
+from saga_dist.runtime.ray.scaling_bench import SimulatedAdapter, SleeperAdapter, TimedRun, split_evenly, train
 from saga_dist.runtime.ray.session import RaySession
 
 MEAN_S = 0.5
@@ -29,6 +30,15 @@ SIMULATED = {Size.TINY: 8, Size.QUICK: 256, Size.FULL: 1024}
 """Numbers of simulated workers, which have no processes, by size of the bench."""
 STEPS = {Size.TINY: 3, Size.QUICK: 8, Size.FULL: 12}
 """Optimizer steps of each run, by size of the bench."""
+CONTRIBUTION = 0.25
+"""Share of groups that contribute in steps of several micro-batches."""
+MICRO_BATCHES: dict[int, float | None] = {4: 1.5, 8: None}
+"""Pairs per micro-batch and contributing groups per step of 8 workers, to the smallest ratio of the steps per minute
+with and without the keys of ``ON_OFF``; None without a bar."""
+ON_OFF: dict[str, tuple[Any, Any]] = {
+    "early_start": (True, False),
+}
+"""Keys of [rollout] that keep workers busy in steps of several micro-batches, each with its values for on and off."""
 
 
 def run(size: Size) -> Report:
@@ -42,15 +52,15 @@ def run(size: Size) -> Report:
     mean_s = 0.05 if size is Size.TINY else MEAN_S
     latency_scale = mean_s / (sum(trace["seconds"]) / len(trace["seconds"]))
 
-    def adapter(scale: float) -> SleeperAdapter:
-        return SleeperAdapter(trace["seconds"], scale)
+    def adapter(scale: float, contribution: float = 1.0) -> SleeperAdapter:
+        return SleeperAdapter(trace["seconds"], scale, contribution=contribution)
 
     rows: list[BenchRow] = []
     with closing(RaySession(_config(1, PAIRS_PER_WORKER, 1))):
         ours_of_one = 0.0
         for workers in WORKERS[size]:
             config = _config(workers, PAIRS_PER_WORKER * workers, STEPS[size])
-            ours, _ = train(config, adapter(latency_scale), update_s=0.0)
+            ours = train(config, adapter(latency_scale), update_s=0.0).groups_per_s
             other = split_evenly(config, adapter(latency_scale))
             ours_of_one = ours_of_one or ours
             efficiency = ours / (workers * ours_of_one)
@@ -61,16 +71,17 @@ def run(size: Size) -> Report:
         # ahead, within two updates.
         for staleness, bar in ((1, None), (2, IDLE_BAR)):
             busy = _config(8, 8, STEPS[size], max_staleness=staleness)
-            _, steps = train(busy, adapter(latency_scale), update_s=2 * mean_s)
-            idle = [row["learner/idle_share"] for row in steps[2:]] or [steps[-1]["learner/idle_share"]]
-            case = f"learner idle, {staleness} ahead"
-            rows.append(_alone(case, sum(idle) / len(idle), "share", bar, more=False))
+            idle = train(busy, adapter(latency_scale), update_s=2 * mean_s).mean("learner/idle_share", skip=2)
+            rows.append(_alone(f"learner idle, {staleness} ahead", idle, "share", bar, more=False))
+        for pairs in MICRO_BATCHES:
+            rows += _micro_batch_rows(size, pairs, adapter(latency_scale, CONTRIBUTION), update_s=mean_s)
         top = WORKERS[size][-1]
-        rate, _ = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0)
+        rate = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0).groups_per_s
         rows.append(_alone(f"no latency, {top} workers", rate, "groups/s", RATE_BAR, more=True))
     many = SIMULATED[size]
     with closing(SimulatedAdapter(trace["seconds"], 0.0)) as simulated:
-        rate, _ = train(_config(many, PAIRS_PER_WORKER * many, STEPS[Size.TINY]), simulated, update_s=0.0)
+        config = _config(many, PAIRS_PER_WORKER * many, STEPS[Size.TINY])
+        rate = train(config, simulated, update_s=0.0).groups_per_s
     rows.append(_alone(f"no latency, {many:,} simulated workers", rate, "groups/s", None, more=True))
     return Report(
         bench="scaling",
@@ -81,13 +92,47 @@ def run(size: Size) -> Report:
             f"one version ahead unless stated otherwise, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
             f"learner idle: 8 workers, a step of 8 groups and {2 * mean_s:g} s of update; the slowest group takes "
             f"{max(trace['seconds']) * latency_scale:.1f} s",
+            f"micro-batches: 8 workers, no staleness, {mean_s:g} s of update; a step takes micro-batches of that many "
+            f"pairs until as many groups contribute, as {CONTRIBUTION:.0%} do; against the same run without "
+            + " and ".join(f"rollout.{key}" for key in ON_OFF),
             "simulated workers are no processes: they show what one coordinator and pool can handle, not what Ray can",
         ),
     )
 
 
-def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> RunConfig:
-    """Returns a configuration in which every step has ``pairs`` groups, all of which contribute."""
+def _micro_batch_rows(size: Size, pairs: int, adapter: SleeperAdapter, *, update_s: float) -> list[BenchRow]:
+    """Returns steps per minute and idle shares of synchronous steps of several micro-batches, against those without.
+
+    The keys of ``ON_OFF`` make the difference, and both sides must train to the same weights.
+    """
+
+    def side(number: int) -> TimedRun:
+        keys = {key: values[number] for key, values in ON_OFF.items()}
+        config = _config(8, pairs, STEPS[size], max_staleness=0, max_micro_batches=32, **keys)
+        return train(config, adapter, update_s=update_s)
+
+    on, off = side(0), side(1)
+    equal = [row["weights/norm"] for row in on.steps] == [row["weights/norm"] for row in off.steps]
+    detail = {name: on.mean(f"rollout/{name}") for name in ("groups", "early_groups", "cancelled_groups")}
+    case, bar = f"micro-batches of {pairs}", MICRO_BATCHES[pairs]
+    rate = more_is_better(case, on.steps_per_min, off.steps_per_min, "steps/min", equal=equal, bar=bar, detail=detail)
+    idle = (
+        less_is_better(f"{case}, {who} idle", on.mean(metric), off.mean(metric), "share", equal=equal)
+        for who, metric in (("learner", "learner/idle_share"), ("rollout", "rollout_pool/idle_share"))
+    )
+    return [rate, *idle]
+
+
+def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1, **rollout: Any) -> RunConfig:
+    """Returns a configuration whose steps take ``pairs`` contributing groups from micro-batches of as many pairs.
+
+    Args:
+        workers: rollout workers.
+        pairs: pairs per micro-batch.
+        steps: optimizer steps.
+        max_staleness: steps that rollouts may run ahead.
+        rollout: further keys of [rollout]; by default a step has one micro-batch.
+    """
     return parse_config(
         {
             "run": {"steps": steps},
@@ -102,6 +147,7 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1) -> 
                 "max_micro_batches": 1,
                 "max_staleness": max_staleness,
                 "max_log_prob_gap": 1e9,
+                **rollout,
             },
             "runtime": {"local_cpus": 2, "learner_num_cpus": 0.0, "object_store_mb": 200},
             "checkpoint": {"every_steps": steps},

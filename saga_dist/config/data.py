@@ -117,6 +117,13 @@ class DataSection(Section):
     fast_jpeg: bool = Field(
         False, description="True: decode large JPEGs at a reduced scale; faster, with slightly other pixels (deviation)"
     )
+    decode_threads: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="threads of each learner process that read and augment the images of the next micro-batches while "
+        "the step runs; the images are the same to the bit; 0: they are read when they are encoded",
+    )
     batch_size: int = Field(64, ge=4, description="images per micro-batch, a multiple of images_per_class (paper: 64)")
     images_per_class: int = Field(4, ge=2, description="images of each class in a micro-batch (not published)")
     flip: bool = Field(False, description="True: mirror training images horizontally with probability 1/2 (deviation)")

@@ -122,6 +122,13 @@ class RolloutSection(WorkersSection):
         description="largest importance weight of a token of a stale or recorded group (not in the paper, which is "
         "on-policy)",
     )
+    early_start: bool = Field(
+        True,
+        description="True: with max_staleness = 0 a step also starts the rollouts of the further micro-batches that it "
+        "will likely use, judged by the share of recent groups that contributed, so that workers do not wait between "
+        "micro-batches; those that it did not need are cancelled. Each group is sampled from the same tokens with the "
+        "same seeds as without (Ray)",
+    )
     mismatch_truncation: float = Field(
         0.0,
         ge=0,
@@ -134,7 +141,10 @@ class RolloutSection(WorkersSection):
         "retry is the same rollout also in bfloat16; slower, and only on GPUs (vLLM's VLLM_BATCH_INVARIANT)",
     )
     ahead_budget_mb: int = Field(
-        4096, ge=1, description="encoder tokens prefetched for later steps at which prefetching pauses, MiB"
+        4096,
+        ge=1,
+        description="encoder tokens of micro-batches whose rollouts were started and not consumed at which prefetching "
+        "and early starts pause, MiB",
     )
     max_log_prob_gap: float = Field(
         0.05,

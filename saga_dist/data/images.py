@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ _FIX = "replace or remove the file"
 _CONVERT = "convert the image"
 _PIXELS = "RGB, grey, palette or CMYK of 8 or 16 bits"
 _WHITE = (255, 255, 255, 255)
+_OPENING = threading.Lock()
+"""Guards the warning filters, which belong to the whole process, while an image is opened in one of several threads."""
 
 
 class _UnsuitablePixels(DataError):
@@ -172,7 +175,7 @@ def _window(image_HWC: np.ndarray, uniform_4: np.ndarray, crop: float) -> np.nda
 def _open(path: Path, file: IO[bytes]) -> Image.Image:
     """Returns the image with only its header read."""
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = open_picture(path, file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -26,13 +26,15 @@ from saga_dist.protocols import GradientHandle, Runtime
 from saga_dist.training.contribution_monitor import ContributionMonitor
 from saga_dist.training.engine_check import check_engine
 from saga_dist.training.evaluation import validation_recall
+from saga_dist.training.expected_batches import announce_next
 from saga_dist.training.identity import IDENTITY_KEY, identity_of, refuse_other_identity
 from saga_dist.training.pair_ledger import LEDGER_NAME, PairLedger
 from saga_dist.training.recorded_source import RecordedRolloutSource
 from saga_dist.training.resume_check import check_resumable
 from saga_dist.training.rollout_buffer import RolloutBuffer, with_replay
-from saga_dist.training.rollout_source import RolloutSource, WorkerRolloutSource
+from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.training.share_monitor import ShareMonitor
+from saga_dist.training.source_protocol import RolloutSource
 from saga_dist.training.step_metrics import pool_metrics, step_metrics, verdict_form_metrics, verdict_key
 from saga_dist.training.verdict_step import VerdictStep
 from saga_dist.types import MicroBatch, Quarantined, ReplayTask, ScoredGroup, StepResult
@@ -57,6 +59,8 @@ class StepState:
     """Pairs without a usable group: workers failed on them, or the recording does not have them."""
     num_batches: int = 0
     """Micro-batches encoded so far."""
+    cancelled: list[str] = field(default_factory=list)
+    """Ids of pairs of further micro-batches whose rollouts were started and cancelled when the step was filled."""
     clock: Stopwatch = field(default_factory=Stopwatch)
     """Seconds spent in each phase."""
 
@@ -216,6 +220,7 @@ class Coordinator:
             self._collect_groups(step, batch)
             if step.buffer.full:
                 break
+        step.cancelled = self._source.cancel_rest(step.number)
         with step.clock.phase("replay"):
             gradients = self._replay(step)
         with step.clock.phase("update"):
@@ -240,6 +245,10 @@ class Coordinator:
             encoded = self._runtime.learner.encode(batch)
         step.num_batches += 1
         step.tokens.update(zip((pair.pair_id for pair in batch.pairs), encoded.handles, strict=True))
+        with step.clock.phase("encode_ahead"):
+            if batch.pairs:
+                self._source.start(batch, encoded)
+            announce_next(self._config, self._runtime.learner, self._sampler, batch)
         if not batch.pairs:
             return
         with step.clock.phase("rollout"):
@@ -285,7 +294,9 @@ class Coordinator:
             groups = with_replay(step.buffer.groups, gradients)
             write_recording(recording_path(self._recordings, step.number + 1), groups, self._identity)
         if self._config.objective.needs_rollouts:
-            self._ledger.append(step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined)
+            self._ledger.append(
+                step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined, step.cancelled
+            )
 
     def _summarise(self, step: StepState, result: StepResult, gradients: list[GradientHandle]) -> StepResult:
         metrics = {**result.metrics, **pool_metrics(self._runtime)}

@@ -19,7 +19,7 @@ from saga_dist.config import RunConfig, load_run_config
 from saga_dist.errors import DataError
 from saga_dist.protocols import EncodedBatch
 from saga_dist.training.recording_folder import RECORDINGS_NAME, not_recorded, recorded_files
-from saga_dist.training.rollout_source import Outcome
+from saga_dist.training.source_protocol import Outcome
 from saga_dist.types import MicroBatch, Quarantined, ScoredGroup
 from saga_dist.wire import RunIdentity, open_recording
 
@@ -50,6 +50,9 @@ class RecordedRolloutSource:
         self._groups: dict[str, ScoredGroup] = {}
 
     def prefetch(self, step: int) -> None:
+        """Does nothing; the groups are recorded already."""
+
+    def start(self, batch: MicroBatch, encoded: EncodedBatch) -> None:
         """Does nothing; the groups are recorded already."""
 
     def get_groups(self, batch: MicroBatch, encoded: EncodedBatch) -> list[Outcome]:
@@ -105,6 +108,10 @@ class RecordedRolloutSource:
         """
         on_policy = self._same_run and self._same_weights and group.completions.encoder_version == step
         return None, None if on_policy else self._truncate_at
+
+    def cancel_rest(self, step: int) -> list[str]:
+        """Returns an empty list; no rollouts are in progress."""
+        return []
 
     def end_step(self, step: int, num_batches: int) -> dict[str, float]:
         """Returns no metrics."""

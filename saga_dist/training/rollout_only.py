@@ -74,13 +74,17 @@ def record_rollouts(
         num_quarantined = 0
         for index in range(config.rollout.max_micro_batches):
             batch = sampler.micro_batch(step - 1, index, config.rollout.pairs_per_batch)
-            for outcome in source.get_groups(batch, runtime.learner.encode_no_grad(batch)):
+            encoded = runtime.learner.encode_no_grad(batch)
+            source.start(batch, encoded)
+            for outcome in source.get_groups(batch, encoded):
                 if isinstance(outcome, Quarantined):
                     num_quarantined += 1
                 else:
                     buffer.add(outcome)
             if buffer.full:
                 break
+        source.cancel_rest(step - 1)
+        source.end_step(step - 1, index + 1)
         write_recording(recording_path(folder, step), buffer.groups, identity)
         measured = {**buffer.metrics(), **verdict_form_metrics(buffer.groups, answer_key)}
         result = StepResult(step, {**measured, "rollout/quarantined": float(num_quarantined)})

@@ -17,6 +17,7 @@ from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.metrics.log import Stopwatch
 from saga_dist.protocols import EncodedBatch, GradientHandle, Runtime
+from saga_dist.training.expected_batches import announce_next
 from saga_dist.training.pair_ledger import PairLedger
 from saga_dist.training.step_metrics import pool_metrics, time_metrics
 from saga_dist.types import ImagePair, MicroBatch, Quarantined, StepResult, VerdictTask
@@ -42,6 +43,7 @@ class VerdictStep:
         batch = self._sampler.micro_batch(self._runtime.learner.step, 0, self._config.rollout.pairs_per_batch)
         with clock.phase("encode"):
             encoded = self._runtime.learner.encode(batch)
+            announce_next(self._config, self._runtime.learner, self._sampler, batch)
         with clock.phase("replay"):
             gradients, quarantined = self._replay(batch, encoded)
         with clock.phase("update"):

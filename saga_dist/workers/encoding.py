@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from saga_dist.config import DataSection
+from saga_dist.data.batch_reader import BatchReader
 from saga_dist.data.image_sets import ImageSet, Splits
 from saga_dist.data.images import augment
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.families.base import TokenLayout
 from saga_dist.protocols import Embeddings
-from saga_dist.types import EncoderTokens, Grid, ImagePair
+from saga_dist.types import EncoderTokens, Grid, ImagePair, MicroBatch
 from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.cast_weights import CastWeights
 from saga_dist.workers.data_parallel import ALONE, Ranks
@@ -75,7 +76,7 @@ class SplitEncoder:
     Args:
         encoder: tower and pooler.
         splits: image sets of the run.
-        data: section with the augmentation settings.
+        data: section with the augmentation settings and the number of threads that read training images.
         autocast_dtype: bfloat16 to run the tower under autocast (its weights stay float32); None for no autocast.
         ranks: processes of the learner; ``train_batch`` and ``embed`` divide their images among them.
     """
@@ -91,6 +92,7 @@ class SplitEncoder:
     ) -> None:
         self._encoder, self._splits, self._data, self._ranks = encoder, splits, data, ranks
         self._weights = CastWeights(encoder.tower, autocast_dtype)
+        self._reader = BatchReader(self._training_image, self._own_ids, num_threads=data.decode_threads)
 
     def forget_cast_weights(self) -> None:
         """Drops copies of the tower's weights; to be called whenever the weights have changed."""
@@ -105,27 +107,21 @@ class SplitEncoder:
         """Sha256 of the images, classes and labels of all splits."""
         return self._splits.split_hash()
 
-    def train_batch(self, image_ids: Sequence[int], *, augmentation_seed: int) -> TokenBatch:
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Starts reading this rank's images of micro-batches that will probably be encoded; does not wait."""
+        for batch in batches:
+            self._reader.expect(batch)
+
+    def train_batch(self, batch: MicroBatch, *, again: bool = False) -> TokenBatch:
         """Returns the tokens of augmented training images, on each rank with the graph of its own share attached.
 
         Args:
-            image_ids: [I] indices into the training split.
-            augmentation_seed: seed of the batch's augmentation; with the image id it determines each image's.
+            batch: a micro-batch; its augmentation seed and the image id determine the augmentation of an image.
+            again: True when the batch will be encoded once more, in its own step.
         """
         self._encoder.train()
-        own_ids = image_ids[self._ranks.share(len(image_ids))]
-        arrays = [
-            augment(
-                self._splits.train.image(index),
-                counter_generator(augmentation_seed, index),
-                flip=self._data.flip,
-                shift=self._data.shift,
-                color_jitter=self._data.color_jitter,
-                crop=self._data.crop,
-            )
-            for index in own_ids
-        ]
-        own = self._run(own_ids, arrays)
+        image_ids = batch.image_ids
+        own = self._run(self._own_ids(batch), self._reader.take(batch, again=again))
         values_NW = self._ranks.gather_rows(own.values_NW)
         sizes_I4: list[list[int]] = self._ranks.gather_rows(_sizes(own)).tolist()
         grids = {image: (size[1], size[2], size[3]) for image, size in zip(image_ids, sizes_I4, strict=True)}
@@ -174,6 +170,21 @@ class SplitEncoder:
             chunks.append(embeddings_IE.float())
         values_IE = self._ranks.gather_rows(torch.cat(chunks)).cpu().numpy()
         return Embeddings(values_IE, images.labels_I, images.attributes_IA, self._splits.attribute_names)
+
+    def _own_ids(self, batch: MicroBatch) -> tuple[int, ...]:
+        """Returns the images of a micro-batch that this rank encodes."""
+        return batch.image_ids[self._ranks.share(len(batch.image_ids))]
+
+    def _training_image(self, index: int, augmentation_seed: int) -> np.ndarray:
+        """Returns an augmented training image, uint8 [height, width, 3]; called in threads."""
+        return augment(
+            self._splits.train.image(index),
+            counter_generator(augmentation_seed, index),
+            flip=self._data.flip,
+            shift=self._data.shift,
+            color_jitter=self._data.color_jitter,
+            crop=self._data.crop,
+        )
 
     def _evaluation_batches(self, images: ImageSet, image_ids: Sequence[int]) -> Iterator[TokenBatch]:
         """Yields the tokens of images in batches of ``EVALUATION_BATCH``, without graph or augmentation."""

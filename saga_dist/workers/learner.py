@@ -117,7 +117,7 @@ class Learner:
             self._metrics.clear()
             self._norms = GradientNorms()
             self.optimizer.zero_grad(set_to_none=True)
-        tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        tokens = self._images.train_batch(batch)
         # The leaf is float32 for any dtype of the tower, because gradients of several losses and pairs add up in it.
         opened = _OpenBatch(tokens, tokens.values_NW.detach().float().requires_grad_())
         self._back_propagate_metric_loss(opened, batch.labels)
@@ -126,13 +126,18 @@ class Learner:
         return self._publish(tokens, batch)
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a later step's micro-batch with the present encoder; returns one ``EncoderTokens`` per pair.
+        """Encodes a later micro-batch with the present encoder; returns one ``EncoderTokens`` per pair.
 
-        No graph is kept, and the state of the present step does not change. The batch is encoded again in its own step.
+        No graph is kept, and the state of the present step does not change. The batch is encoded again when it has its
+        turn; with the same weights the tokens are then the same to the bit.
         """
         with torch.no_grad():
-            tokens = self._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+            tokens = self._images.train_batch(batch, again=True)
         return self._publish(tokens, batch)
+
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Starts reading the images of micro-batches that will probably be encoded soon; does not wait."""
+        self._images.expect(batches)
 
     def finish_step(self, handles: Sequence[TokenGradients]) -> StepResult:
         """Takes one optimizer step with the token gradients of its pairs; returns the step's losses and norms.

@@ -118,6 +118,11 @@ class SerialPool(Generic[TaskT, ResultT]):
         """Number of tasks that were submitted and whose results were not collected."""
         return len(self._queue)
 
+    @property
+    def runs_in_background(self) -> bool:
+        """False, because all tasks run within ``collect``."""
+        return False
+
     def metrics(self) -> dict[str, float]:
         """Returns no metrics: one process has no leases, heartbeats or replacements to report."""
         return {}

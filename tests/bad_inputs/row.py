@@ -28,6 +28,7 @@ AREAS = (
     "gpu_check",
     "images",
     "completions",
+    "steps",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
+import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -400,3 +405,30 @@ def test_images_kept_in_memory_match_the_file(tmp_path: Path) -> None:
     path.write_bytes(buffer.getvalue())
     want = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
     np.testing.assert_array_equal(read_image(path, 12), want)
+
+
+def test_images_that_are_opened_in_two_threads_leave_the_warning_filters_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filters belong to the process: two threads that change and restore them in turns would leave a wrong state."""
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    second_is_open, actions = threading.Event(), list[tuple[Any, ...]]()
+
+    def open_slowly(path: Path, file: Any) -> Image.Image:
+        if path == paths[0]:
+            second_is_open.wait(0.3)  # the first thread ends while the second one is in the middle, unless it waits
+        else:
+            second_is_open.set()
+            time.sleep(0.05)
+        actions.append(warnings.filters[0][:3])
+        return Image.open(file)
+
+    monkeypatch.setattr("saga_dist.data.images.open_picture", open_slowly)
+    warnings.filterwarnings("ignore", "of this test")  # pytest restores the filters after the test
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as threads:
+        assert [image.shape for image in threads.map(lambda path: read_image(path, 4), paths)] == [(4, 4, 3)] * 2
+    assert actions == [("error", None, Image.DecompressionBombWarning)] * 2
+    assert warnings.filters == before

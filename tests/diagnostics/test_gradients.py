@@ -132,7 +132,7 @@ def test_grpo_alone_is_autograd_of_tokens_times_their_gradients(tiny_checkpoint:
     learner.encoder.zero_grad()
     tower, total = learner.encoder.tower, torch.zeros(())
     for batch in batches(config):
-        seen = learner._images.train_batch(batch.image_ids, augmentation_seed=batch.augmentation_seed)
+        seen = learner._images.train_batch(batch)
         for pair in batch.pairs:
             both = torch.cat([seen.values_NW[seen.rows[image]] for image in (pair.image_a, pair.image_b)])
             total = total + (both * gradients[pair.pair_id].values_NW).sum()

@@ -68,6 +68,18 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)).item()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_without_gradients_have_the_bits_of_those_of_training(
+    dtype: str, family_checkpoint: Path, device: torch.device
+) -> None:
+    learner = learner_on(family_checkpoint, device, dtype)
+    early = learner.encode_no_grad(batch_of(learner, 1)).handles
+    for batch in (batch_of(learner), batch_of(learner, 1)):
+        trained = learner.encode(batch).handles
+    for one, other in zip(early, trained, strict=True):
+        assert torch.equal(one.values_NW.cpu(), other.values_NW.cpu())
+
+
 def test_images_are_encoded_as_on_the_cpu(family_checkpoint: Path, device: torch.device) -> None:
     exact, learner = learner_on(family_checkpoint, torch.device("cpu")), learner_on(family_checkpoint, device)
     expected, found = exact.encode(batch_of(exact)).handles, learner.encode(batch_of(learner)).handles

@@ -40,7 +40,8 @@ def test_a_run_resumes_from_its_checkpoint_to_the_same_bits(written: Path, scene
     open_run_directory(written / "run", config)
     scene.coordinator(config, written / "run").run()
     assert scene.weights_digest(written / "run", 3) == EXPECTED["weights_of_step_3"]
-    assert scene.audit(config, written / "run") == {"trained": 9, "surplus": 0, "zero_variance": 9, "quarantined": 0}
+    counts = {"trained": 9, "surplus": 0, "zero_variance": 9, "quarantined": 0, "cancelled": 0}
+    assert scene.audit(config, written / "run") == counts
 
 
 def test_a_recording_trains_to_the_same_bits(written: Path, scene: Any, tmp_path: Path) -> None:

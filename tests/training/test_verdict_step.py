@@ -116,7 +116,8 @@ def test_a_pair_that_replay_fails_on_leaves_the_denominator(scene: Any, tmp_path
     metrics = coordinator.train_step().metrics
     assert [task.num_pairs_total for task in asked] == [6] * 6 + [5] * 5
     assert (metrics["verdict/pairs"], metrics["verdict/quarantined"]) == (5, 1)
-    assert scene.audit(config, tmp_path) == {"trained": 5, "surplus": 0, "zero_variance": 0, "quarantined": 1}
+    counts = {"trained": 5, "surplus": 0, "zero_variance": 0, "quarantined": 1, "cancelled": 0}
+    assert scene.audit(config, tmp_path) == counts
 
 
 @pytest.mark.integration

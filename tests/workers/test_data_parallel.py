@@ -147,7 +147,7 @@ def make_learner(checkpoint: Path, ranks: Ranks, *, ragged: bool) -> Learner:
 
     config = parse_config(
         {
-            "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2},
+            "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2, "crop": 0.5},
             "model": {"path": str(checkpoint), "dtype": "float32", "embedding_dim": 16, "device": "cpu"},
             "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1},
             "optimizer": {"lr_encoder": LR, "lr_pooler": 10 * LR},
@@ -195,8 +195,14 @@ def take_step(learner: Learner, what: str, ranks: Ranks) -> dict[str, float]:
     """One optimizer step of two micro-batches; the last rank may be lost in the middle of it."""
     sampler = ClassBalancedSampler(learner.labels("train"), 8, 2, seed=3)
     gradients = []
-    for index in range(2):
-        gradients += [made_up(tokens) for tokens in learner.encode(sampler.micro_batch(learner.step, index, 4)).handles]
+    batches = [sampler.micro_batch(learner.step, index, 4) for index in range(2)]
+    learner.expect(batches)
+    early = learner.encode_no_grad(batches[1]).handles
+    for batch in batches:
+        encoded = learner.encode(batch).handles
+        gradients += [made_up(tokens) for tokens in encoded]
+    for mine, theirs in zip(early, encoded, strict=True):
+        torch.testing.assert_close(mine.values_NW, theirs.values_NW, rtol=0, atol=0)
     if ranks.rank == ranks.size - 1 and what in ("die", "stop"):
         os.kill(os.getpid(), signal.SIGKILL if what == "die" else signal.SIGSTOP)
     return dict(learner.finish_step(gradients).metrics)

@@ -48,7 +48,7 @@ def make_splits() -> Splits:
     return Splits(images(0), images(1), images(2))
 
 
-def make_learner(config: RunConfig, *, num_steps: int = 10) -> Learner:
+def make_learner(config: RunConfig, *, num_steps: int = 10, autocast_dtype: torch.dtype | None = None) -> Learner:
     tower = build_family(config).load_tower(dtype=torch.float32, device="cpu")
     pooler = Pooler("attention", width=tower.layout.width, embedding_dim=16, seed=1)
     return Learner(
@@ -59,6 +59,7 @@ def make_learner(config: RunConfig, *, num_steps: int = 10) -> Learner:
         objective=config.objective,
         optimizer=config.optimizer,
         num_steps=num_steps,
+        autocast_dtype=autocast_dtype,
     )
 
 
@@ -220,6 +221,28 @@ def test_attention_alignment_reaches_the_pooler_only(tiny_checkpoint: Path) -> N
     towers = [value.abs().max().item() for name, value in caught.items() if name.startswith("tower.")]
     assert max(towers) == 0.0
     assert caught["pooler.query"].abs().max() > 0
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_tokens_without_gradients_have_the_bits_of_those_of_training(
+    autocast: torch.dtype | None, checkpointing: bool, family_checkpoint: Path
+) -> None:
+    """Groups that start early are sampled from the former, and differentiated at the latter."""
+    config = make_config(family_checkpoint)
+    augmented = config.data.model_copy(update={"flip": True, "shift": 0.1, "crop": 0.5, "color_jitter": 0.2})
+    learner = make_learner(config.model_copy(update={"data": augmented}), autocast_dtype=autocast)
+    if checkpointing:
+        learner.encoder.tower.enable_gradient_checkpointing()
+    batch = micro_batch(learner, 1)
+    early = learner.encode_no_grad(batch).handles
+    learner.encode(micro_batch(learner, 0))
+    behind = learner.encode_no_grad(batch).handles
+    for one, two, trained in zip(early, behind, learner.encode(batch).handles, strict=True):
+        assert one.encoder_version == trained.encoder_version
+        assert one.grids == trained.grids
+        torch.testing.assert_close(one.values_NW, trained.values_NW, rtol=0, atol=0)
+        torch.testing.assert_close(two.values_NW, trained.values_NW, rtol=0, atol=0)
 
 
 def test_abandoned_step_leaves_nothing_behind(tiny_checkpoint: Path) -> None:

@@ -195,8 +195,12 @@ class LearnerActor(BaseActor):
         return self._publish(self._learner.encode(batch))
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a later step's micro-batch with the present encoder; stores one payload per pair, returns handles."""
+        """Encodes a later micro-batch with the present encoder; stores one payload per pair, returns the handles."""
         return self._publish(self._learner.encode_no_grad(batch))
+
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Starts reading the images of micro-batches that come next; does not wait."""
+        self._learner.expect(batches)
 
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[ObjectHandle]:
         """Returns the token handles of evaluation pairs."""

@@ -237,6 +237,9 @@ class FakeLearner:
         published = tuple(replace(record, values_NW=values) for record, values in shared)
         return EncodedBatch(published, num_bytes=sum(record.values_NW.nbytes for record in published))
 
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Does nothing, because there are no images."""
+
     def encode_pairs(self, split: str, pairs: Sequence[ImagePair]) -> list[EncoderTokens]:
         """Returns the tokens of evaluation pairs."""
         return [self._tokens(pair) for pair in pairs]
@@ -297,10 +300,13 @@ def fake_factories(script: FaultPlan | None = None) -> Factories:
     )
 
 
-def fake_group(task: RolloutTask, tokens: EncoderTokens) -> ScoredGroup:
-    """Returns a contributing group, with alternating rewards, whose texts contain the pair id.
+def fake_group(task: RolloutTask, tokens: EncoderTokens, *, contributes: bool = True) -> ScoredGroup:
+    """Returns a group whose texts contain the pair id, and whose log-probabilities depend on the mean of the tokens.
 
-    The log-probabilities depend on the mean of the tokens.
+    Args:
+        task: pair and sampling parameters.
+        tokens: tokens of the pair.
+        contributes: True for alternating rewards; False for rewards that are all 0.
     """
     num = task.sampling.num_completions
     level = float(tokens.values_NW.float().mean())
@@ -314,14 +320,14 @@ def fake_group(task: RolloutTask, tokens: EncoderTokens) -> ScoredGroup:
         sampling=task.sampling,
         encoder_version=tokens.encoder_version,
     )
-    rewards_G = np.arange(num, dtype=np.float32) % 2
+    rewards_G = np.arange(num, dtype=np.float32) % 2 * contributes
     return ScoredGroup(
         pair=task.pair,
         completions=completions,
         verdicts=tuple(bool(reward) == task.pair.same for reward in rewards_G),
         rewards_G=rewards_G,
         is_correct_G=rewards_G == 1,
-        advantages_G=rewards_G * 2 - 1,
+        advantages_G=(rewards_G * 2 - 1) * contributes,
         describes_a=tuple(np.arange(length) == 0 for length in lengths),
         describes_b=tuple(np.arange(length) == 1 for length in lengths),
     )

@@ -74,7 +74,7 @@ class RankActor(LearnerActor):
         return None
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch | None:  # type: ignore[override]
-        """Encodes a later step's micro-batch; rank 0 publishes one payload per pair, other ranks return None."""
+        """Encodes a later micro-batch; rank 0 publishes one payload per pair, other ranks return None."""
         if self._ranks.rank == 0:
             return super().encode_no_grad(batch)
         self._learner.encode_no_grad(batch)
@@ -133,6 +133,11 @@ class LearnerGroupActor(BaseActor):
         self._infos = tuple(self._collect(starts))
         assert self._infos[0] is not None
         return self._infos[0]
+
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Tells all ranks which micro-batches come next; does not wait for their answers."""
+        for actor in self.ranks:
+            actor.expect.remote(batches)
 
     @ray.method(concurrency_group="control")
     def health(self) -> float:

@@ -143,6 +143,11 @@ class RayPool(Generic[TaskT, ResultT]):
         with self._lock:
             return len(self._queue) + len(self._results)
 
+    @property
+    def runs_in_background(self) -> bool:
+        """True, because workers are other processes."""
+        return True
+
     def metrics(self) -> dict[str, float]:
         """Returns the counts and durations since the last call, by name."""
         with self._lock:

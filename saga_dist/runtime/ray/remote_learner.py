@@ -114,8 +114,12 @@ class RemoteLearner:
         return self.call("encode", batch)
 
     def encode_no_grad(self, batch: MicroBatch) -> EncodedBatch:
-        """Encodes a later step's micro-batch with the present encoder; returns one token handle per pair."""
+        """Encodes a later micro-batch with the present encoder; returns one token handle per pair."""
         return self.call("encode_no_grad", batch)
+
+    def expect(self, batches: Sequence[MicroBatch]) -> None:
+        """Tells the learner which micro-batches come next; the answer is not waited for."""
+        self.send("expect", list(batches))
 
     def finish_step(self, handles: Sequence[Any]) -> StepResult:
         """Takes one optimizer step with the token gradients behind ``handles``."""
@@ -285,6 +289,11 @@ class LearnerReplayPool:
     def num_pending(self) -> int:
         """Number of tasks that were submitted and whose results were not collected."""
         return len(self._queue) + (self._running is not None)
+
+    @property
+    def runs_in_background(self) -> bool:
+        """True, because the learner's process works while the caller does something else."""
+        return True
 
     def metrics(self) -> dict[str, float]:
         """Returns the number of groups and the seconds spent waiting for them since the last call."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, Fa
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
-from saga_dist.utils.rng import counter_seed
+from saga_dist.utils.rng import counter_generator, counter_seed
 from saga_dist.workers.serial_pool import SerialPool
 
 GROUPS_PER_LEASE = 1
@@ -45,12 +46,13 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
     Args:
         latencies: recorded duration of each group, seconds.
         scale: factor on the durations; 0: workers answer immediately.
+        contribution: probability that a group contributes, in [0, 1]; whether it does is a function of its pair.
     """
 
     name = "rollout"
 
-    def __init__(self, latencies: Sequence[float], scale: float) -> None:
-        self._latencies, self._scale = latencies, scale
+    def __init__(self, latencies: Sequence[float], scale: float, *, contribution: float = 1.0) -> None:
+        self._latencies, self._scale, self._contribution = latencies, scale, contribution
         self._sent: dict[str, RolloutTask] = {}
 
     def seconds(self, pair_id: str) -> float:
@@ -82,7 +84,10 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
     def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
         """Returns the groups of a fake rollout worker."""
         tasks = [self._sent.pop(name) for name in answer]
-        return [fake_group(task, task.tokens) for task in tasks]
+        return [fake_group(task, task.tokens, contributes=self._contributes(task.pair_id)) for task in tasks]
+
+    def _contributes(self, pair_id: str) -> bool:
+        return counter_generator("contribution", pair_id).random() < self._contribution
 
     def task_key(self, task: RolloutTask) -> str:
         """Returns the pair id."""
@@ -212,8 +217,38 @@ def wait_for_workers(pool: RayPool[Any, Any], number: int) -> None:
         time.sleep(0.05)
 
 
-def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> tuple[float, list[dict[str, float]]]:
-    """Trains; returns groups per second, without the first step, and the metrics of every step.
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """Metrics and rates of a run of the bench."""
+
+    steps: list[dict[str, float]]
+    """Metrics of every step."""
+    seconds: float
+    """Wall time of all steps but the first one."""
+
+    @property
+    def groups_per_s(self) -> float:
+        """Groups per second, without the first step."""
+        return sum(row["rollout/groups"] for row in self.steps[1:]) / self.seconds
+
+    @property
+    def steps_per_min(self) -> float:
+        """Optimizer steps per minute, without the first one."""
+        return 60 * (len(self.steps) - 1) / self.seconds
+
+    def mean(self, metric: str, *, skip: int = 1) -> float:
+        """Returns the mean of a metric over the steps.
+
+        Args:
+            metric: name of the metric.
+            skip: steps at the beginning that are left out; the last step never is.
+        """
+        values = [row[metric] for row in self.steps[skip:] or self.steps[-1:]]
+        return sum(values) / len(values)
+
+
+def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> TimedRun:
+    """Trains; returns the metrics of the steps and the time that they took.
 
     Args:
         config: configuration of the run.
@@ -232,8 +267,7 @@ def train(config: RunConfig, adapter: SleeperAdapter, *, update_s: float) -> tup
             rows = [row for row in MetricsLog(Path(folder) / "metrics.jsonl").rows() if "step/wall_s" in row]
     finally:
         runtime.close()
-    groups = sum(row["rollout/groups"] for row in rows[1:])
-    return groups / (ends[-1] - ends[0]), rows
+    return TimedRun(rows, ends[-1] - ends[0])
 
 
 def split_evenly(config: RunConfig, adapter: SleeperAdapter) -> float:

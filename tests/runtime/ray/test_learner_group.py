@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from safetensors.torch import load_file
 from saga_dist.config import RunConfig, load_config, parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import LearnerLost, TokenError, WorkerError
+from saga_dist.runtime.ray.adapter import Timeouts
 from saga_dist.runtime.ray.fake_workers import FakeLearner, FaultPlan, fake_factories
+from saga_dist.runtime.ray.learner_group import LearnerGroupActor
 from saga_dist.runtime.ray.object_refs import ObjectHandle, fetch_tokens
+from saga_dist.runtime.ray.remote_learner import RemoteLearner
 from saga_dist.runtime.ray.runtime import RayRuntime
+from saga_dist.runtime.stopping import StopRequest
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import ImagePair, MicroBatch
 
@@ -159,3 +164,22 @@ def test_two_processes_train_as_one(ray_cluster: dict[str, str], tmp_path: Path)
         if name == "pooler.key.2.bias":  # moves every key alike, hence no weight: its gradient is rounding and no more
             continue
         assert (weights[2][name] - tensor).norm() < 2e-6 * tensor.norm(), name
+
+
+class ToldActor:
+    """Actor handle that keeps what it is told; its answers are no references, so waiting for one would fail."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.start = SimpleNamespace(remote=lambda: None)
+        self.expect = SimpleNamespace(remote=self.told.append)
+
+
+def test_every_rank_is_told_what_comes_next_and_nobody_waits() -> None:
+    actor, ranks = ToldActor(), (ToldActor(), ToldActor())
+    learner = RemoteLearner(lambda: actor, Timeouts(1, 1, 1), lambda: "", kill=lambda actor: None, stop=StopRequest())
+    learner.expect((batch(0), batch(1)))
+    group = object.__new__(LearnerGroupActor)
+    group.ranks = ranks
+    group.expect(*actor.told)
+    assert [rank.told for rank in ranks] == [[[batch(0), batch(1)]]] * 2

@@ -42,6 +42,8 @@ SCALABLE = {"grpo": ["rollout", "replay"], "verdict": ["replay"]}
 """Pools of each signal that `saga-dist scale` may change."""
 OF_THE_CLOCK = ("rollout_pool/", "replay_pool/", "rollout/tokens_per_s", "step/", "learner/idle_share")
 """Metrics that may differ: they measure time, or a pool that serial has not."""
+EARLY = "rollout/early_groups"
+"""Metric that differs: only Ray starts the rollouts of a step's second micro-batch together with the first one's."""
 
 
 def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
@@ -50,7 +52,7 @@ def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[
     sampler = training_sampler(config, runtime.learner.labels("train"))
     Coordinator(config, runtime, sampler, folder).run()
     rows = [
-        {name: value for name, value in row.items() if not name.startswith(OF_THE_CLOCK)}
+        {name: value for name, value in row.items() if not name.startswith((*OF_THE_CLOCK, EARLY))}
         for row in MetricsLog(folder / "metrics.jsonl").rows()
     ]
     files = {
@@ -58,6 +60,11 @@ def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[
         for file in (folder / "checkpoints" / f"step_{STEPS:08d}").glob("*.safetensors")
     }
     return rows, files
+
+
+def num_early(folder: Path) -> float:
+    """Returns the number of groups whose rollouts started before their micro-batch had its turn."""
+    return sum(row.get(EARLY, 0.0) for row in MetricsLog(folder / "metrics.jsonl").rows())
 
 
 @pytest.mark.timeout(1200)  # three trainings with a process for each role
@@ -89,3 +96,5 @@ def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path
     assert results["ray"] == results["serial"]
     assert results["ray with a replay worker"] == results["serial"]
     assert len(set(digests.values())) == 1
+    expected = {"serial": 0, "ray": 4, "ray with a replay worker": 4} if signal == "grpo" else dict.fromkeys(results, 0)
+    assert {name: num_early(tmp_path / name) for name in results} == expected
