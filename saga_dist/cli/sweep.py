@@ -117,7 +117,15 @@ def _show(
     from saga_dist.cli.progress import waiting
 
     with waiting(f"summarising {len(cells)} cells"):
-        from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, choices, sources, terminal, write_summary
+        from saga_dist.sweep.render import (
+            HOW_TO_READ,
+            MARKDOWN_NAME,
+            choices,
+            sources,
+            terminal,
+            unfindable,
+            write_summary,
+        )
         from saga_dist.sweep.summary import summarise
 
         summary = summarise(table, cells, failures)
@@ -126,7 +134,7 @@ def _show(
     for part in terminal(summary):
         console.print(part)
     console.print(HOW_TO_READ, highlight=False)
-    for line in (*choices(summary), *sources(summary)):
+    for line in (*unfindable(summary), *choices(summary), *sources(summary)):
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     for name, reason in summary.missing.items():
         console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
 from saga_dist.utils.stages import stage
-from saga_dist.utils.waiting import announced
+from saga_dist.utils.waiting import lasting
 from saga_dist.wire import RunIdentity
 
 log = logging.getLogger(__name__)
@@ -278,9 +278,7 @@ def train_on(
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
-    if config.needs_mllm:
-        stage("hashing the frozen MLLM")
-    with announced("the pre-trained encoder's results", lambda: "every image is embedded once"):
+    with lasting("hashing the frozen weights"):
         identity = identity_of(runtime)
         start = evaluate_method(
             PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)

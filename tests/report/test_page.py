@@ -21,6 +21,7 @@ from saga_dist.errors import ConfigError
 from saga_dist.report import build
 from saga_dist.report.build import Settings, report_page, rollouts_page
 from saga_dist.report.sources import read_groups
+from saga_dist.retrieval.results import Results
 
 HOSTILE_CLASS = "m <b>three<b>"
 
@@ -205,3 +206,14 @@ def test_mistakes_are_one_line(
 def test_a_device_that_is_not_there_is_a_mistake(run_dir: Path) -> None:
     with pytest.raises(ConfigError, match="device = 'nonsense' cannot be used"):
         report_page(run_dir, Settings(device="nonsense"))
+
+
+def test_queries_that_cannot_be_found_are_remarked_on_below_the_results(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("rollouts", "model"))
+    assert "cannot be found" not in report_page(tmp_path / "run", Settings()).html
+    path = tmp_path / "run" / "results.json"
+    results = Results.load(path)
+    lost = {"test": results.methods[0].splits["test"].model_copy(update={"num_unfindable": 5})}
+    Results(methods=[results.methods[0].model_copy(update={"splits": lost})]).save(path)
+    html = report_page(tmp_path / "run", Settings()).html
+    assert html.count("test: 5 of 12 queries cannot be found and count as misses") == 1
