@@ -58,6 +58,11 @@ VLLM = [
             "rollout run.toml rollout.engine=vllm rollout.temperature=4",
             ("rollout.temperature = 4",),
         ),
+        (
+            "a temperature above vLLM's range in a demo",
+            "demo --runtime serial rollout.temperature=5 --run-dir out",
+            ("rollout.temperature = 5",),
+        ),
     )
 ]
 ANY_ENGINE = [

@@ -301,3 +301,12 @@ def test_a_completion_longer_than_the_context_is_found_for_models_whose_sizes_ar
     config = birds("model.path=org/name", "rollout.max_tokens=600", "rollout.max_model_len=512")
     with pytest.raises(ConfigError, match=r"images 0 \+ rollout.max_tokens 600 = 600 tokens"):
         validate_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_found_before_the_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None if package == name else object())
+    with pytest.raises(ConfigError, match=rf'package {name} is not installed; pip install "saga-dist\[{name}\]"'):
+        validate_run(birds(f"logging.{name}=mine"), tmp_path / "run")
