@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from saga_dist.errors import ConfigError, DataError
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import RESULTS_NAME, TRAINED, MethodResult, Results, SplitResult
 from saga_dist.sweep import plan as plan_module
+from saga_dist.sweep import runner
 from saga_dist.sweep.forecast import expected_seconds, forecast
 from saga_dist.sweep.plan import Cell, check, plan
 from saga_dist.sweep.render import choices, markdown
 from saga_dist.sweep.summary import summarise
 from saga_dist.sweep.table import Table, load_table
+from saga_dist.utils.directory_owner import OWNER_NAME
+from saga_dist.utils.owner_record import Owner
 
 BIRDS = Path(__file__).resolve().parents[2] / "configs" / "birds.toml"
 TABLE = f"""
@@ -174,3 +178,19 @@ def test_a_warning_of_many_cells_is_said_once_with_the_first(table_file: Path, m
     said[cells[-1].directory].append("only here")
     monkeypatch.setattr(plan_module, "validate_run", lambda config, directory, option: said[directory])
     assert check(cells) == [f"{cells[1].name}: no GPU is requested", f"{cells[-1].name}: only here"]
+
+
+def test_a_cell_that_another_process_is_writing_counts_as_failed_and_is_left_alone(
+    table_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cells = planned(table_file)
+    cells[0].directory.mkdir(parents=True)
+    owner = Owner("0" * 32, "another boot", "gpu7", 4242, "2026-01-02 03:04:05 UTC", "saga-dist train")
+    monkeypatch.setattr(runner, "open_run_directory", lambda *_: pytest.fail("the cell was opened"))
+    with (cells[0].directory / OWNER_NAME).open("w+b") as file:
+        file.write(owner.content(1))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)  # tells open files apart, so it is held as by another process
+        failures = runner.run_sweep(cells[:1], table_file.parent / "out", progress=lambda cell: pytest.fail("it ran"))
+    assert list(failures) == [cells[0].name]
+    assert "is being written by host gpu7, pid 4242" in failures[cells[0].name]
