@@ -15,7 +15,7 @@ import pytest
 
 from saga_dist.cli.main import main
 from saga_dist.config import RunConfig, load_config
-from saga_dist.errors import ConfigError, ModelError
+from saga_dist.errors import ConfigError, ModelError, OutputError
 from saga_dist.models.checkpoint_sizes import checkpoint_sizes
 from saga_dist.models.released_shapes import released_files
 from saga_dist.models.supported import SUPPORTED_FAMILIES
@@ -310,3 +310,10 @@ def test_a_logger_without_its_package_is_found_before_the_run(
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None if package == name else object())
     with pytest.raises(ConfigError, match=rf'package {name} is not installed; pip install "saga-dist\[{name}\]"'):
         validate_run(birds(f"logging.{name}=mine"), tmp_path / "run")
+
+
+def test_a_run_directory_in_rays_copy_of_a_working_directory_is_refused(tmp_path: Path) -> None:
+    """The commands refuse it before; `doctor` takes it from the configuration."""
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    with pytest.raises(OutputError, match="is in Ray's copy of the job's working directory.*give --run-dir"):
+        validate_run(birds(), copy / "runs" / "mine")
