@@ -146,3 +146,14 @@ def test_the_limits_that_are_checked_before_a_run_are_those_of_vllm() -> None:
     for beyond in ({"temperature": high + 0.01}, {"n": most + 1}, {"top_p": 0.0}, {"top_p": 1.01}, {"max_tokens": 0}):
         with pytest.raises(VLLMValidationError, match=f"{next(iter(beyond))} must be"):
             SamplingParams(**beyond)
+
+
+@pytest.mark.vllm
+def test_a_closed_engine_removes_the_shared_memory_that_its_shards_had(
+    tiny_checkpoint: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[set[str]] = []
+    monkeypatch.setattr(vllm_engine, "mapped_files", lambda pids: {"psm_of_a_shard"})
+    monkeypatch.setattr(vllm_engine, "remove_unmapped", removed.append)
+    engine(tiny_checkpoint).close()
+    assert removed == [{"psm_of_a_shard"}]
