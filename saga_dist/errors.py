@@ -1,7 +1,9 @@
 """The exception tree of this package.
 
 A message is one line: what went wrong, where, what was expected, what to do next. Errors can be pickled, because they
-cross process boundaries in Ray. Each class has the exit code of the command line.
+cross process boundaries in Ray. Each class has the exit code of the command line: 2 for a ``UserError``, which is about
+something that the user has chosen or can mend (settings, arguments, files, outputs); 3 for ``Interrupted``; 1 for the
+others, which are failures of the system.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set, an image or a list of images or classes is wrong."""
+    """A data set, an image, a list of images or classes, a recording or a file of results is wrong."""
 
 
 class ModelError(UserError):
@@ -67,7 +69,7 @@ class OutputError(UserError):
 
 
 class WireError(SagaError):
-    """An Arrow batch does not have the schema this version reads."""
+    """An Arrow batch between two processes does not have the schema this version reads; a file raises ``DataError``."""
 
 
 class WorkerError(SagaError):

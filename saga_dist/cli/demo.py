@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.validation import require_valid
+from saga_dist.runtime.stopping import stop_on_signal
 
 
 def demo(
@@ -20,13 +22,18 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Train on the built-in birds and compare three rows: pre-trained, metric loss only, SAGA."""
-    configure_logging(verbose=verbose)
-    from saga_dist.cli.progress import waiting
+    with stop_on_signal() as stop:
+        configure_logging(verbose=verbose)
+        from saga_dist.cli.progress import waiting
+        from saga_dist.config import load_config
+        from saga_dist.standin import DEMO_CONFIG
 
-    with waiting("loading torch"):
-        from saga_dist.cli.demo_rows import run_demo
+        # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
+        directory = run_directory(run_dir, "", default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
+        chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
+        with waiting("validating the run"):
+            require_valid(load_config(DEMO_CONFIG, chosen), directory)
+        with waiting("loading torch"):
+            from saga_dist.cli.demo_rows import run_demo
 
-    # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
-    directory = run_directory(run_dir, "", default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
-    chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
-    run_demo(directory, chosen, ablations=ablations)
+        run_demo(directory, chosen, ablations=ablations, stop=stop)

@@ -40,37 +40,39 @@ EXPLANATION = (
 )
 
 
-def run_demo(run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = False) -> Results:
+def run_demo(
+    run_dir: Path, overrides: Sequence[str] = (), *, ablations: bool = False, stop: StopRequest | None = None
+) -> Results:
     """Trains every row, prints the tables, writes ``results.json`` and returns the results.
 
     Args:
         run_dir: run directory of the SAGA row; those of the other rows are in its folder ``rows/``.
         overrides: ``section.key=value`` texts that override ``standin/demo.toml``.
         ablations: add the rows "+ GRPO only" and "+ KL only".
+        stop: request to stop of the caller; None: signals are obeyed from now on.
     """
-    with owned_directory(run_dir, option="--run-dir"):
-        return _run_rows(run_dir, load_config(DEMO_CONFIG, overrides), ablations=ablations)
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal(stop) as stop:
+        return _run_rows(run_dir, load_config(DEMO_CONFIG, overrides), stop, ablations=ablations)
 
 
-def _run_rows(run_dir: Path, config: RunConfig, *, ablations: bool) -> Results:
+def _run_rows(run_dir: Path, config: RunConfig, stop: StopRequest, *, ablations: bool) -> Results:
     console = Console()
     started = time.monotonic()
     open_run_directory(run_dir, config)
-    with stop_on_signal() as stop:
-        running = build_runtime(config, stop=stop, home=run_dir)
-        parts = f"{config.runtime.kind} runtime, {config.rollout.engine} engine"
-        console.print(f"{parts}: learner up after {time.monotonic() - started:.0f} s", highlight=False)
-        try:
-            digest = running.backbone_digest()
-            table = _Table(config, running, run_dir, console, stop)
-            methods = [table.pretrained(), table.metric_loss_only()]
-            if ablations:
-                methods += [table.row("+ GRPO only", lambda_kl=0.0), table.row("+ KL only", lambda_lm=0.0)]
-            methods.append(table.row("SAGA", directory=run_dir))
-            results = Results(methods=methods, backbone_unchanged=running.backbone_digest() == digest)
-        finally:
-            with stop.deferred():
-                running.close()
+    running = build_runtime(config, stop=stop, home=run_dir)
+    parts = f"{config.runtime.kind} runtime, {config.rollout.engine} engine"
+    console.print(f"{parts}: learner up after {time.monotonic() - started:.0f} s", highlight=False)
+    try:
+        digest = running.backbone_digest()
+        table = _Table(config, running, run_dir, console, stop)
+        methods = [table.pretrained(), table.metric_loss_only()]
+        if ablations:
+            methods += [table.row("+ GRPO only", lambda_kl=0.0), table.row("+ KL only", lambda_lm=0.0)]
+        methods.append(table.row("SAGA", directory=run_dir))
+        results = Results(methods=methods, backbone_unchanged=running.backbone_digest() == digest)
+    finally:
+        with stop.deferred():
+            running.close()
     results.save(run_dir / "results.json")
     console.print()
     print_results(console, methods)

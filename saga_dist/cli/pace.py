@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from saga_dist.utils.durations import duration
+
 FIRST_GAP_S, GAP_FACTOR, LONGEST_GAP_S = 4.0, 1.5, 300.0
 """Seconds between the first two lines, growth from one gap to the next, and the longest gap."""
 
@@ -53,14 +55,3 @@ class Pace:
         if each >= 10:
             pace = f"{each:.0f} s/{self._unit}"
         return f"{pace}, about {duration(each * (total - done))} left" if done < total else pace
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration to the precision that matters to someone who waits: ``40 s``, ``4 min``, ``2 h 10 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes and hours < 10 else f"{hours} h"

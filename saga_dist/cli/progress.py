@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from saga_dist.cli.pace import Pace, duration
+from saga_dist.cli.pace import Pace
+from saga_dist.utils.durations import duration
 from saga_dist.utils.printable import printable
 from saga_dist.utils.stages import STAGES
 from saga_dist.utils.terminal import say, terminal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from saga_dist.cli.arguments import configure_logging
 from saga_dist.errors import TrainingError
+from saga_dist.runtime.stopping import stop_on_signal
 from saga_dist.utils.output_errors import refuse_package_cache
 from saga_dist.utils.printable import printable, printable_lines
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from saga_dist.sweep.plan import Cell
     from saga_dist.sweep.table import Table
     from saga_dist.types import StepResult
+
+log = logging.getLogger(__name__)
 
 
 def sweep(
@@ -40,44 +44,47 @@ def sweep(
 
     Writes OUT/VARIANT/seed_N/ (ordinary runs), OUT/table.json and OUT/table.md.
     """
-    configure_logging()
-    from rich.console import Console
+    with stop_on_signal() as stop:
+        configure_logging()
+        from rich.console import Console
 
-    from saga_dist.cli.progress import waiting
-    from saga_dist.sweep.plan import check, plan, read_failures
-    from saga_dist.sweep.table import load_table
+        from saga_dist.cli.progress import waiting
+        from saga_dist.sweep.plan import check, plan, read_failures
+        from saga_dist.sweep.table import load_table
 
-    console = Console()
-    loaded = load_table(table)
-    directory = (out or Path("runs") / table.stem).absolute()
-    if not show:
-        refuse_package_cache(directory, option="--out")
-    with waiting(f"reading the cells of {table}"):
-        cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
-    if show:
-        _show(loaded, cells, directory, read_failures(directory), console, write=False)
-        return
-    with waiting(f"checking {len(cells)} cells"):
-        check(cells)
-    if dry_run:
-        _list_cells(cells, loaded, console)
-        return
-    from saga_dist.utils.directory_owner import owned_directory
+        console = Console()
+        loaded = load_table(table)
+        directory = (out or Path("runs") / table.stem).absolute()
+        if not show:
+            refuse_package_cache(directory, option="--out")
+        with waiting(f"reading the cells of {table}"):
+            cells = plan(loaded, table, directory, overrides=overrides or [], seeds=seed or ())
+        if show:
+            _show(loaded, cells, directory, read_failures(directory), console, write=False)
+            return
+        with waiting(f"checking {len(cells)} cells"):
+            warnings = check(cells)
+        for warning in warnings:
+            log.warning("%s", warning)
+        if dry_run:
+            _list_cells(cells, loaded, console)
+            return
+        from saga_dist.utils.directory_owner import owned_directory
 
-    with waiting("loading torch"):
-        from saga_dist.sweep.runner import run_sweep
-    with owned_directory(directory, option="--out"):  # the table's files too have one writer
-        try:
-            failures = run_sweep(cells, directory, progress=_progress)
-        finally:
-            _show(loaded, cells, directory, read_failures(directory), console, write=True)
-    if failures:
-        name, reason = next(iter(failures.items()))
-        raise TrainingError(
-            f"{len(failures)} of {len(cells)} cells failed, first {name}: {reason}",
-            where=str(directory),
-            fix="mend it; the same command tries them again",
-        )
+        with waiting("loading torch"):
+            from saga_dist.sweep.runner import run_sweep
+        with owned_directory(directory, option="--out"):  # the table's files too have one writer
+            try:
+                failures = run_sweep(cells, directory, progress=_progress, stop=stop)
+            finally:
+                _show(loaded, cells, directory, read_failures(directory), console, write=True)
+        if failures:
+            name, reason = next(iter(failures.items()))
+            raise TrainingError(
+                f"{len(failures)} of {len(cells)} cells failed, first {name}: {reason}",
+                where=str(directory),
+                fix="mend it; the same command tries them again",
+            )
 
 
 def _list_cells(cells: Sequence[Cell], table: Table, console: Console) -> None:
@@ -110,7 +117,15 @@ def _show(
     from saga_dist.cli.progress import waiting
 
     with waiting(f"summarising {len(cells)} cells"):
-        from saga_dist.sweep.render import HOW_TO_READ, MARKDOWN_NAME, choices, sources, terminal, write_summary
+        from saga_dist.sweep.render import (
+            HOW_TO_READ,
+            MARKDOWN_NAME,
+            choices,
+            sources,
+            terminal,
+            unfindable,
+            write_summary,
+        )
         from saga_dist.sweep.summary import summarise
 
         summary = summarise(table, cells, failures)
@@ -119,7 +134,7 @@ def _show(
     for part in terminal(summary):
         console.print(part)
     console.print(HOW_TO_READ, highlight=False)
-    for line in (*choices(summary), *sources(summary)):
+    for line in (*unfindable(summary), *choices(summary), *sources(summary)):
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     for name, reason in summary.missing.items():
         console.print(escape(printable(f"without results: {name}: {reason}")), highlight=False, soft_wrap=True)

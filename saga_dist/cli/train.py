@@ -9,6 +9,7 @@ import typer
 
 from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
 from saga_dist.cli.validation import fitted_overrides, require_valid
+from saga_dist.runtime.stopping import stop_on_signal
 from saga_dist.utils.printable import printable, printable_lines
 
 
@@ -28,32 +29,33 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train from a configuration; the same command resumes."""
-    from saga_dist.config import load_config
+    with stop_on_signal() as stop:
+        from saga_dist.config import load_config
 
-    recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
-    given = [*(overrides or []), *recording]
-    resolved = load_config(config, given)
-    if fit:
-        resolved = load_config(config, [*given, *fitted_overrides(resolved)])
-    directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
-    if dry_run:
-        from saga_dist.runtime.preflight import describe
+        recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
+        given = [*(overrides or []), *recording]
+        resolved = load_config(config, given)
+        if fit:
+            resolved = load_config(config, [*given, *fitted_overrides(resolved)])
+        directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
+        if dry_run:
+            from saga_dist.runtime.preflight import describe
 
-        typer.echo(printable_lines(describe(resolved, directory)))
-        return
-    configure_logging(verbose=verbose)
-    from rich.console import Console
+            typer.echo(printable_lines(describe(resolved, directory)))
+            return
+        configure_logging(verbose=verbose)
+        from rich.console import Console
 
-    from saga_dist.cli.progress import step_progress, waiting
+        from saga_dist.cli.progress import step_progress, waiting
 
-    with waiting("validating the run"):
-        require_valid(resolved, directory)
-    with waiting("loading torch"):
-        from saga_dist.cli.console import print_results
-        from saga_dist.runtime import run
+        with waiting("validating the run"):
+            require_valid(resolved, directory)
+        with waiting("loading torch"):
+            from saga_dist.cli.console import print_results
+            from saga_dist.runtime import run
 
-    console = Console()
-    with step_progress("train", resolved.run.steps) as on_step:
-        results = run.train(resolved, directory, on_step=on_step)
-    print_results(console, results.methods)
-    console.print(f"run directory: {printable(str(directory))}", highlight=False, markup=False, soft_wrap=True)
+        console = Console()
+        with step_progress("train", resolved.run.steps) as on_step:
+            results = run.train(resolved, directory, on_step=on_step, stop=stop)
+        print_results(console, results.methods)
+        console.print(f"run directory: {printable(str(directory))}", highlight=False, markup=False, soft_wrap=True)

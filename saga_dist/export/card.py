@@ -12,7 +12,7 @@ import yaml
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.retrieval.identity import ModelIdentity
-from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.retrieval.results import MethodResult, Results, unfindable_remarks
 
 OWN_ROWS = ("trained", "SAGA")
 """Names under which ``train`` and ``demo`` report the encoder of the run directory."""
@@ -146,7 +146,8 @@ def _results(results: Results) -> str:
     )
     if own:
         text += f" This encoder is the row {own[-1].name}, step {own[-1].selected_step} of {own[-1].optimizer_steps}."
-    return f"{text}\n\n{_table(heads, rows)}"
+    remarks = "".join(f"\n\n{_plain(remark)}." for remark in unfindable_remarks(results.methods))
+    return f"{text}\n\n{_table(heads, rows)}{remarks}"
 
 
 def _result(method: MethodResult, split: str) -> tuple[str, ...]:

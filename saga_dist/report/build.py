@@ -119,7 +119,6 @@ def report_page(path: Path, settings: Settings) -> Page:
 
     Raises:
         UserError: there is no run, a file of it is damaged, or the device cannot be used.
-        WireError: a recording is damaged.
     """
     run = open_run(path)
     set_threads(run.config)
@@ -159,7 +158,6 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
 
     Raises:
         UserError: there is no run or no such step, a file is damaged, or the device cannot be used.
-        WireError: a recording is damaged.
     """
     run = open_run(path)
     set_threads(run.config)

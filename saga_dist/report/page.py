@@ -25,7 +25,7 @@ from saga_dist.report.gallery import Gallery
 from saga_dist.report.sources import RunFiles
 from saga_dist.report.teacher import AttentionFigure
 from saga_dist.report.text import json_block, shown, shown_name
-from saga_dist.retrieval.results import MethodResult, Results
+from saga_dist.retrieval.results import MethodResult, Results, unfindable_remarks
 from saga_dist.training.training_facts import training_facts
 
 
@@ -122,6 +122,7 @@ def render(content: Content, *, only_rollouts: bool = False) -> str:
             averaged=any(chart.averaged for chart in (*charts, *others)),
             results=[] if run.results is None else result_rows(run.results),
             verdicts=[] if run.results is None else _verdict_rows(run.results),
+            unfindable=[] if run.results is None else list(map(shown, unfindable_remarks(run.results.methods))),
             unchanged=None if run.results is None else run.results.backbone_unchanged,
             gallery=content.gallery,
             attention=content.attention,

@@ -99,7 +99,7 @@ def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECO
         limit: largest number of recordings to read.
 
     Raises:
-        WireError: a recording is damaged.
+        DataError: a recording is damaged.
         CheckpointError: the step was not recorded.
     """
     files = [(number, path) for number, path in run.recordings if step is None or number == step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,12 +63,7 @@ class SplitResult(_ResultRecord):
     @property
     def unfindable_remark(self) -> str:
         """A remark on the queries whose class has no other image; empty when there are none."""
-        if not self.num_unfindable:
-            return ""
-        return (
-            f"{self.num_unfindable:,} of {self.num_queries:,} queries cannot be found and count as misses: their class "
-            "has no other image"
-        )
+        return unfindable_remark(self.num_unfindable, self.num_queries)
 
 
 class VerdictResult(_ResultRecord):
@@ -184,3 +180,24 @@ class Results(_ResultRecord):
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"]) or "file"
             raise DataError(f"{key}: {first['msg'].lower()}", where=str(path), expected="a results.json") from error
+
+
+def unfindable_remark(num_unfindable: int, num_queries: int) -> str:
+    """Returns a remark on queries whose class has no other image; empty when there are none."""
+    if not num_unfindable:
+        return ""
+    return (
+        f"{num_unfindable:,} of {num_queries:,} queries cannot be found and count as misses: their class has no other "
+        "image"
+    )
+
+
+def unfindable_remarks(methods: Sequence[MethodResult]) -> list[str]:
+    """Returns the remark on each split that has such queries, after its name; its queries are the same for all rows."""
+    remarks = {
+        split: result.unfindable_remark
+        for method in methods
+        for split, result in method.splits.items()
+        if result.num_unfindable
+    }
+    return [f"{split}: {remark}" for split, remark in remarks.items()]

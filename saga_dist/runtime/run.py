@@ -39,7 +39,7 @@ from saga_dist.utils.output_errors import output_errors
 from saga_dist.utils.output_files import make_folder
 from saga_dist.utils.printable import printable
 from saga_dist.utils.stages import stage
-from saga_dist.utils.waiting import announced
+from saga_dist.utils.waiting import lasting
 from saga_dist.wire import RunIdentity
 
 log = logging.getLogger(__name__)
@@ -203,33 +203,47 @@ def train_method(
     return result.model_copy(update={"training": facts})
 
 
-def train(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> Results:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    stop: StopRequest | None = None,
+) -> Results:
     """Trains one configuration, resuming if the directory has checkpoints, and returns the results.
 
     Args:
         config: the whole configuration.
         run_dir: the run directory; ``results.json`` is written into it.
         on_step: called with the metrics of every step.
+        stop: request to stop of the caller; None: signals are obeyed from now on.
 
     Raises:
         Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
     """
     require_loggers(config.logging)
-    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal(stop) as stop:
         open_run_directory(run_dir, config)
         with open_runtime(config, run_dir, stop) as runtime:
             return train_on(runtime, config, run_dir, on_step=on_step, stop=stop)
 
 
-def record(config: RunConfig, run_dir: Path, *, on_step: Callable[[StepResult], None] = lambda result: None) -> int:
+def record(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    stop: StopRequest | None = None,
+) -> int:
     """Generates rollouts without training, into ``rollouts/`` of the run directory; returns the number of new steps.
 
     Args:
         config: the whole configuration.
         run_dir: the run directory.
         on_step: called with the metrics of every step.
+        stop: as for ``train``.
     """
-    with owned_directory(run_dir, option="--run-dir"), stop_on_signal() as stop:
+    with owned_directory(run_dir, option="--run-dir"), stop_on_signal(stop) as stop:
         open_run_directory(run_dir, config)
         with open_runtime(config, run_dir, stop) as runtime:
             return record_rollouts(
@@ -264,9 +278,7 @@ def train_on(
     def keep(method: str) -> Callable[[str, FirstHits], None]:
         return lambda split, found: hits.update({(method, split): found})
 
-    if config.needs_mllm:
-        stage("hashing the frozen MLLM")
-    with announced("the pre-trained encoder's results", lambda: "every image is embedded once"):
+    with lasting("hashing the frozen weights"):
         identity = identity_of(runtime)
         start = evaluate_method(
             PRETRAINED, runtime, config, splits=("val", "test"), pretrained=True, on_hits=keep(PRETRAINED)

@@ -12,7 +12,7 @@ from saga_dist.config import RunConfig
 from saga_dist.protocols import GradientHandle, Learner, ReplayWorker, RolloutWorker
 from saga_dist.runtime.build import build_learner, build_replay_worker, build_rollout_worker
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup
-from saga_dist.utils.waiting import announced
+from saga_dist.utils.waiting import lasting
 from saga_dist.workers.serial_pool import SerialPool
 
 
@@ -29,15 +29,13 @@ class SerialRuntime:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        with announced("the learner", lambda: "it loads the encoder and the images' labels"):
-            self.learner = build_learner(config)
         self._rollout_worker: RolloutWorker | None = None
         self._replay_worker: ReplayWorker | None = None
-        if config.needs_mllm:
-            with announced("the replay worker", lambda: "it loads the MLLM"):
+        with lasting("loading the models of this run into this process"):
+            self.learner = build_learner(config)
+            if config.needs_mllm:
                 self._replay_worker = build_replay_worker(config)
-        if config.needs_engine:
-            with announced("the rollout worker", lambda: "its engine loads the MLLM"):
+            if config.needs_engine:
                 self._rollout_worker = build_rollout_worker(config)
         self.rollouts: SerialPool[RolloutTask, ScoredGroup] = SerialPool(
             self._roll_out,

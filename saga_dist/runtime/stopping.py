@@ -77,14 +77,22 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
+def stop_on_signal(outer: StopRequest | None = None) -> Iterator[StopRequest]:
     """Yields the request to stop, which SIGTERM and SIGINT set while the context is open.
 
-    A SIGINT after another of these signals raises ``KeyboardInterrupt``.
+    A command opens it before it imports what takes seconds, and hands its request to the function that trains. A SIGINT
+    after another of these signals raises ``KeyboardInterrupt``.
+
+    Args:
+        outer: request of a context that is open already, which is yielded; None for none.
 
     Raises:
         Interrupted: the start was ended by a signal; nothing was trained since the last checkpoint.
     """
+    if outer is not None:
+        outer.check()  # the handler's exception is lost where Python ignores exceptions, in finalizers for example
+        yield outer
+        return
     request = StopRequest()
     previous = {number: signal.signal(number, request.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

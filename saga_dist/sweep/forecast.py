@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 
 from saga_dist.sweep.plan import Cell
+from saga_dist.utils.durations import duration
 
 
 def forecast(cells: Sequence[Cell]) -> str:
-    """Returns the number of unfinished cells and their expected time, e.g. ``12 of 30 cells to run, about 1.4 h``.
+    """Returns the number of unfinished cells and their expected time, e.g. ``12 of 30 cells to run, about 84 min``.
 
     A cell is expected to take the median time of the finished cells of its variant, or of all finished cells where its
     variant has none.
@@ -22,7 +23,7 @@ def forecast(cells: Sequence[Cell]) -> str:
     seconds = expected_seconds(cells)
     if not left:
         return f"all {len(cells)} cells are finished"
-    return f"{count}; time known after the first" if seconds is None else f"{count}, about {_duration(seconds)}"
+    return f"{count}; time known after the first" if seconds is None else f"{count}, about {duration(seconds)}"
 
 
 def expected_seconds(cells: Sequence[Cell]) -> float | None:
@@ -39,9 +40,3 @@ def expected_seconds(cells: Sequence[Cell]) -> float | None:
         for cell in cells
         if not cell.finished
     )
-
-
-def _duration(seconds: float) -> str:
-    """Returns a duration in minutes, or from 90 minutes up in hours."""
-    minutes = seconds / 60
-    return f"{max(1, round(minutes))} min" if minutes < 90 else f"{minutes / 60:.1f} h"

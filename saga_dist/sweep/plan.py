@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from saga_dist.config import RunConfig, load_config
 from saga_dist.config.find import TABLES, find_config
-from saga_dist.errors import ConfigError, DataError
+from saga_dist.errors import ConfigError, DataError, UserError
 from saga_dist.retrieval.results import PRETRAINED, RESULTS_NAME, TRAINED, Results
 from saga_dist.runtime.earlier_run import changed_keys
 from saga_dist.runtime.validation import validate_run
@@ -91,8 +92,9 @@ def plan(table: Table, path: Path, out: Path, *, overrides: Sequence[str], seeds
     for seed, variant in product(seeds or table.seeds, table.trained):
         for option, texts in enumerate(variant.options) if variant.options else ((None, ()),):
             settings = [*table.overrides_of(seed), *variant.overrides, *texts, *overrides, f"run.seed={seed}"]
-            directory = out / cell_name(variant, seed, option)
-            cells.append(Cell(variant, seed, directory, load_config(base, settings), option))
+            name = cell_name(variant, seed, option)
+            with _named(name):
+                cells.append(Cell(variant, seed, out / name, load_config(base, settings), option))
     _refuse_duplicates(cells, path)
     for cell in cells:
         changed_keys(cell.directory, cell.config, option="--out")
@@ -104,15 +106,31 @@ def cell_name(variant: Variant, seed: int, option: int | None) -> str:
     return f"{variant.name}/seed_{seed}" if option is None else f"{variant.name}/option_{option}/seed_{seed}"
 
 
-def check(cells: Sequence[Cell]) -> None:
+def check(cells: Sequence[Cell]) -> list[str]:
     """Validates the run of every unfinished cell, before the first one starts.
 
+    Returns:
+        Each warning once, with the name of the first cell that has it.
+
     Raises:
-        UserError: the error of ``saga-dist train --dry-run`` with the configuration of a cell.
+        UserError: the error of ``saga-dist train --dry-run`` with the configuration of a cell, which it names.
     """
+    warnings: dict[str, str] = {}
     for cell in cells:
         if not cell.finished:
-            validate_run(cell.config, cell.directory, option="--out")
+            with _named(cell.name):
+                for warning in validate_run(cell.config, cell.directory, option="--out"):
+                    warnings.setdefault(warning, cell.name)
+    return [f"{name}: {warning}" for warning, name in warnings.items()]
+
+
+@contextmanager
+def _named(cell: str) -> Iterator[None]:
+    """Puts the name of a cell before the error of a block."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error), where=cell) from error
 
 
 def read_failures(out: Path) -> dict[str, str]:

@@ -138,6 +138,8 @@ class Summary(Section):
     """Q, number of queries."""
     num_classes: int
     """C, number of classes among the queries."""
+    num_unfindable: int = 0
+    """Number of queries whose class has no other image; 0 in files of version 0.1.0."""
     rows: tuple[SummaryRow, ...]
     """One row per variant, in the order of the table."""
     missing: dict[str, str] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from saga_dist.retrieval.results import unfindable_remark
 from saga_dist.retrieval.run_comparison import Source, interval_remark
 from saga_dist.retrieval.training_text import TRAINING, training_cells
 from saga_dist.sweep.records import Figure, PairedComparison, SourceTest, Summary, SummaryRow
@@ -45,7 +46,7 @@ def markdown(summary: Summary) -> str:
     lines = [
         f"# {_plain(summary.title)}",
         "",
-        f"{summary.num_queries:,} queries of {summary.num_classes:,} unseen classes.",
+        " ".join([f"{summary.num_queries:,} queries of {summary.num_classes:,} unseen classes.", *unfindable(summary)]),
         "",
         *_markdown_table(["variant", *figures], _cells_of(summary, figures)),
         "",
@@ -95,6 +96,12 @@ def sources(summary: Summary) -> list[str]:
         if row.paper is not None:
             rows.setdefault(setting(row.paper), []).append(row.label)
     return [f"Published figures of {'; '.join(labels)}: {text}." for text, labels in rows.items()]
+
+
+def unfindable(summary: Summary) -> list[str]:
+    """Returns the line on queries that cannot be found; none when all can."""
+    remark = unfindable_remark(summary.num_unfindable, summary.num_queries)
+    return [f"{remark}."] if remark else []
 
 
 def choices(summary: Summary) -> list[str]:

@@ -39,49 +39,51 @@ _LEARNER_SETTINGS = {
 """Sections and keys of the configuration that rollout and replay workers do not use."""
 
 
-def run_sweep(cells: Sequence[Cell], out: Path, *, progress: Progress) -> dict[str, str]:
+def run_sweep(
+    cells: Sequence[Cell], out: Path, *, progress: Progress, stop: StopRequest | None = None
+) -> dict[str, str]:
     """Runs every unfinished cell and returns the reasons of failed cells by name; a failure does not stop the others.
 
     Args:
         cells: cells in the order in which they run.
         out: output directory of the table, created if it is missing.
         progress: opens the progress display of a cell and yields its callback for steps.
+        stop: request to stop of the caller; None: signals are obeyed from now on.
 
     Raises:
         Interrupted: the process received SIGTERM or SIGINT; the running cell has written its checkpoint.
         OutputError: ``out`` cannot be written, or another process is writing there.
     """
-    with owned_directory(out, option="--out"):
-        return _run_cells(cells, out, progress)
+    with owned_directory(out, option="--out"), stop_on_signal(stop) as stop:
+        return _run_cells(cells, out, progress, stop)
 
 
-def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress) -> dict[str, str]:
+def _run_cells(cells: Sequence[Cell], out: Path, progress: Progress, stop: StopRequest) -> dict[str, str]:
     names = {cell.name for cell in cells}
     failures = {name: reason for name, reason in read_failures(out).items() if name in names}
-    with stop_on_signal() as stop:
-        shared = _SharedRuntime(stop, out)
-        try:
-            log.info("%s", forecast(cells))
-            for cell in cells:
-                if cell.finished:
-                    failures.pop(cell.name, None)
-                    continue
-                if stop():
-                    raise Interrupted(f"stopped before {cell.name}", fix="the same command resumes")
-                try:
-                    _run(cell, shared, progress, stop)
-                    failures.pop(cell.name, None)
-                    log.info("%s is finished; %s", cell.name, forecast(cells))
-                except Interrupted:
-                    raise
-                except Exception as error:  # a failed cell must not end a sweep of days
-                    log.exception("%s failed", cell.name)
-                    failures[cell.name] = printable(" ".join(str(error).split())) or type(error).__name__
-                    shared.close()  # the failure may have left it in any state
-        finally:
-            with stop.deferred():
-                shared.close()
-                write_failures(out, failures)
+    shared = _SharedRuntime(stop, out)
+    try:
+        log.info("%s", forecast(cells))
+        for cell in cells:
+            if cell.finished:
+                failures.pop(cell.name, None)
+                continue
+            if stop():
+                raise Interrupted(f"stopped before {cell.name}", fix="the same command resumes")
+            try:
+                _run(cell, shared, progress, stop)
+                failures.pop(cell.name, None)
+                log.info("%s is finished; %s", cell.name, forecast(cells))
+            except Interrupted:
+                raise
+            except Exception as error:  # a failed cell must not end a sweep of days
+                log.exception("%s failed", cell.name)
+                failures[cell.name] = printable(" ".join(str(error).split())) or type(error).__name__
+                shared.close()  # the failure may have left it in any state
+    finally:
+        with stop.deferred():
+            shared.close()
+            write_failures(out, failures)
     return failures
 
 

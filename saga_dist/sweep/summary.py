@@ -45,6 +45,9 @@ def summarise(table: Table, cells: Sequence[Cell], failures: dict[str, str]) -> 
         title=table.title,
         num_queries=len(labels_Q),
         num_classes=len(np.unique(labels_Q)),
+        num_unfindable=max(
+            (cell.results().method(cell.method).splits[SPLIT].num_unfindable for cell in done), default=0
+        ),
         rows=tuple(rows),
         missing=missing,
     )

@@ -1,4 +1,8 @@
-"""Notices of what a command waits for, so that no wait of the start is silent."""
+"""Notices of what a command waits for, so that no wait of the start is silent.
+
+``announced`` is for what something else does, ``lasting`` for work of this process, which is a stage
+(``utils/stages.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+
+from saga_dist.utils.stages import logged_stage, stage
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +41,19 @@ class WaitNotice:
         what: returns what is waited for; empty while nothing is. A wait begins when the text is no longer empty and
             ends when it is empty again.
         detail: returns the reason of the wait, called for each notice; empty when there is none to name.
+        verb: beginning of a notice.
+        is_one_wait: False when another text is another wait, which is counted from its own beginning.
     """
 
-    def __init__(self, what: Callable[[], str], detail: Callable[[], str] = lambda: "") -> None:
-        self._what, self._detail = what, detail
+    def __init__(
+        self,
+        what: Callable[[], str],
+        detail: Callable[[], str] = lambda: "",
+        *,
+        verb: str = "waiting for",
+        is_one_wait: bool = True,
+    ) -> None:
+        self._what, self._detail, self._verb, self._is_one_wait = what, detail, verb, is_one_wait
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="wait notice", daemon=True)
 
@@ -53,19 +68,31 @@ class WaitNotice:
         self._thread.join(CLOSE_S)  # it may be asking for the reason, of something that is closed next
 
     def _watch(self) -> None:
-        since, due = time.monotonic(), notice_times()
+        since, due, before = time.monotonic(), notice_times(), self._what()
         next_due = next(due)
         while not self._closed.wait(_POLL_S):
             what, now = self._what(), time.monotonic()
-            if not what:
+            changed, before = what != before, what
+            if not what or (changed and not self._is_one_wait):
                 since, due = now, notice_times()
                 next_due = next(due)
             elif now - since >= next_due:
                 next_due = next(due)
                 detail = self._detail()
-                log.info("waiting for %s, %.0f s so far%s", what, now - since, f": {detail}" if detail else "")
+                log.info("%s %s, %.0f s so far%s", self._verb, what, now - since, f": {detail}" if detail else "")
 
 
 def announced(what: str, detail: Callable[[], str] = lambda: "") -> WaitNotice:
     """Returns a context that logs one wait: ``what`` is waited for as long as the context is open."""
     return WaitNotice(lambda: what, detail)
+
+
+def lasting(what: str, *arguments: object) -> WaitNotice:
+    """Enters a stage and returns a context that logs it again, or the stage entered after it, for as long as it lasts.
+
+    Args:
+        what: as for ``stage``.
+        arguments: as for ``stage``.
+    """
+    stage(what, *arguments)
+    return WaitNotice(logged_stage, verb="still", is_one_wait=False)

@@ -1,7 +1,7 @@
 """Arrow format of the records, between processes, on disk and in test fixtures.
 
 Every record has a schema with a name and a version in its metadata. A batch of another record, version or set of
-columns raises a ``WireError``. One row is one record.
+columns raises a ``WireError``, and a file of recorded groups a ``DataError``. One row is one record.
 
 - A bfloat16 tensor is stored as ``uint16`` (the same 16 bits), a float32 tensor as it is. Tensors and log-probabilities
   are read without a copy: they are views of the Arrow buffer, which may lie in shared, read-only memory. Torch cannot
@@ -18,6 +18,7 @@ from saga_dist.wire.groups import GROUPS_SCHEMA, groups_from_batch, groups_to_ba
 from saga_dist.wire.identity import RunIdentity
 from saga_dist.wire.recording import (
     Recording,
+    check_recording,
     open_recording,
     read_recording,
     recording_path,
@@ -31,6 +32,7 @@ __all__ = [
     "VERSION",
     "Recording",
     "RunIdentity",
+    "check_recording",
     "gradients_from_batch",
     "gradients_to_batch",
     "groups_from_batch",

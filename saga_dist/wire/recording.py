@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from saga_dist.errors import WireError
+from saga_dist.errors import DataError, WireError
 from saga_dist.types import ScoredGroup
 from saga_dist.utils.atomic_io import write_atomic
 from saga_dist.wire.columns import one_line
@@ -17,6 +18,7 @@ from saga_dist.wire.groups import counts_from_zero, groups_from_batch, groups_to
 from saga_dist.wire.identity import RunIdentity, identity_in, with_identity
 
 _NAME = re.compile(r"step_(\d+)\.arrow")
+_FIX = "restore the file, or record the run again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,9 @@ def open_recording(path: str | Path) -> Recording:
     """Returns the content of a recording.
 
     Raises:
-        WireError: the file is missing or damaged, or holds another record or version.
+        DataError: the file is missing or damaged, or holds another record or version.
     """
-    try:
+    with _named_file(Path(path)):
         # Read and not mapped, because a mapped file that is truncated later kills the process.
         reader = pa.ipc.open_file(pa.py_buffer(Path(path).read_bytes()))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
@@ -104,7 +106,28 @@ def open_recording(path: str | Path) -> Recording:
             batch.validate(full=True)
         groups = tuple(group for batch in batches for group in groups_from_batch(batch))
         return Recording(groups, identity_in(reader.schema))
+
+
+def check_recording(path: Path) -> None:
+    """Checks that a file is a recording whose version can be read, without reading its groups.
+
+    Raises:
+        DataError: it is not.
+    """
+    with _named_file(path), path.open("rb") as file:
+        schema = pa.ipc.open_file(file).schema
+        columns = [pa.array([], column.type) for column in schema]
+        groups_from_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+@contextmanager
+def _named_file(path: Path) -> Iterator[None]:
+    """Converts what reading a recording raises to a DataError that names the file: the user has chosen it."""
+    try:
+        yield
     except OSError as error:
-        raise WireError(f"cannot read the recording ({one_line(error)})", where=str(path)) from error
+        raise DataError(f"cannot read the recording ({one_line(error)})", where=str(path), fix=_FIX) from error
+    except WireError as error:
+        raise DataError(str(error), where=str(path), fix=_FIX) from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise WireError(f"not a recording, or a damaged one ({one_line(error)})", where=str(path)) from error
+        raise DataError(f"not a recording, or a damaged one ({one_line(error)})", where=str(path), fix=_FIX) from error

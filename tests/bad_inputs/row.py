@@ -19,9 +19,11 @@ from saga_dist.errors import UserError
 AREAS = (
     "command_line",
     "configuration",
+    "sampling",
     "data",
     "image_files",
     "files",
+    "recordings",
     "encoder_folders",
     "cluster",
     "gpus",

@@ -206,7 +206,8 @@ def test_lines_of_the_hub_are_printed_once() -> None:
         "import logging\n"
         "from saga_dist.cli.arguments import configure_logging\n"
         "configure_logging()\n"
-        "import huggingface_hub.utils\n"
+        "import huggingface_hub.utils._http\n"  # the package itself imports nothing until it is used
+        "assert logging.getLogger('huggingface_hub').handlers\n"
         "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s [Retry 1/5].')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -10,7 +10,7 @@ import pytest
 from cli.screen import screen, seen_on_a_terminal
 
 from saga_dist.cli import progress
-from saga_dist.cli.pace import Pace, duration
+from saga_dist.cli.pace import Pace
 from saga_dist.cli.progress import counted, step_progress, waiting
 from saga_dist.types import StepResult
 from saga_dist.utils.stages import stage
@@ -60,13 +60,6 @@ def test_pace_and_time_left_come_from_the_parts_that_were_seen() -> None:
     slow.is_due(1, 3)
     clock.now += 7200.0
     assert slow.text(2, 3) == "7200 s/step, about 2 h left"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (89, "89 s"), (240, "4 min"), (7800, "2 h 10 min"), (86400, "24 h")]
-)
-def test_durations_are_short(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_into_a_pipe_steps_are_lines_with_pace_and_time_left(

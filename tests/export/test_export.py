@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -143,6 +144,18 @@ def test_the_card_has_the_runs_own_figures(exported: tuple[str, Path], run: Path
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     compile(code, form, "exec")
     assert "this/folder" in code
+
+
+def test_the_card_remarks_on_queries_that_cannot_be_found(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results = Results.load(run / "results.json")
+    lost = {"test": results.methods[0].splits["test"].model_copy(update={"num_unfindable": 5})}
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    Results(methods=[results.methods[0].model_copy(update={"splits": lost})]).save(path)
+    folder = tmp_path / "hf"
+    export_encoder(tmp_path, folder, form="hf")
+    card = (folder / "README.md").read_text()
+    assert "test: 5 of 100 queries cannot be found and count as misses: their class has no other image." in card
 
 
 def test_what_was_exported_is_the_same_model_and_can_be_exported_again(

@@ -21,6 +21,7 @@ from saga_dist.errors import ConfigError
 from saga_dist.report import build
 from saga_dist.report.build import Settings, report_page, rollouts_page
 from saga_dist.report.sources import read_groups
+from saga_dist.retrieval.results import Results
 
 HOSTILE_CLASS = "m <b>three<b>"
 
@@ -205,3 +206,24 @@ def test_mistakes_are_one_line(
 def test_a_device_that_is_not_there_is_a_mistake(run_dir: Path) -> None:
     with pytest.raises(ConfigError, match="device = 'nonsense' cannot be used"):
         report_page(run_dir, Settings(device="nonsense"))
+
+
+def test_queries_that_cannot_be_found_are_remarked_on_below_the_results(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("rollouts", "model"))
+    assert "cannot be found" not in report_page(tmp_path / "run", Settings()).html
+    path = tmp_path / "run" / "results.json"
+    results = Results.load(path)
+    lost = {"test": results.methods[0].splits["test"].model_copy(update={"num_unfindable": 5})}
+    Results(methods=[results.methods[0].model_copy(update={"splits": lost})]).save(path)
+    html = report_page(tmp_path / "run", Settings()).html
+    assert html.count("test: 5 of 12 queries cannot be found and count as misses") == 1
+
+
+def test_a_run_to_which_the_mllm_contributed_nothing_has_a_remark_in_its_head(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("rollouts", "model"))
+    assert "the frozen MLLM contributed" not in report_page(tmp_path / "run", Settings()).html
+    idle = {"rollout/groups": 4.0, "rollout/contributing_share": 0.0, "rollout/truncated_share": 1.0}
+    rows = [json.dumps({"step": step, **idle}) for step in (1, 2)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    found = Elements(report_page(tmp_path / "run", Settings()).html)
+    assert "the frozen MLLM contributed to 0 of 2 steps: completions are cut off at rollout.max_tokens" in found.text

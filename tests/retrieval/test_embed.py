@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from saga_dist.cli.main import app
 from saga_dist.errors import CheckpointError, DataError, ModelError
 from saga_dist.models.encoder_folder import encoder_folder
 from saga_dist.retrieval import embed
@@ -181,3 +184,16 @@ def test_identity_is_weights_preprocessing_and_shape_but_not_package_versions(tm
     (tmp_path / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "1"}}))
     with pytest.raises(CheckpointError, match=r"cannot be read"):
         read_identity(tmp_path)
+
+
+def test_the_command_says_what_it_left_out_and_why(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["saga_dist.cli.embed"], "load_encoder", lambda *_: MeanColor())
+    monkeypatch.setattr("saga_dist.models.encoder_folder.encoder_folder", lambda path: path)
+    monkeypatch.setattr("saga_dist.retrieval.identity.read_identity", lambda path: MODEL)
+    done = CliRunner().invoke(app, ["embed", "encoder", str(folder), "--out", str(tmp_path / "out.arrow")])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[-2] == f"{folder}: left out 2 files: 1 x hidden, 1 x .txt is not an image format"
+    assert lines[-1].endswith("3 embeddings, 3 of them new")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from saga_dist.cli.main import main
+from saga_dist.config import load_config
 from saga_dist.errors import Interrupted
 from saga_dist.runtime.stopping import StartAborted, StopRequest, stop_on_signal
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.training import coordinator
 
 
@@ -94,6 +96,82 @@ def test_loading_weights_is_ended_by_the_command_with_exit_code_3(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 3
+
+
+class SignalledImport:
+    """Import hook during which the process receives SIGTERM, when a module is looked for."""
+
+    def __init__(self, module: str) -> None:
+        self.module, self.met = module, False
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.module:
+            self.met = True
+            send(signal.SIGTERM)
+
+
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """In place of the default handler of SIGTERM, which would end the tests too, one with the same exit code."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("default_handler")
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("train run.toml", "saga_dist.runtime.run"),
+        ("train run.toml", "saga_dist.runtime.validation"),
+        ("rollout run.toml", "saga_dist.runtime.run"),
+        ("sweep table.toml", "saga_dist.sweep.runner"),
+        ("demo --runtime serial", "saga_dist.cli.demo_rows"),
+    ],
+)
+def test_sigterm_while_a_command_imports_ends_it_with_exit_code_3(
+    command: str,
+    module: str,
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    write_tiny_config: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_config(tmp_path / "run.toml", tiny_checkpoint)
+    (tmp_path / "table.toml").write_text(
+        'title = "One row"\nconfig = "run.toml"\nbaseline = "a"\nseeds = [0]\n[[variant]]\nname = "a"\nlabel = "a"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    hook = SignalledImport(module)
+    parent, name = module.rpartition(".")[::2]
+    for loaded in [loaded for loaded in sys.modules if loaded == module or loaded.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.delattr(sys.modules.get(parent), name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [hook, *sys.meta_path])
+    monkeypatch.setattr(sys, "argv", ["saga-dist", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert hook.met
+    assert ended.value.code == 3
+    assert "stopped before the first step; the same command starts again" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_that_was_swallowed_ends_the_start_where_the_run_is_opened(tmp_path: Path) -> None:
+    """Python prints and drops what a handler raises within a finalizer."""
+    from saga_dist.runtime import run
+
+    stop = StopRequest()
+    with suppress(StartAborted):
+        stop.receive(signal.SIGTERM)
+    with pytest.raises(StartAborted):
+        run.train(load_config(DEMO_CONFIG), tmp_path / "run", stop=stop)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.integration

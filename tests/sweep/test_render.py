@@ -8,7 +8,7 @@ from rich.console import Console
 
 from saga_dist.retrieval.results import TrainingFacts
 from saga_dist.sweep.records import PairedComparison, SourceTest, Summary, SummaryRow
-from saga_dist.sweep.render import markdown, sources, terminal
+from saga_dist.sweep.render import markdown, sources, terminal, unfindable
 from saga_dist.sweep.summary import FIGURES, over_seeds
 from saga_dist.sweep.table import PublishedFigures
 
@@ -94,3 +94,11 @@ def test_a_table_without_comparisons_has_no_empty_one() -> None:
     alone = SUMMARY.model_copy(update={"rows": SUMMARY.rows[:1]})
     assert "against" not in markdown(alone)
     assert len(terminal(alone)) == len(terminal(SUMMARY)) - 1
+
+
+def test_queries_that_cannot_be_found_are_remarked_on() -> None:
+    assert unfindable(SUMMARY) == []
+    lost = SUMMARY.model_copy(update={"num_unfindable": 3})
+    remark = "3 of 80 queries cannot be found and count as misses: their class has no other image."
+    assert unfindable(lost) == [remark]
+    assert f"80 queries of 50 unseen classes. {remark}" in markdown(lost).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -29,6 +30,8 @@ from saga_dist.sweep import runner
 from saga_dist.sweep.plan import plan
 from saga_dist.sweep.summary import over_seeds, summarise
 from saga_dist.sweep.table import load_table
+from saga_dist.utils.directory_owner import OWNER_NAME
+from saga_dist.utils.owner_record import Owner
 
 BASE: dict[str, dict[str, Any]] = {
     "run": {"steps": 8},
@@ -255,3 +258,21 @@ def test_mean_and_spread_by_hand() -> None:
     assert figure.mean == pytest.approx(0.85)
     assert figure.sd == pytest.approx(0.05)
     assert over_seeds([0.3]).sd is None
+
+
+def test_a_second_sweep_of_a_directory_writes_no_table(
+    table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    owner = Owner("0" * 32, "another boot", "gpu7", 4242, "2026-01-02 03:04:05 UTC", "saga-dist sweep")
+    with (out / OWNER_NAME).open("w+b") as file:
+        file.write(owner.content(1))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)  # tells open files apart, so it is held as by another process
+        monkeypatch.setattr(sys, "argv", ["saga-dist", "sweep", str(table_file), "--out", str(out)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    assert "out: is being written by host gpu7, pid 4242" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [OWNER_NAME]

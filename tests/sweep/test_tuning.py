@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import pytest
 from saga_dist.errors import ConfigError, DataError
 from saga_dist.retrieval.first_hits import HITS_NAME, FirstHits, save_hits
 from saga_dist.retrieval.results import RESULTS_NAME, TRAINED, MethodResult, Results, SplitResult
+from saga_dist.sweep import plan as plan_module
+from saga_dist.sweep import runner
 from saga_dist.sweep.forecast import expected_seconds, forecast
-from saga_dist.sweep.plan import Cell, plan
+from saga_dist.sweep.plan import Cell, check, plan
 from saga_dist.sweep.render import choices, markdown
 from saga_dist.sweep.summary import summarise
 from saga_dist.sweep.table import Table, load_table
+from saga_dist.utils.directory_owner import OWNER_NAME
+from saga_dist.utils.owner_record import Owner
 
 BIRDS = Path(__file__).resolve().parents[2] / "configs" / "birds.toml"
 TABLE = f"""
@@ -46,7 +51,7 @@ def planned(path: Path, *overrides: str) -> tuple[Table, tuple[Cell, ...]]:
     return table, plan(table, path, path.parent / "out", overrides=overrides, seeds=())
 
 
-def finish(cell: Cell, *, test_hits: int, val: float | None, wall_s: float = 1.0) -> None:
+def finish(cell: Cell, *, test_hits: int, val: float | None, wall_s: float = 1.0, unfindable: int = 0) -> None:
     """Writes results in which ``test_hits`` of four queries have a hit at rank 1."""
     splits = {name: split for name, split in (("test", test_hits / 4), ("val", val)) if split is not None}
     method = MethodResult(
@@ -54,7 +59,7 @@ def finish(cell: Cell, *, test_hits: int, val: float | None, wall_s: float = 1.0
         splits={
             name: SplitResult(
                 recall_at_1=recall, recall_at_2=1.0, recall_at_4=1.0, recall_at_8=1.0, nmi=0.5,
-                confidence_interval=(0.0, 1.0), num_queries=4, num_classes=2,
+                confidence_interval=(0.0, 1.0), num_queries=4, num_classes=2, num_unfindable=unfindable,
             )
             for name, recall in splits.items()
         },
@@ -155,4 +160,37 @@ def test_what_is_left_is_forecast_from_the_finished_cells(table_file: Path) -> N
 def test_long_forecasts_are_in_hours(table_file: Path) -> None:
     _, cells = planned(table_file)
     finish(replace(cells[0]), test_hits=1, val=0.5, wall_s=1800.0)
-    assert forecast(cells) == "7 of 8 cells to run, about 3.5 h"
+    assert forecast(cells) == "7 of 8 cells to run, about 3 h 30 min"
+
+
+def test_queries_that_no_cell_can_find_are_counted(table_file: Path) -> None:
+    table, cells = planned(table_file)
+    finish(cells[0], test_hits=1, val=None)
+    assert summarise(table, cells, {}).num_unfindable == 0
+    finish(cells[4], test_hits=1, val=None, unfindable=2)
+    assert summarise(table, cells, {}).num_unfindable == 2
+
+
+def test_a_warning_of_many_cells_is_said_once_with_the_first(table_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cells = planned(table_file)
+    finish(cells[0], test_hits=1, val=None)
+    said = {cell.directory: ["no GPU is requested"] for cell in cells}
+    said[cells[-1].directory].append("only here")
+    monkeypatch.setattr(plan_module, "validate_run", lambda config, directory, option: said[directory])
+    assert check(cells) == [f"{cells[1].name}: no GPU is requested", f"{cells[-1].name}: only here"]
+
+
+def test_a_cell_that_another_process_is_writing_counts_as_failed_and_is_left_alone(
+    table_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cells = planned(table_file)
+    cells[0].directory.mkdir(parents=True)
+    owner = Owner("0" * 32, "another boot", "gpu7", 4242, "2026-01-02 03:04:05 UTC", "saga-dist train")
+    monkeypatch.setattr(runner, "open_run_directory", lambda *_: pytest.fail("the cell was opened"))
+    with (cells[0].directory / OWNER_NAME).open("w+b") as file:
+        file.write(owner.content(1))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)  # tells open files apart, so it is held as by another process
+        failures = runner.run_sweep(cells[:1], table_file.parent / "out", progress=lambda cell: pytest.fail("it ran"))
+    assert list(failures) == [cells[0].name]
+    assert "is being written by host gpu7, pid 4242" in failures[cells[0].name]

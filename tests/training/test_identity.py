@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from saga_dist.errors import CheckpointError
 from saga_dist.runtime.build import build_learner
+from saga_dist.runtime.run import train_on
 from saga_dist.training.identity import refuse_other_identity
 from saga_dist.training.rollout_only import record_rollouts
 from saga_dist.wire import RunIdentity, open_recording
@@ -140,3 +141,15 @@ def test_the_manifest_of_a_checkpoint_holds_the_identity(scene: Any, tmp_path: P
     assert kept == coordinator._identity
     assert kept.backbone == coordinator._runtime.backbone_digest()
     assert kept.tower != coordinator._runtime.learner.tower_digest(), "that of the tower before the first step"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_results_say_whether_the_mllm_is_the_one_that_the_run_began_with(
+    scene: Any, tmp_path: Path, changed: bool
+) -> None:
+    config = scene.config()
+    runtime = scene.runtime(config, scene.half_of_the_pairs_vary)
+    digests = iter(["at the start", "at the end" if changed else "at the start"])
+    runtime.backbone_digest = lambda: next(digests)
+    results = train_on(runtime, config, tmp_path, only_pretrained=True)
+    assert results.backbone_unchanged is not changed

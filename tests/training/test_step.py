@@ -77,3 +77,19 @@ def test_an_engine_that_disagrees_with_replay_is_refused(scene: Any, tmp_path: P
         TrainingError, match=r"start-up check: engine and replay .* differ by mean [\d.]+ nats per token \("
     ):
         scene.coordinator(config, tmp_path).run()
+
+
+def test_a_run_warns_of_steps_to_which_the_mllm_contributes_nothing(
+    scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = scene.config(steps=2, objective={"idle_steps": 2}, rollout={"max_micro_batches": 1})
+    scene.coordinator(config, tmp_path, lambda *_: scene.answer("no")).run()
+    assert caplog.text.count("the frozen MLLM contributed nothing to the last 2 steps") == 1
+
+
+def test_a_run_warns_of_a_loss_without_weight_in_the_gradient(
+    scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = scene.config(steps=1, objective={"lambda_kl": 1e-9, "min_share_steps": 1})
+    scene.coordinator(config, tmp_path).run()
+    assert caplog.text.count("the attention alignment is") == 1

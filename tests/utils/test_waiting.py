@@ -8,8 +8,13 @@ import time
 
 import pytest
 
+from saga_dist.cli import progress
+from saga_dist.config import load_config
+from saga_dist.runtime import serial
+from saga_dist.standin import DEMO_CONFIG
 from saga_dist.utils import waiting
-from saga_dist.utils.waiting import WaitNotice, announced, notice_times
+from saga_dist.utils.stages import stage
+from saga_dist.utils.waiting import WaitNotice, announced, lasting, notice_times
 
 
 def test_notices_come_at_growing_intervals_up_to_a_minute() -> None:
@@ -54,3 +59,44 @@ def test_another_wait_is_counted_from_its_own_beginning(hurried: pytest.LogCaptu
         waited_for[0] = "rollout workers"
         until("the second wait", hurried, "waiting for rollout workers, 0 s so far")
         assert "learner" not in hurried.text
+
+
+def test_a_stage_that_lasts_is_logged_again_and_the_next_one_from_its_own_beginning(
+    hurried: pytest.LogCaptureFixture,
+) -> None:
+    with lasting("loading %s", "the tower"):
+        until("the first stage", hurried, "still loading the tower, 0 s so far")
+        time.sleep(0.8)  # a count that went on would now say 1 s
+        hurried.clear()
+        stage("loading %s", "100 % of the rest")
+        until("the second stage", hurried, "still loading 100 % of the rest, 0 s so far")
+        assert "tower" not in hurried.text
+
+
+def test_a_stage_that_a_command_shows_is_not_logged_too(
+    hurried: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.waiting("checking the model"), lasting("loading the tower"):
+        time.sleep(0.5)
+    assert "loading the tower …" in capsys.readouterr().err
+    assert hurried.text == ""
+
+
+def test_a_serial_run_says_once_what_it_loads(
+    hurried: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage that is entered and the notice that it lasts name the same thing in the same words."""
+
+    def load_slowly(config: object) -> None:
+        stage("loading the vision tower of x")
+        until("a notice", hurried, "so far")
+        raise EOFError
+
+    monkeypatch.setattr(serial, "build_learner", load_slowly)
+    with pytest.raises(EOFError):
+        serial.SerialRuntime(load_config(DEMO_CONFIG))
+    assert [record.getMessage().removesuffix(", 0 s so far") for record in hurried.records][:3] == [
+        "loading the models of this run into this process",
+        "loading the vision tower of x",
+        "still loading the vision tower of x",
+    ]

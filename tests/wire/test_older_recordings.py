@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from saga_dist.errors import WireError
+from saga_dist.errors import DataError, WireError
 from saga_dist.wire import (
     groups_from_batch,
     groups_to_batch,
@@ -110,5 +110,5 @@ def test_a_damaged_file_is_listed_and_says_so_when_it_is_read(tmp_path: Path) ->
     recording_path(tmp_path, 4).write_bytes(b"nonsense")
     (tmp_path / "notes.arrow").touch()
     assert recordings(tmp_path) == {4: tmp_path / "step_000004.arrow"}
-    with pytest.raises(WireError, match="not a recording"):
+    with pytest.raises(DataError, match="not a recording"):
         read_recording(recordings(tmp_path)[4])

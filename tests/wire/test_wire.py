@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from saga_dist.errors import OutputError, WireError
+from saga_dist.errors import DataError, OutputError, WireError
 from saga_dist.types import (
     Completions,
     EncoderTokens,
@@ -292,7 +292,7 @@ def with_metadata(batch: pa.RecordBatch, **metadata: str) -> pa.RecordBatch:
     return batch.replace_schema_metadata({f"saga_dist.{key}": value for key, value in metadata.items()})
 
 
-def one_line(caught: pytest.ExceptionInfo[WireError]) -> str:
+def one_line(caught: pytest.ExceptionInfo[WireError] | pytest.ExceptionInfo[DataError]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert message
@@ -390,13 +390,13 @@ def test_a_failed_write_keeps_the_old_recording(tmp_path: Path, monkeypatch: pyt
 
 def test_damaged_recordings_are_one_line_errors(tmp_path: Path) -> None:
     path = tmp_path / "r.arrow"
-    with pytest.raises(WireError, match=r"r.arrow: cannot read the recording") as caught:
+    with pytest.raises(DataError, match=r"r.arrow: cannot read the recording") as caught:
         read_recording(path)
     one_line(caught)
     write_recording(path, [random_group(seed) for seed in range(3)])
     whole = path.read_bytes()
     for size in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(WireError) as caught:
+        with pytest.raises(DataError) as caught:
             read_recording(path)
         one_line(caught)

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from saga_dist.errors import ConfigError, EngineError
 from saga_dist.models.families import resolve_family
+from saga_dist.runtime.validation import sampling
 from saga_dist.workers.engines import vllm_engine
 from saga_dist.workers.engines.vllm_arguments import GPU_WORK_BYTES, EngineSize, gpu_arguments
 
@@ -121,3 +123,37 @@ def test_a_closed_engine_frees_the_gpus_memory(
     assert freed == [True]
     with pytest.raises(EngineError, match="cannot be used any more: it was closed"):
         running.generate([], [], deadline_s=1.0)
+
+
+@pytest.mark.vllm
+def test_seeds_beyond_32_bits_start_the_engine(tiny_checkpoint: Path, started: list[dict[str, Any]]) -> None:
+    """The engine seeds numpy's global generator, which takes no more."""
+    engine(tiny_checkpoint, seed=7)
+    engine(tiny_checkpoint, seed=(5 << 32) + 7)
+    assert [arguments["seed"] for arguments in started] == [7, 7]
+    np.random.RandomState(started[1]["seed"])
+
+
+@pytest.mark.vllm
+def test_the_limits_that_are_checked_before_a_run_are_those_of_vllm() -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    low, high, most = sampling.LOWEST_TEMPERATURE, sampling.HIGHEST_TEMPERATURE, sampling.MOST_COMPLETIONS
+    for temperature in (low, high):
+        assert SamplingParams(temperature=temperature, n=most).temperature == temperature
+    assert SamplingParams(temperature=0.9 * low).temperature == low  # replaced without an error
+    for beyond in ({"temperature": high + 0.01}, {"n": most + 1}, {"top_p": 0.0}, {"top_p": 1.01}, {"max_tokens": 0}):
+        with pytest.raises(VLLMValidationError, match=f"{next(iter(beyond))} must be"):
+            SamplingParams(**beyond)
+
+
+@pytest.mark.vllm
+def test_a_closed_engine_removes_the_shared_memory_that_its_shards_had(
+    tiny_checkpoint: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[set[str]] = []
+    monkeypatch.setattr(vllm_engine, "mapped_files", lambda pids: {"psm_of_a_shard"})
+    monkeypatch.setattr(vllm_engine, "remove_unmapped", removed.append)
+    engine(tiny_checkpoint).close()
+    assert removed == [{"psm_of_a_shard"}]

@@ -13,7 +13,7 @@ from pathlib import Path
 from saga_dist.config import RunConfig
 from saga_dist.config.registries import LAYOUTS
 from saga_dist.errors import ConfigError, UserError
-from saga_dist.runtime.validation import cluster, data, gpu_requests, machine, method, model
+from saga_dist.runtime.validation import cluster, data, gpu_requests, machine, method, model, sampling
 from saga_dist.runtime.validation.facts import RunFacts
 
 Check = Callable[[RunFacts], str]
@@ -28,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     model.check_image_size,
     model.check_context,
     machine.check_engine,
+    sampling.check_sampling,
     machine.check_devices,
     machine.check_local_resources,
     gpu_requests.check_gpu_requests,

@@ -36,19 +36,23 @@ def check_data(run: RunFacts) -> str:
 
 
 def check_recording(run: RunFacts) -> str:
-    """Checks that the recording that the run trains on has all of its steps.
+    """Checks that the recording that the run trains on has all of its steps, in files that can be read.
 
     Raises:
-        UserError: it is no run directory, or has too few steps.
+        UserError: it is no run directory, has too few steps, or a file is damaged or of another version.
     """
     config = run.config
     recording = Path(config.rollout.recording)
     if not config.rollout.recording or not config.objective.needs_rollouts or run.is_elsewhere(str(recording)):
         return ""
     load_run_config(recording)
-    missing = set(range(1, config.run.steps + 1)) - set(recorded_files(recording))
-    if missing:
+    files = recorded_files(recording)
+    if missing := set(range(1, config.run.steps + 1)) - set(files):
         raise not_recorded(recording, min(missing))
+    from saga_dist.wire import check_recording as check_file  # imports torch
+
+    for step in range(1, config.run.steps + 1):
+        check_file(files[step])
     return ""
 
 

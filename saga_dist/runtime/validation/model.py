@@ -83,17 +83,17 @@ def check_image_size(run: RunFacts) -> str:
 def check_context(run: RunFacts) -> str:
     """Checks that prompt, two images and the longest completion fit the engine's context, and that one the model's.
 
-    The prompt is counted with the checkpoint's tokenizer where it is on this machine, else as nothing. A family's chat
-    format may add a few tokens.
+    The prompt is counted with the checkpoint's tokenizer where it is on this machine, and images where the sizes of the
+    model are known, else as nothing. A family's chat format may add a few tokens.
 
     Raises:
         ConfigError: they do not fit.
     """
     config, sizes = run.config, run.sizes
-    if not config.needs_engine or sizes.pixels_per_token is None:
+    if not config.needs_engine:
         return ""
-    rollout = config.rollout
-    images = 2 * (config.data.image_size // sizes.pixels_per_token) ** 2
+    rollout, side = config.rollout, sizes.pixels_per_token
+    images = 0 if side is None else 2 * (config.data.image_size // side) ** 2
     prompt = _prompt_tokens(run)
     needed = prompt + images + rollout.max_tokens
     if needed > rollout.max_model_len:

@@ -46,6 +46,8 @@ MAX_ERROR_LENGTH = 600
 """Largest number of characters of an error of vLLM that is passed on."""
 SEED_MASK = (1 << 62) - 1
 """Mask for seeds: vLLM adds the index of a completion to the seed, and the sum must fit into an int64."""
+ENGINE_SEED_MASK = (1 << 32) - 1
+"""Mask for the seed of the engine itself, which numpy's global generator takes and nothing is sampled with."""
 
 
 class VllmEngine:
@@ -115,7 +117,7 @@ class VllmEngine:
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
-            "seed": seed,
+            "seed": seed & ENGINE_SEED_MASK,
             "tensor_parallel_size": tensor_parallel_size,
             "load_format": load_format,
             # With an image limit of 0, vLLM would leave out the tower, and DeepStack with it. Profiling is skipped

@@ -15,7 +15,7 @@ import pytest
 
 from saga_dist.cli.main import main
 from saga_dist.config import RunConfig, load_config
-from saga_dist.errors import ConfigError, ModelError
+from saga_dist.errors import ConfigError, ModelError, OutputError
 from saga_dist.models.checkpoint_sizes import checkpoint_sizes
 from saga_dist.models.released_shapes import released_files
 from saga_dist.models.supported import SUPPORTED_FAMILIES
@@ -276,3 +276,44 @@ def _exit_code() -> int:
     with pytest.raises(SystemExit) as end:
         main()
     return int(end.value.code or 0)
+
+
+def test_the_limits_of_vllm_hold_where_it_samples_only(tmp_path: Path) -> None:
+    hot = ["rollout.temperature=2.5", "rollout.engine=vllm"]
+    with pytest.raises(ConfigError, match="rollout.temperature = 2.5; expected 0.01 to 2"):
+        validate_run(birds(*hot), tmp_path / "run")
+    validate_run(birds(*hot, "rollout.engine=transformers"), tmp_path / "run")
+    alone = ["objective.lambda_lm=0", "objective.lambda_kl=0", "evaluation.verdict_pairs=0"]
+    validate_run(birds(*hot, *alone), tmp_path / "run")
+    validate_run(birds("rollout.temperature=2", "rollout.engine=vllm"), tmp_path / "run")
+    validate_run(birds("rollout.temperature=0.01", "rollout.engine=vllm"), tmp_path / "run")
+
+
+def test_the_most_completions_of_a_pair_follow_vllms_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = birds("rollout.group_size=32", "rollout.engine=vllm")
+    validate_run(config, tmp_path / "run")
+    monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "31")
+    with pytest.raises(ConfigError, match="rollout.group_size = 32; expected at most 31"):
+        validate_run(config, tmp_path / "run")
+
+
+def test_a_completion_longer_than_the_context_is_found_for_models_whose_sizes_are_unknown(tmp_path: Path) -> None:
+    config = birds("model.path=org/name", "rollout.max_tokens=600", "rollout.max_model_len=512")
+    with pytest.raises(ConfigError, match=r"images 0 \+ rollout.max_tokens 600 = 600 tokens"):
+        validate_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_found_before_the_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None if package == name else object())
+    with pytest.raises(ConfigError, match=rf'package {name} is not installed; pip install "saga-dist\[{name}\]"'):
+        validate_run(birds(f"logging.{name}=mine"), tmp_path / "run")
+
+
+def test_a_run_directory_in_rays_copy_of_a_working_directory_is_refused(tmp_path: Path) -> None:
+    """The commands refuse it before; `doctor` takes it from the configuration."""
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    with pytest.raises(OutputError, match="is in Ray's copy of the job's working directory.*give --run-dir"):
+        validate_run(birds(), copy / "runs" / "mine")
