@@ -14,6 +14,7 @@ import typer
 from saga_dist import __version__
 from saga_dist.cli import data, evidence
 from saga_dist.cli.bench import bench
+from saga_dist.cli.config import config
 from saga_dist.cli.demo import demo
 from saga_dist.cli.doctor import doctor
 from saga_dist.cli.embed import embed
@@ -23,6 +24,7 @@ from saga_dist.cli.export import export
 from saga_dist.cli.index import index
 from saga_dist.cli.init import init
 from saga_dist.cli.manifest import manifest
+from saga_dist.cli.metrics import metrics
 from saga_dist.cli.report import report
 from saga_dist.cli.rollout import rollout
 from saga_dist.cli.rollouts import rollouts
@@ -53,6 +55,8 @@ COMMANDS = (
     rollouts,
     bench,
     scale,
+    config,
+    metrics,
 )
 
 app = typer.Typer(
