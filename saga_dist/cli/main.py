@@ -16,6 +16,7 @@ from saga_dist.cli import data, evidence
 from saga_dist.cli.bench import bench
 from saga_dist.cli.config import config
 from saga_dist.cli.demo import demo
+from saga_dist.cli.docs import docs
 from saga_dist.cli.doctor import doctor
 from saga_dist.cli.embed import embed
 from saga_dist.cli.estimate import estimate
@@ -57,6 +58,7 @@ COMMANDS = (
     scale,
     config,
     metrics,
+    docs,
 )
 
 app = typer.Typer(

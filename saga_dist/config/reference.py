@@ -44,7 +44,7 @@ class ConfigKey(NamedTuple):
     paper: str
     """Published value as TOML; empty where the paper has none."""
     change: str
-    """When to change it."""
+    """Reasons to change it."""
 
 
 class ConfigSection(NamedTuple):
