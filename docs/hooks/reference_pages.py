@@ -91,7 +91,7 @@ def metrics_page() -> str:
         "[`validation/recall_at_1`](#validation-recall_at_1).\n",
     ]
     for group in metric_groups():
-        parts.append(f"## {group.title}\n\n{group.about}\n")
+        parts.append(f"## {group.title}\n\n{with_reference_links(group.about)}\n")
         parts += map(_metric, group.metric)
     return "\n".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -40,5 +41,11 @@ def _find_page(folder: Path, page: str) -> Path:
             fix="run `make docs` in a checkout, or install a wheel that `make wheel` made",
         )
     if page not in pages:
-        raise ConfigError(f"there is no page {page!r}", where=str(folder), expected=f"one of {', '.join(pages)}")
+        close = difflib.get_close_matches(page.partition(".")[0], pages, n=1)
+        raise ConfigError(
+            f"there is no page {page!r}",
+            where=str(folder),
+            expected=f"one of {', '.join(pages)}",
+            fix=f"did you mean {close[0]}?" if close else "",
+        )
     return folder / f"{page}.html"

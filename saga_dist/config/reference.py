@@ -83,24 +83,31 @@ def keys_called(name: str) -> list[ConfigKey]:
     """Returns the keys that a user means: the one of that name, those of that section, or those that contain it.
 
     Args:
-        name: ``section.key``, ``section``, or a part of a name such as ``staleness``.
+        name: ``section.key``, ``section``, or a part of a name such as ``staleness``; ``=value`` after it is ignored.
 
     Raises:
         ConfigError: there is none; the message names close ones.
     """
-    keys = list(config_keys())
+    keys, name = list(config_keys()), name.partition("=")[0]
     for meant in (str.__eq__, lambda key, name: key.startswith(f"{name}."), str.__contains__):
         if found := [key for key in keys if meant(key.key, name)]:
             return found
-    ends = {key.key.rpartition(".")[2]: key.key for key in keys}
-    close = difflib.get_close_matches(name, [key.key for key in keys], n=3, cutoff=0.6)
-    close = close or [ends[end] for end in difflib.get_close_matches(name, ends, n=3, cutoff=0.6)]
     raise ConfigError(
         f"no configuration key is called {name!r}",
         where="config",
         expected="section.key, a section, or a part of a name",
-        fix=f"did you mean {' or '.join(close)}?" if close else "see `saga-dist config`",
+        fix=_advice(name, [key.key for key in keys]),
     )
+
+
+def _advice(name: str, keys: list[str]) -> str:
+    """Returns what to type in place of a name that no key has."""
+    if "/" in name:
+        return f"names with a slash are metrics: `saga-dist metrics {name}`"
+    ends = {key.rpartition(".")[2]: key for key in keys}
+    close = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
+    close = close or [ends[end] for end in difflib.get_close_matches(name, ends, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(close)}?" if close else "see `saga-dist config`"
 
 
 def config_schema() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
+from saga_dist.config.reference import config_keys
 from saga_dist.config.section import Section
 from saga_dist.errors import ConfigError
 
@@ -106,11 +107,18 @@ def metrics_called(name: str) -> list[Metric]:
     found = [metric for metric in all_metrics() if any(name in one for one in metric.names)]
     if found:
         return found
-    known = [one for metric in all_metrics() for one in metric.names]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise ConfigError(
         f"no metric is called {name!r}",
         where="metrics",
         expected="a name of metrics.jsonl, or a part of one",
-        fix=f"did you mean {' or '.join(close)}?" if close else "see `saga-dist metrics`",
+        fix=_advice(name),
     )
+
+
+def _advice(name: str) -> str:
+    """Returns what to type in place of a name that no metric has."""
+    if any(key.key == name for key in config_keys()):
+        return f"this is a configuration key: `saga-dist config {name}`"
+    known = [one for metric in all_metrics() for one in metric.names]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else "see `saga-dist metrics`"
