@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hooks_on_the_path")
+
 README = """# Title
 
 Intro.
@@ -105,3 +107,13 @@ def test_equations_become_mathml() -> None:
     text = with_equations("Before\n\n```math\n\\frac{a}{b}\n```\n\n```\nmath\n```")
     assert text.startswith('Before\n\n<div class="equation"><math') and "<mfrac>" in text
     assert text.endswith("```\nmath\n```")
+
+
+def test_long_names_in_code_may_break_after_a_separator() -> None:
+    from mkdocs_hook import on_page_content
+
+    block = "<pre><span></span><code>some/long/path.py</code></pre>"
+    html = f"<td><code>tests/a/test_b.py::test_c</code> <code>a/b</code></td>{block}"
+    assert on_page_content(html) == (
+        "<td><code>tests/<wbr>a/<wbr>test_<wbr>b.<wbr>py::<wbr>test_<wbr>c</code> <code>a/b</code></td>" + block
+    )

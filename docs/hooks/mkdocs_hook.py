@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from reference_pages import configuration_page, metrics_page, with_reference_lin
 from sections import Places, with_sections, with_site_links
 
 ROOT = Path(__file__).resolve().parents[2]
+_LONG_CODE = re.compile(r"(?<!</span>)<code>([^<]{13,})</code>")
+"""Code within a line; code of blocks follows a span."""
+_SEPARATOR = re.compile(r"(?<=[/_.:=])(?=[A-Za-z])")
 GENERATED = {"configuration.md": configuration_page, "metrics.md": metrics_page}
 """Pages that are made from the models of the configuration and from the registry of metrics."""
 
@@ -30,3 +34,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     places = Places(ROOT)
     text = with_sections(markdown, ROOT, places)
     return with_equations(with_reference_links(with_site_links(text, f"docs/{name}", places)))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Returns the HTML of a page in which long names in code may break after a separator, and nowhere else."""
+    return _LONG_CODE.sub(lambda code: f"<code>{_SEPARATOR.sub('<wbr>', code[1])}</code>", html)
