@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -63,10 +63,13 @@ class VllmEngine:
         cpu_kv_cache_bytes: size of the KV cache on CPU; None for the default of ``EngineSize``.
         tensor_parallel_size: number of shards of the weights; each shard has a process of its own, with one GPU of this
             machine (or some of its CPUs).
+        log_probs: distribution of the reported log-probabilities (``EngineContext.log_probs``).
+        batch_invariant: True to compute each completion with the same bits in every batch; GPUs only.
 
     Raises:
         EngineError: vLLM could not be started.
-        ConfigError: the prompt has no image placeholder, or the GPU's share has no room for the KV cache.
+        ConfigError: the prompt has no image placeholder, the GPU's share has no room for the KV cache, or batch
+            invariance is wanted on a CPU.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.5,
         cpu_kv_cache_bytes: int | None = None,
         tensor_parallel_size: int = 1,
+        log_probs: Literal["model", "sampling"] = "model",
+        batch_invariant: bool = False,
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
@@ -100,6 +105,8 @@ class VllmEngine:
         self._num_text_tokens = len(prompt_ids) - num_images
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if batch_invariant:
+            _make_batch_invariant()
         arguments: dict[str, Any] = {
             "model": family.files.name,
             "revision": family.files.revision,
@@ -115,7 +122,7 @@ class VllmEngine:
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,  # tokens differ with every encoder version, so a cache would have no hits
             "enable_prefix_caching": True,
-            "logprobs_mode": "raw_logprobs",
+            "logprobs_mode": "raw_logprobs" if log_probs == "model" else "processed_logprobs",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
@@ -143,6 +150,8 @@ class VllmEngine:
             seed=context.seed,
             gpu_memory_utilization=context.gpu_memory_share,
             tensor_parallel_size=context.tensor_parallel_size,
+            log_probs=context.log_probs,
+            batch_invariant=context.batch_invariant,
         )
 
     def generate(
@@ -283,6 +292,22 @@ def content_ids(record: EncoderTokens) -> list[str]:
         digest.update(repr((tuple(values_NW.shape), str(values_NW.dtype), tuple(grid))).encode())
         names.append(f"{digest.hexdigest()}-v{record.encoder_version}")
     return names
+
+
+def _make_batch_invariant() -> None:
+    """Makes vLLM choose kernels that do not depend on the batch; it reads the variable when it is imported.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        del os.environ["VLLM_BATCH_INVARIANT"]
+        raise ConfigError(
+            "rollout.batch_invariant = true on a CPU", where="vLLM", expected="a GPU", fix="set it to false"
+        )
 
 
 def _start(
