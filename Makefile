@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-quick test-slow test-gpu chaos lint format bench clean
+.PHONY: help env demo test test-quick test-slow test-gpu chaos lint format bench docs wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,13 @@ format: env  ## let ruff mend what it can
 bench: export HF_HUB_OFFLINE := 1
 bench: env  ## what this machine can do: tokens a second of each part
 	@$(BIN)/saga-dist bench
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: env  ## the documentation site, in build/site (`saga-dist docs` opens it)
+	$(BIN)/mkdocs build --quiet
+
+wheel: docs  ## the wheel with the built documentation, in dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove the environment and every cache (run directories stay)
 	rm -rf .venv .venv.lock .cache .pytest_cache .mypy_cache .ruff_cache build dist

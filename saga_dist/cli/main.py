@@ -15,7 +15,9 @@ from saga_dist import __version__
 from saga_dist.cli import data, evidence
 from saga_dist.cli.bench import bench
 from saga_dist.cli.check_gpu import check_gpu
+from saga_dist.cli.config import config
 from saga_dist.cli.demo import demo
+from saga_dist.cli.docs import docs
 from saga_dist.cli.doctor import doctor
 from saga_dist.cli.embed import embed
 from saga_dist.cli.estimate import estimate
@@ -24,6 +26,7 @@ from saga_dist.cli.export import export
 from saga_dist.cli.index import index
 from saga_dist.cli.init import init
 from saga_dist.cli.manifest import manifest
+from saga_dist.cli.metrics import metrics
 from saga_dist.cli.report import report
 from saga_dist.cli.rollout import rollout
 from saga_dist.cli.rollouts import rollouts
@@ -55,6 +58,9 @@ COMMANDS = (
     rollouts,
     bench,
     scale,
+    config,
+    metrics,
+    docs,
 )
 
 app = typer.Typer(

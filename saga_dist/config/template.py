@@ -30,25 +30,33 @@ def commented_toml(values: Mapping[str, Mapping[str, Any]], *, heading: Sequence
         heading: lines of the comment at the top of the file; characters that are not printable are escaped.
     """
     blocks = ["\n".join(_comment(printable(line)) for line in heading)]
-    for name, section in _sections(RunConfig, ""):
+    for name, section in sections(RunConfig):
+        if name in OMITTED:
+            continue
         given: Any = values
         for part in name.split("."):
             given = given.get(part, {})
         blocks.append(f"# {(section.__doc__ or '').splitlines()[0]}\n[{name}]")
-        blocks += [_key(key, field, given) for key, field in section.model_fields.items() if not _section_of(field)]
+        blocks += [_key(key, field, given) for key, field in section.model_fields.items() if not section_of(field)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _sections(model: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
-    """Yields name and class of every section in the order of the configuration."""
+def sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Yields name and class of every section in the order of the configuration.
+
+    Args:
+        model: the root, or a section with sections of its own.
+        prefix: name of ``model`` with a dot at its end; empty for the root.
+    """
     for key, field in model.model_fields.items():
-        section = _section_of(field)
-        if section is not None and prefix + key not in OMITTED:
+        section = section_of(field)
+        if section is not None:
             yield prefix + key, section
-            yield from _sections(section, f"{prefix}{key}.")
+            yield from sections(section, f"{prefix}{key}.")
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """Returns the class of the section that a field is; None for a field that is a key."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 

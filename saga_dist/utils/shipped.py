@@ -1,7 +1,8 @@
 """Files that are shipped with the package: configurations, pages and deployment templates.
 
 A wheel holds them in ``saga_dist/shipped``; an editable installation takes them from its checkout. Both have the same
-folders: ``configs``, ``deploy`` and ``docs``.
+folders: ``configs``, ``deploy`` and ``docs``. The built pages, which git does not keep, are in ``shipped/site`` of a
+wheel and in ``build/site`` of a checkout.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ def shipped_folder() -> Path:
     """Returns the folder that holds ``configs``, ``deploy`` and ``docs``."""
     packed = _PACKAGE / "shipped"
     return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def site_folder() -> Path:
+    """Returns the folder of the built documentation; it exists only where the documentation was built."""
+    packed = _PACKAGE / "shipped"
+    return packed / "site" if packed.is_dir() else _PACKAGE.parent / "build" / "site"
 
 
 def find_shipped(path: Path) -> Path:

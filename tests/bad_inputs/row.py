@@ -18,6 +18,7 @@ from saga_dist.errors import UserError
 
 AREAS = (
     "command_line",
+    "reference",
     "configuration",
     "sampling",
     "data",

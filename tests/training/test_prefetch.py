@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saga_dist.metrics.registry import find_metric
 from saga_dist.training.rollout_source import WorkerRolloutSource
 from saga_dist.wire import read_recording
 
@@ -26,6 +27,7 @@ def test_rollouts_run_ahead_and_never_beyond_the_bound(staleness: int, scene: An
         groups = read_recording(tmp_path / "rollouts" / f"step_{step + 1:06d}.arrow")
         assert {group.completions.encoder_version for group in groups} == {max(0, step - staleness)}
     assert "importance/weight_p50" not in steps[0], "the first step is on-policy"
+    assert {name for row in scene.rows(tmp_path) for name in row if find_metric(name) is None} == set()
     assert 0.5 < steps[-1]["importance/weight_p50"] < 2
     assert steps[-1]["importance/weight_p0"] != 1
     counts = {"trained": 12, "surplus": 0, "zero_variance": 12, "quarantined": 0, "cancelled": 0}

@@ -10,6 +10,7 @@ import pytest
 from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import training_sampler
 from saga_dist.metrics.log import MetricsLog
+from saga_dist.metrics.registry import find_metric
 from saga_dist.protocols import Runtime
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.runtime.ray.scale_command import read_workers
@@ -47,13 +48,17 @@ EARLY = "rollout/early_groups"
 
 
 def train(config: RunConfig, runtime: Runtime, folder: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """Returns the metrics of every step and the sha256 of every file of the last checkpoint."""
+    """Returns the metrics of every step and the sha256 of every file of the last checkpoint.
+
+    Every name in metrics.jsonl must have its entry in the registry of metrics.
+    """
     folder.mkdir()
     sampler = training_sampler(config, runtime.learner.labels("train"))
     Coordinator(config, runtime, sampler, folder).run()
+    written = list(MetricsLog(folder / "metrics.jsonl").rows())
+    assert {name for row in written for name in row if find_metric(name) is None} == set()
     rows = [
-        {name: value for name, value in row.items() if not name.startswith((*OF_THE_CLOCK, EARLY))}
-        for row in MetricsLog(folder / "metrics.jsonl").rows()
+        {name: value for name, value in row.items() if not name.startswith((*OF_THE_CLOCK, EARLY))} for row in written
     ]
     files = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
