@@ -22,6 +22,7 @@ FREE_KEYS = (
     "objective.idle_steps",
     "run.directory",
     "rollout.ahead_budget_mb",
+    "rollout.continuous_feeding",
     "rollout.deadline_s",
     "rollout.gpu_memory_utilization",
     "rollout.groups_per_lease",

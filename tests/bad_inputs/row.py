@@ -27,6 +27,7 @@ AREAS = (
     "gpus",
     "images",
     "completions",
+    "engines",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 
