@@ -91,6 +91,12 @@ class ObjectiveSection(Section):
         description="reward of a completion: verdict (the paper's: 1 for the right verdict, else 0) or "
         "package.module:object, a function (text, pair, prompt) -> (value, is_correct)",
     )
+    policy: Literal["model", "sampling"] = Field(
+        "model",
+        description="distribution whose log-probabilities the GRPO loss has: model (temperature 1, whole vocabulary) "
+        "or sampling (the one that completions are sampled from: temperature, top-p; costs a sort of the vocabulary "
+        "for each token in replay; on-policy runs only); not published, and no figure was taken with sampling",
+    )
     metric_loss: Annotated[str, name_in(METRIC_LOSSES)] = Field(
         "potential_field",
         description="metric loss: potential_field (the paper's main results), proxy_anchor, multi_similarity, infonce "

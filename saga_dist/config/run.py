@@ -51,9 +51,12 @@ them."""
 ADDED_KEYS = {
     "model.family": "auto",
     "objective.balance": "none",
+    "objective.policy": "model",
     "objective.reward": "verdict",
     "objective.signal": "grpo",
     "replay.tokens_per_chunk": 3072,
+    "rollout.batch_invariant": False,
+    "rollout.mismatch_truncation": 0.0,
     "run.images": None,
 }
 """Keys added after version 0.1.0, each with the value that gives the behaviour of that version.
@@ -149,6 +152,13 @@ class RunConfig(Section):
             raise ValueError(
                 'rollout.recording with objective.signal = "verdict": the verdict loss uses no completions; leave '
                 'rollout.recording out or set objective.signal = "grpo"'
+            )
+        if self.objective.policy == "sampling" and (self.rollout.max_staleness or self.rollout.recording):
+            what = f"rollout.max_staleness = {self.rollout.max_staleness}"
+            raise ValueError(
+                f'objective.policy = "sampling" with {"rollout.recording" if self.rollout.recording else what}: the '
+                "importance weights of off-policy groups have no cut at top-p; set "
+                'objective.policy = "model", or train on-policy'
             )
         if self.rollout.recording and self.evaluation.verdict_pairs:
             raise ValueError(

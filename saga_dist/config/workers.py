@@ -132,6 +132,17 @@ class RolloutSection(WorkersSection):
         description="largest importance weight of a token of a stale or recorded group (not in the paper, which is "
         "on-policy)",
     )
+    mismatch_truncation: float = Field(
+        0.0,
+        ge=0,
+        description="largest importance weight p_replay / p_engine of a token of an on-policy group, at least 1, which "
+        "corrects for the difference between the two programs; 0: none (the paper's); no figure was taken with it",
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="let vLLM compute each completion with the same bits whatever else is in its batch, so that a "
+        "retry is the same rollout also in bfloat16; slower, and only on GPUs (vLLM's VLLM_BATCH_INVARIANT)",
+    )
     ahead_budget_mb: int = Field(
         4096, ge=1, description="encoder tokens prefetched for later steps at which prefetching pauses, MiB"
     )
@@ -164,6 +175,24 @@ class RolloutSection(WorkersSection):
     def max_sequences(self) -> int:
         """Completions that an engine generates at the same time: those of one lease, at most ``MAX_SEQUENCES``."""
         return min(self.groups_per_lease * self.group_size, MAX_SEQUENCES)
+
+    @model_validator(mode="after")
+    def _mismatch_truncation_is_a_weight(self) -> RolloutSection:
+        if 0 < self.mismatch_truncation < 1:
+            raise ValueError(
+                f"mismatch_truncation = {self.mismatch_truncation}; expected at least 1, so that equal "
+                "log-probabilities have weight 1, or 0 for no correction"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_vllm_is_batch_invariant(self) -> RolloutSection:
+        if self.batch_invariant and self.engine in ENGINES.builtin and self.engine != "vllm":
+            raise ValueError(
+                f'batch_invariant with engine = "{self.engine}", whose groups do not depend on each other but for '
+                'rounding; set rollout.batch_invariant = false or rollout.engine = "vllm"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _even_pairs(self) -> RolloutSection:

@@ -212,6 +212,8 @@ def build_engine(config: RunConfig, family: Family) -> Engine:
         gpu_memory_share=rollout.gpu_memory_utilization,
         tensor_parallel_size=rollout.tensor_parallel_size,
         seed=config.run.seed,
+        log_probs=config.objective.policy,
+        batch_invariant=rollout.batch_invariant,
     )
     stage("starting the engine %s", rollout.engine)
     return make_engine(rollout.engine, context)
@@ -244,6 +246,7 @@ def build_replay_worker(config: RunConfig) -> ReplayWorker:
         prompt_text=prompt_text(config, family),
         kl_layer=config.objective.kl_layer,
         verdict_key=build_prompt(config).verdict_key,
+        policy=config.objective.policy,
         completions_per_chunk=config.replay.completions_per_chunk,
         tokens_per_chunk=config.replay.tokens_per_chunk,
         logits_chunk=config.replay.logits_chunk,

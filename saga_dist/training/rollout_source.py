@@ -168,10 +168,11 @@ class WorkerRolloutSource:
     def off_policy(self, group: ScoredGroup, step: int) -> tuple[Any, float | None]:
         """Returns the handle of the older tokens that a group of the open step was sampled from, and its truncation.
 
-        Both are None for a group that was sampled with the present encoder version.
+        For a group that was sampled with the present encoder version, there are no older tokens, and the truncation is
+        ``rollout.mismatch_truncation``, or None when that is off.
         """
         if group.completions.encoder_version == step:
-            return None, None
+            return None, self._config.rollout.mismatch_truncation or None
         return self._behaviour[group.pair_id], self._config.rollout.importance_truncation
 
     def end_step(self, step: int, num_batches: int) -> dict[str, float]:

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from saga_dist.data.forced_verdict import force_verdict
 from saga_dist.errors import ModelError
@@ -33,7 +33,16 @@ from saga_dist.models.families.base import AttentionProbe, Family, FrozenBackbon
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.objectives.attention import attention_targets, renormalised_attention
 from saga_dist.objectives.grpo import grpo_loss, importance_weights
-from saga_dist.types import EncoderTokens, GradientTask, ReplayTask, ScoredGroup, TokenGradients, VerdictTask
+from saga_dist.objectives.policy import model_log_probs, sampling_log_probs
+from saga_dist.types import (
+    EncoderTokens,
+    GradientTask,
+    ReplayTask,
+    Sampling,
+    ScoredGroup,
+    TokenGradients,
+    VerdictTask,
+)
 from saga_dist.workers.prompt_prefill import PromptPrefill
 from saga_dist.workers.replay_chunks import (
     CPU_CHUNK_TOKENS,
@@ -58,6 +67,7 @@ class ReplayWorker:
         prompt_text: the whole prompt, as the engine receives it, with one placeholder per image.
         kl_layer: decoder layer of the attention targets, counted from 0.
         verdict_key: JSON key of the verdict, which forced answers begin with.
+        policy: distribution whose log-probabilities L_GRPO has (``objective.policy``).
         completions_per_chunk: largest number of completions whose activations exist at the same time.
         tokens_per_chunk: largest number of their tokens; on a CPU at most ``CPU_CHUNK_TOKENS``.
         logits_chunk: largest number of positions whose logits exist at the same time.
@@ -74,6 +84,7 @@ class ReplayWorker:
         prompt_text: str,
         kl_layer: int,
         verdict_key: str = "verdict",
+        policy: Literal["model", "sampling"] = "model",
         completions_per_chunk: int = 8,
         tokens_per_chunk: int = 3072,
         logits_chunk: int = 1024,
@@ -93,6 +104,7 @@ class ReplayWorker:
         on_cpu = backbone.device.type == "cpu"
         self._tokens_per_chunk = min(tokens_per_chunk, CPU_CHUNK_TOKENS) if on_cpu else tokens_per_chunk
         self._logits_chunk = logits_chunk
+        self._policy, self._forbidden_ids = policy, family.forbidden_token_ids
 
     def backbone_digest(self) -> str:
         """Returns the sha256 of the frozen weights."""
@@ -165,8 +177,8 @@ class ReplayWorker:
             plain, tempered = [], []
             for hidden_UD, targets_U in pieces:
                 logits_UV = self._backbone.logits(hidden_UD)
-                plain.append(_log_probs(logits_UV, targets_U))
-                tempered.append(_log_probs(logits_UV / group.completions.sampling.temperature, targets_U))
+                plain.append(model_log_probs(logits_UV, targets_U))
+                tempered.append(model_log_probs(logits_UV / group.completions.sampling.temperature, targets_U))
             plain_R, tempered_R = (torch.cat(each).repeat_interleave(chunk.counts()) for each in (plain, tempered))
             behaviours.append(BehaviourLogProbs(engine_R, plain_R, tempered_R))
         return behaviours
@@ -205,12 +217,10 @@ class ReplayWorker:
         totals: ReplayTotals,
     ) -> torch.Tensor:
         """Back-propagates L_GRPO of R generated tokens to the leaves; returns their log-probabilities [R]."""
-        size, temperature = self._logits_chunk, task.group.completions.sampling.temperature
+        size, sampling = self._logits_chunk, task.group.completions.sampling
         advantages_R, counts = chunk.per_token(torch.tensor(task.group.advantages_G)), chunk.counts().split(size)
-        if behaviour.tempered_R is None:  # the engine reports log-probabilities at temperature 1 only
-            reference_R, temperature = behaviour.engine_R.to(hidden_UD.device), 1.0
-        else:
-            reference_R = behaviour.tempered_R
+        is_stale = behaviour.tempered_R is not None
+        reference_R = behaviour.engine_R if behaviour.tempered_R is None else behaviour.tempered_R
         sizes = [int(counts_U.sum()) for counts_U in counts]
         gradients, log_probs = [], []
         for leaf_UD, targets_U, counts_U, advantages, reference in zip(
@@ -218,14 +228,16 @@ class ReplayWorker:
             chunk.targets_U.split(size),
             counts,
             advantages_R.split(sizes),
-            reference_R.split(sizes),
+            reference_R.to(hidden_UD.device).split(sizes),
             strict=True,
         ):
             logits_UV = self._backbone.logits(leaf_UD.requires_grad_())
-            log_probs_R1 = _log_probs(logits_UV, targets_U).repeat_interleave(counts_U)[:, None]
+            log_probs_U = self._log_probs(logits_UV, targets_U, sampling)
+            log_probs_R1 = log_probs_U.repeat_interleave(counts_U)[:, None]
             weights_R1 = None
-            if task.truncate_at is not None:
-                current = _log_probs(logits_UV.detach() / temperature, targets_U).repeat_interleave(counts_U)
+            if task.truncate_at is not None:  # the engine reports log-probabilities of the policy
+                current_U = model_log_probs(logits_UV / sampling.temperature, targets_U) if is_stale else log_probs_U
+                current = current_U.detach().repeat_interleave(counts_U)
                 totals.weights.append(importance_weights(current, reference, float("inf")))
                 weights_R1 = importance_weights(current, reference, task.truncate_at)[:, None]
             # The loss is a sum over tokens, so each token can be passed as a completion of length 1, and the losses of
@@ -237,6 +249,18 @@ class ReplayWorker:
             log_probs.append(log_probs_R1.detach()[:, 0])
         hidden_UD.backward(torch.cat(gradients))
         return torch.cat(log_probs)
+
+    def _log_probs(self, logits_UV: torch.Tensor, targets_U: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+        """Returns the log-probabilities [U] of the targets under the policy."""
+        if self._policy == "model":
+            return model_log_probs(logits_UV, targets_U)
+        return sampling_log_probs(
+            logits_UV,
+            targets_U,
+            temperature_R=logits_UV.new_tensor(sampling.temperature).expand(len(targets_U)),
+            top_p_R=logits_UV.new_tensor(sampling.top_p).expand(len(targets_U)),
+            forbidden_ids=self._forbidden_ids,
+        )
 
     def _add_attention_targets(
         self,
@@ -260,11 +284,6 @@ class ReplayWorker:
 def _has_targets(group: ScoredGroup, index: int) -> bool:
     """Returns True for a correct completion that describes both images; no other completion has attention targets."""
     return bool(group.is_correct_G[index] and group.describes_a[index].any() and group.describes_b[index].any())
-
-
-def _log_probs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
-    """Returns the log-probabilities [R] of the targets."""
-    return -F.cross_entropy(logits_RV, targets_R, reduction="none")
 
 
 def _back_propagate(prefix: KeyValues, leaves: KeyValues) -> None:

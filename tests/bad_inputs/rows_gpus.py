@@ -259,4 +259,25 @@ ROWS = [
         ("gpu_memory_utilization",),
         write,
     ),
+    BadInput(
+        "a largest weight below the weight of equal log-probabilities",
+        "exactness",
+        f"{DRY_RUN} rollout.mismatch_truncation=0.5",
+        ("mismatch_truncation = 0.5", "expected at least 1", "or 0"),
+        write,
+    ),
+    BadInput(
+        "sampling distribution for groups that may be off-policy",
+        "exactness",
+        f"{DRY_RUN} objective.policy=sampling rollout.max_staleness=1",
+        ("objective.policy", "rollout.max_staleness = 1", "train on-policy"),
+        write,
+    ),
+    BadInput(
+        "batch invariance of an engine without batches",
+        "exactness",
+        f"{DRY_RUN} rollout.batch_invariant=true rollout.engine=transformers",
+        ("batch_invariant", 'rollout.engine = "vllm"'),
+        write,
+    ),
 ]

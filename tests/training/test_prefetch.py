@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from saga_dist.training.rollout_source import WorkerRolloutSource
@@ -71,3 +72,21 @@ def test_tokens_that_wait_for_later_steps_have_a_budget(scene: Any, tmp_path: Pa
     assert one == 6 * 2 * 25 * 2 * 128 * 4, "pairs, images, tokens, levels, width, bytes"
     assert len(stream._ahead) == -(-(1 << 20) // one) == 4
     assert stream.end_step(9, 1)["staleness/held_back"] == 1
+
+
+@pytest.mark.parametrize("truncation", [0.0, 1.0])
+def test_on_policy_groups_can_be_corrected_for_the_difference_of_the_programs(
+    scene: Any, tmp_path: Path, truncation: float
+) -> None:
+    """The loss again, token by token, from the recording: the scripted engine reports -1 for every token."""
+    config = scene.config(rollout={"mismatch_truncation": truncation})
+    metrics = scene.coordinator(config, tmp_path).train_step().metrics
+    expected, num_tokens = 0.0, 0
+    for group in read_recording(tmp_path / "rollouts" / "step_000001.arrow"):
+        if not group.replayed:
+            continue
+        for advantage, replayed_T in zip(group.advantages_G, group.replayed, strict=True):
+            weights_T = np.minimum(np.exp(replayed_T + 1), truncation) if truncation else np.ones(len(replayed_T))
+            expected -= float(advantage * (weights_T * replayed_T).sum())
+            num_tokens += len(replayed_T)
+    assert metrics["loss/grpo"] == pytest.approx(expected / num_tokens, rel=1e-4)

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from saga_dist.data.prompts import VOCABULARIES, PromptSpec, render_prompt
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
+from saga_dist.objectives.policy import model_log_probs, sampling_log_probs
 from saga_dist.protocols import Engine, StreamingEngine
 from saga_dist.standin import checkpoint_path
 from saga_dist.standin.world import split
@@ -47,14 +49,14 @@ class OnlyOne:
     """Makes vLLM engines and keeps the last one, closing it before another is made."""
 
     def __init__(self) -> None:
-        self._key: tuple[Path, str] | None = None
+        self._key: tuple[Path, str, str] | None = None
         self._engine: VllmEngine | None = None
 
-    def __call__(self, folder: Path, order: str = "images_first") -> VllmEngine:
-        if self._engine is None or self._engine.broken or self._key != (folder, order):
+    def __call__(self, folder: Path, order: str = "images_first", log_probs: Any = "model") -> VllmEngine:
+        if self._engine is None or self._engine.broken or self._key != (folder, order, log_probs):
             self.close()
-            self._key = (folder, order)
-            self._engine = start_vllm(resolve_family(folder), order)
+            self._key = (folder, order, log_probs)
+            self._engine = start_vllm(resolve_family(folder), order, log_probs=log_probs)
         return self._engine
 
     def close(self) -> None:
@@ -68,7 +70,9 @@ def prompt_text(family: Family, order: str = "images_first") -> str:
     return render_prompt(spec, image_a=family.image_placeholder, image_b=family.image_placeholder)
 
 
-def start_vllm(family: Family, order: str = "images_first", tensor_parallel_size: int = 1) -> VllmEngine:
+def start_vllm(
+    family: Family, order: str = "images_first", tensor_parallel_size: int = 1, log_probs: Any = "model"
+) -> VllmEngine:
     return VllmEngine(
         family=family,
         prompt_text=prompt_text(family, order),
@@ -76,17 +80,29 @@ def start_vllm(family: Family, order: str = "images_first", tensor_parallel_size
         max_model_len=256,
         cpu_kv_cache_bytes=64 << 20,
         tensor_parallel_size=tensor_parallel_size,
+        log_probs=log_probs,
     )
 
 
-def start_transformers(family: Family, order: str = "images_first", max_rows: int = 128) -> TransformersEngine:
+def start_transformers(
+    family: Family, order: str = "images_first", max_rows: int = 128, log_probs: Any = "model"
+) -> TransformersEngine:
     return TransformersEngine(
         family.load_backbone(),
         family=family,
         prompt_text=prompt_text(family, order),
         max_model_len=256,
         max_rows=max_rows,
+        log_probs=log_probs,
     )
+
+
+@pytest.mark.vllm
+def test_batch_invariance_is_refused_without_a_gpu(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = resolve_family(tiny_checkpoint)
+    with pytest.raises(ConfigError, match=r"rollout\.batch_invariant = true on a CPU; expected a GPU"):
+        VllmEngine(family=family, prompt_text=prompt_text(family), batch_invariant=True)
+    assert "VLLM_BATCH_INVARIANT" not in os.environ
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +117,9 @@ def make_engine(request: pytest.FixtureRequest, vllm: OnlyOne) -> EngineMaker:
     """Makes the engine under test for a checkpoint and an order of text and images."""
     if request.param == "vllm":
         return vllm
-    return lambda folder, order="images_first": start_transformers(resolve_family(folder), order)
+    return lambda folder, order="images_first", log_probs="model": start_transformers(
+        resolve_family(folder), order, log_probs=log_probs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +150,11 @@ def encode(family: Family, images: list[tuple[np.ndarray, np.ndarray]]) -> list[
 
 
 def pixel_path_log_probs(
-    folder: Path, pair: tuple[np.ndarray, np.ndarray], completions: Completions, order: str = "images_first"
+    folder: Path,
+    pair: tuple[np.ndarray, np.ndarray],
+    completions: Completions,
+    order: str = "images_first",
+    log_probs: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = model_log_probs,
 ) -> list[np.ndarray]:
     """Log-probabilities of the completions' tokens by Hugging Face's whole model, from pixels, one at a time."""
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
@@ -155,8 +177,7 @@ def pixel_path_log_probs(
         }
         with torch.no_grad():
             logits_SV = model(**extended).logits[0]
-        log_probs_TV = logits_SV[prompt_length - 1 : -1].log_softmax(-1)
-        results.append(log_probs_TV.gather(1, ids_1T.T)[:, 0].numpy())
+        results.append(log_probs(logits_SV[prompt_length - 1 : -1], ids_1T[0]).numpy())
     return results
 
 
@@ -208,6 +229,31 @@ def test_log_probs_equal_the_pixel_path(
             assert not ends & set(ids[:-1])
     assert len({len(ids) for group in groups for ids in group.token_ids}) > 3, "the completions should be ragged"
     assert [group.encoder_version for group in groups] == [3, 3, 3]
+
+
+def test_log_probs_can_be_those_of_the_sampling_distribution(
+    make_engine: EngineMaker,
+    tiny_checkpoint: Path,
+    tokens: list[EncoderTokens],
+    images: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    sampling = replace(SAMPLING, temperature=0.5, top_p=0.6, max_tokens=12)
+    engine = make_engine(tiny_checkpoint, log_probs="sampling")
+    (group,) = generate(engine, tokens[:1], sampling)
+    forbidden = resolve_family(tiny_checkpoint).forbidden_token_ids
+
+    def at_sampling(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
+        temperature_T, top_p_T = (torch.full((len(targets_T),), value) for value in (0.5, 0.6))
+        return sampling_log_probs(
+            logits_TV, targets_T, temperature_R=temperature_T, top_p_R=top_p_T, forbidden_ids=forbidden
+        )
+
+    expected = pixel_path_log_probs(tiny_checkpoint, images[0], group, log_probs=at_sampling)
+    plain = pixel_path_log_probs(tiny_checkpoint, images[0], group)
+    for found_T, expected_T, plain_T in zip(group.log_probs, expected, plain, strict=True):
+        # The last token within top-p may differ by rounding, by which all others change a little.
+        np.testing.assert_allclose(found_T, expected_T, atol=5e-3, rtol=0)
+        assert np.abs(found_T - plain_T).max() > 0.1
 
 
 def test_deepstack_reaches_the_log_probs(

@@ -5,6 +5,7 @@ The reference is the untouched Hugging Face model on the pixel path: one full se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,16 @@ def _record(group: ScoredGroup, pixels: PixelBatch, values_NW: torch.Tensor, num
     )
 
 
-def _worker(world: World, *, dtype: torch.dtype = torch.float32, **chunks: int) -> ReplayWorker:
+def _worker(world: World, *, dtype: torch.dtype = torch.float32, **settings: Any) -> ReplayWorker:
     backbone = world.family.load_backbone(dtype=dtype)
-    return ReplayWorker(backbone, family=world.family, prompt_text=world.prompt_text, kl_layer=KL_LAYER, **chunks)
+    return ReplayWorker(backbone, family=world.family, prompt_text=world.prompt_text, kl_layer=KL_LAYER, **settings)
 
 
 def _replayed(
-    world: World, *, dtype: torch.dtype = torch.float32, want_attention: bool = True, **chunks: int
+    world: World, *, dtype: torch.dtype = torch.float32, want_attention: bool = True, **settings: Any
 ) -> tuple[list[TokenGradients], dict[str, torch.Tensor]]:
     """Token gradients of every pair, and tower gradients after one backward through the tower."""
-    worker = _worker(world, dtype=dtype, **chunks)
+    worker = _worker(world, dtype=dtype, **settings)
     tower = world.family.load_tower()
     groups = world.groups()
     total = sum(group.num_tokens for group in groups)
@@ -146,7 +147,25 @@ class Reference:
     log_probs: list[list[torch.Tensor]]
 
 
-def _end_to_end(world: World) -> Reference:
+def _sampling_log_prob(
+    logits_V: torch.Tensor, token: int, sampling: Sampling, forbidden: Sequence[int]
+) -> torch.Tensor:
+    """Token by token: the most likely ones until top-p is reached, renormalised; no forbidden ones."""
+    allowed_V = torch.ones_like(logits_V)
+    allowed_V[list(forbidden)] = 0
+    probs_V = (logits_V / sampling.temperature).exp() * allowed_V
+    probs_V = probs_V / probs_V.sum()
+    kept, mass = [], 0.0
+    for index in probs_V.argsort(descending=True).tolist():
+        if mass >= sampling.top_p:
+            break
+        kept.append(index)
+        mass += probs_V[index].item()
+    kept += [] if token in kept else [token]
+    return (probs_V[token] / probs_V[kept].sum()).log()
+
+
+def _end_to_end(world: World, *, at_sampling: bool = False) -> Reference:
     """Plain autograd: pixels in, loss out, one full forward per completion."""
     model = world.reference
     model.zero_grad(set_to_none=True)
@@ -184,6 +203,14 @@ def _end_to_end(world: World) -> Reference:
             log_probs_SV = output.logits[0].float().log_softmax(-1)
             positions = range(len(prompt) - 1, len(prompt) - 1 + len(completion))
             log_probs_T = torch.stack([log_probs_SV[p, y] for p, y in zip(positions, completion, strict=True)])
+            if at_sampling:
+                drawn, forbidden = group.completions.sampling, world.family.forbidden_token_ids
+                log_probs_T = torch.stack(
+                    [
+                        _sampling_log_prob(log_probs_SV[p], y, drawn, forbidden)
+                        for p, y in zip(positions, completion, strict=True)
+                    ]
+                )
             all_log_probs.append(log_probs_T.detach())
             loss = loss - float(group.advantages_G[index]) * log_probs_T.sum() / total
             masks = group.describes_a[index], group.describes_b[index]
@@ -299,6 +326,22 @@ def test_text_first_prompts_and_images_of_different_sizes_are_exact_too(tmp_path
     reference = _end_to_end(world)
     _assert_equal(results, tower, reference, levels=2)
     _assert_attention(results, reference)
+
+
+def test_log_probs_of_the_sampling_distribution_are_end_to_end_autograd_too(
+    deep_world: World, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """With half of the mass, many tokens of random completions are outside, and are kept all the same."""
+    plain = deep_world.groups()
+    drawn = [replace(group.completions, sampling=Sampling(5, 0.8, 0.5, 16, 0)) for group in plain]
+    groups = [replace(group, completions=one) for group, one in zip(plain, drawn, strict=True)]
+    monkeypatch.setattr(World, "groups", lambda _: groups)
+    results, tower = _replayed(deep_world, policy="sampling", logits_chunk=4)
+    reference = _end_to_end(deep_world, at_sampling=True)
+    _assert_equal(results, tower, reference, levels=2)
+    found = results[0].mismatch.replayed
+    for one_T, expected_T in zip(found, reference.log_probs[0], strict=True):
+        assert np.allclose(one_T, expected_T.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("completions", "logits"), [(1, 1024), (2, 7), (5, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -37,6 +38,11 @@ class EngineContext:
     """Number of this node's GPUs that the weights are sharded over; 1 for no sharding."""
     seed: int
     """Seed of the engine itself; completions depend on ``Sampling.seed`` alone."""
+    log_probs: Literal["model", "sampling"] = "model"
+    """Distribution of the reported log-probabilities: the model's (temperature 1, whole vocabulary), or the one that is
+    sampled from (temperature, top-p, without forbidden tokens)."""
+    batch_invariant: bool = False
+    """True when a completion must not depend on what else is in the engine's batch, bit for bit."""
 
 
 EngineFactory = Callable[[EngineContext], Engine]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from saga_dist.errors import DeadlineExceeded, EngineError
+from saga_dist.objectives.policy import sampling_log_probs
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.utils.rng import counter_generator
 from saga_dist.workers.engines.sampler import sample
@@ -38,7 +39,7 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     """Tokens generated so far."""
     log_probs: list[float] = field(default_factory=list)
-    """Log-probability of each generated token, before temperature and top-p."""
+    """Log-probability of each generated token."""
     finish_reason: str = ""
     """``stop`` or ``length``; empty while the completion is not finished."""
 
@@ -84,6 +85,7 @@ class TransformersEngine:
         prompt_text: the whole prompt, with the family's placeholder once per image; it ends with text.
         max_model_len: largest length of prompt and completion together, in tokens; None for no limit.
         max_rows: largest number of completions that are generated at the same time.
+        log_probs: distribution of the reported log-probabilities (``EngineContext.log_probs``).
     """
 
     def __init__(
@@ -94,11 +96,13 @@ class TransformersEngine:
         prompt_text: str,
         max_model_len: int | None = None,
         max_rows: int = 128,
+        log_probs: Literal["model", "sampling"] = "model",
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
         self._backbone: FrozenBackbone | None = backbone
         self._max_model_len, self._max_rows = max_model_len, max_rows
+        self._log_probs = log_probs
         self._tokenizer = family.load_tokenizer()
         self._prompt_ids: list[int] = self._tokenizer.encode(prompt_text, add_special_tokens=False)
         self._num_text_tokens = len(self._prompt_ids) - prompt_text.count(family.image_placeholder)
@@ -117,6 +121,7 @@ class TransformersEngine:
             prompt_text=context.prompt_text,
             max_model_len=context.max_model_len,
             max_rows=context.max_num_seqs,
+            log_probs=context.log_probs,
         )
 
     def generate(
@@ -221,7 +226,7 @@ class TransformersEngine:
         return self._backbone.prefill(prompt, values_NW, slice(first_image, last), self._common_prefix)
 
     def _sample(self, logits_BV: torch.Tensor, draws: _Draws, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns each row's next token, int64 [B], and its log-probability [B] before temperature and top-p.
+        """Returns each row's next token, int64 [B], and its log-probability [B].
 
         Raises:
             RuntimeError: a log-probability is NaN.
@@ -236,7 +241,10 @@ class TransformersEngine:
             top_p_B=draws.top_p_B,
             uniforms_B=draws.uniforms_BT[:, step],
         )
-        return ids_B, log_probs_BV.gather(1, ids_B[:, None])[:, 0]
+        if self._log_probs == "model":
+            return ids_B, log_probs_BV.gather(1, ids_B[:, None])[:, 0]
+        log_probs_B = sampling_log_probs(allowed_BV, ids_B, temperature_R=draws.temperature_B, top_p_R=draws.top_p_B)
+        return ids_B, log_probs_B
 
     def _append(self, rows: Sequence[_Row], ids: Sequence[int], log_probs: Sequence[float]) -> list[int]:
         """Adds one token to each row; returns the indices of the rows that are finished now."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -74,10 +74,13 @@ class VllmEngine:
         cpu_kv_cache_bytes: size of the KV cache on CPU; None for the default of ``EngineSize``.
         tensor_parallel_size: number of shards of the weights; each shard has a process of its own, with one GPU of this
             machine (or some of its CPUs).
+        log_probs: distribution of the reported log-probabilities (``EngineContext.log_probs``).
+        batch_invariant: True to compute each completion with the same bits in every batch; GPUs only.
 
     Raises:
         EngineError: vLLM could not be started.
-        ConfigError: the prompt has no image placeholder, or the GPU's share has no room for the KV cache.
+        ConfigError: the prompt has no image placeholder, the GPU's share has no room for the KV cache, or batch
+            invariance is wanted on a CPU.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.5,
         cpu_kv_cache_bytes: int | None = None,
         tensor_parallel_size: int = 1,
+        log_probs: Literal["model", "sampling"] = "model",
+        batch_invariant: bool = False,
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
@@ -113,6 +118,8 @@ class VllmEngine:
         self._num_text_tokens = len(prompt_ids) - num_images
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if batch_invariant:
+            _make_batch_invariant()
         arguments: dict[str, Any] = {
             "model": family.files.name,
             "revision": family.files.revision,
@@ -128,7 +135,7 @@ class VllmEngine:
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,  # tokens differ with every encoder version, so a cache would have no hits
             "enable_prefix_caching": True,
-            "logprobs_mode": "raw_logprobs",
+            "logprobs_mode": "raw_logprobs" if log_probs == "model" else "processed_logprobs",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
@@ -156,6 +163,8 @@ class VllmEngine:
             seed=context.seed,
             gpu_memory_utilization=context.gpu_memory_share,
             tensor_parallel_size=context.tensor_parallel_size,
+            log_probs=context.log_probs,
+            batch_invariant=context.batch_invariant,
         )
 
     def generate(
@@ -298,6 +307,22 @@ class VllmEngine:
 
     def _completions(self, request: _Request, output: RequestOutput) -> Completions:
         return completions_of(output, request.record, request.sampling, self._tokenizer)
+
+
+def _make_batch_invariant() -> None:
+    """Makes vLLM choose kernels that do not depend on the batch; it reads the variable when it is imported.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        del os.environ["VLLM_BATCH_INVARIANT"]
+        raise ConfigError(
+            "rollout.batch_invariant = true on a CPU", where="vLLM", expected="a GPU", fix="set it to false"
+        )
 
 
 def _start(
