@@ -7,7 +7,7 @@ object store in Ray. The coordinator passes handles on and never reads the recor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -117,8 +117,43 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine whose batch groups may join and leave at any time (continuous batching); optional for an own engine.
+
+    A group is identified by the pair id of its tokens. Groups are generated within ``step`` only, and a group has the
+    completions of ``generate``, whatever else is in the batch. ``generate`` is called only while the batch is empty.
+    Errors are those of ``generate``; a ``UserError`` leaves the groups in the batch as they are.
+    """
+
+    def add(self, tokens: EncoderTokens, sampling: Sampling) -> None:
+        """Adds one group to the batch.
+
+        Args:
+            tokens: encoder tokens of the pair, of which no group is in the batch.
+            sampling: sampling parameters.
+
+        Raises:
+            UserError: the request is wrong, for example too long for ``max_model_len``.
+        """
+
+    def step(self) -> list[Completions]:
+        """Generates the next token of every completion in the batch, or more; returns the groups that are finished."""
+
+    def abort(self, pair_ids: Collection[str]) -> None:
+        """Removes the groups of these pairs from the batch; ignores other ids. The pairs may be added again."""
+
+
+@runtime_checkable
 class RolloutWorker(Protocol):
-    """Generates and scores groups of completions; keeps no state between calls."""
+    """Generates and scores groups of completions; keeps no state between calls of ``rollout``."""
+
+    @property
+    def can_be_fed(self) -> bool:
+        """True when ``advance`` may be called: groups can join and leave the engine's batch (``StreamingEngine``)."""
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """Ids of the pairs that ``advance`` was given and has neither returned nor cancelled."""
 
     def rollout(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> list[ScoredGroup]:
         """Returns one scored group per task, in order.
@@ -126,6 +161,26 @@ class RolloutWorker(Protocol):
         Args:
             tasks: the groups to generate.
             tokens: the records behind ``tokens`` of each task.
+        """
+
+    def advance(
+        self,
+        tasks: Sequence[RolloutTask],
+        tokens: Sequence[EncoderTokens],
+        *,
+        cancelled: Collection[str],
+        interrupted: Callable[[], bool],
+    ) -> list[ScoredGroup]:
+        """Generates until a group is finished, or until ``interrupted()``; returns the groups that are finished.
+
+        All other groups stay in the engine's batch for the next call. At most one of ``advance`` and ``rollout`` is
+        used with a worker.
+
+        Args:
+            tasks: groups that join the batch.
+            tokens: the records behind ``tokens`` of each task.
+            cancelled: ids of pairs whose groups leave the batch first; other ids are ignored.
+            interrupted: called after every step of the engine; True ends the call.
         """
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ FREE_KEYS = (
     "objective.idle_steps",
     "run.directory",
     "rollout.ahead_budget_mb",
+    "rollout.continuous_feeding",
     "rollout.deadline_s",
     "rollout.early_start",
     "rollout.gpu_memory_utilization",

@@ -84,8 +84,15 @@ class RolloutSection(WorkersSection):
     groups_per_lease: int = Field(
         16,
         ge=1,
-        description="most groups on one lease, which the engine generates together, at most 1,024 completions at the "
-        "same time",
+        description="most groups in flight at one worker, which the engine generates together, at most 1,024 "
+        "completions at the same time",
+    )
+    continuous_feeding: bool = Field(
+        True,
+        description="True: finished groups leave the engine's batch one by one, new groups take their places at once, "
+        "and cancelled groups are aborted; needs Ray and an engine that can do so (vllm, or an own one with the "
+        "methods add, step and abort). False, and with other engines: groups are leased together, and the next lease "
+        "starts when all of them are finished",
     )
     temperature: float = Field(0.7, gt=0, description="sampling temperature of the completions, above 0 (paper: 0.7)")
     top_p: float = Field(
@@ -94,7 +101,10 @@ class RolloutSection(WorkersSection):
     max_tokens: int = Field(1024, ge=1, description="longest completion, tokens (paper: 1024)")
     max_model_len: int = Field(4096, ge=64, description="longest sequence of prompt and completion together, tokens")
     deadline_s: float = Field(
-        600.0, gt=0, description="longest time that an engine may take for the groups of one lease, seconds"
+        600.0,
+        gt=0,
+        description="longest time that an engine may take for a group, or for all groups of a lease that it "
+        "generates together, seconds",
     )
     start_deadline_s: float = Field(
         900.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ import torch
 from saga_dist.errors import DeadlineExceeded, EngineError, UserError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family, FrozenBackbone
-from saga_dist.protocols import Engine
+from saga_dist.protocols import Engine, StreamingEngine
 from saga_dist.standin.random_families import write_random_family
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.workers.engines.factory import EngineContext, EngineFactory
+from saga_dist.workers.engines.streaming import as_streaming
 from saga_dist.workers.engines.transformers_engine import end_token_ids
 
 SAMPLING = Sampling(num_completions=4, temperature=0.7, top_p=0.95, max_tokens=24, seed=11)
@@ -30,6 +32,8 @@ MAX_MODEL_LEN = 256
 """Longest sequence of prompt and completion, tokens."""
 DEADLINE_S = 300.0
 """Deadline of a call that is to succeed, seconds."""
+MAX_STEPS = 1000
+"""Steps within which a streaming engine has to finish its groups; each has at most 24 tokens."""
 TOO_LATE_S = 1e-9
 """Deadline of a call that is to miss it, seconds."""
 LOG_PROB_TOLERANCE = 1e-3
@@ -45,6 +49,8 @@ def check_engine(factory: EngineFactory, *, family: Family | None = None, sample
     - Completions have the form of ``protocols.Engine`` and of ``Completions``.
     - The completions of a pair do not depend on the other pairs of the call.
     - Log-probabilities are those of the frozen model; temperature 0 is greedy; another seed gives other completions.
+    - An engine with ``add``, ``step`` and ``abort`` (``protocols.StreamingEngine``) gives a group the same completions
+      when it joins a running batch, and when another group joins or leaves.
     - A request that does not fit ``max_model_len`` is refused; a missed deadline raises ``DeadlineExceeded``; a closed
       engine raises ``EngineError``.
 
@@ -66,6 +72,8 @@ def check_engine(factory: EngineFactory, *, family: Family | None = None, sample
             groups = _generate(engine, requests)
             _check_form(groups, requests, model)
             _check_independence(engine, requests, groups)
+            if (streaming := as_streaming(engine)) is not None:
+                _check_streaming(streaming, requests, groups)
             if samples_model:
                 _check_sampling(engine, requests, groups, context)
             _check_refusal(engine, requests)
@@ -154,6 +162,42 @@ def _check_independence(engine: Engine, requests: Sequence[EncoderTokens], group
     for record, group in reversed(list(zip(requests, groups, strict=True))):
         (alone,) = _generate(engine, [record])
         assert alone.token_ids == group.token_ids, f"{record.pair_id}: other completions alone than beside other pairs"
+
+
+def _check_streaming(engine: StreamingEngine, requests: Sequence[EncoderTokens], groups: Sequence[Completions]) -> None:
+    """Checks that groups can join a running batch and leave it, without a change to the completions of others."""
+    first, second = requests
+    expected = {group.pair_id: group.token_ids for group in groups}
+    engine.add(first, SAMPLING)
+    found = engine.step()
+    engine.add(second, SAMPLING)
+    found += _steps(engine, len(requests) - len(found))
+    assert {group.pair_id for group in found} == set(expected), f"{len(found)} groups of {len(expected)} pairs"
+    for group in found:
+        assert group.token_ids == expected[group.pair_id], f"{group.pair_id}: other completions when a group joins"
+    engine.add(second, SAMPLING)
+    engine.add(first, SAMPLING)
+    engine.abort([second.pair_id, "a pair that is not there"])
+    alone, *others = _steps(engine, 1)
+    names = [group.pair_id for group in (alone, *others)]
+    assert names == [first.pair_id], f"{second.pair_id} was aborted, and the groups {names} came back"
+    assert alone.token_ids == expected[first.pair_id], f"{alone.pair_id}: other completions when a group was aborted"
+    engine.add(second, SAMPLING)
+    again, *others = _steps(engine, 1)
+    assert not others and again.token_ids == expected[second.pair_id], f"{second.pair_id}: another group after an abort"
+    with contextlib.suppress(UserError):
+        engine.add(first, replace(SAMPLING, max_tokens=MAX_MODEL_LEN))
+        raise AssertionError("add: a completion that does not fit max_model_len was not refused with a ConfigError")
+
+
+def _steps(engine: StreamingEngine, number: int) -> list[Completions]:
+    """Returns the next finished groups, that many at least."""
+    found: list[Completions] = []
+    for _ in range(MAX_STEPS):
+        if len(found) >= number:
+            return found
+        found += engine.step()
+    raise AssertionError(f"{number - len(found)} groups are not finished after {MAX_STEPS} steps")
 
 
 def _check_sampling(

@@ -1,6 +1,9 @@
 """The rollout worker: generates completions from the encoder tokens of pairs and scores them.
 
 It holds one engine and no state that affects results: a task gives the same group on any worker and on every retry.
+``rollout`` generates a set of groups together. ``advance`` feeds an engine that groups can join and leave
+(``StreamingEngine``): it returns groups as they are finished, so that others can take their place in the batch.
+
 Failures are of two kinds. Tokens that do not fit the model are an error of the caller: the call fails before the tokens
 reach the engine. An engine that raises or exceeds its deadline is discarded; the caller gets the error and may retry
 here or on another worker, and the next call starts a new engine. Completions that cannot be parsed are no failure: the
@@ -11,23 +14,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from saga_dist.data.prompts import PromptSpec
-from saga_dist.errors import EngineError, TokenError, UserError, WorkerError
+from saga_dist.errors import DeadlineExceeded, EngineError, TokenError, UserError, WorkerError
 from saga_dist.models.families.base import Family
-from saga_dist.objectives.advantage import group_advantages
-from saga_dist.objectives.reward import parse_verdict
 from saga_dist.objectives.reward_fn import RewardFn, score_verdict
-from saga_dist.objectives.spans import description_spans, token_masks, token_offsets_from_decode
 from saga_dist.protocols import Engine
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, ScoredGroup
+from saga_dist.workers.engines.streaming import as_streaming
 from saga_dist.workers.engines.validation import validate_tokens
+from saga_dist.workers.group_scoring import GroupScorer
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A group in the engine's batch."""
+
+    pair: ImagePair
+    """The pair."""
+    deadline: float
+    """Time of ``time.monotonic`` by which the group has to be finished."""
 
 
 class RolloutWorker:
@@ -39,7 +52,7 @@ class RolloutWorker:
         prompt: the comparison prompt of the engine; it has the JSON keys of the answer.
         dtype: dtype of the token values on the wire.
         advantage_epsilon: added to the standard deviation of a group's rewards.
-        deadline_s: longest time for one call of the engine, seconds.
+        deadline_s: longest time for one call of ``rollout``, and for each group of ``advance``, seconds.
         reward: scores each distinct completion of a pair.
 
     Raises:
@@ -59,8 +72,8 @@ class RolloutWorker:
     ) -> None:
         self._engine_factory = engine_factory
         self._layout, self._dtype = family.layout, dtype
-        self._tokenizer, self._prompt, self._reward = family.load_tokenizer(), prompt, reward
-        self._advantage_epsilon, self._deadline_s = advantage_epsilon, deadline_s
+        self._scorer = GroupScorer(family.load_tokenizer(), prompt, reward, advantage_epsilon)
+        self._deadline_s = deadline_s
         self.num_groups = 0
         """Number of groups generated."""
         self.num_tokens = 0
@@ -75,6 +88,8 @@ class RolloutWorker:
         """Seconds spent in the engine, failed calls not counted."""
         self.start_s = 0.0
         """Seconds spent on starting engines."""
+        self._in_flight: dict[str, _InFlight] = {}
+        """Groups in the engine's batch, by pair id."""
         self._engine: Engine | None = None
         self._ready_engine()
 
@@ -94,23 +109,63 @@ class RolloutWorker:
         Source: SAGA Eq. 2 (G completions of a pair, sampled without gradient).
         """
         self._check(tasks, tokens)
-        engine = self._ready_engine()
-        started = time.monotonic()
-        try:
+        with self._engine_until_it_fails() as engine:
             completions = engine.generate(tokens, [task.sampling for task in tasks], deadline_s=self._deadline_s)
-        except UserError:
-            raise  # the request was rejected before the engine started on it, so the engine is intact
-        except WorkerError as error:
-            self._discard_engine(error)
-            raise
-        except Exception as error:  # handled here: an engine that raised anything is not used again
-            self._discard_engine(error)
-            raise EngineError(f"{type(error).__name__}: {error}", where="rollout engine") from error
-        self.generate_s += time.monotonic() - started
-        groups = [self._score(task.pair, drawn) for task, drawn in zip(tasks, completions, strict=True)]
-        self.num_groups += len(groups)
-        self.num_tokens += sum(group.num_tokens for group in groups)
-        return groups
+        return self._scored([task.pair for task in tasks], completions)
+
+    @property
+    def can_be_fed(self) -> bool:
+        """True when ``advance`` may be called: groups can join and leave the engine's batch."""
+        return as_streaming(self._ready_engine()) is not None
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """Ids of the pairs whose groups are in the engine's batch."""
+        return tuple(self._in_flight)
+
+    def advance(
+        self,
+        tasks: Sequence[RolloutTask],
+        tokens: Sequence[EncoderTokens],
+        *,
+        cancelled: Collection[str] = (),
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> list[ScoredGroup]:
+        """Generates until a group is finished, or until ``interrupted()``; returns the groups that are finished.
+
+        All other groups stay in the engine's batch for the next call. A ``TokenError`` or ``ConfigError`` leaves the
+        batch usable; after any other error no group is in flight.
+
+        Args:
+            tasks: groups that join the batch.
+            tokens: encoder tokens of each task's pair.
+            cancelled: ids of pairs whose groups leave the batch first; other ids are ignored.
+            interrupted: called after every step of the engine; True ends the call.
+
+        Raises:
+            TokenError: tokens do not fit the model or belong to another pair; no task of the call was added.
+            EngineError: the engine failed, or a new one did not start; the tasks may be given to it again.
+            DeadlineExceeded: a group was not finished in time; the tasks may be given to it again.
+            ConfigError: a user's reward function raised, or returned something that is not a reward.
+        """
+        with self._engine_until_it_fails() as plain:
+            engine = as_streaming(plain)
+            assert engine is not None, f"{type(plain).__name__} cannot be fed"
+            engine.abort(cancelled)
+            for pair_id in cancelled:
+                self._in_flight.pop(pair_id, None)
+            self._check(tasks, tokens)
+            for task, record in zip(tasks, tokens, strict=True):
+                engine.add(record, task.sampling)
+                self._in_flight[task.pair_id] = _InFlight(task.pair, time.monotonic() + self._deadline_s)
+            finished: list[Completions] = []
+            while self._in_flight and not finished:
+                self._check_deadlines()
+                finished = engine.step()
+                if interrupted():
+                    break
+            pairs = [self._take(group) for group in finished]
+        return self._scored(pairs, finished)
 
     def stats(self) -> dict[str, float]:
         """Returns the worker's counters since its start."""
@@ -156,6 +211,48 @@ class RolloutWorker:
             self.num_refused += 1
             raise
 
+    def _take(self, group: Completions) -> ImagePair:
+        """Takes a finished group off those in flight; returns its pair.
+
+        Raises:
+            EngineError: the group is not in flight.
+        """
+        if group.pair_id not in self._in_flight:
+            raise EngineError(f"a group of pair {group.pair_id}, which is not in flight", where="rollout engine")
+        return self._in_flight.pop(group.pair_id).pair
+
+    def _check_deadlines(self) -> None:
+        """Raises ``DeadlineExceeded`` when a group has been in flight for ``deadline_s`` seconds."""
+        now = time.monotonic()
+        if num_late := sum(now >= group.deadline for group in self._in_flight.values()):
+            raise DeadlineExceeded(
+                f"{num_late} of {len(self._in_flight)} groups unfinished after {self._deadline_s:g} s",
+                where="rollout engine",
+                fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
+            )
+
+    @contextmanager
+    def _engine_until_it_fails(self) -> Iterator[Engine]:
+        """Yields the engine for a block of calls, which is timed; discards it when they fail.
+
+        Raises:
+            UserError: a request was rejected before the engine started on it, so the engine is kept.
+            WorkerError: the engine failed.
+        """
+        engine = self._ready_engine()
+        started = time.monotonic()
+        try:
+            yield engine
+        except UserError:
+            raise
+        except WorkerError as error:
+            self._discard_engine(error)
+            raise
+        except Exception as error:  # handled here: an engine that raised anything is not used again
+            self._discard_engine(error)
+            raise EngineError(f"{type(error).__name__}: {error}", where="rollout engine") from error
+        self.generate_s += time.monotonic() - started
+
     def _ready_engine(self) -> Engine:
         """Returns the engine; starts one when there is none."""
         if self._engine is None:
@@ -170,6 +267,7 @@ class RolloutWorker:
         """Closes a failed engine. The next call starts a new one, so that the caller gets the error without delay."""
         self.num_engine_failures += 1
         log.warning("rollout engine failed, a new one will be started: %s", error)
+        self._in_flight.clear()
         engine, self._engine = self._engine, None
         try:
             if engine is not None:
@@ -177,39 +275,9 @@ class RolloutWorker:
         except Exception:  # handled here: an error on closing must not hide the error that broke the engine
             log.warning("the failed engine could not be closed", exc_info=True)
 
-    def _score(self, pair: ImagePair, completions: Completions) -> ScoredGroup:
-        """Returns the group with verdicts, rewards, advantages and the tokens that describe each image."""
-        # Completions of a group are often equal, so each distinct one is parsed and scored once.
-        result_of = {text: self._reward(text, pair, self._prompt) for text in dict.fromkeys(completions.texts)}
-        verdict_of = {text: parse_verdict(text, self._prompt.verdict_key) for text in result_of}
-        values, is_correct = zip(*(result_of[text] for text in completions.texts), strict=True)
-        rewards_G = torch.tensor(values, dtype=torch.float32)
-        distinct = dict(zip(completions.token_ids, completions.texts, strict=True))
-        masks_of = {ids: self._masks(text, ids) for ids, text in distinct.items()}
-        masks = [masks_of[ids] for ids in completions.token_ids]
-        return ScoredGroup(
-            pair=pair,
-            completions=completions,
-            verdicts=tuple(verdict_of[text] for text in completions.texts),
-            rewards_G=rewards_G.numpy(),
-            is_correct_G=np.array(is_correct, dtype=bool),
-            advantages_G=self._advantages(rewards_G),
-            describes_a=tuple(mask_a for mask_a, _ in masks),
-            describes_b=tuple(mask_b for _, mask_b in masks),
-        )
-
-    def _advantages(self, rewards_G: torch.Tensor) -> np.ndarray:
-        """Returns float32 [G]; 0 for a single completion (evaluation), which has no group to be compared with."""
-        if len(rewards_G) == 1:
-            return np.zeros(1, dtype=np.float32)
-        return group_advantages(rewards_G, self._advantage_epsilon).advantages.numpy()
-
-    def _masks(self, text: str, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns bool [T] for image a and for image b, True for its description; all False without a description."""
-        if not self._prompt.describes_images:
-            return np.zeros(len(token_ids), dtype=bool), np.zeros(len(token_ids), dtype=bool)
-        prompt = self._prompt
-        spans = description_spans(text, prompt.key_a, prompt.key_b, verdict_key=prompt.verdict_key, keys=prompt.keys)
-        offsets_T2 = token_offsets_from_decode(self._tokenizer, token_ids)
-        mask_a, mask_b = (token_masks(offsets_T2, span).numpy() for span in spans)
-        return mask_a, mask_b
+    def _scored(self, pairs: Sequence[ImagePair], completions: Sequence[Completions]) -> list[ScoredGroup]:
+        """Returns the scored group of each pair, and counts them."""
+        groups = [self._scorer.score(pair, drawn) for pair, drawn in zip(pairs, completions, strict=True)]
+        self.num_groups += len(groups)
+        self.num_tokens += sum(group.num_tokens for group in groups)
+        return groups

@@ -106,7 +106,7 @@ class SerialPool(Generic[TaskT, ResultT]):
                     return list(quarantined)
                 log.warning("a lease failed, each of its groups is tried again alone: %s", error)
             finally:
-                self._queue.finish(_WORKER)
+                self._queue.end_lease(_WORKER)
         return []
 
     def poll(self) -> list[ResultT | Quarantined]:

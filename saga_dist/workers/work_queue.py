@@ -4,14 +4,18 @@
                                  │ └─give_back─► fresh (no attempt is counted)
                                  └──fail──► suspects, each leased alone ──► ... ──► Quarantined
 
+A lease is the set of tasks that a worker is to work on. Its tasks are finished one by one or together, and ``hand_out``
+may add fresh tasks to the lease of a worker that accepts them while it is busy.
+
 When a worker fails on a lease of several tasks, each of them is retried in a lease of its own, to isolate the one that
 causes the failure. With the default of three attempts, a task is quarantined when it also fails alone on two workers.
+While suspects wait, no lease is extended, so that workers become idle and take them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -48,8 +52,8 @@ class WorkQueue(Generic[TaskT]):
         """Keys of waiting tasks that have not failed."""
         self._suspects: deque[str] = deque()
         """Keys of waiting tasks whose lease has failed; each is leased alone."""
-        self._leases: dict[Hashable, tuple[str, ...]] = {}
-        """Keys on each worker's lease, without cancelled ones; empty when the tasks were forgotten."""
+        self._leases: dict[Hashable, dict[str, TaskT]] = {}
+        """Tasks on each worker's lease, by key, without cancelled and forgotten ones."""
         self._num_quarantined = 0
         self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates", "cancelled"), 0)
 
@@ -61,6 +65,11 @@ class WorkQueue(Generic[TaskT]):
     def num_waiting(self) -> int:
         """Number of tasks that are on no lease."""
         return len(self._fresh) + len(self._suspects)
+
+    @property
+    def num_leased(self) -> int:
+        """Number of tasks that are on a lease."""
+        return len(self._entries) - self.num_waiting
 
     @property
     def num_leases(self) -> int:
@@ -79,51 +88,73 @@ class WorkQueue(Generic[TaskT]):
         """Adds to the count of tasks or results that were dropped because their key is handled elsewhere."""
         self._counts["duplicates"] += number
 
-    def hand_out(self, idle: Sequence[WorkerT], *, num_coming: int, most: int) -> dict[WorkerT, list[TaskT]]:
-        """Leases waiting tasks to idle workers, in the order of both: suspects alone, fresh tasks in even shares.
+    def hand_out(
+        self, idle: Sequence[WorkerT], *, busy: Sequence[WorkerT] = (), num_coming: int, most: int
+    ) -> dict[WorkerT, list[TaskT]]:
+        """Leases waiting tasks to workers: suspects alone to idle ones, fresh tasks so that all have equally many.
 
         Args:
             idle: workers without a lease; no more of them are read than get one.
+            busy: workers with a lease that accept more tasks.
             num_coming: workers that are starting. They count in the shares; otherwise the first worker that is ready
                 would get all tasks.
-            most: largest number of tasks in a lease.
+            most: largest number of tasks on a lease.
 
         Returns:
-            The tasks of each worker that got a lease.
+            The new tasks of each worker that got any.
         """
-        leases = dict[WorkerT, list[TaskT]]()
+        handed_out = dict[WorkerT, list[TaskT]]()
         for worker in idle[: len(self._suspects)]:
-            leases[worker] = self._lease(worker, (self._suspects.popleft(),))
-        num_free = len(idle) - len(leases)
-        if num_free and self._fresh:
-            share = min(most, -(-len(self._fresh) // (num_free + num_coming)))
-            num_leases = min(num_free, -(-len(self._fresh) // share))
-            for worker in idle[len(leases) : len(leases) + num_leases]:
-                keys = tuple(self._fresh.popleft() for _ in range(min(share, len(self._fresh))))
-                leases[worker] = self._lease(worker, keys)
-        return leases
+            handed_out[worker] = self._lease(worker, [self._suspects.popleft()])
+        if self._suspects or not self._fresh:
+            return handed_out
+        extensible = [worker for worker in busy if not self._has_suspect(worker)]
+        num_free = len(idle) - len(handed_out)
+        if not num_free and not extensible:
+            return handed_out
+        num_tasks = len(self._fresh) + sum(len(self.on_lease(worker)) for worker in extensible)
+        share = min(most, -(-num_tasks // (num_free + len(extensible) + num_coming)))
+        num_leases = min(num_free, -(-len(self._fresh) // share))
+        for worker in (*idle[len(handed_out) : len(handed_out) + num_leases], *extensible):
+            num_new = min(share - len(self.on_lease(worker)), len(self._fresh))
+            if num_new > 0:
+                handed_out[worker] = self._lease(worker, [self._fresh.popleft() for _ in range(num_new)])
+        return handed_out
 
-    def on_lease(self, worker: Hashable) -> tuple[str, ...]:
-        """Returns the keys on a worker's lease; empty when it has none, or when its tasks were forgotten."""
-        return self._leases.get(worker, ())
+    def on_lease(self, worker: Hashable) -> Mapping[str, TaskT]:
+        """Returns the tasks on a worker's lease by key; empty when it has none, or when its tasks were dropped."""
+        return self._leases.get(worker, {})
 
-    def finish(self, worker: Hashable) -> tuple[str, ...]:
-        """Ends a lease whose tasks are done; returns their keys, which are no longer pending."""
-        keys = self._leases.pop(worker, ())
+    def finish(self, worker: Hashable, tasks: Iterable[TaskT]) -> frozenset[str]:
+        """Takes finished tasks off a worker's lease; returns the keys of those that were on it.
+
+        A task that was cancelled or forgotten is ignored, even if another task with its key is on the lease.
+        """
+        lease, finished = self._leases.get(worker, {}), {id(task) for task in tasks}
+        keys = frozenset(key for key, task in lease.items() if id(task) in finished)
         for key in keys:
-            del self._entries[key]
+            del lease[key], self._entries[key]
         return keys
+
+    def end_lease(self, worker: Hashable) -> tuple[str, ...]:
+        """Ends a worker's lease, whose tasks are done; returns their keys, which are no longer pending."""
+        lease = self._leases.pop(worker, {})
+        for key in lease:
+            del self._entries[key]
+        return tuple(lease)
 
     def give_back(self, worker: Hashable) -> None:
         """Ends a lease without counting an attempt; its tasks go back to the front of the queue."""
-        self._fresh.extendleft(reversed(self._leases.pop(worker, ())))
+        self._requeue(self._leases.pop(worker, {}))
 
-    def fail(self, worker: Hashable, reason: str) -> list[Quarantined]:
+    def fail(self, worker: Hashable, reason: str, *, started: Collection[str] | None = None) -> list[Quarantined]:
         """Ends a lease on which the worker failed; each of its tasks will be leased alone.
 
         Args:
             worker: the worker.
             reason: the failure, one line.
+            started: keys of the tasks that the worker had been sent; the others go back to the front of the queue. None
+                for all tasks of the lease.
 
         Returns:
             The tasks that are quarantined now, because they reached ``max_attempts``; they are no longer pending.
@@ -132,7 +163,11 @@ class WorkQueue(Generic[TaskT]):
             WorkerError: more than ``max_quarantined`` tasks were quarantined.
         """
         quarantined = []
-        for key in self._leases.pop(worker, ()):
+        lease = self._leases.pop(worker, {})
+        self._requeue([key for key in lease if started is not None and key not in started])
+        for key in lease:
+            if started is not None and key not in started:
+                continue
             entry = self._entries[key]
             entry.attempts += 1
             if entry.attempts < self._max_attempts:
@@ -152,19 +187,21 @@ class WorkQueue(Generic[TaskT]):
         return quarantined
 
     def cancel(self, keys: Collection[str]) -> None:
-        """Drops tasks; those on a lease stay out of its results. Keys that are not pending are ignored."""
+        """Drops tasks; those on a lease are taken off it. Keys that are not pending are ignored."""
         dropped = {key for key in keys if self._entries.pop(key, None) is not None}
         self._counts["cancelled"] += len(dropped)
         for waiting in (self._fresh, self._suspects):
             kept = [key for key in waiting if key not in dropped]
             waiting.clear()
             waiting.extend(kept)
-        for worker, on_lease in self._leases.items():
-            self._leases[worker] = tuple(key for key in on_lease if key not in dropped)
+        for lease in self._leases.values():
+            for key in dropped & lease.keys():
+                del lease[key]
 
     def forget(self) -> None:
-        """Drops all tasks; workers keep their leases, whose results are then ignored."""
-        self._leases = dict.fromkeys(self._leases, ())
+        """Drops all tasks; workers keep their leases, which are empty then."""
+        for lease in self._leases.values():
+            lease.clear()
         for container in (self._entries, self._fresh, self._suspects):
             container.clear()
 
@@ -173,11 +210,19 @@ class WorkQueue(Generic[TaskT]):
         counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
         return counts
 
-    def _lease(self, worker: Hashable, keys: tuple[str, ...]) -> list[TaskT]:
-        """Puts tasks on a lease of the worker; returns the tasks."""
-        assert worker not in self._leases, f"{worker} has a lease already"
-        self._leases[worker] = keys
-        entries = [self._entries[key] for key in keys]
-        self._counts["leases"] += 1
-        self._counts["retries"] += sum(entry.attempts > 0 for entry in entries)
-        return [entry.task for entry in entries]
+    def _lease(self, worker: Hashable, keys: Sequence[str]) -> list[TaskT]:
+        """Puts tasks on the worker's lease, which is new unless it has one; returns the tasks."""
+        self._counts["leases"] += worker not in self._leases
+        self._counts["retries"] += sum(self._entries[key].attempts > 0 for key in keys)
+        tasks = {key: self._entries[key].task for key in keys}
+        self._leases.setdefault(worker, {}).update(tasks)
+        return list(tasks.values())
+
+    def _has_suspect(self, worker: Hashable) -> bool:
+        """Returns True when a task on the worker's lease has failed before."""
+        return any(self._entries[key].attempts for key in self.on_lease(worker))
+
+    def _requeue(self, keys: Collection[str]) -> None:
+        """Puts tasks back to the front of those that wait, in their order."""
+        for key in reversed(list(keys)):
+            (self._suspects if self._entries[key].attempts else self._fresh).appendleft(key)

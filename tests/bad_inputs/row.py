@@ -32,6 +32,7 @@ AREAS = (
     "images",
     "completions",
     "steps",
+    "engines",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 

@@ -45,7 +45,7 @@ BRANCHES = {
     ),
     "runtime/validation/gpu_requests.py::check_gpu_requests": REQUESTS
     + "test_learner_processes_on_one_gpu_are_refused",
-    "runtime/ray/fake_workers.py::FaultPlan.trigger": (
+    "runtime/ray/fault_plan.py::FaultPlan.trigger": (
         "runtime/ray/test_pool.py::test_engine_that_raises_once_is_tried_again"
     ),
     "runtime/validation/gpus.py::visible_gpus": CHECKS + "test_gpus_are_device_files_that_are_visible",

@@ -40,7 +40,7 @@ MOST_MODULES, MOST_PACKAGES = 8, 23
 # Heavy library -> the files (or folders, with a slash at the end) that may import it.
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/ray/",),
-    "vllm": ("workers/engines/vllm_engine.py",),
+    "vllm": ("workers/engines/vllm_engine.py", "workers/engines/vllm_requests.py"),
     "pyarrow": ("wire/", "runtime/ray/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
     "faiss": ("retrieval/",),
     "jinja2": ("report/page.py",),

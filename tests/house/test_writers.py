@@ -26,7 +26,7 @@ EXCEPTIONS = {
     ("bench/common.py", "write_text"): "a control file of the kernel below /proc",
     ("models/weight_digest.py", "mkdir"): "a private folder of remembered digests; without it nothing is remembered",
     ("models/families/checkpoint_family.py", "save_pretrained"): "Encoder.save calls it within output_errors",
-    ("runtime/ray/fake_workers.py", "touch"): "a marker of a planned fault, which must fail when it exists",
+    ("runtime/ray/fault_plan.py", "touch"): "a marker of a planned fault, which must fail when it exists",
     ("retrieval/first_hits.py", "savez_compressed"): "writes to memory",
     ("retrieval/tables.py", "ParquetWriter"): "writes to a file that replaced_file opened",
 }

@@ -58,6 +58,64 @@ def test_an_engine_by_rule_holds_it_without_the_models_probabilities(family: Fam
         check_engine(RuleEngine, family=family)
 
 
+class StreamingRule(RuleEngine):
+    """Answers by rule, each group after three steps."""
+
+    def __init__(self, context: EngineContext) -> None:
+        super().__init__(context)
+        self._num_steps = lambda pair_id: 3
+
+    def add(self, tokens: Any, sampling: Any) -> None:
+        check_context_length(tokens, sampling, num_text_tokens=0, max_model_len=self._max_model_len)
+        super().add(tokens, sampling)
+
+    def step(self) -> list[Completions]:
+        return super().step()
+
+
+class ForgetsALateOne(StreamingRule):
+    def add(self, tokens: Any, sampling: Any) -> None:
+        if not self._batch:
+            super().add(tokens, sampling)
+
+
+class DependsOnItsBatch(StreamingRule):
+    def step(self) -> list[Completions]:
+        num_others = len(self._batch) - 1
+        return [
+            replace(g, token_ids=tuple(ids[num_others:] + ids[:num_others] for ids in g.token_ids))
+            for g in super().step()
+        ]
+
+
+class CannotAbort(StreamingRule):
+    def abort(self, pair_ids: Any) -> None:
+        pass
+
+
+class NeverRefusesToAdd(StreamingRule):
+    def add(self, tokens: Any, sampling: Any) -> None:
+        ScriptedEngine.add(self, tokens, sampling)
+
+
+def test_a_streaming_engine_holds_it(family: Family) -> None:
+    check_engine(StreamingRule, family=family, samples_model=False)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (ForgetsALateOne, "1 groups are not finished after 1000 steps"),
+        (DependsOnItsBatch, "other completions when a group joins"),
+        (CannotAbort, "pair-1 was aborted, and the groups"),
+        (NeverRefusesToAdd, "add: a completion that does not fit max_model_len was not refused"),
+    ],
+)
+def test_a_broken_streaming_contract_is_found(engine: type[StreamingRule], said: str, family: Family) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_engine(engine, family=family, samples_model=False)
+
+
 class Broken(TransformersEngine):
     """The transformers engine with one thing wrong."""
 

@@ -28,12 +28,13 @@ from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenEr
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.objectives.policy import model_log_probs, sampling_log_probs
-from saga_dist.protocols import Engine
+from saga_dist.protocols import Engine, StreamingEngine
 from saga_dist.standin import checkpoint_path
 from saga_dist.standin.world import split
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, Sampling
 from saga_dist.workers.engines.transformers_engine import TransformersEngine, end_token_ids
-from saga_dist.workers.engines.vllm_engine import VllmEngine, content_ids
+from saga_dist.workers.engines.vllm_engine import VllmEngine
+from saga_dist.workers.engines.vllm_requests import content_ids
 from saga_dist.workers.rollout import RolloutWorker
 
 SIDES = (((80, 80), (80, 80)), ((80, 80), (64, 96)), ((48, 80), (80, 80)))
@@ -323,6 +324,79 @@ def test_too_long_a_completion_is_refused_and_nothing_breaks(
     assert len(generate(engine, tokens)) == 3
 
 
+def steps_until(engine: StreamingEngine, number: int) -> list[Completions]:
+    """The next groups that are finished, in order."""
+    found: list[Completions] = []
+    for _ in range(1000):
+        if len(found) >= number:
+            break
+        found += engine.step()
+    return found
+
+
+@pytest.mark.vllm
+def test_groups_that_join_a_batch_of_vllm_are_those_of_a_call(
+    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    """A group of two tokens joins one of forty while that is generated, and is finished first."""
+    engine = vllm(tiny_checkpoint)
+    samplings = [SAMPLING, replace(SAMPLING, max_tokens=2), replace(SAMPLING, seed=7)]
+    expected = generate(engine, tokens, *samplings)
+    engine.add(tokens[0], samplings[0])
+    assert engine.step() == []
+    engine.add(tokens[1], samplings[1])
+    (short,) = steps_until(engine, 1)
+    engine.add(tokens[2], samplings[2])
+    found = {group.pair_id: group for group in [short, *steps_until(engine, 2)]}
+    assert next(iter(found)) == "p1" and set(found) == {"p0", "p1", "p2"}
+    for group in expected:
+        assert found[group.pair_id].token_ids == group.token_ids
+        assert found[group.pair_id].texts == group.texts
+        assert found[group.pair_id].finish_reasons == group.finish_reasons
+        for found_T, expected_T in zip(found[group.pair_id].log_probs, group.log_probs, strict=True):
+            np.testing.assert_allclose(found_T, expected_T, atol=1e-5, rtol=0)
+    assert not engine._llm.has_unfinished_requests()  # type: ignore[union-attr]
+
+
+@pytest.mark.vllm
+def test_aborted_groups_leave_vllm_as_if_they_had_never_been_there(
+    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    engine = vllm(tiny_checkpoint)
+    expected = {group.pair_id: group.token_ids for group in generate(engine, tokens)}
+    assert max(len(ids) for ids in expected["p0"]) > 5, "it is aborted before it is finished"
+    for num_steps in (0, 1, 5):  # before its prefill, after it, and while it is decoded
+        for record in tokens[:2]:
+            engine.add(record, SAMPLING)
+        for _ in range(num_steps):
+            assert engine.step() == []
+        engine.abort(["p0", "no such pair"])
+        engine.add(tokens[2], SAMPLING)
+        found = {group.pair_id: group.token_ids for group in steps_until(engine, 2)}
+        assert found == {name: expected[name] for name in ("p1", "p2")}
+        engine.add(tokens[0], SAMPLING)
+        assert [group.token_ids for group in steps_until(engine, 1)] == [expected["p0"]]
+    engine.add(tokens[0], SAMPLING)
+    engine.abort(["p0"])
+    llm = engine._llm
+    assert llm is not None and not llm.has_unfinished_requests()
+    assert not llm.output_processor.parent_requests and not llm.output_processor.external_req_ids, "nothing is kept"
+    assert [group.token_ids for group in generate(engine, tokens)] == list(expected.values())
+
+
+@pytest.mark.vllm
+def test_too_long_a_group_is_refused_and_those_in_the_batch_go_on(
+    vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
+) -> None:
+    engine = vllm(tiny_checkpoint)
+    (expected,) = generate(engine, tokens[:1])
+    engine.add(tokens[0], SAMPLING)
+    engine.step()
+    with pytest.raises(ConfigError, match="rollout.max_model_len"):
+        engine.add(tokens[1], replace(SAMPLING, max_tokens=200))
+    assert [group.token_ids for group in steps_until(engine, 1)] == [expected.token_ids]
+
+
 @pytest.mark.vllm
 def test_a_real_failure_inside_vllm_breaks_the_engine_for_good(
     vllm: OnlyOne, tiny_checkpoint: Path, tokens: list[EncoderTokens]
@@ -333,8 +407,9 @@ def test_a_real_failure_inside_vllm_breaks_the_engine_for_good(
     with pytest.raises(EngineError, match="vLLM: .*Error"):
         generate(engine, [narrow], SAMPLING)
     assert engine.broken
-    with pytest.raises(EngineError, match="cannot be used any more"):
-        generate(engine, tokens)
+    for call in (lambda: generate(engine, tokens), lambda: engine.add(tokens[0], SAMPLING), engine.step):
+        with pytest.raises(EngineError, match="cannot be used any more"):
+            call()
 
 
 # ---------------------------------------------------------------- engines of their own

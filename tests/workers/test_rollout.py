@@ -17,7 +17,7 @@ from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError, TokenEr
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.objectives.reward_fn import CheckedReward
-from saga_dist.protocols import Engine
+from saga_dist.protocols import Engine, StreamingEngine
 from saga_dist.protocols import RolloutWorker as RolloutWorkerProtocol
 from saga_dist.types import EncoderTokens, ImagePair, RolloutTask, Sampling
 from saga_dist.workers.engines.scripted import CompletionScript, ScriptedEngine
@@ -224,6 +224,127 @@ def test_a_real_engine_through_the_worker(family: Family) -> None:
     assert worker.stats()["tokens"] == groups[0].num_tokens
 
 
+# ---------------------------------------------------------------- groups that join and leave
+
+
+def fed(family: Family, *, script: CompletionScript = five_of_eight, **more: Any) -> RolloutWorker:
+    """A worker whose groups take as many steps of the engine as the number in their pair id."""
+    tokenizer = family.load_tokenizer()
+
+    def start() -> ScriptedEngine:
+        return ScriptedEngine(script, tokenizer, num_steps=lambda pair_id: int(pair_id[1:]))
+
+    return make_worker(family, start, **more)
+
+
+def work(family: Family, *names: str) -> tuple[list[RolloutTask], list[EncoderTokens]]:
+    return [make_task(name) for name in names], [make_tokens(family, name) for name in names]
+
+
+def names_of(groups: list[Any]) -> list[str]:
+    return [group.pair_id for group in groups]
+
+
+def test_a_short_group_is_returned_before_a_long_one_and_another_takes_its_place(family: Family) -> None:
+    worker = fed(family)
+    assert worker.can_be_fed
+    assert names_of(worker.advance(*work(family, "p5", "p1"))) == ["p1"]
+    assert worker.in_flight == ("p5",)
+    assert names_of(worker.advance(*work(family, "p2"))) == ["p2"], "it joined after one step, and took two"
+    assert names_of(worker.advance(*work(family, "p2"))) == ["p5", "p2"], "both after the fifth step"
+    assert worker.advance([], []) == []
+    assert worker.in_flight == ()
+    assert (worker.stats()["groups"], worker.stats()["engine_replacements"]) == (4, 0)
+
+
+def test_groups_are_the_same_fed_or_together(family: Family) -> None:
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        return answer("yes" if completion % int(pair_id[1:]) else "no", first=f"{pair_id} {completion}")
+
+    worker, names = fed(family, script=script), ["p3", "p1", "p2", "p4"]
+    together = {group.pair_id: group for group in worker.rollout(*work(family, *names))}
+    one_by_one = worker.advance(*work(family, *names[:2]))
+    one_by_one += worker.advance(*work(family, *names[2:]))
+    while arrived := worker.advance([], []):
+        one_by_one += arrived
+    assert names_of(one_by_one) == ["p1", "p3", "p2", "p4"]
+    for group in one_by_one:
+        expected = together[group.pair_id]
+        assert group.completions.token_ids == expected.completions.token_ids
+        assert group.completions.texts == expected.completions.texts
+        assert group.advantages_G.tolist() == expected.advantages_G.tolist()
+        assert group.verdicts == expected.verdicts
+
+
+def test_cancelled_groups_leave_the_engine_and_may_come_again(family: Family) -> None:
+    worker = fed(family)
+    assert names_of(worker.advance(*work(family, "p9", "p1"))) == ["p1"]
+    assert names_of(worker.advance(*work(family, "p2"), cancelled=["p9", "p77"])) == ["p2"]
+    assert worker.in_flight == ()
+    again = worker.advance(*work(family, "p9"))
+    assert names_of(again) == ["p9"]
+    assert names_of(worker.advance(*work(family, "p3"))) == ["p3"]
+    assert names_of(worker.advance(*work(family, "p3"), cancelled=["p3"])) == ["p3"], "cancelled before it is added"
+
+
+def test_an_interruption_ends_a_call_after_a_step(family: Family) -> None:
+    worker = fed(family)
+    for steps_left in (2, 1):
+        tasks = work(family, "p3") if steps_left == 2 else ([], [])
+        assert worker.advance(*tasks, interrupted=lambda: True) == []
+        assert worker.in_flight == ("p3",)
+    assert names_of(worker.advance([], [], interrupted=lambda: True)) == ["p3"], "every call takes one step"
+
+
+def test_a_group_in_flight_has_a_deadline_of_its_own(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("saga_dist.workers.rollout.time.monotonic", lambda: clock[0])
+    worker = fed(family, deadline_s=10.0)
+    worker.advance(*work(family, "p9"), interrupted=lambda: True)
+    clock[0] = 6.0
+    worker.advance(*work(family, "p8"), interrupted=lambda: True)
+    clock[0] = 10.0
+    with pytest.raises(DeadlineExceeded, match="1 of 2 groups unfinished after 10 s.*rollout.deadline_s"):
+        worker.advance([], [])
+    assert (worker.in_flight, worker.stats()["engine_failures"]) == ((), 1)
+    assert names_of(worker.advance(*work(family, "p2"))) == ["p2"], "a new engine"
+
+
+def test_refused_tokens_leave_the_groups_in_flight_as_they_are(family: Family) -> None:
+    worker = fed(family)
+    worker.advance(*work(family, "p2"), interrupted=lambda: True)
+    tasks, _ = work(family, "p1", "p4")
+    with pytest.raises(TokenError, match="tokens of pair other"):
+        worker.advance(tasks, [make_tokens(family, "p1"), make_tokens(family, "other")])
+    assert worker.in_flight == ("p2",)
+    assert names_of(worker.advance([], [])) == ["p2"]
+
+
+def test_an_engine_that_cannot_take_groups_one_by_one_is_given_whole_leases(family: Family) -> None:
+    class Plain:
+        """An engine of one's own with the two methods of the contract."""
+
+        def __init__(self) -> None:
+            self._engine = ScriptedEngine(five_of_eight, family.load_tokenizer())
+
+        def generate(self, tokens: Any, samplings: Any, *, deadline_s: float) -> Any:
+            return self._engine.generate(tokens, samplings, deadline_s=deadline_s)
+
+        def close(self) -> None:
+            self._engine.close()
+
+    class Louder(ScriptedEngine):
+        """One that inherits the methods of a streaming engine and replaces ``generate`` alone."""
+
+        def generate(self, tokens: Any, samplings: Any, *, deadline_s: float) -> Any:
+            return super().generate(tokens, samplings, deadline_s=deadline_s)
+
+    for start in (Plain, lambda: Louder(five_of_eight, family.load_tokenizer())):
+        worker = make_worker(family, start)
+        assert not worker.can_be_fed
+        assert names_of(worker.rollout(*work(family, "p1", "p2"))) == ["p1", "p2"]
+
+
 # ---------------------------------------------------------------- trouble
 
 
@@ -359,6 +480,9 @@ def test_a_scripted_engine_breaks_like_a_real_one(family: Family) -> None:
 def test_the_contracts_hold(family: Family) -> None:
     engine = ScriptedEngine(five_of_eight, family.load_tokenizer())
     assert isinstance(engine, Engine)
+    assert isinstance(engine, StreamingEngine)
+    assert issubclass(VllmEngine, StreamingEngine)
+    assert not issubclass(TransformersEngine, StreamingEngine)
     assert isinstance(make_worker(family, lambda: engine), RolloutWorkerProtocol)
     assert issubclass(VllmEngine, Engine)
     assert issubclass(TransformersEngine, Engine)

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class BaseActor:
     """Name of the role, also of its custom resource; empty for an actor that needs no such resource."""
     environment: ClassVar[Mapping[str, str]] = {}
     """Environment variables of the actor's process, unless the driver's environment has others."""
+    _is_fed = False
+    """True: the actor has ``interrupt``, and its ``run`` takes tasks while others are in flight."""
 
     def __init__(self, config: RunConfig, factories: Factories, folder: str) -> None:
         self._config, self._factories = config, factories
@@ -103,7 +106,7 @@ class BaseActor:
         except OSError:  # not Linux: errors then do not quote the log
             stderr = ""
         node_id = ray.get_runtime_context().get_node_id()
-        return WorkerInfo(pid=os.getpid(), host=platform.node(), node_id=node_id, stderr=stderr)
+        return WorkerInfo(os.getpid(), platform.node(), node_id, stderr, self._is_fed)
 
     def close(self) -> None:
         """Frees what the plain object holds outside of this process; the actor is killed afterwards."""
@@ -113,17 +116,36 @@ class BaseActor:
 
 
 class RolloutActor(BaseActor):
-    """Actor of a rollout worker: fetches encoder tokens by reference and returns one Arrow batch of scored groups."""
+    """Actor of a rollout worker: fetches encoder tokens by reference and returns Arrow batches of scored groups."""
 
     role = "rollout"
 
     def _build(self) -> None:
         self._worker = self._factories.rollout(self._config)
+        self._is_fed = self._config.rollout.continuous_feeding and self._worker.can_be_fed
+        self._interrupted = threading.Event()
 
-    def run(self, tasks: Sequence[RolloutTask]) -> pa.RecordBatch:
-        """Returns the scored groups of a lease as one Arrow batch, in the order of the tasks."""
+    def run(self, tasks: Sequence[RolloutTask], cancelled: Sequence[str]) -> tuple[pa.RecordBatch, tuple[str, ...]]:
+        """Returns scored groups as one Arrow batch, and the ids of the pairs that are still in flight.
+
+        A worker that is fed returns when a group is finished, or after ``interrupt``. Another one returns the groups of
+        all tasks, in their order.
+
+        Args:
+            tasks: new tasks.
+            cancelled: ids of pairs in flight whose groups are dropped.
+        """
         tokens = fetch_tokens([task.tokens for task in tasks], deadline_s=FETCH_DEADLINE_S)
-        return groups_to_batch(self._worker.rollout(tasks, tokens))
+        if not self._is_fed:
+            return groups_to_batch(self._worker.rollout(tasks, tokens)), ()
+        groups = self._worker.advance(tasks, tokens, cancelled=cancelled, interrupted=self._interrupted.is_set)
+        self._interrupted.clear()  # only here: a call that waits for its turn must not miss an interruption
+        return groups_to_batch(groups), self._worker.in_flight
+
+    @ray.method(concurrency_group="control")
+    def interrupt(self) -> None:
+        """Makes the present call of ``run``, or the next one, return after a step of the engine."""
+        self._interrupted.set()
 
     def close(self) -> None:
         """Closes the engine: its processes end and its shared memory is removed."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -28,7 +29,7 @@ class Timeouts:
     start_s: float
     """Longest time from the creation of the actor until its ``start`` returns."""
     lease_s: float
-    """Longest time for a lease."""
+    """Longest time for a task, from when it is sent to the worker."""
     heartbeat_s: float
     """Longest time that a worker may take to answer a heartbeat."""
 
@@ -40,7 +41,7 @@ class PoolConfig:
     workers: int
     """Number of workers at the start, at least 1."""
     tasks_per_lease: int
-    """Largest number of tasks on one lease, and so in flight at one worker."""
+    """Largest number of tasks on one lease, and so in flight at one worker at any time."""
     max_attempts: int
     """Failures of a task after which it is quarantined; failed starts of each slot after which a pool that never had a
     worker ends."""
@@ -52,6 +53,25 @@ class PoolConfig:
     """Number of workers that are not released for being idle."""
     idle_release_s: float = 0.0
     """Idle time, seconds, after which a worker is stopped until it is needed again; 0: never."""
+
+
+class WorkerState(Enum):
+    """State of the worker of a slot."""
+
+    GONE = "gone"
+    """The slot has no worker; one will be started."""
+    STARTING = "starting"
+    """The actor was created and its ``start`` has not returned."""
+    IDLE = "idle"
+    """The worker is up and has no lease."""
+    BUSY = "busy"
+    """The worker is up and has a lease."""
+    RELEASED = "released"
+    """The slot has no worker, because there is no work for one."""
+
+
+UP = (WorkerState.IDLE, WorkerState.BUSY)
+"""States in which the worker's actor answers calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +103,20 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
         """Returns the handle of a new actor; its process starts in the background."""
 
     @abstractmethod
-    def send(self, actor: Any, tasks: Sequence[TaskT]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; returns the reference of the answer and the references of its payloads.
+    def send(
+        self, actor: Any, tasks: Sequence[TaskT], cancelled: Sequence[str]
+    ) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Sends tasks to a worker; returns the reference of its answer and the references of the answer's payloads.
 
         Args:
             actor: handle of the actor.
-            tasks: the tasks of the lease.
+            tasks: new tasks.
+            cancelled: keys of earlier tasks that the worker drops before it takes the new ones.
         """
 
     @abstractmethod
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ResultT]:
-        """Returns the results of a lease.
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> tuple[list[ResultT], Sequence[str]]:
+        """Returns the results in an answer, and the keys of the tasks that the worker still has.
 
         Args:
             answer: the value of the answer's reference.
@@ -102,6 +125,10 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
         Raises:
             SagaError: the answer is not valid.
         """
+
+    def interrupt(self, actor: Any) -> ray.ObjectRef:
+        """Makes a worker that is fed answer soon, with the results that it has; returns the reference of the call."""
+        raise NotImplementedError(f"{self.name} workers are not fed")
 
     @abstractmethod
     def task_key(self, task: TaskT) -> str:
@@ -127,12 +154,12 @@ class ActorAdapter(ABC, Generic[TaskT, ResultT]):
         return ""
 
 
-def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) -> asyncio.Future[Any]:
+def answer_of(ref: ray.ObjectRef, on_late: Callable[[Any], None] = lambda result: None) -> asyncio.Future[Any]:
     """Returns a future of the running loop for the result of a call; the caller may set or cancel it earlier.
 
     Args:
         ref: reference of the call's result; a thread of Ray completes its ``future``.
-        on_late: called on the loop when the call returns without an error after the future was set or cancelled.
+        on_late: called on the loop with the result when the call returns one after the future was set or cancelled.
     """
     loop = asyncio.get_running_loop()
     answer = loop.create_future()
@@ -142,7 +169,7 @@ def answer_of(ref: ray.ObjectRef, on_late: Callable[[], None] = lambda: None) ->
         if not answer.done():
             answer.set_result(done.result()) if error is None else answer.set_exception(error)
         elif error is None:
-            on_late()
+            on_late(done.result())
 
     def hand_over(done: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop has ended

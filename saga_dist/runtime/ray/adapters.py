@@ -71,13 +71,20 @@ class RolloutAdapter(WorkerAdapter[RolloutTask, ScoredGroup]):
 
     name, actor_type = "rollout", RolloutActor
 
-    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; the answer is one Arrow batch of scored groups."""
-        return actor.run.remote(list(tasks)), ()
+    def send(
+        self, actor: Any, tasks: Sequence[RolloutTask], cancelled: Sequence[str]
+    ) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Sends tasks; the answer is an Arrow batch of scored groups, and the ids of the pairs in flight."""
+        return actor.run.remote(list(tasks), list(cancelled)), ()
 
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
-        """Returns the scored groups of the batch."""
-        return groups_from_batch(answer)
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> tuple[list[ScoredGroup], Sequence[str]]:
+        """Returns the scored groups of the batch, and the ids of the pairs in flight."""
+        batch, in_flight = answer
+        return groups_from_batch(batch), in_flight
+
+    def interrupt(self, actor: Any) -> ray.ObjectRef:
+        """Makes a worker that is fed answer after the present step of its engine."""
+        return actor.interrupt.remote()
 
     def task_key(self, task: RolloutTask) -> str:
         """Returns the pair id."""
@@ -93,16 +100,17 @@ class ReplayAdapter(WorkerAdapter[GradientTask, GradientHandle]):
 
     name, actor_type = "replay", ReplayActor
 
-    def send(self, actor: Any, tasks: Sequence[GradientTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; the answer is the list of views, and one payload per task."""
+    def send(
+        self, actor: Any, tasks: Sequence[GradientTask], cancelled: Sequence[str]
+    ) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Sends tasks; the answer is the list of views, and one payload per task."""
         answer, *payloads = actor.run.options(num_returns=1 + len(tasks)).remote(list(tasks))
         return answer, payloads
 
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[GradientHandle]:
-        """Returns one gradient handle per task, with the reference of its payload."""
-        return [
-            replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in zip(answer, payloads, strict=True)
-        ]
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> tuple[list[GradientHandle], Sequence[str]]:
+        """Returns one gradient handle per task, with the reference of its payload; the worker has no more tasks."""
+        views = zip(answer, payloads, strict=True)
+        return [replace(view, handle=ObjectHandle(view.pair_id, ref)) for view, ref in views], ()
 
     def task_key(self, task: GradientTask) -> str:
         """Returns the pair id."""

@@ -36,6 +36,8 @@ class WorkerInfo:
     """Ray's id of the node."""
     stderr: str
     """Path of the worker's log on its node; empty when it is not known."""
+    is_fed: bool = False
+    """True: the worker returns groups one by one, and takes others while it works on the rest."""
 
 
 def to_saga_error(error: RayError, *, where: str, info: WorkerInfo | None = None) -> SagaError:

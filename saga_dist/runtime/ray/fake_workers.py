@@ -1,29 +1,26 @@
 """Fake learner and workers without a model, which take milliseconds per group and fail on demand, for tests.
 
 They implement ``protocols`` as deterministic functions of pairs and encoder version, so that the results of two
-runtimes can be compared number by number. A fault is triggered when its pair is processed, as many times as planned.
-Plans and counts are files, because a fault may kill the process in which it happens.
+runtimes can be compared number by number. A planned fault (``fault_plan``) is triggered when its pair is processed, as
+many times as planned.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from saga_dist.config import RunConfig
-from saga_dist.errors import EngineError, TokenError
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.runtime.ray.actors import Factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.types import (
     Completions,
     EncoderTokens,
@@ -43,81 +40,20 @@ from saga_dist.workers.data_parallel import ALONE, Ranks
 
 TOKENS_PER_IMAGE, WIDTH = 4, 6
 """Tokens of each fake image, and width of a token with its one DeepStack level."""
-Kind = Literal["kill", "stop", "raise", "bug", "user_error", "short", "garbage", "twice", "slow"]
-"""Kind of a fault.
-
-``kill`` and ``stop`` send SIGKILL and SIGSTOP to the own process; ``raise`` raises an EngineError, ``bug`` a
-ZeroDivisionError, ``user_error`` a TokenError; ``slow`` sleeps; ``short`` leaves the group out of the results,
-``garbage`` replaces its pair id, ``twice`` returns it twice.
-"""
+TICK_S = 0.01
+"""Time of one step of a fake engine, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class FaultPlan:
-    """Planned faults, as files of a folder that is read for every pair, so that a fault can be planned at any time."""
+class _OpenGroup:
+    """A group in flight."""
 
-    folder: str = ""
-    """Path of the folder; empty for no faults."""
-    group_s: float = 0.0
-    """Time that a rollout worker takes for each group, seconds."""
-
-    def plan(self, name: str, kind: Kind, *, times: int = 1, seconds: float = 0.0) -> None:
-        """Plans a fault.
-
-        Args:
-            name: point at which the fault is triggered: a pair id for its rollout, ``start`` for the construction of a
-                rollout worker, ``replay-<pair id>`` for a replay, ``encode-<step>`` for the learner's encode.
-            kind: kind of the fault.
-            times: number of times that it is triggered, over all processes.
-            seconds: duration of a fault of kind ``slow``.
-        """
-        write_file(Path(self.folder) / f"{name}.json", json.dumps([kind, times, seconds]))
-
-    def num_triggered(self, name: str) -> int:
-        """Returns how often the fault at ``name`` was triggered."""
-        return len(list(Path(self.folder).glob(f"{name}.triggered.*")))
-
-    def triggered_at(self, name: str) -> list[float]:
-        """Returns the times at which the fault at ``name`` was triggered, seconds since 1970."""
-        return sorted(file.stat().st_mtime for file in Path(self.folder).glob(f"{name}.triggered.*"))
-
-    def clear(self) -> None:
-        """Deletes all plans and counts."""
-        for file in Path(self.folder).iterdir():
-            file.unlink()
-
-    def trigger(self, name: str) -> str:
-        """Triggers the fault at ``name`` if one is planned; returns its kind for the caller to apply, else empty."""
-        plan = Path(self.folder) / f"{name}.json"
-        if not self.folder or not plan.exists():
-            return ""
-        kind, times, seconds = json.loads(plan.read_text("utf-8"))
-        if not self._claim(name, times):
-            return ""
-        match kind:
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            case "raise":
-                raise EngineError("CUDA out of memory (scripted)", where="engine")
-            case "bug":
-                raise ZeroDivisionError("scripted bug")
-            case "user_error":
-                raise TokenError("width 7", where=f"pair {name}", expected="width 6")
-            case "slow":
-                time.sleep(seconds)
-        return kind
-
-    def _claim(self, name: str, times: int) -> bool:
-        """Returns True for the first ``times`` calls over all processes, because a file is created atomically."""
-        for count in range(times):
-            try:
-                (Path(self.folder) / f"{name}.triggered.{count}").touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            return True
-        return False
+    task: RolloutTask
+    """Its task."""
+    tokens: EncoderTokens
+    """Encoder tokens of the pair."""
+    ends_at: float
+    """Time of ``time.monotonic`` at which it is finished."""
 
 
 class FakeRolloutWorker:
@@ -128,26 +64,63 @@ class FakeRolloutWorker:
         script: planned faults.
     """
 
+    can_be_fed = True
+    """True, as with an engine that groups can join and leave."""
+
     def __init__(self, config: RunConfig, script: FaultPlan) -> None:
         self._script = script
+        self._open: dict[str, _OpenGroup] = {}
         script.trigger("start")
 
     def rollout(self, tasks: Sequence[RolloutTask], tokens: Sequence[EncoderTokens]) -> list[ScoredGroup]:
         """Returns one contributing group per task, unless a fault changes the results."""
         groups = []
         for task, record in zip(tasks, tokens, strict=True):
-            time.sleep(self._script.group_s)
-            kind = self._script.trigger(task.pair.pair_id)
-            group = fake_group(task, record)
-            if kind == "short":
-                continue
-            if kind == "garbage":
-                other_pair = replace(task.pair, pair_id="stranger")
-                group = replace(
-                    group, pair=other_pair, completions=replace(group.completions, pair_id=other_pair.pair_id)
-                )
-            groups += [group, group] if kind == "twice" else [group]
+            time.sleep(self._script.seconds_of(task.pair_id))
+            groups += self._groups(task, record)
         return groups
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """Ids of the pairs that ``advance`` has neither returned nor cancelled."""
+        return tuple(self._open)
+
+    def advance(
+        self,
+        tasks: Sequence[RolloutTask],
+        tokens: Sequence[EncoderTokens],
+        *,
+        cancelled: Collection[str],
+        interrupted: Callable[[], bool],
+    ) -> list[ScoredGroup]:
+        """Returns the first group whose time is over, unless a fault changes it; groups take their time in parallel."""
+        for pair_id in cancelled:
+            self._open.pop(pair_id, None)
+        for task, record in zip(tasks, tokens, strict=True):
+            self._open[task.pair_id] = _OpenGroup(
+                task, record, time.monotonic() + self._script.seconds_of(task.pair_id)
+            )
+        while self._open:
+            now = time.monotonic()
+            for pair_id, group in self._open.items():
+                if now >= group.ends_at:
+                    del self._open[pair_id]
+                    return self._groups(group.task, group.tokens)
+            if interrupted():
+                break
+            time.sleep(TICK_S)
+        return []
+
+    def _groups(self, task: RolloutTask, tokens: EncoderTokens) -> list[ScoredGroup]:
+        """Returns the group of a task, or what a fault makes of it."""
+        kind = self._script.trigger(task.pair_id)
+        group = fake_group(task, tokens)
+        if kind == "short":
+            return []
+        if kind == "garbage":
+            other_pair = replace(task.pair, pair_id="stranger")
+            group = replace(group, pair=other_pair, completions=replace(group.completions, pair_id=other_pair.pair_id))
+        return [group, group] if kind == "twice" else [group]
 
     def close(self) -> None:
         """Does nothing, because there is no engine."""

@@ -5,6 +5,12 @@ One thread runs one event loop, with one coroutine that dispatches leases and on
     caller    submit ──► queue ─────────────┐                      ┌──► results ──► collect, poll
                                             ▼                      │
     loop      wakeup ──► _serve: scale, dispatch ──► slot: run a lease ──► finish | fail ──► wakeup
+                                            ▲                      │
+                                            └── if it is fed ──────┘
+
+A lease is the set of tasks that a worker has. Most workers answer a lease as a whole. A worker that is fed answers when
+any of its tasks is finished, and waiting tasks are added to its lease, so that it has ``tasks_per_lease`` of them while
+tasks wait. When its lease changes in between, it is interrupted, which makes it answer soon and get the new lease.
 
 Every wait ends:
 
@@ -17,7 +23,7 @@ Therefore every lease ends. A failed lease costs each of its tasks one of a boun
 result of the task is ``Quarantined``. A pool that cannot start any worker ends with an error after the start deadline
 (``worker_group``). When the loop ends for any reason, callers are woken and get its error.
 
-Queue, results and errors are shared between threads and guarded by one lock; only the loop uses all other state.
+Queue, results and errors are shared between threads (``pool_state``); only the loop uses all other state.
 """
 
 from __future__ import annotations
@@ -27,15 +33,14 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from saga_dist.errors import SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus
+from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerState, WorkerStatus
 from saga_dist.runtime.ray.errors import FATAL, WorkerInfo
+from saga_dist.runtime.ray.pool_state import PoolState
 from saga_dist.runtime.ray.worker_group import ScaleRequest, WorkerGroup
 from saga_dist.runtime.ray.worker_slot import Evicted, WorkerSlot
 from saga_dist.types import Quarantined
@@ -73,17 +78,10 @@ class RayPool(Generic[TaskT, ResultT]):
         self._group = WorkerGroup(adapter, config, self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.Condition()
-        """Guards the attributes below; notified when a waiting caller has to check them."""
-        self._queue: WorkQueue[TaskT] = WorkQueue(
-            max_attempts=config.max_attempts, max_quarantined=config.max_quarantined
+        self._state = PoolState[TaskT, ResultT](
+            WorkQueue(max_attempts=config.max_attempts, max_quarantined=config.max_quarantined), adapter.result_key
         )
-        self._results: list[ResultT | Quarantined] = []
-        self._errors: deque[SagaError] = deque()
-        """Errors of leases that did not end the pool; each is raised once."""
-        self._loop_error: BaseException | None = None
-        """Error that ended the loop; raised by every later call."""
-        self._closed = False
+        self._lock = self._state.lock
         self._target, self._at_once = config.workers, False
         self._reported_replacements = 0
 
@@ -92,7 +90,7 @@ class RayPool(Generic[TaskT, ResultT]):
     def start(self) -> None:
         """Starts the workers in the background; ``submit`` and ``call`` call it too."""
         with self._lock:
-            if self._closed:
+            if self._state.closed:
                 raise WorkerError("the pool is closed", where=self._adapter.name)
             if self._thread is None:
                 self._loop, name = asyncio.new_event_loop(), f"{self._adapter.name} pool"
@@ -106,9 +104,9 @@ class RayPool(Generic[TaskT, ResultT]):
         """
         self.start()
         with self._lock:
-            self._raise_error()
+            self._state.raise_error()
             for task in tasks:
-                self._queue.add(self._adapter.task_key(task), task)
+                self._state.queue.add(self._adapter.task_key(task), task)
         self._wake()
 
     def collect(self) -> list[ResultT | Quarantined]:
@@ -122,7 +120,7 @@ class RayPool(Generic[TaskT, ResultT]):
             WorkerError: too many tasks were quarantined, or no worker could be started in time. The pool has ended.
         """
         with self._lock:
-            while not (results := self.poll()) and len(self._queue):
+            while not (results := self._state.take_results()) and len(self._state.queue):
                 self._check_stop()
                 self._lock.wait(_SLICE_S)
             return results
@@ -132,16 +130,12 @@ class RayPool(Generic[TaskT, ResultT]):
 
         Raises the errors of ``collect``.
         """
-        with self._lock:
-            self._raise_error()
-            results, self._results = self._results, []
-            return results
+        return self._state.take_results()
 
     @property
     def num_pending(self) -> int:
         """Number of tasks that were submitted and whose results were not collected."""
-        with self._lock:
-            return len(self._queue) + len(self._results)
+        return self._state.num_pending
 
     @property
     def runs_in_background(self) -> bool:
@@ -151,7 +145,7 @@ class RayPool(Generic[TaskT, ResultT]):
     def metrics(self) -> dict[str, float]:
         """Returns the counts and durations since the last call, by name."""
         with self._lock:
-            counts = self._queue.take_counts()
+            counts = self._state.queue.take_counts()
             replacements = self._group.num_replacements
             counts["replacements"] = replacements - self._reported_replacements
             self._reported_replacements = replacements
@@ -159,26 +153,21 @@ class RayPool(Generic[TaskT, ResultT]):
         return {**numbers, "workers": float(self._group.num_up), **self._group.usage.take(time.monotonic())}
 
     def cancel(self, pair_ids: Collection[str]) -> None:
-        """Drops the tasks of these pairs that are pending, and their uncollected results; ignores other ids."""
-        dropped = set(pair_ids)
-        with self._lock:
-            self._queue.cancel(dropped)
-            self._results = [result for result in self._results if self._pair_id(result) not in dropped]
-            self._lock.notify_all()
+        """Drops the tasks of these pairs that are pending, and their uncollected results; ignores other ids.
+
+        Workers that are fed abort those that are in flight.
+        """
+        self._state.cancel(pair_ids)
+        self._wake()
 
     def forget(self) -> None:
         """Drops all pending tasks and all uncollected results and errors; answers that arrive later are ignored."""
-        with self._lock:
-            self._queue.forget()
-            self._results.clear()
-            self._errors.clear()
-            self._lock.notify_all()
+        self._state.forget()
+        self._wake()
 
     def close(self) -> None:
         """Ends the loop and all workers and drops all tasks; a second call does nothing more."""
-        with self._lock:
-            self._closed, self._loop_error = True, None
-            self.forget()
+        self._state.close()
         self._wake()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
@@ -226,14 +215,13 @@ class RayPool(Generic[TaskT, ResultT]):
         """
         self.start()
         with self._lock:
-            self._raise_error()
+            self._state.raise_error()
             assert self._loop is not None
             answer = asyncio.run_coroutine_threadsafe(self._group.call(method), self._loop)
         try:
             return self._wait_for_answer(answer)
         except (concurrent.futures.CancelledError, TimeoutError):
-            with self._lock:
-                self._raise_error()
+            self._state.raise_error()
             raise WorkerError("the pool was closed", where=self._adapter.name) from None
         finally:
             answer.cancel()  # an interrupt may have ended the wait
@@ -250,15 +238,6 @@ class RayPool(Generic[TaskT, ResultT]):
                 return answer.result()
         raise TimeoutError
 
-    def _pair_id(self, result: ResultT | Quarantined) -> str:
-        return result.pair_id if isinstance(result, Quarantined) else self._adapter.result_key(result)
-
-    def _raise_error(self) -> None:
-        if self._errors:
-            raise self._errors.popleft()
-        if self._loop_error is not None:
-            raise self._loop_error
-
     def _wake(self) -> None:
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
@@ -272,19 +251,13 @@ class RayPool(Generic[TaskT, ResultT]):
             try:
                 runner.run(self._main())
             except BaseException as error:
-                self._set_loop_error(error)
+                self._state.end_loop(error)
                 raise
 
     async def _main(self) -> None:
         """Serves until the pool is closed, or stores the error that ended it."""
         (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
-        self._set_loop_error(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
-
-    def _set_loop_error(self, error: BaseException | None) -> None:
-        """Stores the error that ended the loop, unless the pool was closed, and wakes the callers."""
-        with self._lock:
-            self._loop_error = None if self._closed else error
-            self._lock.notify_all()
+        self._state.end_loop(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
     async def _serve(self) -> None:
         """Scales the group and dispatches leases after every ``wakeup``, until the pool is closed.
@@ -294,7 +267,7 @@ class RayPool(Generic[TaskT, ResultT]):
         """
         wakeup = self._group.wakeup
         async with asyncio.TaskGroup() as tasks:
-            while not self._closed:
+            while not self._state.closed:
                 for slot in self._group.reconcile(self._scale_request()):
                     tasks.create_task(self._group.supervise(slot), name=slot.name)
                 self._dispatch()
@@ -305,68 +278,64 @@ class RayPool(Generic[TaskT, ResultT]):
     def _scale_request(self) -> ScaleRequest:
         with self._lock:
             at_once, self._at_once = self._at_once, False
-            return ScaleRequest(self._target, at_once, demand=self._queue.num_waiting + self._queue.num_leases)
+            queue = self._state.queue
+            return ScaleRequest(self._target, at_once, demand=queue.num_waiting + queue.num_leases)
 
     def _dispatch(self) -> None:
-        """Leases waiting tasks to idle workers."""
-        group, tasks_per_lease = self._group, self._config.tasks_per_lease
+        """Leases waiting tasks to workers that are idle or fed; interrupts those whose lease has changed."""
+        group, queue, most = self._group, self._state.queue, self._config.tasks_per_lease
+        staying = [slot for slot in group.fed if not slot.leaving]
         with self._lock:
-            leases = self._queue.hand_out(group.idle, num_coming=group.num_coming, most=tasks_per_lease)
-        for slot, tasks in leases.items():
-            slot.assign(tasks)
+            handed_out = queue.hand_out(group.idle, busy=staying, num_coming=group.num_coming, most=most)
+            outdated = [slot for slot in group.fed if not slot.in_flight.are(queue.on_lease(slot))]
+            group.usage.note_in_flight(time.monotonic(), queue.num_leased)
+        for slot in handed_out:
+            if slot.state is WorkerState.IDLE:
+                slot.assign()
+        for slot in outdated:
+            slot.interrupt()
 
     async def _work(self, slot: WorkerSlot[TaskT, ResultT]) -> None:
         """Runs leases on the worker of a slot until it fails, leaves, or is released for being idle."""
         idle_release_s = self._config.idle_release_s or None
         try:
             while not slot.leaving:
-                tasks = await slot.next_lease(idle_release_s)
-                if tasks is not None:
-                    await self._run_lease(slot, tasks)
+                if await slot.next_lease(idle_release_s):
+                    await self._run_lease(slot)
                 elif self._group.has_surplus:
                     log.info("%s is released after %g s without work", slot.name, idle_release_s)
                     slot.release()
                     return
         except Evicted:
-            with self._lock:
-                self._queue.give_back(slot)
+            self._state.give_back(slot)
             self._group.wakeup.set()
             raise
         except SagaError as error:
             self._fail(slot, error)
 
-    async def _run_lease(self, slot: WorkerSlot[TaskT, ResultT], tasks: Sequence[TaskT]) -> None:
-        """Runs one lease and stores its results, or the error by which the worker refused it."""
-        results: list[ResultT] = []
-        errors: list[SagaError] = []
-        try:
-            results = await slot.run(tasks, on_late=partial(self._count_late, len(tasks)))
-        except FATAL as error:  # the tasks are wrong, not the worker, which keeps running
-            errors = [error]
-        with self._lock:
-            wanted = set(self._queue.finish(slot))  # without the tasks that were cancelled or forgotten meanwhile
-            if wanted:
-                self._results += [result for result in results if self._adapter.result_key(result) in wanted]
-                self._errors += errors
-            self._lock.notify_all()
+    async def _run_lease(self, slot: WorkerSlot[TaskT, ResultT]) -> None:
+        """Runs a lease, which changes meanwhile if the worker is fed, until no task of it is left."""
+        while lease := self._state.present_lease(slot):
+            try:
+                finished = await slot.run(lease, self._count_late)
+            except FATAL as error:  # the tasks are wrong, not the worker, which keeps running
+                self._state.refuse(slot, error)
+                return
+            self._state.finish(slot, finished)
+            if slot.is_fed:
+                self._dispatch()
 
     def _fail(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
-        """Kills a worker that failed; the tasks of its lease are queued to be retried one by one, or quarantined."""
+        """Kills a worker that failed; the tasks that it had are queued to be retried one by one, or quarantined."""
         self._group.num_replacements += 1
         slot.kill()
-        with self._lock:
-            num_tasks = len(self._queue.on_lease(slot))
-            quarantined = self._queue.fail(slot, str(error))
-            self._results += quarantined
-            self._lock.notify_all()
+        num_retried, quarantined = self._state.fail(slot, error)
         self._group.wakeup.set()
-        retried = num_tasks - len(quarantined)
-        log.warning("%s; replacing it%s", error, f", {retried} groups are retried" if retried else "")
+        log.warning("%s; replacing it%s", error, f", {num_retried} groups are retried" if num_retried else "")
         for one in quarantined:
             log.warning("pair %s is quarantined after %d workers failed on it", one.pair_id, one.attempts)
 
-    def _count_late(self, num_tasks: int) -> None:
-        """Counts the answer of a worker that had already been replaced, whose tasks other workers do or have done."""
-        with self._lock:
-            self._queue.count_duplicates(num_tasks)
-        log.warning("%s: a late answer with %d groups was dropped", self._adapter.name, num_tasks)
+    def _count_late(self, num_groups: int) -> None:
+        """Counts results of a worker that had already been replaced, whose tasks other workers do or have done."""
+        self._state.count_duplicates(num_groups)
+        log.warning("%s: a late answer with %d groups was dropped", self._adapter.name, num_groups)

@@ -28,7 +28,8 @@ from saga_dist.metrics.log import MetricsLog
 from saga_dist.protocols import GradientHandle
 from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, Timeouts
 from saga_dist.runtime.ray.errors import WorkerInfo
-from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, FaultPlan, fake_group
+from saga_dist.runtime.ray.fake_workers import FakeLearner, FakeReplayWorker, fake_group
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.types import GradientTask, RolloutTask, ScoredGroup, StepResult, TokenGradients
@@ -75,16 +76,19 @@ class SleeperAdapter(ActorAdapter[RolloutTask, ScoredGroup]):
 
         return ray.remote(num_cpus=0, max_concurrency=2)(Sleeper).remote()
 
-    def send(self, actor: Any, tasks: Sequence[RolloutTask]) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
-        """Starts a lease; the answer is the list of pair ids."""
+    def send(
+        self, actor: Any, tasks: Sequence[RolloutTask], cancelled: Sequence[str]
+    ) -> tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]:
+        """Sends tasks; the answer is the list of pair ids."""
         self._sent.update((task.pair_id, task) for task in tasks)
         names = [task.pair_id for task in tasks]
         return actor.run.remote([self.seconds(name) for name in names], names), ()
 
-    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> list[ScoredGroup]:
-        """Returns the groups of a fake rollout worker."""
+    def receive(self, answer: Any, payloads: Sequence[ray.ObjectRef]) -> tuple[list[ScoredGroup], Sequence[str]]:
+        """Returns the groups of a fake rollout worker, which has no more tasks."""
         tasks = [self._sent.pop(name) for name in answer]
-        return [fake_group(task, task.tokens, contributes=self._contributes(task.pair_id)) for task in tasks]
+        groups = [fake_group(task, task.tokens, contributes=self._contributes(task.pair_id)) for task in tasks]
+        return groups, ()
 
     def _contributes(self, pair_id: str) -> bool:
         return counter_generator("contribution", pair_id).random() < self._contribution

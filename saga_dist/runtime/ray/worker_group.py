@@ -21,10 +21,10 @@ from typing import Any, Generic, TypeVar
 from ray.exceptions import RayActorError, RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import ActorAdapter, PoolConfig, WorkerStatus, answer_of
+from saga_dist.runtime.ray.adapter import UP, ActorAdapter, PoolConfig, WorkerState, WorkerStatus, answer_of
 from saga_dist.runtime.ray.errors import FATAL, WorkerInfo, to_saga_error
 from saga_dist.runtime.ray.usage import Usage
-from saga_dist.runtime.ray.worker_slot import UP, Evicted, WorkerSlot, WorkerState
+from saga_dist.runtime.ray.worker_slot import Evicted, WorkerSlot
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
@@ -80,7 +80,9 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         """Event that is set when a worker becomes idle or is released, and by the pool when tasks or target change."""
         self.idle: list[WorkerSlot[TaskT, ResultT]] = []
         """Slots whose worker is idle, the oldest slot first."""
-        self.usage = Usage(time.monotonic())
+        self.fed: list[WorkerSlot[TaskT, ResultT]] = []
+        """Slots whose worker is busy and is fed, the oldest slot first."""
+        self.usage = Usage(time.monotonic(), config.tasks_per_lease)
         """Running and busy time of the workers."""
         self.num_replacements = 0
         """Number of failures of workers and of their starts so far."""
@@ -276,6 +278,10 @@ class WorkerGroup(Generic[TaskT, ResultT]):
             self.idle.remove(slot)
         if after is WorkerState.IDLE:
             insort(self.idle, slot, key=_by_seniority)
+        if before is WorkerState.BUSY and slot in self.fed:
+            self.fed.remove(slot)
+        if after is WorkerState.BUSY and slot.is_fed:
+            insort(self.fed, slot, key=_by_seniority)
         if before is WorkerState.STARTING and after is WorkerState.IDLE:
             self._ever_up = True
             self._came_up.set()

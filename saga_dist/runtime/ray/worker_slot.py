@@ -1,14 +1,19 @@
 """One slot of a pool: states, deadlines and heartbeat of its worker, and of the workers that replace it.
 
-    GONE ──start──► STARTING ──next_lease──► IDLE ───assign────► BUSY
-     ▲ ▲               │                     │ │ ◄─next_lease──  │
+    GONE ──start──► STARTING ──next_lease──► IDLE ───assign────► BUSY ──run─┐
+     ▲ ▲               │                     │ │ ◄─next_lease──  │ ▲ ◄──────┘
      │ └────failure────┴─────────────────────│─┴─────────────────┘
      └───readmit─── RELEASED ◄───release─────┘
 
-A slot waits for one thing at a time: the answer of ``start``, the next lease, or the answer of a lease. The deadline,
-an eviction (``leave``) or the heartbeat can end the wait earlier. The heartbeat calls ``health`` of a worker that has
-not answered anything for half of ``heartbeat_s``, and the worker has ``heartbeat_s`` to answer. So a hang is detected
-after at most 1.5 * ``heartbeat_s``.
+A slot waits for one thing at a time: the answer of ``start``, a lease, or an answer in ``run``. The deadline, an
+eviction (``leave``) or the heartbeat can end the wait earlier. The heartbeat calls ``health`` of a worker that has not
+answered anything for half of ``heartbeat_s``, and the worker has ``heartbeat_s`` to answer. So a hang is detected after
+at most 1.5 * ``heartbeat_s``.
+
+Each ``run`` brings the tasks in flight at the worker in line with its lease, then waits for an answer. The answer of a
+worker that is fed (``WorkerInfo.is_fed``) has at least one result, unless ``interrupt`` asked for it because the lease
+has changed; the answer of any other worker has the results of the whole lease. A task has its own deadline, which
+begins when it is sent.
 """
 
 from __future__ import annotations
@@ -16,40 +21,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from ray.exceptions import RayError
 
 from saga_dist.errors import DeadlineExceeded, SagaError, WorkerError
-from saga_dist.runtime.ray.adapter import STILL_LOADING, ActorAdapter, Timeouts, WorkerStatus, answer_of
+from saga_dist.runtime.ray.adapter import (
+    STILL_LOADING,
+    UP,
+    ActorAdapter,
+    Timeouts,
+    WorkerState,
+    WorkerStatus,
+    answer_of,
+)
 from saga_dist.runtime.ray.errors import WorkerInfo, to_saga_error
+from saga_dist.runtime.ray.tasks_in_flight import TasksInFlight
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 AnswerT = TypeVar("AnswerT")
 log = logging.getLogger(__name__)
-
-
-class WorkerState(Enum):
-    """State of the worker of a slot."""
-
-    GONE = "gone"
-    """The slot has no worker; one will be started."""
-    STARTING = "starting"
-    """The actor was created and its ``start`` has not returned."""
-    IDLE = "idle"
-    """The worker is up and has no lease."""
-    BUSY = "busy"
-    """The worker is up and runs a lease."""
-    RELEASED = "released"
-    """The slot has no worker, because there is no work for one."""
-
-
-UP = (WorkerState.IDLE, WorkerState.BUSY)
-"""States in which the worker's actor answers calls."""
 
 
 class Evicted(Exception):
@@ -91,8 +85,11 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Number of starts that failed since a worker was last up."""
         self.leaving = False
         """True when the slot ends after its present lease, if it has one."""
-        self._lease: list[TaskT] | None = None
-        """Tasks of the present lease; None while the worker is idle."""
+        self.in_flight = TasksInFlight[TaskT]()
+        """Tasks that the worker has, also ones that have left its lease until the next ``run``; or, after a failure,
+        tasks that the last worker had."""
+        self._may_interrupt = False
+        """True while ``run`` waits for an answer that has not been asked for by ``interrupt`` yet."""
         self._waiting: asyncio.Future[Any] = self._loop.create_future()
         """Future that the slot's coroutine awaits."""
         self._interruption: BaseException | None = None
@@ -114,12 +111,22 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Returns the status of the slot; may be called in any thread."""
         return WorkerStatus(self.name, "leaving" if self.leaving else self.state.value, self.info, self.since)
 
-    def assign(self, tasks: list[TaskT]) -> None:
-        """Leases tasks to the worker, which must be idle."""
-        self._lease = tasks
+    @property
+    def is_fed(self) -> bool:
+        """True when tasks can be added to the lease of the worker, and taken off it, while it is busy."""
+        return self.info is not None and self.info.is_fed
+
+    def assign(self) -> None:
+        """Tells the worker, which must be idle, that it has a lease."""
         self._enter(WorkerState.BUSY)
         if not self._waiting.done():  # the timeout of next_lease may have come in the same turn of the loop
             self._waiting.set_result(None)
+
+    def interrupt(self) -> None:
+        """Makes ``run`` return soon if the worker is fed, because its lease has changed."""
+        if self._may_interrupt and self.is_fed:
+            self._may_interrupt = False
+            self._call_interrupt()
 
     def leave(self, *, at_once: bool) -> None:
         """Ends the slot: after its lease when it is busy and not ``at_once``, else now."""
@@ -148,6 +155,8 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             self.down_since = self._loop.time()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+        if self.is_fed and self.state is WorkerState.BUSY:
+            self._call_interrupt()  # so that it can close before it is killed
         if self.actor is not None and self.info is not None:
             ending = self._loop.create_task(self._adapter.end(self.actor), name=f"end of {self.name}")
             self._endings.add(ending)
@@ -167,6 +176,7 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             Evicted: the slot was evicted.
         """
         self._interruption = None
+        self.in_flight.clear()
         self.actor = self._adapter.spawn()
         self._enter(WorkerState.STARTING)
         started = self._loop.time()
@@ -186,8 +196,8 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self._heartbeat.add_done_callback(self._heartbeat_ended)
         log.info("%s is up after %.1f s (pid %d)", self.name, self._loop.time() - started, info.pid)
 
-    async def next_lease(self, timeout_s: float | None) -> list[TaskT] | None:
-        """Waits for a lease; returns its tasks, or None after ``timeout_s`` seconds without one.
+    async def next_lease(self, timeout_s: float | None) -> bool:
+        """Waits for a lease; returns True when there is one, False after ``timeout_s`` seconds without one.
 
         Args:
             timeout_s: longest time to wait, seconds; None: no limit.
@@ -196,36 +206,48 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             SagaError: the idle worker died or missed its heartbeat.
             Evicted: the slot was evicted.
         """
-        self._lease = None
         self._enter(WorkerState.IDLE)
         with suppress(TimeoutError):
             await self._wait_for(self._loop.create_future(), timeout_s)
-        return self._lease
+        return self.state is WorkerState.BUSY
 
-    async def run(self, tasks: Sequence[TaskT], on_late: Callable[[], None]) -> list[ResultT]:
-        """Runs a lease on the worker and returns its results, one per task.
+    async def run(self, lease: Mapping[str, TaskT], on_late: Callable[[int], None]) -> list[tuple[TaskT, ResultT]]:
+        """Sends what is new on the lease, cancels what has left it, and returns the tasks of the next answer.
 
         Args:
-            tasks: the tasks of the lease.
-            on_late: called when the answer arrives after an error was raised here.
+            lease: the tasks that the worker is to work on, by key.
+            on_late: called with the number of results when the answer arrives after an error was raised here.
 
         Raises:
             FATAL: the worker refused the tasks, as every worker would; it remains usable.
-            SagaError: the worker failed, missed its heartbeat or the deadline, or gave a wrong answer; it has to be
+            SagaError: the worker failed, missed its heartbeat or a deadline, or gave a wrong answer; it has to be
                 replaced.
             Evicted: the slot was evicted.
         """
-        ref, payloads = self._adapter.send(self.actor, tasks)
+        now, lease_s = self._loop.time(), self._timeouts.lease_s
+        new, cancelled = self.in_flight.update(lease, deadline=now + lease_s)
+        timeout_s = self.in_flight.first_deadline(default=now + lease_s) - now
+        ref, payloads = self._adapter.send(self.actor, new, cancelled)
+
+        def count_late(value: Any) -> None:
+            with suppress(SagaError):
+                results, _ = self._adapter.receive(value, payloads)
+                if results:
+                    on_late(len(results))
+
+        self._may_interrupt = True
         try:
-            value = await self._answer(answer_of(ref, on_late), self._timeouts.lease_s)
+            value = await self._answer(answer_of(ref, count_late), timeout_s)
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {self._timeouts.lease_s:g} s", where=self.name) from None
+            raise DeadlineExceeded(f"no answer within {lease_s:g} s", where=self.name) from None
+        finally:
+            self._may_interrupt = False
         try:
-            results = self._adapter.receive(value, payloads)
+            results, unfinished = self._adapter.receive(value, payloads)
+            tasks = self.in_flight.finish([self._adapter.result_key(result) for result in results], unfinished)
         except SagaError as error:
             raise WorkerError(f"a wrong answer: {error}", where=self.name) from error
-        self._check(tasks, results)
-        return results
+        return list(zip(tasks, results, strict=True))
 
     async def pause(self, seconds: float) -> None:
         """Waits for a number of seconds; raises ``Evicted`` when the slot is evicted."""
@@ -248,22 +270,13 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         if state is not before:
             self._on_change(self, before)
 
+    def _call_interrupt(self) -> None:
+        call = answer_of(self._adapter.interrupt(self.actor))
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())  # others notice a dead worker
+
     def _start_failed(self) -> None:
         self.failed_starts += 1
         self.kill()
-
-    def _check(self, tasks: Sequence[TaskT], results: Sequence[ResultT]) -> None:
-        """Checks that there is one result per task. An answer with another set of results is rejected as a whole.
-
-        Raises:
-            WorkerError: results are missing, repeated, or of other pairs.
-        """
-        expected = [self._adapter.task_key(task) for task in tasks]
-        keys = [self._adapter.result_key(result) for result in results]
-        if sorted(keys) != sorted(expected):
-            different = (sorted(set(keys) ^ set(expected)) or keys)[0]
-            what = f"{len(keys)} results for {len(expected)} tasks, the first that differs: {different}"
-            raise WorkerError(f"a wrong answer: {what}", where=self.name)
 
     async def _answer(self, answer: asyncio.Future[AnswerT], timeout_s: float) -> AnswerT:
         """Returns an answer of the worker; raises the errors of ``_wait_for``, and errors of Ray as a ``SagaError``."""

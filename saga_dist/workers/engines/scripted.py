@@ -6,7 +6,8 @@ It is a supported part of the package. It needs no model and no GPU, is determin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,43 @@ CompletionScript = Callable[[str, int, EncoderTokens], str]
 may."""
 
 
+@dataclass(slots=True)
+class _Open:
+    """A group in the batch."""
+
+    record: EncoderTokens
+    """Encoder tokens of the pair."""
+    sampling: Sampling
+    """Sampling parameters."""
+    steps_left: int
+    """Number of steps after which the group is finished."""
+
+
 class ScriptedEngine:
-    """Returns the texts of a script as if a model had sampled them; implements ``protocols.Engine``.
+    """Returns the texts of a script as if a model had sampled them; implements ``protocols.StreamingEngine``.
 
     Args:
         script: returns the text of each completion.
         tokenizer: has ``encode(text, add_special_tokens=False)`` and ``decode(ids, skip_special_tokens=True)``.
         end_token_id: id appended to every completion that ``max_tokens`` does not truncate; None appends nothing.
         log_prob: log-probability reported for every token.
+        num_steps: number of steps that the group of a pair stays in the batch, from its pair id.
     """
 
     def __init__(
-        self, script: CompletionScript, tokenizer: Any, *, end_token_id: int | None = None, log_prob: float = -1.0
+        self,
+        script: CompletionScript,
+        tokenizer: Any,
+        *,
+        end_token_id: int | None = None,
+        log_prob: float = -1.0,
+        num_steps: Callable[[str], int] = lambda pair_id: 1,
     ) -> None:
         self.broken = ""
         """Reason why the engine cannot be used any more; empty while it can."""
         self._script, self._tokenizer = script, tokenizer
-        self._end, self._log_prob = end_token_id, log_prob
+        self._end, self._log_prob, self._num_steps = end_token_id, log_prob, num_steps
+        self._batch: list[_Open] = []
 
     def generate(
         self, tokens: Sequence[EncoderTokens], samplings: Sequence[Sampling], *, deadline_s: float
@@ -51,8 +72,7 @@ class ScriptedEngine:
             EngineError: the engine failed before or was closed, or the script raised this error.
             DeadlineExceeded: the script took longer than ``deadline_s``, or raised this error.
         """
-        if self.broken:
-            raise EngineError(f"the engine cannot be used any more: {self.broken}", where="scripted engine")
+        self._check_usable()
         deadline = time.monotonic() + deadline_s
         self.broken = "a call failed"  # reset below, unless the script raises
         results = []
@@ -63,9 +83,38 @@ class ScriptedEngine:
         self.broken = ""
         return results
 
+    def add(self, tokens: EncoderTokens, sampling: Sampling) -> None:
+        """Adds one group to the batch; raises ``EngineError`` when the engine failed before or was closed."""
+        self._check_usable()
+        self._batch.append(_Open(tokens, sampling, self._num_steps(tokens.pair_id)))
+
+    def step(self) -> list[Completions]:
+        """Takes one step of every group in the batch; returns the groups that are finished, in order of ``add``.
+
+        Raises:
+            EngineError: the engine failed before or was closed, or the script raised this error.
+        """
+        self._check_usable()
+        self.broken = "a call failed"  # reset below, unless the script raises
+        for group in self._batch:
+            group.steps_left -= 1
+        finished = [group for group in self._batch if group.steps_left <= 0]
+        self._batch = [group for group in self._batch if group.steps_left > 0]
+        results = [self._group(group.record, group.sampling) for group in finished]
+        self.broken = ""
+        return results
+
+    def abort(self, pair_ids: Collection[str]) -> None:
+        """Removes the groups of these pairs from the batch; ignores other ids."""
+        self._batch = [group for group in self._batch if group.record.pair_id not in pair_ids]
+
     def close(self) -> None:
         """Closes the engine; later calls raise."""
         self.broken = "it was closed"
+
+    def _check_usable(self) -> None:
+        if self.broken:
+            raise EngineError(f"the engine cannot be used any more: {self.broken}", where="scripted engine")
 
     def _group(self, record: EncoderTokens, sampling: Sampling) -> Completions:
         """Returns the completions of one pair."""

@@ -9,15 +9,15 @@ engine (random generators cannot be rewound there), so chunked prefill is off an
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
@@ -27,10 +27,11 @@ from saga_dist.utils.shared_memory import mapped_files, remove_unmapped
 from saga_dist.workers.engines.process_state import process_state_kept
 from saga_dist.workers.engines.validation import check_context_length
 from saga_dist.workers.engines.vllm_arguments import EngineSize, cpu_arguments, gpu_arguments
+from saga_dist.workers.engines.vllm_requests import completions_of, content_ids, sampling_params
 
 if TYPE_CHECKING:
-    from vllm import LLMEngine, SamplingParams
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm import LLMEngine
+    from vllm.outputs import RequestOutput
 
     from saga_dist.models.families.base import Family
     from saga_dist.workers.engines.factory import EngineContext
@@ -44,14 +45,24 @@ ENVIRONMENT = {
 
 MAX_ERROR_LENGTH = 600
 """Largest number of characters of an error of vLLM that is passed on."""
-SEED_MASK = (1 << 62) - 1
-"""Mask for seeds: vLLM adds the index of a completion to the seed, and the sum must fit into an int64."""
 ENGINE_SEED_MASK = (1 << 32) - 1
 """Mask for the seed of the engine itself, which numpy's global generator takes and nothing is sampled with."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One group in vLLM's batch."""
+
+    internal_id: str
+    """vLLM's own id of the request."""
+    record: EncoderTokens
+    """Encoder tokens of the pair."""
+    sampling: Sampling
+    """Sampling parameters."""
+
+
 class VllmEngine:
-    """Samples completions with vLLM; implements ``protocols.Engine``.
+    """Samples completions with vLLM; implements ``protocols.StreamingEngine``.
 
     Args:
         family: family of the MLLM, bound to its checkpoint. Its ``forbidden_token_ids`` are never sampled, because a
@@ -100,6 +111,8 @@ class VllmEngine:
         self._family = family
         self._logit_bias = {token_id: float("-inf") for token_id in family.forbidden_token_ids}
         self._request_numbers = itertools.count()
+        self._requests: dict[str, _Request] = {}
+        """Unfinished requests by name, which is their number."""
         self._tokenizer = family.load_tokenizer()
         prompt_ids: list[int] = self._tokenizer.encode(prompt_text, add_special_tokens=False)
         num_images = prompt_text.count(family.image_placeholder)
@@ -174,35 +187,63 @@ class VllmEngine:
             DeadlineExceeded: the completions were not finished in time; the engine must be replaced.
             EngineError: vLLM raised, or the engine failed before; it must be replaced.
         """
-        if self._llm is None or self.broken:
-            raise EngineError(f"the engine cannot be used any more: {self.broken}", where="vLLM")
+        self._check_usable()
         for record, sampling in zip(tokens, samplings, strict=True):
-            check_context_length(
-                record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len
-            )
+            self._check_length(record, sampling)
         deadline = time.monotonic() + deadline_s
-        names: list[str] = []
-        self.broken = "a call was interrupted"  # reset below, unless the call raises
-        try:
-            names += [self._add(record, sampling) for record, sampling in zip(tokens, samplings, strict=True)]
-            outputs = self._run(names, deadline, deadline_s)
-            results = [
-                self._completions(outputs[name], record, sampling)
-                for name, record, sampling in zip(names, tokens, samplings, strict=True)
-            ]
-        except DeadlineExceeded as error:
-            self.broken = str(error)
-            self._llm.abort_request(names)
-            raise
-        except EngineError as error:
-            self.broken = str(error)
-            raise
-        except Exception as error:  # handled here: after any exception of vLLM the engine is not used again
-            self.broken = _error_line(error)
-            raise EngineError(self.broken, where="vLLM", fix="the worker starts a new engine") from error
-        self.broken = ""
-        self.num_cached_tokens = [outputs[name].num_cached_tokens or 0 for name in names]
+        with self._usable_unless_it_raises() as llm:
+            names = [self._add(llm, record, sampling) for record, sampling in zip(tokens, samplings, strict=True)]
+            finished: dict[str, tuple[_Request, RequestOutput]] = {}
+            while len(finished) < len(names):
+                if time.monotonic() >= deadline:
+                    llm.abort_request(names)
+                    raise DeadlineExceeded(
+                        f"{len(names) - len(finished)} of {len(names)} groups unfinished after {deadline_s:g} s",
+                        where="vLLM",
+                        fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
+                    )
+                finished.update((output.request_id, (request, output)) for request, output in self._step(llm))
+            results = [self._completions(*finished[name]) for name in names]
+        self.num_cached_tokens = [finished[name][1].num_cached_tokens or 0 for name in names]
         return results
+
+    def add(self, tokens: EncoderTokens, sampling: Sampling) -> None:
+        """Adds one group to the batch, see ``protocols.StreamingEngine``.
+
+        Args:
+            tokens: encoder tokens of the pair, checked with ``validation.validate_tokens``.
+            sampling: sampling parameters.
+
+        Raises:
+            ConfigError: the prompt with its longest completion exceeds ``max_model_len``; nothing was added.
+            EngineError: vLLM raised, or the engine failed before; it must be replaced.
+        """
+        self._check_usable()
+        self._check_length(tokens, sampling)
+        with self._usable_unless_it_raises() as llm:
+            self._add(llm, tokens, sampling)
+
+    def step(self) -> list[Completions]:
+        """Generates one token of every completion in the batch; returns the groups that are finished.
+
+        Raises:
+            EngineError: vLLM raised, or the engine failed before; it must be replaced.
+        """
+        self._check_usable()
+        with self._usable_unless_it_raises() as llm:
+            return [self._completions(request, output) for request, output in self._step(llm)]
+
+    def abort(self, pair_ids: Collection[str]) -> None:
+        """Removes the groups of these pairs from the batch; ignores other ids.
+
+        Raises:
+            EngineError: vLLM raised, or the engine failed before; it must be replaced.
+        """
+        self._check_usable()
+        aborted = [name for name, request in self._requests.items() if request.record.pair_id in pair_ids]
+        with self._usable_unless_it_raises() as llm:
+            # By vLLM's own id: by ours, it would keep the group's record for the rest of the run.
+            llm.abort_request([self._requests.pop(name).internal_id for name in aborted], internal=True)
 
     def close(self) -> None:
         """Frees the engine's memory and vLLM's process-wide state, so that a new engine can start in this process."""
@@ -218,85 +259,59 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _add(self, record: EncoderTokens, sampling: Sampling) -> str:
-        """Adds one group as one request, so that its completions share prompt and payload; returns the request's id."""
+    def _check_usable(self) -> None:
+        if self._llm is None or self.broken:
+            raise EngineError(f"the engine cannot be used any more: {self.broken}", where="vLLM")
+
+    def _check_length(self, record: EncoderTokens, sampling: Sampling) -> None:
+        """Raises ``ConfigError`` when the prompt with its longest completion exceeds ``max_model_len``."""
+        check_context_length(record, sampling, num_text_tokens=self._num_text_tokens, max_model_len=self._max_model_len)
+
+    @contextmanager
+    def _usable_unless_it_raises(self) -> Iterator[LLMEngine]:
+        """Yields vLLM's engine; after any exception in the block the engine is not used again.
+
+        Raises:
+            EngineError: vLLM raised.
+        """
         assert self._llm is not None
+        self.broken = "a call was interrupted"  # reset below, unless the block raises
+        try:
+            yield self._llm
+        except (DeadlineExceeded, EngineError) as error:
+            self.broken = str(error)
+            raise
+        except Exception as error:  # handled here: whatever vLLM raises, the caller may retry elsewhere
+            self.broken = _error_line(error)
+            raise EngineError(self.broken, where="vLLM", fix="the worker starts a new engine") from error
+        self.broken = ""
+
+    def _add(self, llm: LLMEngine, record: EncoderTokens, sampling: Sampling) -> str:
+        """Adds one group as one request, so that its completions share prompt and payload; returns its name."""
         name = f"{next(self._request_numbers)}"
         prompt = {
             "prompt_token_ids": self._engine_prompt_ids,
             "multi_modal_data": self._family.image_inputs(record),
             "multi_modal_uuids": {"image": content_ids(record)},
         }
-        (rendered,) = self._llm.renderer.render_cmpl([prompt])
-        self._llm.add_request(name, rendered, self._sampling_params(sampling))
+        (rendered,) = llm.renderer.render_cmpl([prompt])
+        internal_id = llm.add_request(name, rendered, sampling_params(sampling, self._logit_bias))
+        self._requests[name] = _Request(internal_id, record, sampling)
         return name
 
-    def _sampling_params(self, sampling: Sampling) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            n=sampling.num_completions if sampling.temperature > 0 else 1,  # vLLM refuses greedy groups
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed & SEED_MASK,
-            logprobs=0,  # of the sampled token alone
-            flat_logprobs=True,
-            logit_bias=self._logit_bias or None,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _run(self, names: Sequence[str], deadline: float, deadline_s: float) -> dict[str, RequestOutput]:
-        """Steps the engine until every request is finished; returns the outputs by request id.
+    def _step(self, llm: LLMEngine) -> list[tuple[_Request, RequestOutput]]:
+        """Steps the engine once; returns the requests that are finished, with their outputs.
 
         Raises:
-            DeadlineExceeded: the clock passed ``deadline`` (of ``time.monotonic``).
             EngineError: vLLM has dropped a request.
         """
-        assert self._llm is not None
-        finished: dict[str, RequestOutput] = {}
-        while len(finished) < len(names):
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded(
-                    f"{len(names) - len(finished)} of {len(names)} groups unfinished after {deadline_s:g} s",
-                    where="vLLM",
-                    fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
-                )
-            if not self._llm.has_unfinished_requests():
-                raise EngineError(f"{len(names) - len(finished)} requests vanished without an answer", where="vLLM")
-            finished.update((output.request_id, output) for output in self._llm.step() if output.finished)
-        return finished
+        if self._requests and not llm.has_unfinished_requests():
+            raise EngineError(f"{len(self._requests)} requests vanished without an answer", where="vLLM")
+        finished = [output for output in llm.step() if output.finished]
+        return [(self._requests.pop(output.request_id), output) for output in finished]
 
-    def _completions(self, output: RequestOutput, record: EncoderTokens, sampling: Sampling) -> Completions:
-        """Returns the completions of one pair from the output of its request."""
-        drawn = sorted(output.outputs, key=lambda completion: completion.index)
-        if sampling.temperature <= 0:
-            drawn = drawn * sampling.num_completions
-        token_ids = tuple(tuple(completion.token_ids) for completion in drawn)
-        return Completions(
-            pair_id=record.pair_id,
-            token_ids=token_ids,
-            texts=tuple(self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids),
-            log_probs=tuple(_sampled_log_probs(completion) for completion in drawn),
-            finish_reasons=tuple(str(completion.finish_reason) for completion in drawn),
-            sampling=sampling,
-            encoder_version=record.encoder_version,
-        )
-
-
-def content_ids(record: EncoderTokens) -> list[str]:
-    """Returns one id per image, a hash of its tokens and grid with the encoder version.
-
-    vLLM uses the id as the cache key of the image and does not compare the tokens themselves.
-    """
-    names = []
-    for values_NW, grid in zip(record.values_NW.split(record.lengths), record.grids, strict=True):
-        digest = hashlib.blake2b(values_NW.contiguous().view(torch.uint8).cpu().numpy(), digest_size=16)
-        digest.update(repr((tuple(values_NW.shape), str(values_NW.dtype), tuple(grid))).encode())
-        names.append(f"{digest.hexdigest()}-v{record.encoder_version}")
-    return names
+    def _completions(self, request: _Request, output: RequestOutput) -> Completions:
+        return completions_of(output, request.record, request.sampling, self._tokenizer)
 
 
 def _make_batch_invariant() -> None:
@@ -341,21 +356,6 @@ def _start(
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     with process_state_kept():
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-
-def _sampled_log_probs(completion: CompletionOutput) -> np.ndarray:
-    """Returns the log-probabilities of a completion's sampled tokens, float32 [T].
-
-    Raises:
-        EngineError: one is missing or not finite.
-    """
-    flat = completion.logprobs  # at each position the sampled token comes first
-    if flat is None or len(flat.start_indices) != len(completion.token_ids):
-        raise EngineError("vLLM returned no log-probability for some token", where="vLLM")
-    log_probs_T = np.array([flat.logprobs[start] for start in flat.start_indices], dtype=np.float32)
-    if not np.isfinite(log_probs_T).all():
-        raise EngineError("log-probabilities are NaN or infinite: the model overflows on these tokens", where="vLLM")
-    return log_probs_T
 
 
 def _error_line(error: BaseException) -> str:

@@ -29,7 +29,8 @@ from ray_nodes import start_node
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import LearnerLost
-from saga_dist.runtime.ray.fake_workers import FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.runtime import RayRuntime
 from saga_dist.training.coordinator import Coordinator
 from saga_dist.training.pair_ledger import PairLedger
@@ -59,9 +60,11 @@ class Stream:
     """0: replay in the learner."""
     loses_calls: bool
     """True: Ray drops one request and one answer in a hundred."""
+    is_fed: bool
+    """True: rollout workers return groups one by one; False: lease by lease."""
 
 
-STREAMS = tuple(Stream(replay, calls) for calls in (False, True) for replay in (0, 1))
+STREAMS = tuple(Stream(replay, calls, replay == calls) for calls in (False, True) for replay in (0, 1))
 """Seed s belongs to stream s % 4."""
 
 
@@ -106,6 +109,7 @@ def configuration(staleness: int, stream: Stream) -> RunConfig:
                 "contributing_groups": PAIRS,
                 "max_micro_batches": 1,
                 "groups_per_lease": 2,
+                "continuous_feeding": stream.is_fed,
                 "deadline_s": 8.0,
                 "start_deadline_s": 120.0,
                 "max_staleness": staleness,

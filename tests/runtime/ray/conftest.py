@@ -34,7 +34,8 @@ class Scene:
 
     def plain_tasks(self, number: int, *, first: int = 0) -> list[RolloutTask]:
         """Tasks whose handles are the records."""
-        from saga_dist.runtime.ray.fake_workers import FakeLearner, FaultPlan
+        from saga_dist.runtime.ray.fake_workers import FakeLearner
+        from saga_dist.runtime.ray.fault_plan import FaultPlan
 
         pairs = tuple(ImagePair(f"p{index:02d}", index, index + 1, 0, index % 2) for index in range(number))[first:]
         batch = MicroBatch(0, 0, tuple(range(number + 1)), (0,) * (number + 1), 0, pairs)
@@ -91,7 +92,8 @@ def scene() -> Scene:
 def make_pool(ray_cluster: dict[str, str]) -> Iterator[Callable[..., Any]]:
     """Makes pools of scripted rollout workers that have not been started; closed after the test."""
     from saga_dist.runtime.ray.adapters import RolloutAdapter
-    from saga_dist.runtime.ray.fake_workers import FaultPlan, fake_factories
+    from saga_dist.runtime.ray.fake_workers import fake_factories
+    from saga_dist.runtime.ray.fault_plan import FaultPlan
     from saga_dist.runtime.ray.pool import RayPool
 
     made: list[Any] = []
@@ -156,7 +158,7 @@ class FakeActor:
         from saga_dist.runtime.ray.errors import WorkerInfo
 
         self.alive, self.hangs_at, self.num_health_calls = True, hangs_at, 0
-        info = WorkerInfo(pid, "", "", "")
+        self.info = info = WorkerInfo(pid, "", "", "")
         self.start = self._method(lambda: (0.0, start) if isinstance(start, Exception) else (start, info))
         self.health = self._method(self._health)
 
@@ -213,11 +215,11 @@ class FakeAdapter:
     async def end(self, actor: FakeActor) -> None:
         self.kill(actor)
 
-    def send(self, actor: FakeActor, tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+    def send(self, actor: FakeActor, tasks: Sequence[str], cancelled: Sequence[str]) -> tuple[Any, Sequence[Any]]:
         return actor.answer(self.lease_s, [f"{task} done" for task in tasks]), ()
 
-    def receive(self, answer: list[str], payloads: Sequence[Any]) -> list[str]:
-        return answer
+    def receive(self, answer: list[str], payloads: Sequence[Any]) -> tuple[list[str], Sequence[str]]:
+        return answer, ()
 
     def task_key(self, task: str) -> str:
         return task
@@ -233,3 +235,109 @@ class FakeAdapter:
 def fake_adapter() -> Callable[..., FakeAdapter]:
     """Makes adapters of fake actors."""
     return FakeAdapter
+
+
+class FedAdapter(FakeAdapter):
+    """An adapter of fake actors that are fed; a test says which task is finished, and when.
+
+    ``finish`` and ``fail`` may be called in any thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: dict[int, list[str]] = {}
+        """Tasks in flight at each actor, by its number."""
+        self.seen: list[list[str]] = []
+        """Tasks in flight at an actor after each call of it."""
+        self.aborted: list[str] = []
+        """Tasks that were cancelled while in flight."""
+        self.num_interruptions = 0
+        self._done: dict[int, list[str]] = {}
+        self._answers: dict[int, concurrent.futures.Future[Any]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def spawn(self) -> FakeActor:
+        actor = super().spawn()
+        self._loop = asyncio.get_running_loop()
+        number = len(self.spawned) - 1
+        actor.number = number  # type: ignore[attr-defined]
+        self.open[number], self._done[number] = [], []
+        info = replace(actor.info, is_fed=True)
+        actor.start = actor._method(lambda: (0.0, info))
+        return actor
+
+    def send(self, actor: Any, tasks: Sequence[str], cancelled: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+        in_flight = self.open[actor.number]
+        for task in cancelled:
+            assert task in in_flight, f"{task} is not in flight"
+            in_flight.remove(task)
+            self.aborted.append(task)
+        assert not set(in_flight) & set(tasks), "a task is there already"
+        in_flight += tasks
+        self.seen.append(list(in_flight))
+        answer = self._answers[actor.number] = concurrent.futures.Future[Any]()
+        if not in_flight or self._done[actor.number]:
+            self._settle(actor.number)
+        return SimpleNamespace(future=lambda: answer), ()
+
+    def receive(self, answer: Any, payloads: Sequence[Any]) -> tuple[list[str], Sequence[str]]:
+        return answer  # type: ignore[no-any-return]
+
+    def interrupt(self, actor: Any) -> Any:
+        self.num_interruptions += 1
+        self._settle(actor.number)
+        return actor.answer(0.0, None)
+
+    def finish(self, *tasks: str) -> None:
+        """Lets actors finish these tasks, which are in flight."""
+
+        def on_loop() -> None:
+            for task in tasks:
+                (number,) = [number for number, open_ in self.open.items() if task in open_]
+                self.open[number].remove(task)
+                self._done[number].append(task)
+            for number, done in self._done.items():
+                if done:
+                    self._settle(number)
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(on_loop)
+
+    def fail(self, task: str, error: Exception) -> None:
+        """Lets the actor with this task fail."""
+
+        def on_loop() -> None:
+            (number,) = [number for number, open_ in self.open.items() if task in open_]
+            self._answers[number].set_exception(error)
+            self.open[number] = []
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(on_loop)
+
+    def refuse(self, task: str, error: Exception) -> None:
+        """Lets the actor with this task answer with an error and live on with what it has."""
+        assert self._loop is not None
+        (number,) = [number for number, open_ in self.open.items() if task in open_]
+        self._loop.call_soon_threadsafe(self._answers[number].set_exception, error)
+
+    def silent(self) -> FakeActor:
+        """Returns an actor whose start never returns."""
+        actor = FakeActor(-1, 1e6, self.hangs_at)
+        actor.number = -1  # type: ignore[attr-defined]
+        return actor
+
+    def kill(self, actor: Any) -> None:
+        super().kill(actor)
+        self.open[actor.number] = []
+
+    def _settle(self, number: int) -> None:
+        answer = self._answers[number]
+        if not answer.done():
+            done, self._done[number] = self._done[number], []
+            answer.set_result(([f"{task} done" for task in done], list(self.open[number])))
+
+
+@pytest.fixture
+def fed_adapter() -> FedAdapter:
+    """An adapter of fake actors that are fed."""
+    return FedAdapter()

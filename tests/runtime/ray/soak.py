@@ -23,7 +23,8 @@ from pathlib import Path
 from saga_dist.config import parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import Interrupted
-from saga_dist.runtime.ray.fake_workers import FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.runtime.ray.runtime import RayRuntime
 from saga_dist.training.coordinator import Coordinator

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
-from saga_dist.runtime.ray.fake_workers import FaultPlan
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 
 pytestmark = pytest.mark.cluster
 

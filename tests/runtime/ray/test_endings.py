@@ -25,7 +25,8 @@ from saga_dist.runtime.build import build_rollout_worker
 from saga_dist.runtime.leftovers import NAME
 from saga_dist.runtime.ray import endings
 from saga_dist.runtime.ray.actors import Factories
-from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.runtime import RayRuntime
 from saga_dist.runtime.stopping import StartAborted, StopRequest
 from saga_dist.utils import waiting

@@ -17,7 +17,8 @@ from saga_dist.config import RunConfig, load_config, parse_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import LearnerLost, TokenError, WorkerError
 from saga_dist.runtime.ray.adapter import Timeouts
-from saga_dist.runtime.ray.fake_workers import FakeLearner, FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import FakeLearner, fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.learner_group import LearnerGroupActor
 from saga_dist.runtime.ray.object_refs import ObjectHandle, fetch_tokens
 from saga_dist.runtime.ray.remote_learner import RemoteLearner

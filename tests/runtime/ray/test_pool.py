@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -19,7 +19,8 @@ from saga_dist.runtime.ray.actors import BaseActor, RolloutActor
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.adapters import RolloutAdapter
 from saga_dist.runtime.ray.errors import to_saga_error
-from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import FakeRolloutWorker, fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.types import Quarantined, RolloutTask, ScoredGroup
 from saga_dist.workers.serial_pool import SerialPool, run_all
@@ -38,7 +39,7 @@ def set_config(pool: OnRay, config: PoolConfig) -> None:
     pool._config = pool._group._config = config
     for slot in pool._group._slots:
         slot._timeouts = config.timeouts
-    pool._queue._max_quarantined = config.max_quarantined
+    pool._state.queue._max_quarantined = config.max_quarantined
 
 
 def actors(pool: OnRay) -> list[Any]:
@@ -50,33 +51,68 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> FaultPlan:
     return FaultPlan(str(tmp_path_factory.mktemp("faults")))
 
 
+Mode = Literal["fed", "whole"]
+"""Whether workers return groups one by one and take others meanwhile, or work on one lease after the other."""
+
+
 @pytest.fixture(scope="module")
-def shared_pool(ray_cluster: dict[str, str], script: FaultPlan) -> Iterator[OnRay]:
+def pools(ray_cluster: dict[str, str], script: FaultPlan) -> Iterator[Callable[[Mode], OnRay]]:
+    """Two rollout workers of each mode, started when they are first asked for."""
     from saga_dist.config import parse_config
 
-    tree = {
-        "data": {"layout": "birds", "image_size": 80},
-        "rollout": {"workers": 2, "num_cpus": 0.5},
-        "runtime": {"threads": 1},
-    }
-    adapter = RolloutAdapter(parse_config(tree, where="test"), fake_factories(script), lambda: "")
-    pool: OnRay = RayPool(adapter, replace(GENEROUS, max_quarantined=99))
-    pool.start()
-    yield pool
-    pool.close()
+    made: dict[Mode, OnRay] = {}
+
+    def pool_of(mode: Mode) -> OnRay:
+        if mode not in made:
+            tree = {
+                "data": {"layout": "birds", "image_size": 80},
+                "rollout": {"workers": 2, "num_cpus": 0.25, "continuous_feeding": mode == "fed"},
+                "runtime": {"threads": 1},
+            }
+            adapter = RolloutAdapter(parse_config(tree, where="test"), fake_factories(script), lambda: "")
+            made[mode] = RayPool(adapter, replace(GENEROUS, max_quarantined=99))
+            made[mode].start()
+        return made[mode]
+
+    yield pool_of
+    for pool in made.values():
+        pool.close()
 
 
 @pytest.fixture
-def pool(shared_pool: OnRay, script: FaultPlan, scene: Any) -> Iterator[OnRay]:
+def ready_pool(pools: Any, script: FaultPlan, scene: Any) -> Iterator[Callable[[Mode], OnRay]]:
     """Two idle rollout workers, no faults planned, counters at zero. Processes are dear: all tests share them."""
-    set_config(shared_pool, replace(GENEROUS, max_quarantined=99))
-    for file in Path(script.folder).iterdir():
-        file.unlink()
-    scene.until(lambda: scene.states(shared_pool) == ["idle", "idle"])
-    shared_pool.metrics()
-    assert shared_pool.num_pending == 0
-    yield shared_pool
-    set_config(shared_pool, GENEROUS)
+    used: list[OnRay] = []
+
+    def ready(mode: Mode) -> OnRay:
+        pool: OnRay = pools(mode)
+        used.append(pool)
+        set_config(pool, replace(GENEROUS, max_quarantined=99))
+        for file in Path(script.folder).iterdir():
+            file.unlink()
+        scene.until(lambda: scene.states(pool) == ["idle", "idle"])
+        pool.metrics()
+        assert pool.num_pending == 0
+        return pool
+
+    yield ready
+    for pool in used:
+        set_config(pool, GENEROUS)
+
+
+@pytest.fixture(params=["fed", "whole"])
+def mode(request: pytest.FixtureRequest) -> Mode:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def pool(ready_pool: Any, mode: Mode) -> OnRay:
+    return ready_pool(mode)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def fed_pool(ready_pool: Any) -> OnRay:
+    return ready_pool("fed")  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------- the contract
@@ -84,11 +120,11 @@ def pool(shared_pool: OnRay, script: FaultPlan, scene: Any) -> Iterator[OnRay]:
 Either = tuple[Pool, Callable[[int], list[RolloutTask]]]
 
 
-@pytest.fixture(params=["serial", "ray"])
+@pytest.fixture(params=["serial", "fed", "whole"])
 def either(request: pytest.FixtureRequest, script: FaultPlan, scene: Any) -> Either:
     """A pool of scripted rollout workers, and how to make tasks for it."""
-    if request.param == "ray":
-        return request.getfixturevalue("pool"), scene.tasks
+    if request.param != "serial":
+        return request.getfixturevalue("ready_pool")(request.param), scene.tasks
     for file in Path(script.folder).iterdir():
         file.unlink()
     worker = FakeRolloutWorker(scene.config(), script)
@@ -195,7 +231,7 @@ def test_cancelled_tasks_never_come_back_and_the_others_do(either: Either, scrip
 
 def test_results_that_wait_to_be_collected_can_be_cancelled(pool: OnRay, scene: Any) -> None:
     pool.submit(scene.tasks(2))
-    scene.until(lambda: len(pool._results) == 2)
+    scene.until(lambda: len(pool._state._results) == 2)
     pool.cancel(["p00"])
     assert [group.pair.pair_id for group in scene.drain(pool)] == ["p01"]
 
@@ -203,14 +239,14 @@ def test_results_that_wait_to_be_collected_can_be_cancelled(pool: OnRay, scene: 
 # ---------------------------------------------------------------------- a thread of its own
 
 
-def test_work_goes_on_while_nobody_waits(pool: OnRay, script: FaultPlan, scene: Any) -> None:
+def test_work_goes_on_while_nobody_waits(pool: OnRay, mode: Mode, script: FaultPlan, scene: Any) -> None:
     script.plan("p00", "slow", seconds=3)  # two that became idle together would share the last two tasks
     set_config(pool, replace(GENEROUS, tasks_per_lease=2))
     pool.submit(scene.tasks(12))
     found: list[Any] = []
     scene.until(lambda: found.extend(pool.poll()) or len(found) == 12)
     scene.assert_right(sorted(found, key=lambda group: group.pair.pair_id), 12)
-    assert pool.metrics()["leases"] == 6
+    assert pool.metrics()["leases"] == (2 if mode == "fed" else 6)
     assert pool.poll() == []
 
 
@@ -229,7 +265,7 @@ def test_idle_worker_that_dies_is_replaced_before_anybody_asks(pool: OnRay, scen
 def test_error_of_the_loop_reaches_the_caller(make_pool: Any, scene: Any) -> None:
     pool = make_pool(replace(GENEROUS, workers=1))
 
-    def broken(actor: Any, tasks: Any) -> Any:
+    def broken(actor: Any, tasks: Any, cancelled: Any) -> Any:
         raise ZeroDivisionError("a bug of ours")
 
     pool._adapter.send = broken
@@ -280,11 +316,13 @@ def test_a_batch_is_split_evenly(pool: OnRay, scene: Any) -> None:
     assert pool.metrics()["leases"] == 0, "counters are since the last call"
 
 
-def test_in_flight_cap(pool: OnRay, scene: Any) -> None:
+def test_in_flight_cap(pool: OnRay, mode: Mode, scene: Any) -> None:
     set_config(pool, replace(GENEROUS, tasks_per_lease=3))
     pool.submit(scene.tasks(16))
     scene.assert_right(scene.drain(pool), 16)
-    assert pool.metrics()["leases"] == 6
+    metrics = pool.metrics()
+    assert metrics["leases"] == (2 if mode == "fed" else 6)
+    assert 0 < metrics["in_flight_share"] <= 1
 
 
 def test_pair_submitted_twice_is_done_once(pool: OnRay, script: FaultPlan, scene: Any) -> None:
@@ -332,16 +370,21 @@ def test_worker_that_misses_its_deadline_is_replaced(pool: OnRay, script: FaultP
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "mode", "reason"),
     [
-        ("garbage", "a wrong answer: 2 results for 2 tasks, the first that differs: p03"),
-        ("short", "a wrong answer: 1 results for 2 tasks, the first that differs: p03"),
-        ("bug", "ZeroDivisionError: scripted bug"),
+        ("garbage", "whole", "a wrong answer: 2 results for 2 tasks, the first that differs: p03"),
+        ("garbage", "fed", "a wrong answer: 1 results for 1 tasks, the first that differs: p03"),
+        ("short", "whole", "a wrong answer: 1 results for 2 tasks, the first that differs: p03"),
+        ("short", "fed", "a wrong answer: 0 results for 1 tasks, the first that differs: p03"),
+        ("twice", "fed", "a wrong answer: 2 results for 1 tasks, the first that differs: p03"),
+        ("bug", "whole", "ZeroDivisionError: scripted bug"),
+        ("bug", "fed", "ZeroDivisionError: scripted bug"),
     ],
 )
 def test_worker_that_lies_or_breaks_is_replaced(
-    kind: Any, reason: str, pool: OnRay, script: FaultPlan, scene: Any, caplog: pytest.LogCaptureFixture
+    kind: Any, mode: Mode, reason: str, ready_pool: Any, script: FaultPlan, scene: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    pool = ready_pool(mode)
     script.plan("p03", kind)
     pool.submit(scene.tasks(4))
     scene.assert_right(scene.drain(pool), 4)
@@ -365,7 +408,7 @@ def test_group_that_kills_every_worker_is_set_aside(pool: OnRay, script: FaultPl
 
 
 def test_late_answer_is_dropped_and_counted(
-    pool: OnRay, script: FaultPlan, scene: Any, monkeypatch: pytest.MonkeyPatch
+    pool: OnRay, mode: Mode, script: FaultPlan, scene: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker behind a broken link: the kill does not reach it, and its answer comes after others did its work."""
     script.plan("p00", "slow", seconds=10)
@@ -377,12 +420,12 @@ def test_late_answer_is_dropped_and_counted(
         scene.assert_right(scene.drain(pool), 4)
         duplicates = 0.0
 
-        def two_were_dropped() -> bool:
+        def all_were_dropped() -> bool:
             nonlocal duplicates
             duplicates += pool.metrics()["duplicates"]
-            return duplicates == 2
+            return duplicates == (1 if mode == "fed" else 2)
 
-        scene.until(two_were_dropped)
+        scene.until(all_were_dropped)
     assert pool.collect() == []
     for actor in kept:
         if actor not in actors(pool):
@@ -395,6 +438,60 @@ def test_question_goes_to_another_worker_when_the_first_one_dies(pool: OnRay, sc
         os.kill(pid, signal.SIGKILL)
     assert pool.call("health") > 0
     scene.until(lambda: scene.states(pool) == ["idle", "idle"])
+
+
+# ---------------------------------------------------------------------- workers that are fed
+
+
+def test_a_long_group_holds_nobody_up_and_is_aborted_when_it_is_cancelled(
+    fed_pool: OnRay, script: FaultPlan, scene: Any
+) -> None:
+    """Two long groups fill both workers but for one place each, through which all others pass."""
+    set_config(fed_pool, replace(GENEROUS, tasks_per_lease=2))
+    for name in ("p00", "p02"):
+        script.plan(name, "long", seconds=600)
+    fed_pool.submit(scene.tasks(12))
+    found: list[Any] = []
+    while fed_pool.num_pending > 2:
+        found += fed_pool.collect()
+    assert {group.pair.pair_id for group in found} == {f"p{index:02d}" for index in range(12)} - {"p00", "p02"}
+    assert scene.states(fed_pool) == ["busy", "busy"]
+    fed_pool.cancel(["p00"])
+    scene.until(lambda: "idle" in scene.states(fed_pool))
+    script.clear()
+    fed_pool.cancel(["p02"])
+    fed_pool.submit(scene.tasks(12))
+    scene.assert_right(scene.drain(fed_pool), 12)
+    metrics = fed_pool.metrics()
+    assert (metrics["replacements"], metrics["retries"], metrics["cancelled"]) == (0, 0, 2)
+
+
+def test_groups_that_come_later_join_a_busy_worker(fed_pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    for name in ("p00", "p01"):
+        script.plan(name, "long", seconds=600)
+    fed_pool.submit(scene.tasks(2))
+    scene.until(lambda: scene.states(fed_pool) == ["busy", "busy"])
+    fed_pool.submit(scene.tasks(6, first=2))
+    found: list[Any] = []
+    while fed_pool.num_pending > 2:
+        found += fed_pool.collect()
+    assert sorted(group.pair.pair_id for group in found) == [f"p0{index}" for index in range(2, 6)]
+    fed_pool.cancel(["p00", "p01"])
+    scene.until(lambda: scene.states(fed_pool) == ["idle", "idle"])
+
+
+def test_a_killed_worker_costs_only_the_groups_that_it_had(fed_pool: OnRay, script: FaultPlan, scene: Any) -> None:
+    script.plan("p00", "long", seconds=600)
+    fed_pool.submit(scene.tasks(8))
+    found: list[Any] = []
+    while fed_pool.num_pending > 1:
+        found += fed_pool.collect()
+    script.clear()
+    os.kill(scene.pids(fed_pool)["rollout-0"], signal.SIGKILL)
+    found += scene.drain(fed_pool)
+    scene.assert_right(sorted(found, key=lambda group: group.pair.pair_id), 8)
+    metrics = fed_pool.metrics()
+    assert (metrics["replacements"], metrics["retries"]) == (1, 1)
 
 
 # ---------------------------------------------------------------------- starting, ending

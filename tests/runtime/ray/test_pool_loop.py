@@ -108,7 +108,7 @@ def test_error_of_the_loop_itself_releases_every_waiting_caller(stuck: Pool) -> 
     def broken() -> None:
         raise ZeroDivisionError("a bug of ours")
 
-    stuck._queue.hand_out = lambda *arguments, **numbers: broken()  # type: ignore[method-assign]
+    stuck._state.queue.hand_out = lambda *arguments, **numbers: broken()  # type: ignore[method-assign]
     stuck.submit(["p1"])
     collecting.join(10)
     asking.join(10)

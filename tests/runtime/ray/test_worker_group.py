@@ -30,9 +30,8 @@ class Crowd:
 
     async def _work(self, slot: Any) -> None:
         while not slot.leaving:
-            tasks = await slot.next_lease(self._idle_s)
-            if tasks is not None:
-                await slot.run(tasks, lambda: None)
+            if await slot.next_lease(self._idle_s):
+                await slot.run({"task": "task"}, lambda number: None)
             elif self.group.has_surplus:
                 slot.release()
                 return
@@ -59,7 +58,7 @@ def test_the_least_useful_leave_first_and_the_youngest_of_them(instantly: Any, f
         crowd.ask_for(5)
         await asyncio.sleep(1)
         for slot in (crowd.group.idle[0], crowd.group.idle[-1]):
-            slot.assign(["task"])
+            slot.assign()
         found = [crowd.states()]
         for number in (4, 3, 1):
             crowd.ask_for(number)
@@ -89,7 +88,7 @@ def test_those_who_leave_at_once_include_those_who_were_finishing(instantly: Any
         crowd.ask_for(2)
         await asyncio.sleep(1)
         for slot in tuple(crowd.group.idle):
-            slot.assign(["task"])
+            slot.assign()
         crowd.ask_for(1)
         await asyncio.sleep(0.01)
         found = [crowd.states()]

@@ -14,7 +14,8 @@ from ray_nodes import start_node
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.adapters import RolloutAdapter
-from saga_dist.runtime.ray.fake_workers import FakeLearner, FaultPlan, fake_factories
+from saga_dist.runtime.ray.fake_workers import FakeLearner, fake_factories
+from saga_dist.runtime.ray.fault_plan import FaultPlan
 from saga_dist.runtime.ray.object_refs import put_tokens
 from saga_dist.runtime.ray.pool import RayPool
 from saga_dist.types import ImagePair, MicroBatch, RolloutTask, Sampling
