@@ -21,8 +21,8 @@ def shown(value: object) -> str:
 
 
 def readme_rows() -> dict[str, tuple[str, str, str]]:
-    """Key to (paper, default, demo) in README's table of deviations."""
-    section = (ROOT / "README.md").read_text().split("## Deviations from the paper")[1].split("\n## ")[0]
+    """Key to (paper, default, demo) in the table of deviations in docs/paper.md."""
+    section = (ROOT / "docs" / "paper.md").read_text().split("## Deviations from the paper")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
     return {key: values for key, *values in rows}  # type: ignore[misc]
 

@@ -95,7 +95,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 COMPARISON = re.compile(r"([+-]\d+\.\d)[^()|]{0,30} \(([+-]\d+\.\d) to ([+-]\d+\.\d)(?:,\s+p (\d\.\d{3}))?")
 PROSE = {
     "docs/evidence.md": PAGE[PAGE.index("**Each loss's share**") : PAGE.index("## Why GRPO")],
-    "README.md": README[README.index("## Evidence") : README.index("## Training on your own")],
+    "README.md": README[README.index("## Evidence") : README.index("## Your own images")],
 }
 
 

@@ -131,8 +131,8 @@ def test_packages_form_no_circle() -> None:
     order.prepare()  # raises CycleError, which names the circle
 
 
-def test_the_readme_maps_every_package() -> None:
-    shown = (ROOT / "README.md").read_text("utf-8").split("## Reading the code")[1].split("```")[1]
+def test_the_page_for_extending_maps_every_package() -> None:
+    shown = (ROOT / "docs" / "extending.md").read_text("utf-8").split("## Reading the code")[1].split("```")[1]
     packages = {module.path.split("/")[0] for module in MODULES if "/" in module.path}
     assert {name for name in packages if f"{name}/" not in shown} == set()
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "paper.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
-    for line in PAGE.splitlines()
+    for line in PAGE.split("## Deviations")[0].splitlines()
     if line.startswith("|") and not line.startswith("|--")
 ]
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::([\w.]+)`", PAGE)))
