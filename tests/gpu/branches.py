@@ -55,6 +55,9 @@ BRANCHES = {
     "workers/engines/vllm_engine.py::VllmEngine.close": (
         "workers/test_vllm_arguments.py::test_a_closed_engine_frees_the_gpus_memory"
     ),
+    "workers/engines/vllm_engine.py::_make_batch_invariant": (
+        "workers/test_vllm_arguments.py::test_batch_invariance_is_asked_for_before_the_engine_starts"
+    ),
     "workers/engines/vllm_engine.py::_start": (
         "workers/test_vllm_arguments.py::test_vllm_on_a_gpu_gets_a_computed_cache"
     ),

@@ -67,7 +67,9 @@ def test_every_result_belongs_to_a_shipped_table(name: str) -> None:
         assert all(len(one.values) == len(row.seeds) for one in row.figures.values())
         own = [cell for cell in cells if cell.variant.name == row.name and cell.seed in row.seeds]
         facts = [training_facts(cell.config, cell.directory, pretrained=cell.variant.pretrained) for cell in own]
-        assert row.training == tuple(dict.fromkeys(facts))
+        # Which step was selected is known from the runs alone.
+        found_facts = [one.model_copy(update={"selected_step": None}) for one in row.training]
+        assert list(dict.fromkeys(found_facts)) == list(dict.fromkeys(facts))
 
 
 @pytest.mark.parametrize("name", COLLECTED.tables)

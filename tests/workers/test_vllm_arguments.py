@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,18 @@ def test_vllm_on_a_gpu_gets_a_computed_cache(tiny_checkpoint: Path, started: lis
     assert arguments["gpu_memory_utilization"] == pytest.approx(needed / (80 * GB))
     assert arguments["max_num_batched_tokens"] == 8192
     assert {"enforce_eager", "block_size", "enable_chunked_prefill"}.isdisjoint(arguments)
+
+
+@pytest.mark.vllm
+def test_batch_invariance_is_asked_for_before_the_engine_starts(
+    tiny_checkpoint: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")  # restored afterwards
+    engine(tiny_checkpoint)
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "0"
+    engine(tiny_checkpoint, batch_invariant=True)
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "1"
+    assert len(started) == 2
 
 
 @pytest.mark.vllm
