@@ -245,7 +245,7 @@ def test_a_finished_task_is_not_a_later_one_of_the_same_pair() -> None:
     queue = queue_of(1)
     old = queue.hand_out("a", num_coming=0, most=2)["a"]
     queue.cancel({"p0"})
-    queue.add("p0", "again")
+    queue.add("p0", f"task {len(queue)}")  # an equal task, and another object
     queue.hand_out("", busy="a", num_coming=0, most=2)
     assert queue.finish("a", old) == frozenset()
     assert finish(queue, "a", "p0") == {"p0"}

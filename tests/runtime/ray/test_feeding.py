@@ -11,6 +11,7 @@ import pytest
 from saga_dist.errors import EngineError, TokenError
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.pool import RayPool
+from saga_dist.types import Quarantined
 
 CONFIG = PoolConfig(
     workers=1, tasks_per_lease=3, max_attempts=3, timeouts=Timeouts(start_s=60, lease_s=60, heartbeat_s=30)
@@ -190,6 +191,23 @@ def test_a_group_that_always_fails_is_set_aside_and_the_others_are_not(
         found += arrived
     assert found[0] == "p1 done"
     assert (found[1].pair_id, found[1].attempts) == ("p0", 3)
+
+
+def test_a_group_that_was_not_sent_yet_costs_no_attempt_when_its_worker_fails(
+    pool_of: Any, fed_adapter: Any, scene: Any
+) -> None:
+    pool = pool_of(max_attempts=1)
+    pool.submit(["p0"])
+    scene.until(lambda: in_flight(fed_adapter) == {"p0"})
+    fed_adapter.interrupt = lambda actor: actor.answer(0.0, None)  # lost: the worker does not learn of p1
+    pool.submit(["p1"])
+    scene.until(lambda: not pool._state.queue.num_waiting)
+    fed_adapter.fail("p0", EngineError("CUDA out of memory"))
+    (lost,) = pool.collect()
+    assert isinstance(lost, Quarantined) and lost.pair_id == "p0"
+    scene.until(lambda: in_flight(fed_adapter) == {"p1"})
+    fed_adapter.finish("p1")
+    assert pool.collect() == ["p1 done"]
 
 
 def test_a_users_mistake_ends_the_groups_of_its_worker_and_not_the_worker(
