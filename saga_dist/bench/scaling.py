@@ -9,12 +9,14 @@ throughput of one worker. The latencies were recorded with ``python -m saga_dist
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.resources import files
 from typing import Any
 
 from saga_dist.bench.common import BenchRow, Report, Size, less_is_better, more_is_better
 from saga_dist.config import RunConfig, parse_config
+from saga_dist.runtime.ray.batch_sleeper import BatchSleeperAdapter
 from saga_dist.runtime.ray.scaling_bench import SimulatedAdapter, SleeperAdapter, TimedRun, split_evenly, train
 from saga_dist.runtime.ray.session import RaySession
 
@@ -35,8 +37,11 @@ CONTRIBUTION = 0.25
 MICRO_BATCHES: dict[int, float | None] = {4: 1.5, 8: None}
 """Pairs per micro-batch and contributing groups per step of 8 workers, to the smallest ratio of the steps per minute
 with and without the keys of ``ON_OFF``; None without a bar."""
-ON_OFF: dict[str, tuple[Any, Any]] = {
+GROUPS_IN_FLIGHT = 2
+"""Groups that a worker generates at the same time in steps of several micro-batches."""
+ON_OFF: dict[str, tuple[bool, bool]] = {
     "early_start": (True, False),
+    "continuous_feeding": (True, False),
 }
 """Keys of [rollout] that keep workers busy in steps of several micro-batches, each with its values for on and off."""
 
@@ -52,8 +57,8 @@ def run(size: Size) -> Report:
     mean_s = 0.05 if size is Size.TINY else MEAN_S
     latency_scale = mean_s / (sum(trace["seconds"]) / len(trace["seconds"]))
 
-    def adapter(scale: float, contribution: float = 1.0) -> SleeperAdapter:
-        return SleeperAdapter(trace["seconds"], scale, contribution=contribution)
+    def adapter(scale: float) -> SleeperAdapter:
+        return SleeperAdapter(trace["seconds"], scale)
 
     rows: list[BenchRow] = []
     with closing(RaySession(_config(1, PAIRS_PER_WORKER, 1))):
@@ -74,7 +79,7 @@ def run(size: Size) -> Report:
             idle = train(busy, adapter(latency_scale), update_s=2 * mean_s).mean("learner/idle_share", skip=2)
             rows.append(_alone(f"learner idle, {staleness} ahead", idle, "share", bar, more=False))
         for pairs in MICRO_BATCHES:
-            rows += _micro_batch_rows(size, pairs, adapter(latency_scale, CONTRIBUTION), update_s=mean_s)
+            rows += _micro_batch_rows(size, pairs, trace["seconds"], latency_scale, update_s=mean_s)
         top = WORKERS[size][-1]
         rate = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0).groups_per_s
         rows.append(_alone(f"no latency, {top} workers", rate, "groups/s", RATE_BAR, more=True))
@@ -92,23 +97,28 @@ def run(size: Size) -> Report:
             f"one version ahead unless stated otherwise, {PAIRS_PER_WORKER} pairs a worker and step, one group a lease",
             f"learner idle: 8 workers, a step of 8 groups and {2 * mean_s:g} s of update; the slowest group takes "
             f"{max(trace['seconds']) * latency_scale:.1f} s",
-            f"micro-batches: 8 workers, no staleness, {mean_s:g} s of update; a step takes micro-batches of that many "
-            f"pairs until as many groups contribute, as {CONTRIBUTION:.0%} do; against the same run without "
-            + " and ".join(f"rollout.{key}" for key in ON_OFF),
+            f"micro-batches: 8 workers of {GROUPS_IN_FLIGHT} groups at the same time, no staleness, {mean_s:g} s of "
+            f"update; a step takes micro-batches of that many pairs until as many groups contribute, as "
+            f"{CONTRIBUTION:.0%} do; against the same run without " + " and ".join(f"rollout.{key}" for key in ON_OFF),
             "simulated workers are no processes: they show what one coordinator and pool can handle, not what Ray can",
         ),
     )
 
 
-def _micro_batch_rows(size: Size, pairs: int, adapter: SleeperAdapter, *, update_s: float) -> list[BenchRow]:
+def _micro_batch_rows(
+    size: Size, pairs: int, latencies: Sequence[float], scale: float, *, update_s: float
+) -> list[BenchRow]:
     """Returns steps per minute and idle shares of synchronous steps of several micro-batches, against those without.
 
     The keys of ``ON_OFF`` make the difference, and both sides must train to the same weights.
     """
 
     def side(number: int) -> TimedRun:
-        keys = {key: values[number] for key, values in ON_OFF.items()}
-        config = _config(8, pairs, STEPS[size], max_staleness=0, max_micro_batches=32, **keys)
+        keys: dict[str, Any] = {key: values[number] for key, values in ON_OFF.items()}
+        keys |= {"max_staleness": 0, "max_micro_batches": 32, "groups_per_lease": GROUPS_IN_FLIGHT}
+        config = _config(8, pairs, STEPS[size], **keys)
+        fed = config.rollout.continuous_feeding
+        adapter = BatchSleeperAdapter(latencies, scale, contribution=CONTRIBUTION, fed=fed)
         return train(config, adapter, update_s=update_s)
 
     on, off = side(0), side(1)
@@ -144,6 +154,7 @@ def _config(workers: int, pairs: int, steps: int, *, max_staleness: int = 1, **r
                 "pairs_per_batch": pairs,
                 "group_size": 2,
                 "contributing_groups": pairs,
+                "groups_per_lease": 1,
                 "max_micro_batches": 1,
                 "max_staleness": max_staleness,
                 "max_log_prob_gap": 1e9,

@@ -36,8 +36,6 @@ from saga_dist.types import GradientTask, RolloutTask, ScoredGroup, StepResult, 
 from saga_dist.utils.rng import counter_generator, counter_seed
 from saga_dist.workers.serial_pool import SerialPool
 
-GROUPS_PER_LEASE = 1
-"""Groups on one lease of the bench."""
 _TIMEOUTS = Timeouts(start_s=600.0, lease_s=120.0, heartbeat_s=60.0)
 
 
@@ -188,7 +186,9 @@ class BenchRuntime:
     def __init__(self, config: RunConfig, adapter: SleeperAdapter, update_s: float) -> None:
         replay = FakeReplayWorker(config, FaultPlan())
         self.learner = BenchLearner(config, update_s)
-        self.rollouts = RayPool(adapter, PoolConfig(config.rollout.workers, GROUPS_PER_LEASE, 3, _TIMEOUTS))
+        self.rollouts = RayPool(
+            adapter, PoolConfig(config.rollout.workers, config.rollout.groups_per_lease, 3, _TIMEOUTS)
+        )
         self.replays: SerialPool[GradientTask, GradientHandle] = SerialPool(
             lambda tasks: [GradientHandle.of(replay.replay(task, task.tokens)) for task in tasks],
             lease=1,
