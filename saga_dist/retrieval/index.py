@@ -184,13 +184,17 @@ class Index:
         """Returns cosines float32 [Q, k] and rows int64 [Q, k] of the nearest of all images, best first."""
         import faiss
 
-        if isinstance(self._index, faiss.IndexIVF):
-            every_list = faiss.SearchParametersIVF()
-            every_list.nprobe = self._index.nlist
-            found = self._index.search(queries_QE, k, params=every_list)
-        else:  # a graph may have parts that no search reaches; its vectors are in a flat index below it
-            found = self._index.storage.search(queries_QE, k)
-        return found
+        if not isinstance(self._index, faiss.IndexIVF):
+            # A graph may have parts that no search reaches; its vectors are in a flat index below it.
+            scores_QK, rows_QK = self._index.storage.search(queries_QE, k)
+            return scores_QK, rows_QK
+        # Not as search parameters: with faiss.contrib.torch_utils, which other libraries import, search takes none.
+        usual, self._index.nprobe = self._index.nprobe, self._index.nlist
+        try:
+            scores_QK, rows_QK = self._index.search(queries_QE, k)
+        finally:
+            self._index.nprobe = usual
+        return scores_QK, rows_QK
 
 
 def open_index(folder: Path) -> Index:

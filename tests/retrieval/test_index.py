@@ -220,6 +220,30 @@ def test_a_large_k_finds_every_image_in_the_order_of_numpy(tmp_path: Path, kind:
                 assert [score for _, score in found] == pytest.approx(np.sort(expected)[::-1][:k], abs=1e-6)
 
 
+def test_a_large_k_changes_no_later_search(tmp_path: Path) -> None:
+    build_index(table_of(clustered(1500)), tmp_path / "index", kind="ivf")
+    index, queries_QE = open_index(tmp_path / "index"), clustered(20, seed=1)
+    before = index.search(queries_QE, 30)
+    index.search(queries_QE, 1500)
+    assert index.search(queries_QE, 30) == before
+
+
+def test_search_works_beside_libraries_that_make_faiss_take_tensors(tmp_path: Path) -> None:
+    """pytorch-metric-learning imports faiss.contrib.torch_utils, which replaces the methods of faiss's indexes."""
+    build_index(table_of(clustered(300)), tmp_path / "index", kind="ivf")
+    program = (
+        "import sys, pathlib, numpy as np, faiss.contrib.torch_utils\n"
+        "from saga_dist.retrieval.index import open_index\n"
+        "found = open_index(pathlib.Path(sys.argv[1])).search(np.eye(16, dtype=np.float32)[:2], 300)\n"
+        "print([len(images) for images in found])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "index")],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.stdout == "[300, 300]\n", done.stderr[-2000:]
+
+
 def test_parts_of_a_graph_that_no_search_reaches_are_searched_too(tmp_path: Path) -> None:
     import faiss
 
