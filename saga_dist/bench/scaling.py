@@ -78,7 +78,7 @@ def run(size: Size) -> Report:
             busy = _config(8, 8, STEPS[size], max_staleness=staleness)
             idle = train(busy, adapter(latency_scale), update_s=2 * mean_s).mean("learner/idle_share", skip=2)
             rows.append(_alone(f"learner idle, {staleness} ahead", idle, "share", bar, more=False))
-        for pairs in MICRO_BATCHES:
+        for pairs in list(MICRO_BATCHES)[: 1 if size is Size.TINY else None]:
             rows += _micro_batch_rows(size, pairs, trace["seconds"], latency_scale, update_s=mean_s)
         top = WORKERS[size][-1]
         rate = train(_config(top, PAIRS_PER_WORKER * top, STEPS[size]), adapter(0.0), update_s=0.0).groups_per_s
