@@ -30,11 +30,11 @@ demo: env  ## train on the built-in birds with Ray and vLLM and print the table 
 	@$(BIN)/saga-dist demo
 
 test: export HF_HUB_OFFLINE := 1
-test: env  ## the test suite (under 20 minutes on two cores)
+test: env  ## the test suite (20 to 27 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20
 
 test-quick: export HF_HUB_OFFLINE := 1
-test-quick: env  ## the tests without Ray, vLLM and whole trainings (under three minutes on two cores)
+test-quick: env  ## the tests without Ray, vLLM and whole trainings (three to six minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) \
 		-m "not cluster and not vllm and not integration and not slow and not gpu"
 
