@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from saga_dist.errors import WorkerError
@@ -54,6 +55,8 @@ class WorkQueue(Generic[TaskT]):
         """Keys of waiting tasks whose lease has failed; each is leased alone."""
         self._leases: dict[Hashable, dict[str, TaskT]] = {}
         """Tasks on each worker's lease, by key, without cancelled and forgotten ones."""
+        self._changed = set[Hashable]()
+        """Workers whose lease has changed since the last ``take_changed``."""
         self._num_quarantined = 0
         self._counts = dict.fromkeys(("leases", "retries", "quarantined", "duplicates", "cancelled"), 0)
 
@@ -125,6 +128,11 @@ class WorkQueue(Generic[TaskT]):
         """Returns the tasks on a worker's lease by key; empty when it has none, or when its tasks were dropped."""
         return self._leases.get(worker, {})
 
+    def take_changed(self) -> set[Hashable]:
+        """Returns the workers whose lease got tasks, or lost some that were not finished, since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
+
     def finish(self, worker: Hashable, tasks: Iterable[TaskT]) -> frozenset[str]:
         """Takes finished tasks off a worker's lease; returns the keys of those that were on it.
 
@@ -194,14 +202,16 @@ class WorkQueue(Generic[TaskT]):
             kept = [key for key in waiting if key not in dropped]
             waiting.clear()
             waiting.extend(kept)
-        for lease in self._leases.values():
+        for worker, lease in self._leases.items():
             for key in dropped & lease.keys():
                 del lease[key]
+                self._changed.add(worker)
 
     def forget(self) -> None:
         """Drops all tasks; workers keep their leases, which are empty then."""
         for lease in self._leases.values():
             lease.clear()
+        self._changed.update(self._leases)
         for container in (self._entries, self._fresh, self._suspects):
             container.clear()
 
@@ -216,11 +226,12 @@ class WorkQueue(Generic[TaskT]):
         self._counts["retries"] += sum(self._entries[key].attempts > 0 for key in keys)
         tasks = {key: self._entries[key].task for key in keys}
         self._leases.setdefault(worker, {}).update(tasks)
+        self._changed.add(worker)
         return list(tasks.values())
 
     def _has_suspect(self, worker: Hashable) -> bool:
-        """Returns True when a task on the worker's lease has failed before."""
-        return any(self._entries[key].attempts for key in self.on_lease(worker))
+        """Returns True when the task on the worker's lease has failed before, since such a task is alone on it."""
+        return any(self._entries[key].attempts for key in islice(self.on_lease(worker), 1))
 
     def _requeue(self, keys: Collection[str]) -> None:
         """Puts tasks back to the front of those that wait, in their order."""

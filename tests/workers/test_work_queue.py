@@ -276,3 +276,19 @@ def test_with_workers_that_are_fed_every_task_ends_exactly_once_and_nobody_idles
                 case _:
                     queue.give_back(name)
         assert sorted(ended) == sorted(f"p{index}" for index in range(number))
+
+
+def test_a_lease_has_changed_when_tasks_come_or_are_dropped_and_not_when_they_are_finished() -> None:
+    queue = queue_of(5)
+    assert queue.take_changed() == set()
+    queue.hand_out("ab", num_coming=0, most=2)
+    assert queue.take_changed() == {"a", "b"}
+    assert queue.take_changed() == set(), "changes are since the last call"
+    queue.finish("a", [queue.on_lease("a")["p0"]])
+    assert queue.take_changed() == set()
+    assert queue.hand_out("", busy="ab", num_coming=0, most=2) == {"a": ["task 4"]}
+    assert queue.take_changed() == {"a"}
+    queue.cancel(["p2", "a pair that is not pending"])
+    assert queue.take_changed() == {"b"}
+    queue.forget()
+    assert queue.take_changed() == {"a", "b"}

@@ -287,7 +287,8 @@ class RayPool(Generic[TaskT, ResultT]):
         staying = [slot for slot in group.fed if not slot.leaving]
         with self._lock:
             handed_out = queue.hand_out(group.idle, busy=staying, num_coming=group.num_coming, most=most)
-            outdated = [slot for slot in group.fed if not slot.in_flight.are(queue.on_lease(slot))]
+            changed = queue.take_changed()
+            outdated = [slot for slot in group.fed if slot in changed and not slot.in_flight.are(queue.on_lease(slot))]
             group.usage.note_in_flight(time.monotonic(), queue.num_leased)
         for slot in handed_out:
             if slot.state is WorkerState.IDLE:
