@@ -31,8 +31,7 @@ def demo(
         # The time in the name makes a demo without --run-dir start a new run instead of resuming one.
         directory = run_directory(run_dir, "", default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
         chosen = [f"runtime.kind={runtime}", f"rollout.engine={engine}", *(overrides or [])]
-        with waiting("validating the run"):
-            require_valid(load_config(DEMO_CONFIG, chosen), directory)
+        require_valid(load_config(DEMO_CONFIG, chosen), directory)
         with waiting("loading torch"):
             from saga_dist.cli.demo_rows import run_demo
 

@@ -22,8 +22,7 @@ def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = N
 
         from saga_dist.cli.progress import step_progress, waiting
 
-        with waiting("validating the run"):
-            require_valid(resolved, directory)
+        require_valid(resolved, directory)
         with waiting("loading torch"):
             from saga_dist.runtime import run
 

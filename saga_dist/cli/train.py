@@ -48,8 +48,7 @@ def train(
 
         from saga_dist.cli.progress import step_progress, waiting
 
-        with waiting("validating the run"):
-            require_valid(resolved, directory)
+        require_valid(resolved, directory)
         with waiting("loading torch"):
             from saga_dist.cli.console import print_results
             from saga_dist.runtime import run

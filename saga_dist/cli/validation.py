@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def require_valid(config: RunConfig, directory: Path) -> None:
-    """Validates a run before anything heavy is loaded, and logs its warnings.
+    """Validates a run before anything heavy is loaded, says so while it lasts, and logs its warnings.
 
     Args:
         config: the whole configuration.
@@ -24,9 +24,12 @@ def require_valid(config: RunConfig, directory: Path) -> None:
     Raises:
         UserError: the run is not valid.
     """
+    from saga_dist.cli.progress import waiting
     from saga_dist.runtime.validation import validate_run
 
-    for warning in validate_run(config, directory):
+    with waiting("validating the run"):
+        warnings = validate_run(config, directory)
+    for warning in warnings:
         log.warning("%s", warning)
 
 

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 import torch
 
 from saga_dist.data.prompts import PromptSpec
-from saga_dist.errors import DeadlineExceeded, EngineError, TokenError, UserError, WorkerError
+from saga_dist.errors import EngineError, TokenError, UserError, WorkerError
 from saga_dist.models.families.base import Family
 from saga_dist.objectives.reward_fn import RewardFn, score_verdict
 from saga_dist.protocols import Engine
 from saga_dist.types import Completions, EncoderTokens, ImagePair, RolloutTask, ScoredGroup
+from saga_dist.workers.engines.deadlines import groups_too_late
 from saga_dist.workers.engines.streaming import as_streaming
 from saga_dist.workers.engines.validation import validate_tokens
 from saga_dist.workers.group_scoring import GroupScorer
@@ -225,11 +226,7 @@ class RolloutWorker:
         """Raises ``DeadlineExceeded`` when a group has been in flight for ``deadline_s`` seconds."""
         now = time.monotonic()
         if num_late := sum(now >= group.deadline for group in self._in_flight.values()):
-            raise DeadlineExceeded(
-                f"{num_late} of {len(self._in_flight)} groups unfinished after {self._deadline_s:g} s",
-                where="rollout engine",
-                fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
-            )
+            raise groups_too_late(num_late, len(self._in_flight), self._deadline_s, where="rollout engine")
 
     @contextmanager
     def _engine_until_it_fails(self) -> Iterator[Engine]:

@@ -19,6 +19,7 @@ from saga_dist.errors import DeadlineExceeded, EngineError
 from saga_dist.objectives.policy import sampling_log_probs
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.utils.rng import counter_generator
+from saga_dist.workers.engines.deadlines import groups_too_late
 from saga_dist.workers.engines.sampler import sample
 from saga_dist.workers.engines.validation import check_context_length
 
@@ -154,11 +155,7 @@ class TransformersEngine:
                     self._decode([tokens[index] for index in batch], [groups[index] for index in batch], deadline)
         except DeadlineExceeded:
             unfinished = sum(any(not row.finish_reason for row in rows) for rows in groups)
-            raise DeadlineExceeded(
-                f"{unfinished} of {len(groups)} groups unfinished after {deadline_s:g} s",
-                where="transformers engine",
-                fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
-            ) from None
+            raise groups_too_late(unfinished, len(groups), deadline_s, where="transformers engine") from None
         except RuntimeError as error:  # torch's errors, out of memory included
             self.broken = " ".join(str(error).split())[:600]
             raise EngineError(self.broken, where="transformers engine", fix="the worker starts a new engine") from error

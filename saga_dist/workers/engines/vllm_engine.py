@@ -24,6 +24,7 @@ from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
 from saga_dist.types import Completions, EncoderTokens, Sampling
 from saga_dist.utils.processes import descendants
 from saga_dist.utils.shared_memory import mapped_files, remove_unmapped
+from saga_dist.workers.engines.deadlines import groups_too_late
 from saga_dist.workers.engines.process_state import process_state_kept
 from saga_dist.workers.engines.validation import check_context_length
 from saga_dist.workers.engines.vllm_arguments import EngineSize, cpu_arguments, gpu_arguments
@@ -197,11 +198,7 @@ class VllmEngine:
             while len(finished) < len(names):
                 if time.monotonic() >= deadline:
                     llm.abort_request(names)
-                    raise DeadlineExceeded(
-                        f"{len(names) - len(finished)} of {len(names)} groups unfinished after {deadline_s:g} s",
-                        where="vLLM",
-                        fix="raise rollout.deadline_s, or lower rollout.groups_per_lease or rollout.max_tokens",
-                    )
+                    raise groups_too_late(len(names) - len(finished), len(names), deadline_s, where="vLLM")
                 finished.update((output.request_id, (request, output)) for request, output in self._step(llm))
             results = [self._completions(*finished[name]) for name in names]
         self.num_cached_tokens = [finished[name][1].num_cached_tokens or 0 for name in names]
