@@ -26,24 +26,20 @@ def _anchor(name: str) -> str:
     return re.sub(r"[^\w]+", "-", name).strip("-")
 
 
+def _link(match: re.Match[str]) -> str:
+    """Returns the link of a name that is a key or a metric, and any other match as it is."""
+    target = _targets().get(match[1])
+    return f"[`{match[1]}`]({target})" if target else match[0]
+
+
 def with_reference_links(markdown: str) -> str:
     """Returns Markdown in which the name of a key or a metric, alone in code, is a link to its entry."""
-
-    def link(match: re.Match[str]) -> str:
-        target = _targets().get(match[1])
-        return f"[`{match[1]}`]({target})" if target else match[0]
-
-    return outside_fences(markdown, lambda line: line if line.startswith("#") else _CODE.sub(link, line))
+    return outside_fences(markdown, lambda line: line if line.startswith("#") else _CODE.sub(_link, line))
 
 
 def _linked(text: str) -> str:
     """Returns the text of an entry with the names of keys and metrics as links."""
-
-    def link(match: re.Match[str]) -> str:
-        target = _targets().get(match[1])
-        return f"[`{match[1]}`]({target})" if target else match[0]
-
-    return _WORD.sub(link, text.replace("<", "&lt;").replace("|", "\\|"))
+    return _WORD.sub(_link, text.replace("<", "&lt;").replace("|", "\\|"))
 
 
 def configuration_page() -> str:
