@@ -77,6 +77,8 @@ def contribution_remark(steps: Sequence[Mapping[str, float]], config: RunConfig)
 class ContributionMonitor:
     """Logs one warning when the MLLM contributes nothing to ``objective.idle_steps`` consecutive steps.
 
+    A run that trains with the metric loss alone is not warned of.
+
     Args:
         config: the whole configuration.
     """
@@ -84,17 +86,18 @@ class ContributionMonitor:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._idle: deque[Mapping[str, float]] = deque(maxlen=config.objective.idle_steps)
-        self._warned = not config.objective.idle_steps
+        self._watches = config.objective.idle_steps > 0 and config.objective.needs_mllm
+        """False when there is nothing to warn of, or when it was warned of."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one step."""
-        if self._warned or contributes(metrics) is None:
+        if not self._watches or contributes(metrics) is None:
             return
         if contributes(metrics):
             self._idle.clear()
             return
         self._idle.append(metrics)
         if len(self._idle) == self._idle.maxlen:
-            self._warned = True
+            self._watches = False
             cause = idle_cause(self._idle, self._config)
             log.warning("the frozen MLLM contributed nothing to the last %d steps: %s", len(self._idle), cause)

@@ -87,6 +87,14 @@ def test_a_run_warns_of_steps_to_which_the_mllm_contributes_nothing(
     assert caplog.text.count("the frozen MLLM contributed nothing to the last 2 steps") == 1
 
 
+def test_a_run_with_the_metric_loss_alone_is_not_warned_of(
+    scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = scene.config(steps=2, objective={"idle_steps": 2, "lambda_lm": 0, "lambda_kl": 0})
+    scene.coordinator(config, tmp_path).run()
+    assert "contributed nothing" not in caplog.text
+
+
 def test_a_run_warns_of_a_loss_without_weight_in_the_gradient(
     scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
