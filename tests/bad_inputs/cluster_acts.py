@@ -19,6 +19,8 @@ from saga_dist.utils.processes import this_machine
 
 Prepare = Callable[[Workspace], Any]
 VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+HELD: list[socket.socket] = []
+"""Sockets that are bound and do not listen."""
 
 
 def environment(**values: str) -> Prepare:
@@ -50,10 +52,11 @@ def join_refused(workspace: Workspace) -> None:
 
 
 def closed_port() -> int:
-    """Returns a port that was free a moment ago."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Returns a port on which nobody listens, nor will: a bound socket holds it until the tests end."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    HELD.append(held)
+    return int(held.getsockname()[1])
 
 
 def unconnected(workspace: Workspace) -> None:

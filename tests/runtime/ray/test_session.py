@@ -75,10 +75,10 @@ def test_too_few_local_cpus_is_said_before_anything_starts(unconnected: None, mo
 
 def test_address_where_nobody_answers(unconnected: None) -> None:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # held, for nobody else to get it, and not listening
         port = free.getsockname()[1]
-    with pytest.raises(ConfigError, match=rf"^runtime.address = '127.0.0.1:{port}': no connection to this address"):
-        RaySession(config(runtime={"address": f"127.0.0.1:{port}"}))
+        with pytest.raises(ConfigError, match=rf"^runtime.address = '127.0.0.1:{port}': no connection to this address"):
+            RaySession(config(runtime={"address": f"127.0.0.1:{port}"}))
 
 
 def test_address_that_is_none(unconnected: None) -> None:
