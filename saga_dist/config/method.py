@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from saga_dist.config.registries import METRIC_LOSSES, MODEL_FAMILIES, PROMPT_TEMPLATES, REWARDS, name_in
 from saga_dist.config.section import Section
@@ -14,6 +15,7 @@ STANDINS = {"standin": 0, "standin-1": 1}
 """Names of the shipped stand-in weights in ``model.path``, and the seed of their pre-training."""
 AUTO = "auto"
 """Value of ``model.family`` that takes the family from the checkpoint's config.json."""
+_LAST_BLOCKS = re.compile(r"last:([1-9][0-9]{0,3})")
 
 
 class PromptSection(Section):
@@ -70,6 +72,34 @@ class ModelSection(Section):
     pooler_layer_norm: bool = Field(
         False, description="True: layer-normalise tokens before the key of the attention pooler (deviation)"
     )
+    train: str = Field(
+        "all",
+        description="part of the vision tower that trains, beside the pooler: all (the paper's), last:N (the last N "
+        "blocks and the mergers that read them) or lora (low-rank updates of all linear layers, extra lora); the other "
+        "weights stay as they are and take neither gradients nor optimizer state",
+    )
+    lora_rank: int = Field(16, ge=1, description='rank of the low-rank updates; used with train = "lora" only')
+    lora_alpha: float = Field(
+        32.0,
+        gt=0,
+        description="the low-rank updates are multiplied by lora_alpha / lora_rank",
+    )
+
+    @property
+    def last_blocks(self) -> int | None:
+        """Number of blocks that train, counted from the tower's end; None unless ``train`` is ``last:N``."""
+        match = _LAST_BLOCKS.fullmatch(self.train)
+        return int(match[1]) if match else None
+
+    @field_validator("train")
+    @classmethod
+    def _names_a_part(cls, train: str) -> str:
+        if train not in ("all", "lora") and not _LAST_BLOCKS.fullmatch(train):
+            raise ValueError(
+                f'{train!r} is no part of the tower; expected "all", "lora" or "last:N" with N of 1 or more, for '
+                'example "last:4"'
+            )
+        return train
 
     @property
     def own_family(self) -> str:

@@ -52,6 +52,9 @@ them."""
 
 ADDED_KEYS = {
     "model.family": "auto",
+    "model.lora_alpha": 32.0,
+    "model.lora_rank": 16,
+    "model.train": "all",
     "objective.balance": "none",
     "objective.policy": "model",
     "objective.reward": "verdict",

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from saga_dist.estimate.shapes import ModelShape
 from saga_dist.models.families.base import VisionTower
 from saga_dist.models.families.key_values import KeyValues
+from saga_dist.models.trained_part import choose_trained
 
 MIN_DECODER_LAYERS = 2
 """Layers of the smaller decoder, unless the family's DeepStack levels need more."""
@@ -108,25 +109,57 @@ def tower_activations(shape: ModelShape, *, autocast: bool) -> TowerActivations:
         shape: sizes of the model.
         autocast: True when training runs the tower under bfloat16 autocast.
     """
-    fewest = shape.family.layout.num_deepstack + 1
+    split = _split_levels(shape)
+    fewest = split.reached + 1
     (few_image, few_pass), (more_image, more_pass) = (
-        _count_tower(shape, layers, autocast=autocast) for layers in (fewest, fewest + 1)
+        _count_tower(shape, split, layers, autocast=autocast) for layers in (fewest, fewest + 1)
     )
+    # The autocast copies of all weights exist during a step, also of those that the backward pass does not reach.
+    skipped = torch.bfloat16.itemsize * shape.tower.trained.skipped_params if autocast else 0
 
     def linear_fit(few: int, more: int) -> SavedBytes:
         return SavedBytes(fixed=few - fewest * (more - few), per_layer=more - few)
 
     return TowerActivations(
-        num_layers=shape.tower.layers,
+        num_layers=shape.tower.trained.blocks,
         per_image=linear_fit(few_image, more_image),
-        per_pass=linear_fit(few_pass, more_pass),
+        per_pass=linear_fit(few_pass + skipped, more_pass + skipped),
         layer_input=4 * shape.tower.width * shape.tower.patches,  # the residual stream is float32, autocast or not
     )
 
 
-def _count_tower(shape: ModelShape, layers: int, *, autocast: bool) -> tuple[int, int]:
-    """Returns the bytes saved by a tower of ``layers`` layers: per image of the run's size, and per pass."""
-    tower = shape.family.with_config(_with_layers(shape, tower=layers)).empty_tower("cpu")
+@dataclass(frozen=True, slots=True)
+class _SplitLevels:
+    """DeepStack levels of a tower whose last blocks train, and the constant blocks of the tower that is counted."""
+
+    reached: int
+    """Levels that the backward pass reaches: those of the blocks that train."""
+    skipped: int
+    """Levels of constant blocks."""
+    constant_blocks: int
+    """Constant blocks of the tower that is counted; one at least where there are any."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks of the levels in the tower that is counted: the first ones that are constant, and that train."""
+        return [*range(self.skipped), *range(self.constant_blocks, self.constant_blocks + self.reached)]
+
+
+def _split_levels(shape: ModelShape) -> _SplitLevels:
+    levels, first = shape.family.layout.num_deepstack, shape.tower.layers - shape.tower.trained.blocks
+    indexes = shape.family.parsed.vision_config.deepstack_visual_indexes if levels else ()
+    skipped = sum(index < first for index in indexes)
+    return _SplitLevels(levels - skipped, skipped, max(skipped, 1) if first else 0)
+
+
+def _count_tower(shape: ModelShape, split: _SplitLevels, trained: int, *, autocast: bool) -> tuple[int, int]:
+    """Returns the bytes saved by a tower with ``trained`` blocks that train: per image of the run's size, per pass."""
+    config = _with_layers(shape, tower=split.constant_blocks + trained)
+    if split.blocks:
+        config["vision_config"]["deepstack_visual_indexes"] = split.blocks
+    tower = shape.family.with_config(config).empty_tower("cpu")
+    train = shape.settings.train if shape.settings.last_blocks is None else f"last:{trained}"
+    choose_trained(tower, shape.settings.model_copy(update={"train": train}), seed=0)
     layout = shape.family.layout
     side = layout.pixels_per_token
     one, two = (_saved_by_tower(tower, side, count, autocast=autocast) for count in (1, 2))
@@ -201,6 +234,4 @@ def _with_layers(shape: ModelShape, *, tower: int | None = None, decoder: int | 
     if tower is not None:
         vision = config["vision_config"]
         vision["depth" if "depth" in vision else "num_hidden_layers"] = tower
-        if "deepstack_visual_indexes" in vision:
-            vision["deepstack_visual_indexes"] = list(range(shape.family.layout.num_deepstack))
     return config

@@ -10,8 +10,10 @@ import torch
 from saga_dist.config import RunConfig
 from saga_dist.estimate.activations import ReplayActivations, TowerActivations, replay_activations, tower_activations
 from saga_dist.estimate.data import DataShape
-from saga_dist.estimate.shapes import ModelShape, ParameterCount
+from saga_dist.estimate.parameters import ParameterCount
+from saga_dist.estimate.shapes import ModelShape
 from saga_dist.estimate.token_counts import TokenCounts
+from saga_dist.estimate.trained_part import TrainedPart
 from saga_dist.models.pooler import Pooler
 from saga_dist.objectives.metric_losses import build_metric_loss
 from saga_dist.workers.replay_chunks import CPU_CHUNK_TOKENS
@@ -25,7 +27,9 @@ class LearnerMemory:
     """Memory of one learner process, in which the phases of a step run one after the other."""
 
     tower: ParameterCount
-    """Size of the encoder tower."""
+    """Size of the encoder tower, without low-rank updates."""
+    trained: TrainedPart
+    """Part of the tower that trains."""
     pooler: ParameterCount
     """Size of the pooler."""
     proxies: ParameterCount
@@ -45,14 +49,19 @@ class LearnerMemory:
 
     @property
     def trainable(self) -> ParameterCount:
-        """Size of tower, pooler and proxies together."""
-        parts = (self.tower, self.pooler, self.proxies)
+        """Size of all that trains: the part of the tower, pooler and proxies."""
+        parts = (self.trained.weights, self.pooler, self.proxies)
         return ParameterCount(sum(part.params for part in parts), sum(part.tensors for part in parts))
 
     @property
-    def weights(self) -> int:
-        """Bytes of the trainable weights, in float32."""
+    def trained_weights(self) -> int:
+        """Bytes of the weights that train, in float32; a checkpoint has these and no others."""
         return FLOAT32 * self.trainable.params
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights, in float32."""
+        return FLOAT32 * (self.tower.params + self.trained.added + self.pooler.params + self.proxies.params)
 
     @property
     def optimizer(self) -> int:
@@ -142,6 +151,7 @@ def learner_memory(
     all_images = config.data.batch_size  # every process gathers the tokens of the whole batch
     return LearnerMemory(
         tower=shape.tower.weights,
+        trained=shape.tower.trained,
         pooler=pooler_weights(config, shape.decoder.width),
         proxies=proxy_weights(config, data.train_classes),
         tower_activations=tower_activations(shape, autocast=shape.dtype == torch.bfloat16),

@@ -47,13 +47,22 @@ class GroupOperations:
 
 def encoder_forward(tower: TowerShape) -> float:
     """Returns the operations of the tower's forward pass on one image."""
-    linear = tower.patch_matmul_params * tower.patches + tower.token_matmul_params * tower.tokens
-    return 2.0 * linear + 4.0 * tower.attention_macs
+    return _encoder_linear(tower) + 4.0 * tower.attention_macs
 
 
 def encoder_backward(tower: TowerShape, *, checkpointing: bool) -> float:
-    """Returns the operations of the tower's backward pass on one image; checkpointing repeats the forward pass."""
-    return encoder_forward(tower) * (3 if checkpointing else 2)
+    """Returns the operations of the tower's backward pass on one image; checkpointing repeats the forward pass.
+
+    It runs through the blocks that train; with low-rank updates through all of them, without gradients of the weights.
+    """
+    passes = encoder_forward(tower) * (3 if checkpointing else 2)
+    spared = _encoder_linear(tower) if tower.trained.low_rank else 0.0
+    return (passes - spared) * (tower.trained.blocks / tower.layers)
+
+
+def _encoder_linear(tower: TowerShape) -> float:
+    """Returns the operations of the tower's matrix products on one image, without attention."""
+    return 2.0 * (tower.patch_matmul_params * tower.patches + tower.token_matmul_params * tower.tokens)
 
 
 def group_operations(decoder: DecoderShape, token_counts: TokenCounts, group_size: int) -> GroupOperations:

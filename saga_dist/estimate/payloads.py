@@ -77,8 +77,8 @@ def payloads(config: RunConfig, shape: ModelShape, token_counts: TokenCounts, sa
 
 
 def checkpoint_bytes(learner: LearnerMemory) -> int:
-    """Returns the bytes of one checkpoint: weights and optimizer state."""
-    return learner.weights + learner.optimizer
+    """Returns the bytes of one checkpoint: the weights that train, and optimizer state."""
+    return learner.trained_weights + learner.optimizer
 
 
 def disk_bytes(config: RunConfig, learner: LearnerMemory) -> int:

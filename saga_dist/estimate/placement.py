@@ -200,7 +200,7 @@ def host_bytes(config: RunConfig, memories: RoleMemory, card: Card, store: int) 
     processes += config.rollout.workers if memories.rollout is not None else 0
     processes += config.replay.workers if memories.replay is not None else 0
     # A checkpoint is copied to the host before it is written, one of its two files at a time.
-    checkpoint_copy = max(memories.learner.weights, memories.learner.optimizer)
+    checkpoint_copy = max(memories.learner.trained_weights, memories.learner.optimizer)
     # A backbone that is spread over several GPUs is loaded on the host first.
     loading = memories.replay.weights if memories.replay is not None and config.replay.num_gpus >= 2 else 0
     return processes * GPU_PROCESS_BYTES + checkpoint_copy + loading + store

@@ -115,7 +115,10 @@ def _parts_table(estimate: Estimate) -> Table:
     def row(part: str, params: int | None, taken: float, what: str) -> None:
         table.add_row(part, "" if params is None else f"{params:,}", size(taken), what)
 
-    row("encoder", learner.tower.params, FLOAT32 * learner.tower.params, "float32, trained")
+    trained = learner.trained
+    encoder = learner.tower.params + trained.added
+    of_them = "" if trained.weights.params == encoder else f"{trained.weights.params:,} of them "
+    row("encoder", encoder, FLOAT32 * encoder, f"float32, {of_them}trained")
     row("pooler", learner.pooler.params, FLOAT32 * learner.pooler.params, "float32, trained")
     row("proxies", learner.proxies.params, FLOAT32 * learner.proxies.params, "float32, trained")
     row("optimizer", None, learner.optimizer, "two moments, a step count per tensor")

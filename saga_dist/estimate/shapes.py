@@ -17,7 +17,10 @@ import torch
 from torch import nn
 
 from saga_dist.config import RunConfig
+from saga_dist.config.method import ModelSection
 from saga_dist.errors import DataError, ModelError
+from saga_dist.estimate.parameters import ParameterCount
+from saga_dist.estimate.trained_part import TrainedPart, trained_part
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
 from saga_dist.models.families.checkpoint_family import CheckpointFamily
@@ -29,22 +32,6 @@ from saga_dist.utils.output_files import write_file
 
 MERGERS = ("merger", "multi_modal_projector")
 """Names of the tower modules that process tokens after merging; all other modules process patches."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterCount:
-    """Number of parameters of a part of the model."""
-
-    params: int
-    """Number of scalar parameters."""
-    tensors: int
-    """Number of parameter tensors."""
-
-    @classmethod
-    def of(cls, module: nn.Module) -> ParameterCount:
-        """Returns the size of a module on any device; a shared tensor counts once."""
-        parameters = list(module.parameters())
-        return cls(sum(parameter.numel() for parameter in parameters), len(parameters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,8 @@ class TowerShape:
     """Number of transformer layers."""
     width: int
     """Width of the hidden states of a patch."""
+    trained: TrainedPart
+    """Part that trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +115,8 @@ class ModelShape:
     """Sizes of the encoder tower."""
     decoder: DecoderShape
     """Sizes of the language model."""
+    settings: ModelSection
+    """Section ``[model]`` of the configuration, which names the part of the tower that trains."""
     wire_width: int
     """W = (1 + L) * D, width of encoder tokens on the wire."""
     dtype: torch.dtype
@@ -189,14 +180,16 @@ def _shape(config: RunConfig, family: Family, name: str, source: str) -> ModelSh
         source=source,
         family=family,
         grid=grid,
-        tower=_tower_shape(family, tower, grid),
+        tower=_tower_shape(family, tower, grid, config.model),
         decoder=_decoder_shape(family, backbone),
+        settings=config.model,
         wire_width=layout.wire_width,
         dtype=dtype,
     )
 
 
-def _tower_shape(family: CheckpointFamily, tower: Any, grid: Grid) -> TowerShape:
+def _tower_shape(family: CheckpointFamily, tower: Any, grid: Grid, settings: ModelSection) -> TowerShape:
+    """Returns the sizes of a bare tower, which is changed to one that trains as configured."""
     vision = family.parsed.vision_config
     layers = int(vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers)
     patches, token_params, patch_params = grid[1] * grid[2], 0, 0
@@ -215,6 +208,7 @@ def _tower_shape(family: CheckpointFamily, tower: Any, grid: Grid) -> TowerShape
         attention_macs=int(vision.hidden_size) * sum(_query_key_pairs(vision, layers, patches)),
         layers=layers,
         width=int(vision.hidden_size),
+        trained=trained_part(tower, settings, blocks=layers),
     )
 
 

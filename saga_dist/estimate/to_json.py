@@ -46,7 +46,7 @@ def as_json(estimate: Estimate, price: float | None, measured: MeasuredSteps | N
             "backbone": work.shape.decoder.weights.params,
         },
         "bytes": {
-            "trainable_weights": learner.weights,
+            "trainable_weights": learner.trained_weights,
             "optimizer": learner.optimizer,
             "gradients": FLOAT32 * learner.trainable.params,
             "micro_batch": learner.open_micro_batches(1),

@@ -22,9 +22,11 @@ class CheckpointSizes:
     """Longest sequence of the language model in tokens, without any scaling of its rotary positions."""
     pixels_per_token: int | None
     """Side of the square of pixels that one encoder token covers: patch size times merge size."""
+    num_blocks: int | None
+    """Number of transformer blocks of the vision tower."""
 
 
-UNKNOWN_SIZES = CheckpointSizes(num_layers=None, context=None, pixels_per_token=None)
+UNKNOWN_SIZES = CheckpointSizes(num_layers=None, context=None, pixels_per_token=None, num_blocks=None)
 """Sizes of a checkpoint of which nothing is known."""
 
 
@@ -44,6 +46,7 @@ def checkpoint_sizes(config: Mapping[str, Any], family: str) -> CheckpointSizes:
         num_layers=_whole(text.get("num_hidden_layers")),
         context=None if scaled else _whole(text.get("max_position_embeddings")),
         pixels_per_token=_pixels_per_token(config, vision, family),
+        num_blocks=_whole(vision.get("depth", vision.get("num_hidden_layers"))),
     )
 
 

@@ -17,6 +17,7 @@ from saga_dist.errors import CheckpointError
 from saga_dist.models.encoder_folder import CONFIG_NAME, CONTENT, WEIGHTS_NAME, encoder_folder
 from saga_dist.models.families import rebuild_saved_tower
 from saga_dist.models.families.base import VisionTower
+from saga_dist.models.lora import merged_weights
 from saga_dist.models.placement import checked_device, checked_dtype, moved
 from saga_dist.models.pooler import Pooler
 from saga_dist.models.weights import fill
@@ -104,7 +105,9 @@ class Encoder(nn.Module):
             "versions": {name: version for name in PACKAGES if (version := _version(name))},
         }
         write_file(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tensors(folder / WEIGHTS_NAME, {name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        parts = {"tower": merged_weights(self.tower), "pooler": self.pooler.state_dict()}
+        weights = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        write_tensors(folder / WEIGHTS_NAME, {name: tensor.contiguous() for name, tensor in weights.items()})
         with output_errors(folder):
             self.tower.save_preprocessing(folder)
         write_manifest(folder, CONTENT)

@@ -27,7 +27,11 @@ REMEMBERED_BYTES = 1 << 30
 
 def weights_digest(module: nn.Module) -> str:
     """Returns the sha256 over names, dtypes, shapes and bytes of all weights of a module, in the order of the names."""
-    weights = module.state_dict()
+    return state_digest(module.state_dict())
+
+
+def state_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Returns the sha256 over names, dtypes, shapes and bytes of weights, in the order of the names."""
     if sum(tensor.nbytes for tensor in weights.values()) < REMEMBERED_BYTES:
         return hash_weights(weights)
     path = digest_folder() / checksum(weights)

@@ -160,7 +160,7 @@ def assemble_learner(
 
     Args:
         config: the whole configuration.
-        tower: vision tower with float32 weights.
+        tower: vision tower with float32 weights, all of them trainable; ``model.train`` is applied to it.
         pooler: pooler of its tokens.
         splits: image sets of the run.
         ranks: data-parallel ranks as seen from this process; None for a learner of one process.
@@ -168,10 +168,12 @@ def assemble_learner(
     import torch
 
     from saga_dist.models.encoder import Encoder
+    from saga_dist.models.trained_part import choose_trained
     from saga_dist.objectives.metric_losses import build_metric_loss
     from saga_dist.workers.data_parallel import ALONE
     from saga_dist.workers.learner import Learner
 
+    choose_trained(tower, config.model, seed=counter_seed(config.run.seed, "lora"))
     encoder = Encoder(tower, pooler, image_size=config.data.image_size)
     metric_loss = build_metric_loss(
         config.objective.metric_loss,

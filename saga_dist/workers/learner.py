@@ -29,7 +29,9 @@ from saga_dist.config import DataSection, ObjectiveSection, OptimizerSection
 from saga_dist.data.image_sets import Splits
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
-from saga_dist.models.weight_digest import weights_digest
+from saga_dist.models.lora import merged_weights
+from saga_dist.models.trained_part import trained_parameters, trained_weights
+from saga_dist.models.weight_digest import state_digest
 from saga_dist.objectives.attention import attention_alignment_loss, buffer_alignment_loss
 from saga_dist.protocols import Embeddings, EncodedBatch
 from saga_dist.types import EncoderTokens, ImagePair, MicroBatch, StepResult, TokenGradients
@@ -188,7 +190,7 @@ class Learner:
             assert opened.leaf_NW.grad is not None
             opened.tokens.values_NW.backward(opened.leaf_NW.grad.to(opened.tokens.values_NW.dtype))
         self._forget_open_batches()
-        self._ranks.sum_gradients(list(self.encoder.tower.parameters()))
+        self._ranks.sum_gradients(trained_parameters(self.encoder.tower))
         self._ranks.broadcast_gradients([*self.encoder.pooler.parameters(), *self.metric_loss.parameters()])
         return self._norms.norm("tower", self._objective.signal)
 
@@ -299,7 +301,7 @@ class Learner:
 
     def tower_digest(self) -> str:
         """Returns the sha256 of the tower's present weights."""
-        return weights_digest(self.encoder.tower)
+        return state_digest(merged_weights(self.encoder.tower))
 
     def embed(self, split: str, *, pretrained: bool = False) -> Embeddings:
         """Returns the embeddings of a split, float32 [I, E], l2-normalised.
@@ -350,8 +352,10 @@ class Learner:
         self.encoder.save(folder)
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Returns all weights by name, ``part.parameter``."""
-        parts = {"tower": self.encoder.tower, "pooler": self.encoder.pooler, "metric_loss": self.metric_loss}
-        return {
-            f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
+        """Returns the weights that training changes by name, ``part.parameter``."""
+        parts = {
+            "tower": trained_weights(self.encoder.tower),
+            "pooler": self.encoder.pooler.state_dict(),
+            "metric_loss": self.metric_loss.state_dict(),
         }
+        return {f"{part}.{name}": tensor for part, weights in parts.items() for name, tensor in weights.items()}

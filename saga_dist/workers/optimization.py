@@ -18,6 +18,7 @@ from torch import nn
 
 from saga_dist.config import OptimizerSection
 from saga_dist.errors import TrainingError
+from saga_dist.models.trained_part import trained_parameters
 from saga_dist.objectives.metric_losses import proxy_parameters
 
 
@@ -28,16 +29,17 @@ def build_optimizer(
 
     Args:
         settings: learning rates and weight decay.
-        encoder: the deployed model; all its parameters must be in a group.
-        tower: part of the encoder that has the encoder's learning rate.
+        encoder: the deployed model; all its trainable parameters must be in a group.
+        tower: part of the encoder that has the encoder's learning rate; its constant parameters are in no group.
         pooler: part of the encoder that has the pooler's learning rate.
         metric_loss: metric loss, whose trainable parameters are the proxies; it may have none.
 
     Raises:
-        TrainingError: a parameter of the encoder is in no group, a parameter is in two groups, or one is frozen.
+        TrainingError: a trainable parameter of the encoder is in no group, a parameter is in two groups, the whole
+            tower is constant, or a parameter of the pooler is.
     """
     groups: list[dict[str, Any]] = [
-        {"name": "encoder", "params": list(tower.parameters()), "lr": settings.lr_encoder},
+        {"name": "encoder", "params": trained_parameters(tower), "lr": settings.lr_encoder},
         {"name": "pooler", "params": list(pooler.parameters()), "lr": settings.lr_pooler},
         {
             "name": "proxies",
@@ -51,7 +53,8 @@ def build_optimizer(
         raise TrainingError(
             "a tensor is in two groups", where="optimizer", expected="encoder, pooler and proxies apart"
         )
-    ungrouped = [name for name, parameter in encoder.named_parameters() if id(parameter) not in grouped]
+    trained = ((name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad)
+    ungrouped = [name for name, parameter in trained if id(parameter) not in grouped]
     if ungrouped:
         raise TrainingError(
             f"tensor {ungrouped[0]} of the encoder is in no group", where="optimizer", expected="tower and pooler alone"
@@ -59,6 +62,8 @@ def build_optimizer(
     frozen = [group["name"] for group in groups for parameter in group["params"] if not parameter.requires_grad]
     if frozen:
         raise TrainingError(f"a tensor of the {frozen[0]} is frozen", where="optimizer", expected="all of it trainable")
+    if not groups[0]["params"]:
+        raise TrainingError("no tensor of the encoder trains", where="optimizer", expected="at least one")
     for group in groups:
         group["base_lr"] = group["lr"]
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=settings.weight_decay)

@@ -12,11 +12,13 @@ from saga_dist.config import RunConfig, load_config
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.estimate.activations import saved_bytes
 from saga_dist.estimate.data import data_shape
-from saga_dist.estimate.memory import ParameterCount, learner_memory
+from saga_dist.estimate.memory import learner_memory
+from saga_dist.estimate.parameters import ParameterCount
 from saga_dist.estimate.payloads import checkpoint_bytes, disk_bytes, payloads
 from saga_dist.estimate.sampling import dynamic_sampling
 from saga_dist.estimate.shapes import model_shape
 from saga_dist.estimate.token_counts import count_tokens
+from saga_dist.models.trained_part import trained_parameters
 from saga_dist.runtime.build import build_learner
 from saga_dist.wire import gradients_to_batch, tokens_to_batch
 from saga_dist.workers.learner import Learner
@@ -38,7 +40,14 @@ def stepped(config: RunConfig) -> tuple[Learner, list[object]]:
 
 
 @pytest.mark.parametrize(
-    "overrides", [PROXIES, ["objective.metric_loss=proxy_anchor"], ["model.pooler=mean", "objective.lambda_kl=0"]]
+    "overrides",
+    [
+        PROXIES,
+        ["objective.metric_loss=proxy_anchor"],
+        ["model.pooler=mean", "objective.lambda_kl=0"],
+        ["model.train=last:1"],
+        ["model.train=lora", "model.lora_rank=4"],
+    ],
 )
 def test_optimizer_and_checkpoint(overrides: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = load_config(ROOT / "configs" / "birds.toml", [f"model.path={tiny_checkpoint}", *FEW, *overrides])
@@ -47,12 +56,18 @@ def test_optimizer_and_checkpoint(overrides: list[str], tiny_checkpoint: Path, t
     parts = (learner.encoder.tower, learner.encoder.pooler, learner.metric_loss)
     with model_shape(config) as shape:
         found = learner_memory(config, shape, data_shape(config), on_gpu=False, replay=None)
-    assert (found.tower, found.pooler, found.proxies) == tuple(map(ParameterCount.of, parts))
+    pooler, proxies = map(ParameterCount.of, parts[1:])
+    assert (found.pooler, found.proxies) == (pooler, proxies)
+    whole = ParameterCount.of(parts[0]).params
+    assert found.tower.params + found.trained.added == whole
+    trained = trained_parameters(parts[0])
+    assert found.trained.weights == ParameterCount(sum(p.numel() for p in trained), len(trained))
+    assert (found.trained.weights.params < whole) == ("model.train" in overrides[0])
     assert found.weights == sum(parameter.nbytes for part in parts for parameter in part.parameters())
     assert found.optimizer == sum(tensor.nbytes for entry in state.values() for tensor in entry.values())
     learner.save(tmp_path)
     on_disk = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert checkpoint_bytes(found) == pytest.approx(on_disk, rel=0.05)  # the rest is names
+    assert on_disk == pytest.approx(checkpoint_bytes(found), rel=0.05, abs=20_000)  # the rest is names
     deployed = 4 * (found.tower.params + found.pooler.params)
     assert disk_bytes(config, found) == (3 + 1 + 1) * checkpoint_bytes(found) + deployed
 

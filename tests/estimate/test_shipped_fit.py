@@ -57,7 +57,7 @@ def counted_once() -> Iterator[None]:
         )
 
     def tower_once(shape: Any, *, autocast: bool) -> Any:
-        key = (shape.name, autocast)
+        key = (shape.name, shape.settings.train, autocast)
         return counted[key] if key in counted else counted.setdefault(key, tower(shape, autocast=autocast))
 
     data_shape = planner.data_shape

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,22 @@ def vision_parts(world: World) -> dict[str, Any]:
     if world.family.name == "internvl":
         return {"vision_tower.": model.vision_tower, "multi_modal_projector.": model.multi_modal_projector}
     return {"": model.visual}
+
+
+@contextmanager
+def tower_weights(world: World, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Gives the untouched model's tower other weights, by the names of our tower, for the time of the context."""
+    parts = vision_parts(world)
+    kept = {
+        prefix: {name: tensor.clone() for name, tensor in part.state_dict().items()} for prefix, part in parts.items()
+    }
+    try:
+        for prefix, part in parts.items():
+            part.load_state_dict({name: weights[f"model.{prefix}{name}"] for name in kept[prefix]})
+        yield
+    finally:
+        for prefix, part in parts.items():
+            part.load_state_dict(kept[prefix])
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -23,12 +23,16 @@ from workers.family_world import (
     group_of,
     record_of,
     tower_gradients,
+    tower_weights,
     world_of,
 )
 
+from saga_dist.config.method import ModelSection
 from saga_dist.data.forced_verdict import ForcedVerdict
 from saga_dist.errors import TokenError
 from saga_dist.models.families import decoder
+from saga_dist.models.lora import merged_weights
+from saga_dist.models.trained_part import choose_trained
 from saga_dist.protocols import Engine
 from saga_dist.types import (
     ImagePair,
@@ -73,6 +77,42 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
     assert found.loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert worker.backbone_digest() == digest
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("train", ["last:2", "lora"])
+def test_a_part_of_the_tower_gets_its_share_of_end_to_end_autograd(world: World, train: str) -> None:
+    """Of dL/dW' in the untouched model with the merged weights W' = W + s B A: for A s B^T dL/dW', for B s dL/dW' A^T."""
+    family, scale = world.family, 3.0
+    tower, backbone = family.load_tower(), family.load_backbone()
+    choose_trained(tower, ModelSection(train=train, lora_rank=2, lora_alpha=2 * scale), seed=3)
+    with torch.no_grad():
+        for name, parameter in tower.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    group = group_of(world.reference.config.text_config.vocab_size)
+    with tower_weights(world, merged_weights(tower)):
+        expected_NW, whole, _ = end_to_end(world, group)
+    worker = ReplayWorker(backbone, family=family, prompt_text=world.prompt_text, kl_layer=2, completions_per_chunk=3)
+    pixels = tower.preprocess(world.images)
+    values_NW = tower(pixels)
+    record = record_of(family, pixels, values_NW)
+    found = worker.replay(ReplayTask(group, record, group.num_tokens, True), record)
+    values_NW.backward(found.values_NW)
+
+    weights = dict(tower.model.named_parameters())
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    expected = {}
+    for name in trained:
+        layer, is_update, part = name.partition(".lora_")
+        if not is_update:
+            expected[name] = whole[name]
+            continue
+        a, b = (weights[f"{layer}.lora_{which}.default.weight"].detach() for which in "AB")
+        gradient = whole[f"{layer}.weight"]
+        expected[name] = scale * (b.T @ gradient if part.startswith("A") else gradient @ a.T)
+    gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    assert 0 < len(trained) < len(weights)
+    assert_gradients(world, gradients, found, expected_NW, expected)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -16,6 +16,7 @@ from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import CheckpointError, TrainingError
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
+from saga_dist.models.trained_part import choose_trained
 from saga_dist.objectives.attention import attention_kl
 from saga_dist.objectives.metric_losses import build_metric_loss
 from saga_dist.runtime.build import build_family
@@ -50,6 +51,7 @@ def make_splits() -> Splits:
 
 def make_learner(config: RunConfig, *, num_steps: int = 10, autocast_dtype: torch.dtype | None = None) -> Learner:
     tower = build_family(config).load_tower(dtype=torch.float32, device="cpu")
+    choose_trained(tower, config.model, seed=4)
     pooler = Pooler("attention", width=tower.layout.width, embedding_dim=16, seed=1)
     return Learner(
         encoder=Encoder(tower, pooler, image_size=80),
@@ -126,7 +128,8 @@ def end_to_end(learner: Learner, batches: list[MicroBatch], gradients: list[Toke
                 beta = encoder.pooler.log_weights([per_image[image].detach()[:, :width]])[0].exp()
                 weight = objective.lambda_kl * gradient.num_attended / num_attended
                 total = total + weight * attention_kl(target, beta)
-    names, parameters = zip(*[*encoder.named_parameters(), *learner.metric_loss.named_parameters()], strict=True)
+    named = [*encoder.named_parameters(), *learner.metric_loss.named_parameters()]
+    names, parameters = zip(*[(name, weight) for name, weight in named if weight.requires_grad], strict=True)
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 
 
@@ -385,6 +388,10 @@ def test_optimizer_refuses_frozen_or_shared_tensors(tiny_checkpoint: Path) -> No
     with pytest.raises(TrainingError, match="tensor temperature of the encoder is in no group"):
         build_optimizer(settings, **parts)
     del encoder.temperature
-    next(learner.encoder.tower.parameters()).requires_grad_(False)
-    with pytest.raises(TrainingError, match="encoder is frozen"):
+    next(learner.encoder.pooler.parameters()).requires_grad_(False)
+    with pytest.raises(TrainingError, match="pooler is frozen"):
+        build_optimizer(settings, **parts)
+    next(learner.encoder.pooler.parameters()).requires_grad_(True)
+    learner.encoder.tower.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no tensor of the encoder trains"):
         build_optimizer(settings, **parts)

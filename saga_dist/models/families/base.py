@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from saga_dist.data.prompts import ChatFormat
+from saga_dist.errors import ModelError
 from saga_dist.models.families.key_values import KeyValues
 from saga_dist.models.families.kv_cache import SharedPrefixKVCache
 from saga_dist.models.model_files import ModelFiles
@@ -121,6 +122,21 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
         """Makes the backward pass recompute the activations of the layers, which saves memory and takes time."""
+
+    def last_blocks(self, count: int) -> list[nn.Module]:
+        """Returns the last ``count`` blocks and all modules that read their output (``model.train = "last:N"``).
+
+        Args:
+            count: number of blocks, at least 1.
+
+        Raises:
+            ModelError: the tower has fewer blocks, or its class does not define this method.
+        """
+        raise ModelError(
+            f"the tower of {self.family} does not name its blocks",
+            where=f'model.train = "last:{count}"',
+            fix='define last_blocks in its class, or set model.train = "all" or "lora"',
+        )
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     method.check_vocabulary,
     model.check_model_folder,
     model.check_layer,
+    model.check_trained_part,
     model.check_image_size,
     model.check_context,
     machine.check_engine,

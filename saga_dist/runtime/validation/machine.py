@@ -130,7 +130,8 @@ def check_disk(run: RunFacts) -> str:
     Raises:
         ConfigError: it has not.
     """
-    parameters = None if run.model_folder is None else num_tower_parameters(run.model_folder)
+    whole = run.config.model.train == "all"  # of a part of the tower, the headers do not tell the size
+    parameters = num_tower_parameters(run.model_folder) if whole and run.model_folder is not None else None
     if parameters is None or (run.directory / "checkpoints").exists():
         return ""
     path = run.directory.absolute()

@@ -11,8 +11,9 @@ from saga_dist.models.checkpoint_sizes import check_kl_layer
 from saga_dist.models.model_files import ModelFiles
 from saga_dist.models.supported import supported_family
 from saga_dist.models.tower_size import weight_files
+from saga_dist.models.train_checks import check_last_blocks, check_peft
 from saga_dist.runtime.build import model_path
-from saga_dist.runtime.validation.facts import RunFacts
+from saga_dist.runtime.validation.facts import RunFacts, joins_cluster
 from saga_dist.utils.registry import is_import_path
 
 PREPROCESSING_NAME = "preprocessor_config.json"
@@ -59,6 +60,21 @@ def check_layer(run: RunFacts) -> str:
     """
     if run.config.needs_mllm and run.sizes.num_layers is not None:
         check_kl_layer(run.config.objective.kl_layer, run.sizes.num_layers, where=model_path(run.config))
+    return ""
+
+
+def check_trained_part(run: RunFacts) -> str:
+    """Checks that the tower has the blocks that ``model.train`` names, and that peft is installed for low-rank updates.
+
+    Raises:
+        ModelError: the tower has fewer blocks.
+        ConfigError: peft is not installed.
+    """
+    model, num_blocks = run.config.model, run.sizes.num_blocks
+    if model.last_blocks is not None and num_blocks is not None:
+        check_last_blocks(model.last_blocks, num_blocks, where=model_path(run.config))
+    if model.train == "lora" and not joins_cluster(run.config):  # there, the learner's node needs it
+        check_peft()
     return ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModel, InternVLConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
 
@@ -14,6 +15,7 @@ from saga_dist.errors import DataError
 from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
 from saga_dist.models.families.preprocessing import check_images
+from saga_dist.models.train_checks import check_last_blocks
 from saga_dist.models.weights import build_empty
 
 DESCRIBED_KEYS = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
@@ -90,6 +92,16 @@ class InternVLTower(ModelTower):
         """Returns values_NW [sum of N, D], the tokens of all images, concatenated."""
         features_IND = self.model.get_image_features(batch.pixel_values.to(self.model.device)).pooler_output
         return features_IND.flatten(0, 1)
+
+    def last_blocks(self, count: int) -> list[nn.Module]:
+        """Returns the last ``count`` layers, the last normalisation and the projector.
+
+        Raises:
+            ModelError: the tower has fewer layers.
+        """
+        vision = self.model.vision_tower
+        check_last_blocks(count, len(vision.encoder.layer), where=self.family)
+        return [*vision.encoder.layer[-count:], vision.layernorm, self.model.multi_modal_projector]
 
     def describe(self) -> dict[str, Any]:
         """Returns the vision and projector configuration as JSON values."""

@@ -18,6 +18,7 @@ from saga_dist.models.families.base import PixelBatch, TokenLayout
 from saga_dist.models.families.checkpoint_family import ModelTower
 from saga_dist.models.families.preprocessing import value_table
 from saga_dist.models.families.qwen_vl.patches import PatchCutter
+from saga_dist.models.train_checks import check_last_blocks
 from saga_dist.models.weights import build_empty
 
 
@@ -156,6 +157,20 @@ class QwenVLTower(ModelTower):
         output = self.model(batch.pixel_values.to(weight.device, weight.dtype), grid_thw=grids_I3, return_dict=True)
         levels = output.deepstack_features if self.layout.num_deepstack else ()
         return torch.cat([output.pooler_output, *levels], dim=-1)
+
+    def last_blocks(self, count: int) -> list[nn.Module]:
+        """Returns the last ``count`` blocks, the merger, and the DeepStack mergers of these blocks.
+
+        Raises:
+            ModelError: the tower has fewer blocks.
+        """
+        blocks = self.model.blocks
+        check_last_blocks(count, len(blocks), where=self.family)
+        first = len(blocks) - count
+        levels: list[tuple[int, nn.Module]] = []
+        if self.layout.num_deepstack:
+            levels = list(zip(self.model.deepstack_visual_indexes, self.model.deepstack_merger_list, strict=True))
+        return [*blocks[first:], self.model.merger, *(merger for block, merger in levels if block >= first)]
 
     def describe(self) -> dict[str, Any]:
         """Returns the vision configuration as JSON values."""
