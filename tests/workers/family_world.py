@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,9 +112,7 @@ def vision_parts(world: World) -> dict[str, Any]:
 def tower_weights(world: World, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Gives the untouched model's tower other weights, by the names of our tower, for the time of the context."""
     parts = vision_parts(world)
-    kept = {
-        prefix: {name: tensor.clone() for name, tensor in part.state_dict().items()} for prefix, part in parts.items()
-    }
+    kept = {prefix: copy.deepcopy(part.state_dict()) for prefix, part in parts.items()}
     try:
         for prefix, part in parts.items():
             part.load_state_dict({name: weights[f"model.{prefix}{name}"] for name in kept[prefix]})
