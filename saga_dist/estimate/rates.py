@@ -48,6 +48,7 @@ CARDS = {
     "h200": Card("H200 SXM 141 GB", 139.7 * GIB, 989e12, 4800 * GB, 450 * GB),
     "b200": Card("B200 180 GB", 178.3 * GIB, 2250e12, 8000 * GB, 900 * GB),
     "l40s": Card("L40S 48 GB", 44.4 * GIB, 362e12, 864 * GB, 32 * GB),
+    "4090": Card("RTX 4090 24 GB", 23.6 * GIB, 165e12, 1008 * GB, 32 * GB),
 }
 """NVIDIA's data sheets, by name of ``--card``. Operations are dense bfloat16, links count one direction, and memory is
 about what CUDA reports for such a card."""

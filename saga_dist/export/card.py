@@ -14,6 +14,7 @@ from saga_dist.errors import CheckpointError, ConfigError
 from saga_dist.retrieval.identity import ModelIdentity
 from saga_dist.retrieval.results import MethodResult, Results, unfindable_remarks
 
+CARD_NAME = "README.md"
 OWN_ROWS = ("trained", "SAGA")
 """Names under which ``train`` and ``demo`` report the encoder of the run directory."""
 

@@ -19,7 +19,7 @@ import torch
 
 from saga_dist.errors import ModelError
 from saga_dist.export import onnx_encoder
-from saga_dist.export.card import model_card
+from saga_dist.export.card import CARD_NAME, model_card
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.encoder_folder import CONFIG_NAME, CONTENT, GRAPH_NAME, PREPROCESSING_NAME, encoder_folder
 from saga_dist.retrieval.identity import ModelIdentity, read_identity
@@ -35,7 +35,6 @@ NUM_CHECKED = 16
 """Images on which the two encoders are compared."""
 NUM_TIMED = 5
 """Timed batches; the fastest one counts."""
-CARD_NAME = "README.md"
 ST_MODULE = "saga_dist.export.st_module.SagaEncoder"
 """Class that sentence-transformers imports to load the module."""
 _SEED = 0

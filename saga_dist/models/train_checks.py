@@ -24,7 +24,7 @@ def check_last_blocks(count: int, num_blocks: int, *, where: str) -> None:
         raise ModelError(
             f'model.train = "last:{count}"',
             where=where,
-            expected=f"at most the {num_blocks} blocks of the tower",
+            expected=f"at most last:{num_blocks}, all blocks of the tower",
             fix=f'set model.train = "last:{max(1, num_blocks // 4)}", or "all"',
         )
 

@@ -34,6 +34,7 @@ AREAS = (
     "steps",
     "engines",
     "trained_part",
+    "hub",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 

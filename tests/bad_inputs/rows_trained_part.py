@@ -51,14 +51,14 @@ ROWS = [
         "more blocks that train than the tower has",
         "part that trains",
         f"{DRY_RUN} model.train=last:9",
-        ('model.train = "last:9"', "at most the 2 blocks", 'set model.train = "last:1"'),
+        ('model.train = "last:9"', "at most last:1, all blocks of the tower", 'set model.train = "last:1"'),
         write,
     ),
     BadInput(
         "more blocks that train than a released tower has",
         "part that trains",
         f"{DRY_RUN} {RELEASED} data.layout=folder data.root={{folder}}/data data.val_fraction=0 model.train=last:30",
-        ("Qwen/Qwen3-VL-2B-Instruct", 'model.train = "last:30"', "at most the 24 blocks", '"last:6"'),
+        ("Qwen/Qwen3-VL-2B-Instruct", 'model.train = "last:30"', "at most last:24", '"last:6"'),
         images,
     ),
     BadInput(

@@ -118,7 +118,7 @@ def test_a_tower_that_is_frozen_already_is_refused(tiny_checkpoint: Path) -> Non
 
 
 def test_more_blocks_than_a_tower_has_are_refused(family_checkpoint: Path) -> None:
-    with pytest.raises(ModelError, match='model.train = "last:4".*at most the 3 blocks'):
+    with pytest.raises(ModelError, match='model.train = "last:4".*at most last:3'):
         tower_of(family_checkpoint, "last:4")
 
 
