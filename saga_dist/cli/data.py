@@ -29,11 +29,17 @@ def _group() -> None:
 def check(
     path: Annotated[Path, typer.Argument(help="folder of the data set", metavar="PATH")],
     layout: Annotated[
-        str, typer.Option(help="folder, manifest, cub, cars, aircraft, inat, sop, inshop or package.module:object")
+        str,
+        typer.Option(
+            help="folder, manifest, webdataset, hf_dataset, cub, cars, aircraft, inat, sop, inshop or "
+            "package.module:object"
+        ),
     ] = "folder",
     manifest: Annotated[str, typer.Option(help="the list of layout manifest, .csv or .parquet")] = "",
     train_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",
     test_classes: Annotated[str, typer.Option(help="class list of layout folder")] = "",
+    image_field: Annotated[str, typer.Option(help="images of layout webdataset or hf_dataset")] = "",
+    label_field: Annotated[str, typer.Option(help="classes of layout webdataset or hf_dataset")] = "",
     val_fraction: Annotated[float, typer.Option(help="data.val_fraction of the run")] = 0.2,
     seed: Annotated[int, typer.Option(help="run.seed of the run")] = 0,
     decode: Annotated[bool, typer.Option(help="decode every file")] = True,
@@ -60,6 +66,8 @@ def check(
         "manifest": manifest,
         "train_classes": train_classes,
         "test_classes": test_classes,
+        "image_field": image_field,
+        "label_field": label_field,
         "val_fraction": val_fraction,
     }
     config = parse_config({"data": data, "run": {"seed": seed}}, where="command line")

@@ -11,7 +11,7 @@ import typer
 from saga_dist.cli.arguments import Overrides, print_line
 from saga_dist.errors import ConfigError
 
-BASES = {"inat": "inat_aves", "manifest": "folder"}
+BASES = {"inat": "inat_aves", "manifest": "folder", "webdataset": "folder", "hf_dataset": "folder"}
 """Layout to the shipped configuration that its own starts from, where it is not the one of the layout's name."""
 
 

@@ -71,13 +71,15 @@ class BirdsSection(Section):
 class DataSection(Section):
     """The data set, its division into splits, micro-batches and augmentation (the paper has no augmentation).
 
-    ``manifest``, ``train_classes`` and ``test_classes`` are also passed to a layout that is not built in.
+    ``manifest``, ``train_classes``, ``test_classes``, ``image_field`` and ``label_field`` are also passed to a layout
+    that is not built in.
     """
 
     layout: Annotated[str, name_in(LAYOUTS)] = Field(
         "folder",
-        description="layout of the data set: birds (built in), folder, manifest, cub, cars, aircraft, inat, sop, "
-        "inshop or package.module:object, a function from root and options to Splits",
+        description="layout of the data set: birds (built in), folder, manifest, webdataset (tar shards), hf_dataset "
+        "(a data set saved by Hugging Face datasets), cub, cars, aircraft, inat, sop, inshop or package.module:object, "
+        "a function from root and options to Splits",
     )
     root: str = Field(
         "",
@@ -98,6 +100,16 @@ class DataSection(Section):
         "",
         description='file with one test class name per line, for layout = "folder" (empty: the second half of the '
         "sorted classes)",
+    )
+    image_field: str = Field(
+        "",
+        description='column of the images for layout = "hf_dataset" (empty: image), or ending of their members for '
+        'layout = "webdataset" (empty: that of any image format)',
+    )
+    label_field: str = Field(
+        "",
+        description='column of the classes for layout = "hf_dataset" (empty: label), or for layout = "webdataset" the '
+        "ending of the members with the class, json:KEY for a value in JSON (empty: cls)",
     )
     val_fraction: float = Field(
         0.2,
@@ -177,6 +189,11 @@ class DataSection(Section):
             raise ValueError(
                 f'manifest = "{self.manifest}" with layout = "{self.layout}"; expected it with layout = "manifest"; '
                 "remove it or set data.layout"
+            )
+        if self.layout not in ("webdataset", "hf_dataset") and (self.image_field or self.label_field):
+            raise ValueError(
+                f'image_field or label_field with layout = "{self.layout}"; expected them with layout = "webdataset" '
+                'or "hf_dataset"; remove them or set data.layout'
             )
         if self.layout == "birds" and self.split_hash:
             raise ValueError('split_hash with layout = "birds"; expected it with data on disk only; remove it')

@@ -64,6 +64,8 @@ LAYOUTS: Registry[Any] = Registry(
         "birds": "saga_dist.standin.world:load_birds",
         "folder": "saga_dist.data.layouts.folder:load_folder",
         "manifest": "saga_dist.data.layouts.manifest:load_manifest",
+        "webdataset": "saga_dist.data.layouts.webdataset:load_webdataset",
+        "hf_dataset": "saga_dist.data.layouts.hf_dataset:load_hf_dataset",
         "cub": "saga_dist.data.layouts.cub:load_cub",
         "cars": "saga_dist.data.layouts.cars:load_cars",
         "aircraft": "saga_dist.data.layouts.aircraft:load_aircraft",

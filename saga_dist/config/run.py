@@ -51,6 +51,8 @@ FREE_KEYS = (
 them."""
 
 ADDED_KEYS = {
+    "data.image_field": "",
+    "data.label_field": "",
     "model.family": "auto",
     "model.lora_alpha": 32.0,
     "model.lora_rank": 16,

@@ -41,7 +41,9 @@ class _UnsuitablePixels(DataError):
     """The pixels of an image cannot be shown as RGB, because their range or their meaning is not known."""
 
 
-def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool = False) -> np.ndarray:
+def read_image(
+    path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool = False, file: IO[bytes] | None = None
+) -> np.ndarray:
     """Returns the whole image as RGB, uint8 [size, size, 3], resized with bicubic filtering and no crop.
 
     The EXIF orientation is applied, transparent pixels become white, 16-bit grey is reduced to its upper 8 bits, and
@@ -53,6 +55,7 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
         banner: rows at the bottom that are not part of the image (a copyright line), removed before scaling, pixels.
         fast_jpeg: True to let the JPEG decoder scale a large image down, to no less than ``size``, and torch do the
             rest; this saves most of the time and changes pixels slightly (a deviation from the paper).
+        file: content of the image, which is closed, where it is no file of its own; ``path`` is then its name.
 
     Raises:
         DataError: the file is missing, not a regular file, of another format or damaged, the image has more than
@@ -61,31 +64,32 @@ def read_image(path: str | Path, size: int, *, banner: int = 0, fast_jpeg: bool 
     Source: SAGA section 4 (224 x 224, the whole image).
     """
     path = Path(path)
-    with _readable(path, banner) as image:
+    with _readable(path, banner, file) as image:
         if fast_jpeg and image.format == "JPEG":
             image, banner = _draft(image, size, banner)
             return _fast_square(_upright_rgb(image, banner), size)
         return square_image(image, size, banner=banner)
 
 
-def read_original(path: str | Path, *, banner: int = 0) -> Image.Image:
+def read_original(path: str | Path, *, banner: int = 0, file: IO[bytes] | None = None) -> Image.Image:
     """Returns an image as upright RGB at its own size, for encoders with their own preprocessing.
 
     Args:
         path: as for ``read_image``.
         banner: as for ``read_image``.
+        file: as for ``read_image``.
 
     Raises:
         DataError: as for ``read_image``.
     """
-    with _readable(Path(path), banner) as image:
+    with _readable(Path(path), banner, file) as image:
         return _upright_rgb(image, banner)
 
 
 @contextmanager
-def _readable(path: Path, banner: int) -> Iterator[Image.Image]:
+def _readable(path: Path, banner: int, content: IO[bytes] | None) -> Iterator[Image.Image]:
     """Yields the image with only its header read; an exception of a decoder in the body becomes a DataError."""
-    with _open_regular(path) as file:
+    with _open_regular(path) if content is None else content as file:
         try:
             image = _open(path, file)
             if min(image.size) <= banner:

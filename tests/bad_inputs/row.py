@@ -35,6 +35,7 @@ AREAS = (
     "engines",
     "trained_part",
     "hub",
+    "packed_data",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 

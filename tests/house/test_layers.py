@@ -41,7 +41,14 @@ MOST_MODULES, MOST_PACKAGES = 8, 23
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/ray/",),
     "vllm": ("workers/engines/vllm_engine.py", "workers/engines/vllm_requests.py"),
-    "pyarrow": ("wire/", "runtime/ray/", "checkpoint/mirror.py", "data/layouts/manifest.py", "retrieval/tables.py"),
+    "pyarrow": (
+        "wire/",
+        "runtime/ray/",
+        "checkpoint/mirror.py",
+        "data/layouts/manifest.py",
+        "data/layouts/hf_dataset.py",
+        "retrieval/tables.py",
+    ),
     "faiss": ("retrieval/",),
     "jinja2": ("report/page.py",),
     "tensorboard": ("metrics/sinks.py",),

@@ -17,10 +17,11 @@ Layout = Callable[..., Splits]
 """A function ``(root, options, **keys)`` that finds the images and classes of a data set (``data.layout``).
 
 ``root`` is ``data.root`` as a path, the current folder when it is empty. ``options`` are ``SplitOptions``. ``keys`` are
-those of ``data.manifest``, ``data.train_classes`` and ``data.test_classes`` that are set, by their names; a layout that
-does not support a key has no such parameter. The splits must be class-disjoint. Equal arguments and files must give
-equal splits, in every process of the learner and after a resume. The function raises ``DataError`` when the data set
-does not have the layout. ``saga_dist.testing.check_layout`` checks it on a data set.
+those of ``data.manifest``, ``data.train_classes``, ``data.test_classes``, ``data.image_field`` and ``data.label_field``
+that are set, by their names; a layout that does not support a key has no such parameter. The splits must be
+class-disjoint. Equal arguments and files must give equal splits, in every process of the learner and after a resume.
+The function raises ``DataError`` when the data set does not have the layout. ``saga_dist.testing.check_layout`` checks
+it on a data set.
 """
 
 
@@ -66,5 +67,5 @@ def _keys_of(data: DataSection) -> dict[str, Any]:
     """Returns the keys of the section that are set and that only some layouts support."""
     if data.layout == "birds":
         return {"birds": data.birds}
-    keys = {"manifest": data.manifest, "train_classes": data.train_classes, "test_classes": data.test_classes}
-    return {name: value for name, value in keys.items() if value}
+    names = ("manifest", "train_classes", "test_classes", "image_field", "label_field")
+    return {name: value for name in names if (value := getattr(data, name))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from saga_dist.data.layouts import aircraft, cars, cub, inat, inshop, manifest, sop
+from saga_dist.data.layouts import aircraft, cars, cub, hf_dataset, inat, inshop, manifest, sop
 from saga_dist.data.layouts.class_folders import class_folders
 from saga_dist.data.layouts.listing import find_root
 from saga_dist.errors import DataError
@@ -33,6 +33,8 @@ _TESTS: dict[str, Callable[[Path], bool]] = {
     "sop": _has(sop.LISTS, inside=("Stanford_Online_Products",)),
     "inshop": _has_one(inshop.LISTS),
     "manifest": _has_one(manifest.DEFAULT_NAMES),
+    "hf_dataset": _has_one(hf_dataset.MARKERS),
+    "webdataset": lambda root: any(root.glob("**/*.tar")),
     "inat": _is_inat,
     "folder": lambda root: len(class_folders(root).folders) >= 2,
 }
