@@ -24,15 +24,13 @@ USAGE = {
 encoder = saga_dist.load("this/folder")
 embeddings = encoder.encode(["a.jpg", "b.jpg"])  # float32 [n, {width}], l2-normalised; one image: [{width}]""",
     "sentence-transformers": """from PIL import Image
-from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("this/folder")  # before version 6
+from saga_dist.export.st_module import load_model
+
+model = load_model("this/folder")  # a SentenceTransformer; no code runs but that of installed packages
 embeddings = model.encode([Image.open("a.jpg"), Image.open("b.jpg")])  # float32 [n, {width}], l2-normalised
 
-# Version 6 imports an installed package such as saga_dist only with trust_remote_code. This works in every version:
-from saga_dist.export.st_module import SagaEncoder
-
-model = SentenceTransformer(modules=[SagaEncoder.load("this/folder")])""",
+# SentenceTransformer("this/folder") does the same before version 6, and from then on with trust_remote_code=True.""",
     "onnx": """from saga_dist.export.onnx_encoder import OnnxEncoder  # onnxruntime, numpy and Pillow; no torch
 
 encoder = OnnxEncoder("this/folder")

@@ -1,7 +1,7 @@
 """Writes an exported encoder into a new folder, after comparing it with the run's own encoder.
 
 hf                      the files that ``saga_dist.load`` reads, and a model card
-sentence-transformers   the same, and the files that SentenceTransformer(folder) reads
+sentence-transformers   the same, and the files that name its module; st_module.load_model reads them
 onnx                    one graph that includes the preprocessing; see onnx_encoder.py
 """
 
@@ -156,12 +156,9 @@ def _write_sentence_transformers(encoder: Encoder, source: Path, folder: Path) -
 
 
 def _read_sentence_transformers(folder: Path, family: str) -> Encode:
-    from sentence_transformers import SentenceTransformer
+    from saga_dist.export.st_module import load_model
 
-    from saga_dist.export.st_module import SagaEncoder
-
-    module = SagaEncoder(load(folder, family=family))
-    model = SentenceTransformer(modules=[module], device="cpu", similarity_fn_name="cosine")
+    model = load_model(folder, device="cpu", family=family)
     return lambda images: np.asarray(model.encode(list(images), show_progress_bar=False))
 
 

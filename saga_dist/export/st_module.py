@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
 from saga_dist.data.image_input import square_image_of
@@ -87,3 +88,21 @@ class SagaEncoder(InputModule):
         if not folder.is_dir():
             raise CheckpointError("no such folder", where=str(folder), fix="download the model and give its folder")
         return cls(load(folder, family=(model_kwargs or {}).get("family", "")))
+
+
+def load_model(folder: str | Path, *, device: str | None = None, family: str = "") -> SentenceTransformer:
+    """Returns the ``SentenceTransformer`` of an exported folder; no name in the folder decides which code runs.
+
+    From version 6 on, ``SentenceTransformer(folder)`` imports the module that the folder names only with
+    ``trust_remote_code``, which also runs Python files of the folder. This function needs no such trust.
+
+    Args:
+        folder: folder that ``saga-dist export --format sentence-transformers`` or ``--format hf`` wrote.
+        device: device of the weights; None for the one that sentence-transformers chooses.
+        family: import path of the model family, where it is not built in.
+
+    Raises:
+        CheckpointError: there is no such folder, or the encoder in it is damaged.
+    """
+    module = SagaEncoder.load(str(folder), model_kwargs={"family": family})
+    return SentenceTransformer(modules=[module], device=device, similarity_fn_name="cosine")

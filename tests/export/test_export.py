@@ -29,9 +29,8 @@ pytestmark = pytest.mark.integration
 
 READERS = {
     "hf": "import saga_dist\nfound = saga_dist.load(folder).encode(images)\n",
-    # No trust_remote_code: nothing but installed packages may run.
-    "sentence-transformers": "from sentence_transformers import SentenceTransformer\n"
-    "found = SentenceTransformer(folder, device='cpu', local_files_only=True).encode(images)\n",
+    "sentence-transformers": "from saga_dist.export.st_module import load_model\n"
+    "found = load_model(folder, device='cpu').encode(images)\n",
     "onnx": "for name in ('torch', 'transformers'): sys.modules[name] = None\n"
     "from saga_dist.export.onnx_encoder import OnnxEncoder\nfound = OnnxEncoder(folder).encode(images)\n",
 }

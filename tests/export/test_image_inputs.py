@@ -40,11 +40,10 @@ def encoders(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     Encoder(tower, Pooler(width=128, embedding_dim=16, seed=1), image_size=SIDE).save(folder / "model")
     for form in FORMATS:
         export_encoder(folder / "model", folder / form, form=form)
-    from sentence_transformers import SentenceTransformer
-
     from saga_dist.export.onnx_encoder import OnnxEncoder
+    from saga_dist.export.st_module import load_model
 
-    model = SentenceTransformer(str(folder / "sentence-transformers"), device="cpu", local_files_only=True)
+    model = load_model(folder / "sentence-transformers", device="cpu")
     return {
         "hf": saga_dist.load(folder).encode,
         "onnx": OnnxEncoder(folder / "onnx").encode,

@@ -213,15 +213,17 @@ def test_a_family_that_borrows_a_built_in_tower_leaves_an_encoder_of_that_family
 
 
 def test_sentence_transformers_loads_it_where_it_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("sentence_transformers")
+    from saga_dist.export.st_module import load_model
+
     tower = resolve_family(tiny_checkpoint, family=NAME).load_tower()
     encoder = Encoder(tower, Pooler(width=tower.layout.width, embedding_dim=8, seed=0), image_size=80)
     encoder.save(tmp_path / "model")
     folder = tmp_path / "st"
     export_encoder(tmp_path / "model", folder, form="sentence-transformers", family=NAME)
     with pytest.raises(ModelError, match="which is not built in"):
-        sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu", model_kwargs={"family": NAME})
+        load_model(folder, device="cpu")
+    model = load_model(folder, device="cpu", family=NAME)
     images = [np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)]
     np.testing.assert_allclose(model.encode(images), encoder.encode(images), atol=1e-6)
 

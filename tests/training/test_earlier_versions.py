@@ -66,11 +66,16 @@ def test_an_encoder_gives_the_same_embeddings(written: Path, folder: str) -> Non
 
 def test_sentence_transformers_finds_the_module_that_its_folder_names(written: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
-    model = library.SentenceTransformer(str(written / "export" / "sentence-transformers"))
     from PIL import Image
 
-    found = model.encode([Image.fromarray(image) for image in two_images()])
-    np.testing.assert_allclose(found, EXPECTED["embeddings_of_two_images"], atol=2e-6)
+    from saga_dist.export.st_module import load_model
+
+    folder = str(written / "export" / "sentence-transformers")
+    with pytest.raises(ValueError, match="trust_remote_code"):  # from version 6 on; load_model needs no such trust
+        library.SentenceTransformer(folder)
+    for model in (load_model(folder), library.SentenceTransformer(folder, trust_remote_code=True)):
+        found = model.encode([Image.fromarray(image) for image in two_images()])
+        np.testing.assert_allclose(found, EXPECTED["embeddings_of_two_images"], atol=2e-6)
 
 
 def test_onnx_gives_the_same_embeddings(written: Path) -> None:
