@@ -33,7 +33,7 @@ def test_the_table_has_the_versions_of_the_lock_files() -> None:
 
 def test_lock_files_hold_what_the_package_asks_for() -> None:
     extras = PROJECT["optional-dependencies"]
-    for pins, names in ((CPU, ["cpu", "docs", "export", "timm", "test"]), (GPU, ["gpu"])):
+    for pins, names in ((CPU, ["cpu", "docs", "export", "lora", "timm", "test"]), (GPU, ["gpu", "lora"])):
         for text in (*PROJECT["dependencies"], *(one for name in names for one in extras[name])):
             wanted = Requirement(text)
             assert pins[canonicalize_name(wanted.name)] in wanted.specifier, text

@@ -1,4 +1,4 @@
-"""Every shipped configuration of an 8B model fits the card that its header names, in its largest step.
+"""Every shipped configuration of a released model fits the card that its header names, in its largest step.
 
 The largest step has ``rollout.max_micro_batches`` micro-batches and completions of ``rollout.max_tokens``; rollout
 worker, replay and learner share the card.
@@ -23,7 +23,7 @@ from saga_dist.sweep.table import load_table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PLENTY = MachineLimits(gpus=64, host=1 << 50, shm=1 << 50, disk=1 << 50)
-OF_ONE_SIZE = {"141": "h200"}
+OF_ONE_SIZE = {"24": "4090", "48": "l40s", "80": "a100", "141": "h200"}
 """Cards by the size that headers name, GB."""
 
 
