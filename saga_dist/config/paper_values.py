@@ -23,6 +23,7 @@ PAPER_VALUES: dict[str, float | int | str | bool] = {
     "model.pooler": "attention",
     "model.pooler_key": "linear",
     "model.pooler_layer_norm": False,
+    "model.train": "all",
     "objective.balance": "none",
     "objective.kl_layer": 26,
     "objective.lambda_dml": 1.0,
