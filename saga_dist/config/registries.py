@@ -64,14 +64,14 @@ LAYOUTS: Registry[Any] = Registry(
         "birds": "saga_dist.standin.world:load_birds",
         "folder": "saga_dist.data.layouts.folder:load_folder",
         "manifest": "saga_dist.data.layouts.manifest:load_manifest",
-        "webdataset": "saga_dist.data.layouts.webdataset:load_webdataset",
-        "hf_dataset": "saga_dist.data.layouts.hf_dataset:load_hf_dataset",
         "cub": "saga_dist.data.layouts.cub:load_cub",
         "cars": "saga_dist.data.layouts.cars:load_cars",
         "aircraft": "saga_dist.data.layouts.aircraft:load_aircraft",
         "inat": "saga_dist.data.layouts.inat:load_inat",
         "sop": "saga_dist.data.layouts.sop:load_sop",
         "inshop": "saga_dist.data.layouts.inshop:load_inshop",
+        "webdataset": "saga_dist.data.layouts.webdataset:load_webdataset",
+        "hf_dataset": "saga_dist.data.layouts.hf_dataset:load_hf_dataset",
     },
 )
 """Extension point for data layouts; its objects are ``data.layouts.Layout``."""
