@@ -79,11 +79,7 @@ class ModelSection(Section):
         "weights stay as they are and take neither gradients nor optimizer state",
     )
     lora_rank: int = Field(16, ge=1, description='rank of the low-rank updates; used with train = "lora" only')
-    lora_alpha: float = Field(
-        32.0,
-        gt=0,
-        description="the low-rank updates are multiplied by lora_alpha / lora_rank",
-    )
+    lora_alpha: int = Field(32, ge=1, description="the low-rank updates are multiplied by lora_alpha / lora_rank")
 
     @property
     def last_blocks(self) -> int | None:

@@ -54,7 +54,7 @@ ADDED_KEYS = {
     "data.image_field": "",
     "data.label_field": "",
     "model.family": "auto",
-    "model.lora_alpha": 32.0,
+    "model.lora_alpha": 32,
     "model.lora_rank": 16,
     "model.train": "all",
     "objective.balance": "none",

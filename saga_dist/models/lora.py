@@ -17,7 +17,7 @@ _BASE, _UPDATE = ".base_layer.", ".lora_"
 """Parts of peft's names for a wrapped layer's own tensors, and for those of its update."""
 
 
-def add_lora(tower: nn.Module, *, rank: int, alpha: float, seed: int) -> None:
+def add_lora(tower: nn.Module, *, rank: int, alpha: int, seed: int) -> None:
     """Adds a trainable update to every linear layer of a tower and makes all other parameters constant.
 
     Args:
@@ -47,10 +47,10 @@ def merged_weights(tower: nn.Module) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = tower.state_dict()
     if not any(_BASE in name for name in state):
         return state
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
     merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if _UPDATE not in name}
     for name, layer in tower.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, Linear):
             merged[f"{name}.weight"] = merged[f"{name}.weight"] + layer.get_delta_weight(_ADAPTER).detach()
     return merged

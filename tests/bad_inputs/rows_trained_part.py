@@ -78,7 +78,7 @@ ROWS = [
     BadInput(
         "low-rank updates multiplied by zero",
         "part that trains",
-        f"{DRY_RUN} model.train=lora model.lora_alpha=0.0",
+        f"{DRY_RUN} model.train=lora model.lora_alpha=0",
         ("model.lora_alpha = 0",),
         write,
     ),

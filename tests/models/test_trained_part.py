@@ -98,7 +98,7 @@ def test_low_rank_updates_follow_their_seed_alone(tiny_checkpoint: Path) -> None
 
 
 def test_a_saved_encoder_holds_merged_weights_under_plain_names(family_checkpoint: Path, tmp_path: Path) -> None:
-    adapted = with_updates(tower_of(family_checkpoint, "lora", lora_rank=2, lora_alpha=6.0))
+    adapted = with_updates(tower_of(family_checkpoint, "lora", lora_rank=2, lora_alpha=6))
     pooler = Pooler(width=adapted.layout.width, embedding_dim=16, seed=5)
     encoder, plain = (Encoder(tower, pooler, image_size=80) for tower in (adapted, tower_of(family_checkpoint, "all")))
     for name, saved in (("adapted", encoder), ("plain", plain)):

@@ -26,6 +26,7 @@ from saga_dist.data.image_sets import ArrayImageSet, Splits
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.models.encoder import Encoder
 from saga_dist.models.pooler import Pooler
+from saga_dist.models.trained_part import choose_trained
 from saga_dist.objectives.metric_losses import build_metric_loss
 from saga_dist.runtime.build import build_family
 from saga_dist.types import EncoderTokens, LogProbMismatch, TokenGradients
@@ -74,7 +75,14 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.integration
 # Three ranks whose shares and images differ in size are the harder case of the same sums.
-@pytest.mark.parametrize(("size", "what"), [pytest.param(2, "equal", marks=pytest.mark.slow), (3, "ragged")])
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        pytest.param(2, "equal", marks=pytest.mark.slow),
+        (3, "ragged"),
+        pytest.param(2, "lora", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_take_the_steps_of_one_process(size: int, what: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (alone,) = train(1, tmp_path, tiny_checkpoint, what)
     first, *others = train(size, tmp_path, tiny_checkpoint, what)
@@ -137,18 +145,19 @@ class RaggedImageSet(ArrayImageSet):
         return super().image(index)[:64, :64] if index % 3 == 0 else super().image(index)
 
 
-def make_learner(checkpoint: Path, ranks: Ranks, *, ragged: bool) -> Learner:
-    """A learner whose ranks would start from different poolers, were they left to themselves."""
+def make_learner(checkpoint: Path, ranks: Ranks, what: str) -> Learner:
+    """A learner whose ranks would start from different poolers and low-rank updates, were they left to themselves."""
 
     def images(number: int) -> ArrayImageSet:
         pixels = np.random.default_rng(number).integers(0, 256, (number, 80, 80, 3), dtype=np.uint8)
-        of_split = RaggedImageSet if ragged else ArrayImageSet
+        of_split = RaggedImageSet if what == "ragged" else ArrayImageSet
         return of_split(pixels, np.arange(number) % 4, tuple("abcd"))
 
     config = parse_config(
         {
             "data": {"layout": "birds", "image_size": 80, "batch_size": 8, "images_per_class": 2, "crop": 0.5},
-            "model": {"path": str(checkpoint), "dtype": "float32", "embedding_dim": 16, "device": "cpu"},
+            "model": {"path": str(checkpoint), "dtype": "float32", "embedding_dim": 16, "device": "cpu"}
+            | ({"train": "lora"} if what == "lora" else {}),
             "objective": {"metric_loss": "proxy_anchor", "kl_layer": 1},
             "optimizer": {"lr_encoder": LR, "lr_pooler": 10 * LR},
             "rollout": {"pairs_per_batch": 4},
@@ -156,6 +165,7 @@ def make_learner(checkpoint: Path, ranks: Ranks, *, ragged: bool) -> Learner:
         where="test",
     )
     tower = build_family(config).load_tower(dtype=torch.float32, device="cpu")
+    choose_trained(tower, config.model, seed=ranks.rank)
     return Learner(
         encoder=Encoder(
             tower, Pooler("attention", width=tower.layout.width, embedding_dim=16, seed=ranks.rank), image_size=80
@@ -210,7 +220,7 @@ def take_step(learner: Learner, what: str, ranks: Ranks) -> dict[str, float]:
 
 def run_rank(ranks: Ranks, folder: Path, checkpoint: Path, what: str) -> Path:
     """Trains one rank and returns the folder with its embeddings, state and metrics."""
-    learner = make_learner(checkpoint, ranks, ragged=what == "ragged")
+    learner = make_learner(checkpoint, ranks, what)
     own = folder / f"{what}-{ranks.size}-{ranks.rank}"
     own.mkdir()
     np.save(own / "val.npy", learner.embed("val").values_IE)

@@ -82,7 +82,7 @@ def test_replay_and_tower_backward_are_end_to_end_autograd(world: World) -> None
 @pytest.mark.parametrize("train", ["last:2", "lora"])
 def test_a_part_of_the_tower_gets_its_share_of_end_to_end_autograd(world: World, train: str) -> None:
     """For A it is s B^T dL/dW', for B s dL/dW' A^T, with W' = W + s B A the merged weights of the untouched model."""
-    family, scale = world.family, 3.0
+    family, scale = world.family, 3
     tower, backbone = family.load_tower(), family.load_backbone()
     choose_trained(tower, ModelSection(train=train, lora_rank=2, lora_alpha=2 * scale), seed=3)
     with torch.no_grad():
