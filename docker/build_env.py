@@ -8,7 +8,7 @@ packages   everything in docker/requirements-cpu.lock, exactly, without a resolv
 cache      with SAGA_ENV_CACHE=FOLDER the packages are built once for all clones, at FOLDER/<key>, and each clone gets
            hard links to the files: seconds instead of minutes, no second copy on the disk, and no clone can see
            another one's code. Do not edit such files in place; pip never does.
-project    this clone, installed editable with the torchvision shim (see torchvision_cpu_shim.py), and its bytecode.
+project    this clone, installed editable with the shim for packages built for CUDA (see cpu_torch_shim.py), and its bytecode.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "docker" / "requirements-cpu.lock"
-SHIM = (ROOT / "docker" / "torchvision_cpu_shim.py", ROOT / "docker" / "torchvision_cpu_shim.pth")
-"""The torchvision shim, and the line that starts it in every process; the wheel holds both too."""
+SHIM = (ROOT / "docker" / "cpu_torch_shim.py", ROOT / "docker" / "cpu_torch_shim.pth")
+"""The shim for packages built for CUDA, and the line that starts it in every process; the wheel holds both too."""
 VENV = ROOT / ".venv"
 STAMP = "saga-env.json"
 HOME_NOTE = "saga-home"
@@ -83,8 +83,8 @@ def main() -> int:
 
 
 def packages_key() -> str:
-    """Names the packages layer: the lock file, what is compiled, this Python and this platform."""
-    built = "\0".join((*IMPORTS, NOT_COMPILED))
+    """Names the packages layer: the lock file, what is compiled, the shim's files, this Python and this platform."""
+    built = "\0".join((*IMPORTS, NOT_COMPILED, *(path.name for path in SHIM)))
     parts = [LOCK_FILE.read_text(), PIP_VERSION, built, platform.python_version(), sys.platform, platform.machine()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -175,14 +175,14 @@ def check_imports(venv: Path) -> None:
 
 
 def install_project() -> None:
-    """Install this clone (editable), the torchvision shim with it, into .venv."""
+    """Install this clone (editable), the shim with it, into .venv."""
     relocate(VENV, VENV)  # the clone may have been moved since
     pip_install(VENV, "--no-deps", "--no-build-isolation", "--editable", ROOT)
     compile_folder(VENV, ROOT / "saga_dist")
 
 
 def install_shim(venv: Path) -> None:
-    """Put the torchvision shim into ``venv``."""
+    """Put the shim for packages built for CUDA into ``venv``."""
     for path in SHIM:
         replace(site_packages(venv) / path.name, path.read_bytes())
 

@@ -6,6 +6,8 @@ for its columns, which halves the operations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from saga_dist.retrieval.dot_products import DotProducts
@@ -65,8 +67,11 @@ class TopCandidates:
 
     def _add_all(self, queries: slice, items: slice, scores_RC: np.ndarray) -> None:
         """Adds all scores, float32 [R, C], of queries that do not have M items yet."""
-        items_RC = np.broadcast_to(np.arange(items.start, items.stop, dtype=np.int32), scores_RC.shape)
-        scores = np.concatenate([self.scores_QM[queries], scores_RC], 1)
+        import torch
+
+        best = torch.from_numpy(scores_RC).topk(min(self.scores_QM.shape[1], scores_RC.shape[1]))
+        scores = np.concatenate([self.scores_QM[queries], best.values.numpy()], 1)
+        items_RC = (best.indices.numpy() + items.start).astype(np.int32)
         self._keep_best(queries, scores, np.concatenate([self.items_QM[queries], items_RC], 1))
 
     def _merge(self, queries: slice, row_H: np.ndarray, item_H: np.ndarray, score_H: np.ndarray) -> None:
@@ -105,15 +110,35 @@ def best_of_others(gallery: DotProducts, num_candidates: int) -> TopCandidates:
         gallery: G rows.
         num_candidates: M, at most G - 1.
     """
-    best = TopCandidates(len(gallery), num_candidates)
-    parts = list(blocks(len(gallery), BLOCK))
+    return best_of_symmetric(
+        len(gallery), num_candidates, lambda rows, columns: gallery.scores(rows, gallery, columns), BLOCK
+    )
+
+
+def best_of_symmetric(
+    num_items: int, num_candidates: int, scores_of: Callable[[slice, slice], np.ndarray], block: int
+) -> TopCandidates:
+    """Returns the best other items of every item, by a symmetric matrix of scores of which one half is computed.
+
+    The blocks on the diagonal come first: afterwards every item has M candidates, where they fit into a block, and the
+    other blocks add only scores above the worst of them.
+
+    Args:
+        num_items: G.
+        num_candidates: M, at most G - 1.
+        scores_of: returns the scores of a range of rows and a range of columns, float32 [R, C], in a new array.
+        block: rows and columns of a block, at most 65,536.
+    """
+    best = TopCandidates(num_items, num_candidates)
+    parts = list(blocks(num_items, block))
+    for rows in parts:
+        scores_RR = scores_of(rows, rows)
+        np.fill_diagonal(scores_RR, -np.inf)
+        best.add(rows, rows, scores_RR)
     for index, rows in enumerate(parts):
-        for columns in parts[index:]:
-            scores_RC = gallery.scores(rows, gallery, columns)
-            if columns is rows:
-                np.fill_diagonal(scores_RC, -np.inf)
-            else:
-                best.add_transposed(columns, rows, scores_RC)
+        for columns in parts[index + 1 :]:
+            scores_RC = scores_of(rows, columns)
+            best.add_transposed(columns, rows, scores_RC)
             best.add(rows, columns, scores_RC)
     return best
 

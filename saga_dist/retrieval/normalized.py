@@ -47,6 +47,13 @@ class NormalizedRows:
         """Returns the selected rows, normalised, float32 [R, E]."""
         return self._unit(self._embeddings[which], self._norms_I[which])
 
+    def all(self) -> np.ndarray:
+        """Returns all rows, normalised, contiguous float32 [I, E]."""
+        values_IE = np.empty(self._embeddings.shape, np.float32)
+        for part in blocks(len(self)):
+            values_IE[part] = self.rows(part)
+        return values_IE
+
     def columns(self, which: slice) -> np.ndarray:
         """Returns the selected components of all normalised rows, float32 [I, C]."""
         return self._unit(self._embeddings[:, which], self._norms_I)
@@ -73,11 +80,7 @@ def normalized_rows(embeddings: np.ndarray) -> np.ndarray:
     Raises:
         DataError: the embeddings are not a non-empty floating matrix, or a row is zero or not finite.
     """
-    unit = NormalizedRows(embeddings)
-    values = np.empty(embeddings.shape, np.float32)
-    for part in blocks(len(unit)):
-        values[part] = unit.rows(part)
-    return values
+    return NormalizedRows(embeddings).all()
 
 
 def blocks(count: int, size: int = _BLOCK_ROWS) -> Iterator[slice]:

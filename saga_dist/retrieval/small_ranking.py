@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from saga_dist.retrieval.candidates import best_of_symmetric
 from saga_dist.retrieval.dot_products import summation_error
 from saga_dist.retrieval.normalized import blocks
 from saga_dist.retrieval.ranking_task import SLACK, RankingTask, pessimistic_order
@@ -18,6 +19,8 @@ MOST_PRODUCTS = 10**11
 (``saga-dist bench evaluation``): 10,000 images of 1,024 components, 5,000 of 4,096."""
 _EXTRA_ITEMS = 8
 """Items of a query besides those per rank, among which the border of the ranks is sought."""
+_BLOCK = 1536
+"""Rows and columns of a block of products when the queries are the gallery."""
 _BLOCK_BYTES = 16 * 2**20
 """Size in bytes of a block of products, or of the rows that are multiplied in float64 at a time."""
 
@@ -32,8 +35,8 @@ def rank_by_products(task: RankingTask, matches_QK: np.ndarray) -> np.ndarray:
     Returns:
         int64, indices of the queries that are not ranked.
     """
-    gallery_GE = task.gallery.rows(slice(None))
-    queries_QE = gallery_GE if task.queries_are_gallery else task.queries.rows(slice(None))
+    gallery_GE = task.gallery.all()
+    queries_QE = gallery_GE if task.queries_are_gallery else task.queries.all()
     margin = summation_error(task.gallery.width) + SLACK
     scores_QM, items_QM = _best_items(task, queries_QE, gallery_GE)
     # The last item bounds all items that are not among the best; it must be below every required rank.
@@ -53,17 +56,21 @@ def rank_by_products(task: RankingTask, matches_QK: np.ndarray) -> np.ndarray:
 
 def _best_items(task: RankingTask, queries_QE: np.ndarray, gallery_GE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns scores float32 [Q, M] of the best items of every query, best first, and the items, int32 [Q, M]."""
+    kept = min(task.num_ranks + _EXTRA_ITEMS, task.num_items)
+
+    def products(rows: slice, columns: slice) -> np.ndarray:
+        return queries_QE[rows] @ gallery_GE[columns].T  # in numpy, because torch may be set to a lower precision
+
+    if task.queries_are_gallery:
+        best = best_of_symmetric(len(queries_QE), kept, products, _BLOCK)
+        return best.scores_QM, best.items_QM
     import torch
 
-    kept = min(task.num_ranks + _EXTRA_ITEMS, task.num_items)
     scores_QM = np.empty((len(queries_QE), kept), np.float32)
     items_QM = np.empty(scores_QM.shape, np.int32)
     for part in blocks(len(queries_QE), max(1, _BLOCK_BYTES // (4 * len(gallery_GE)))):
-        scores_RG = queries_QE[part] @ gallery_GE.T  # in numpy, because torch may be set to a lower precision
-        if task.queries_are_gallery:
-            scores_RG[np.arange(len(scores_RG)), np.arange(part.start, part.stop)] = -np.inf
-        best = torch.from_numpy(scores_RG).topk(kept)
-        scores_QM[part], items_QM[part] = best.values.numpy(), best.indices.numpy()
+        top = torch.from_numpy(products(part, slice(None))).topk(kept)
+        scores_QM[part], items_QM[part] = top.values.numpy(), top.indices.numpy()
     return scores_QM, items_QM
 
 

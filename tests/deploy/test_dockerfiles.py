@@ -89,7 +89,7 @@ def test_the_cpu_image_has_the_python_of_the_environment() -> None:
     assert arguments("cpu", "FROM") == ["python:3.11-slim"]
     assert any("python3.11 docker/build_env.py" in run for run in arguments("cpu", "RUN"))
     assert any(".venv/bin:" in environment for environment in arguments("cpu", "ENV"))
-    needed = {"docker/build_env.py", "docker/requirements-cpu.lock", "docker/torchvision_cpu_shim.py"}
+    needed = {"docker/build_env.py", "docker/requirements-cpu.lock", "docker/cpu_torch_shim.py"}
     assert needed <= {source for copy in arguments("cpu", "COPY") for source in copy.split()[:-1]}
 
 

@@ -205,7 +205,7 @@ def test_a_torch_for_gpus_ends_the_build_with_one_line(
 
 
 def test_shim_declares_nothing_where_torch_has_cuda_or_the_operators_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    shim = pytest.importorskip("torchvision_cpu_shim", reason="not the CPU environment")
+    shim = pytest.importorskip("cpu_torch_shim", reason="not the CPU environment")
     import torch
 
     loaded: list[str] = []
@@ -219,3 +219,60 @@ def test_shim_declares_nothing_where_torch_has_cuda_or_the_operators_load(monkey
     monkeypatch.setattr(torch.version, "cuda", None)
     assert not shim.declare_missing_operators("/some/torchvision")
     assert loaded == ["/some/torchvision/_C.so"]
+
+
+def package(folder: Path, module: str, code: str) -> None:
+    """Writes a module that is found before an installed one."""
+    file = folder.joinpath(*module.split(".")).with_suffix(".py")
+    file.parent.mkdir(parents=True)
+    for parent in [file.parent, *file.parent.parents][: module.count(".")]:
+        (parent / "__init__.py").touch()
+    file.write_text(code)
+
+
+UNLOADABLE = "raise OSError('libc10_cuda.so: cannot open shared object file')"
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"], ids=["a CPU torch", "a CUDA torch"])
+def test_shim_takes_a_library_of_torchaudio_that_does_not_load_for_one_that_is_not_there(
+    cuda: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = pytest.importorskip("cpu_torch_shim", reason="not the CPU environment")
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+
+    def load(name: str) -> bool:
+        if name == "there":
+            return True
+        raise OSError("libc10_cuda.so: cannot open shared object file")
+
+    load_or_not = shim.without_unloadable_libraries(load)
+    assert load_or_not("there") is True
+    if cuda is None:
+        assert load_or_not("built for CUDA") is False
+    else:
+        with pytest.raises(OSError, match=r"libc10_cuda"):
+            load_or_not("built for CUDA")
+
+
+@pytest.mark.integration
+def test_audio_packages_built_for_cuda_end_no_process(tmp_path: Path) -> None:
+    """As vLLM and transformers import them: torchaudio where it is found, torchcodec with its ImportError caught."""
+    if importlib.util.find_spec("cpu_torch_shim") is None:
+        pytest.skip("not the CPU environment")
+    package(tmp_path, "torchaudio._extension.utils", f"def _load_lib(name):\n    {UNLOADABLE}\n")
+    (tmp_path / "torchaudio" / "_extension" / "__init__.py").write_text(
+        "from .utils import _load_lib\navailable = _load_lib('_torchaudio')\n"
+    )
+    package(tmp_path, "torchcodec.decoders", UNLOADABLE)
+    (tmp_path / "torchcodec" / "__init__.py").write_text("from . import decoders\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torchaudio._extension; print(torchaudio._extension.available)\n"
+        "try:\n    import torchcodec\nexcept ImportError as error:\n    print(error)"
+    )
+    assert run_python(code).splitlines() == [
+        "False",
+        "torchcodec is not for a CPU torch (libc10_cuda.so: cannot open shared object file)",
+    ]

@@ -14,7 +14,7 @@ def test_wheel_holds_the_type_marker_and_what_is_no_python() -> None:
     assert "saga_dist/py.typed" in SHIPPED
     assert {"saga_dist/standin/demo.toml", "saga_dist/standin/weights/model.safetensors"} <= SHIPPED
     outside = {path for path in SHIPPED if not path.startswith("saga_dist/")}
-    assert outside == {"torchvision_cpu_shim.py", "torchvision_cpu_shim.pth"}
+    assert outside == {"cpu_torch_shim.py", "cpu_torch_shim.pth"}
 
 
 def test_wheel_holds_every_configuration_page_and_template() -> None:

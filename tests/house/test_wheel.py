@@ -77,6 +77,6 @@ def test_a_configuration_of_ones_own_is_written_and_valid(installed: Path, tmp_p
     assert run(installed, tmp_path, "-c", code).strip() == str(tmp_path / "images")
 
 
-def test_an_installed_wheel_starts_the_torchvision_shim_in_every_process(installed: Path, tmp_path: Path) -> None:
-    code = f"import site, sys; site.addsitedir({str(installed)!r}); print('torchvision_cpu_shim' in sys.modules)"
+def test_an_installed_wheel_starts_the_shim_in_every_process(installed: Path, tmp_path: Path) -> None:
+    code = f"import site, sys; site.addsitedir({str(installed)!r}); print('cpu_torch_shim' in sys.modules)"
     assert run(installed, tmp_path, "-S", "-c", code).strip() == "True"

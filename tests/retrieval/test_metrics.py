@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 from sklearn.metrics import normalized_mutual_info_score
 
 from saga_dist.errors import DataError
-from saga_dist.retrieval import candidates, exact_ranking
+from saga_dist.retrieval import candidates, exact_ranking, small_ranking
 from saga_dist.retrieval.clusters import kmeans_clusters, nmi
 from saga_dist.retrieval.exact_ranking import ranked_matches
 from saga_dist.retrieval.metrics import (
@@ -78,8 +78,10 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equals_the_loop_on_random_cases(seed: int) -> None:
-    """20 x 50 = 1,000 data sets; every query's hits, and every figure, are those of the loop."""
+def test_equals_the_loop_on_random_cases(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 x 50 = 1,000 data sets, half of them in blocks; every hit and every figure is that of the loop."""
+    if seed % 2:
+        monkeypatch.setattr(small_ranking, "_BLOCK", 7)
     _compare_with_the_loop(seed)
 
 
@@ -124,6 +126,7 @@ def _compare_with_the_loop(seed: int) -> None:
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 3e-5], ids=lambda spread: f"spread {spread:g}")
 def test_products_rank_as_float64_does(spread: float, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of nearly equal items, whose order float32 scores cannot tell; with small spreads all items are such."""
+    monkeypatch.setattr(small_ranking, "_BLOCK", 64)
     generator = np.random.default_rng(7)
     values = generator.normal(size=40) + spread * generator.normal(size=(500, 40))
     values[300:] = values[:200] * (1 + 1e-7 * generator.normal(size=(200, 40)))
