@@ -103,12 +103,12 @@ class DataSection(Section):
     )
     image_field: str = Field(
         "",
-        description='column of the images for layout = "hf_dataset" (empty: image), or ending of their members for '
-        'layout = "webdataset" (empty: that of any image format)',
+        description="column of the images for the layout hf_dataset (empty: image), or ending of their members for the "
+        "layout webdataset (empty: that of any image format)",
     )
     label_field: str = Field(
         "",
-        description='column of the classes for layout = "hf_dataset" (empty: label), or for layout = "webdataset" the '
+        description="column of the classes for the layout hf_dataset (empty: label); for the layout webdataset the "
         "ending of the members with the class, json:KEY for a value in JSON (empty: cls)",
     )
     val_fraction: float = Field(

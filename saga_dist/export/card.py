@@ -132,6 +132,8 @@ def _settings(config: RunConfig) -> str:
         ("attention distillation", f"weight {objective.lambda_kl:g}"),
         ("learning rates", f"encoder {config.optimizer.lr_encoder:g}, pooler {config.optimizer.lr_pooler:g}"),
     ]
+    if config.model.train != "all":
+        rows.insert(3, ("trained part of the tower", config.model.train))
     return _table(("setting", "value"), rows)
 
 

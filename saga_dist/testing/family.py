@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saga_dist.errors import DataError, TokenError
+from saga_dist.errors import DataError, ModelError, TokenError
 from saga_dist.models.encoder import Encoder, load
 from saga_dist.models.families.base import Family, FrozenBackbone, PixelBatch, PromptLayout, VisionTower
 from saga_dist.models.families.key_values import KeyValues
@@ -30,7 +30,7 @@ def check_model_family(family_class: type[Family], checkpoint: str | Path) -> No
     """Checks a family on one of its checkpoints, on the CPU in float32.
 
     - Tower: layout, shape of the tokens, gradients of all parameters, independence of the images of a batch, gradient
-      checkpointing, saving and loading.
+      checkpointing, the last blocks where the tower names them, saving and loading.
     - Prompt: positions, image placeholders, inputs of the vLLM engine.
     - Language model: it is frozen and passes gradients to all levels of the tokens; prefill in pieces, packed and
       padded forward passes, and decoding give equal results.
@@ -48,6 +48,7 @@ def check_model_family(family_class: type[Family], checkpoint: str | Path) -> No
     pixels = tower.preprocess(_images(family, 2))
     _check_tower(family, tower, pixels)
     _check_gradient_checkpointing(family)
+    _check_last_blocks(tower)
     _check_saved_encoder(family, tower)
     prompt = _check_prompt(family, backbone, pixels)
     _check_engine_inputs(family, tower, pixels)
@@ -112,6 +113,23 @@ def _check_gradient_checkpointing(family: Family) -> None:
         gradients.append([parameter.grad for parameter in tower.parameters()])
     for plain, again in zip(*gradients, strict=True):
         _assert_close(again, plain, "gradient checkpointing changes a gradient", rtol=1.3e-6, atol=1e-5)
+
+
+def _check_last_blocks(tower: VisionTower) -> None:
+    """Checks ``last_blocks`` of a tower that defines it; others refuse ``model.train = "last:N"`` in one line."""
+    try:
+        parts = tower.last_blocks(1)
+    except ModelError:
+        return
+    named = {id(parameter) for part in parts for parameter in part.parameters()}
+    every = {id(parameter) for parameter in tower.parameters()}
+    assert named, "last_blocks(1) names no parameter"
+    assert named < every, "last_blocks(1) names all parameters of the tower, or others"
+    try:
+        tower.last_blocks(len(every) + 1)
+    except ModelError:
+        return
+    raise AssertionError("last_blocks took more blocks than the tower has; expected a ModelError")
 
 
 def _check_saved_encoder(family: Family, tower: VisionTower) -> None:

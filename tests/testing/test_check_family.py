@@ -71,6 +71,21 @@ class IsNotTheTowerOfItsFamily(Qwen3VLTower):
         return super().forward(batch) + 1
 
 
+class NamesNoBlock(Qwen3VLTower):
+    def last_blocks(self, count: int) -> list[torch.nn.Module]:
+        return []
+
+
+class TrainsEverything(Qwen3VLTower):
+    def last_blocks(self, count: int) -> list[torch.nn.Module]:
+        return [self.model]
+
+
+class HasAsManyBlocksAsAsked(Qwen3VLTower):
+    def last_blocks(self, count: int) -> list[torch.nn.Module]:
+        return list(self.model.blocks[-count:])
+
+
 class CountsOn(Qwen3VLBackbone):
     def build_layout(self, prompt_ids: Sequence[int], grids: Sequence[Grid]) -> PromptLayout:
         usual = super().build_layout(prompt_ids, grids)
@@ -130,6 +145,9 @@ class SpeaksOfVideos(Qwen3VLFamily):
         (with_tower(DropsDeepStack), "tokens of shape \\(50, 128\\), not .* \\(50, 384\\)"),
         (with_tower(DependsOnTheBatch), "other tokens alone than in a batch"),
         (with_tower(CheckpointingChangesIt), "gradient checkpointing changes a gradient"),
+        (with_tower(NamesNoBlock), "last_blocks\\(1\\) names no parameter"),
+        (with_tower(TrainsEverything), "names all parameters of the tower"),
+        (with_tower(HasAsManyBlocksAsAsked), "took more blocks than the tower has"),
         (with_tower(IsNotTheTowerOfItsFamily), "a saved encoder gives other embeddings"),
         (with_backbone(CountsOn), "next_position is not behind the prompt"),
         (with_backbone(Wakes), "can be put into training mode"),
