@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -119,3 +120,30 @@ def test_no_secret_and_no_moving_tag(name: str) -> None:
     text = FILES[name].read_text()
     assert ":latest" not in text
     assert not re.search(r"(TOKEN|PASSWORD|SECRET)=", text)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_rules_of_hadolint_that_need_no_engine(name: str) -> None:
+    runs = arguments(name, "RUN")
+    words = {word for word, _ in instructions(FILES[name])}
+    assert words <= {
+        "ARG",
+        "CMD",
+        "COPY",
+        "ENTRYPOINT",
+        "ENV",
+        "FROM",
+        "RUN",
+        "SHELL",
+        "USER",
+        "WORKDIR",
+    }  # no ADD (DL3020)
+    assert all(path.startswith("/") for path in arguments(name, "WORKDIR")), "DL3000"
+    assert not [run for run in runs if re.search(r"(^|[&|;]\s*)(cd|sudo)\s", run)], "DL3003, DL3004"
+    assert all("--yes" in run and "--no-install-recommends" in run for run in runs if "apt-get install" in run), (
+        "DL3014"
+    )
+    pipes = [run for run in runs if re.search(r"[^|]\|[^|]", run)]
+    assert not pipes or '"-o", "pipefail"' in " ".join(arguments(name, "SHELL")), "DL4006"
+    forms = [json.loads(form) for word in ("CMD", "ENTRYPOINT", "SHELL") for form in arguments(name, word)]
+    assert all(isinstance(form, list) for form in forms), "DL3025"
