@@ -85,8 +85,9 @@ def test_every_part_has_the_parameters_of_the_loaded_one(family_checkpoint: Path
         assert shape.decoder.kv_bytes(4) == len(past) * (keys.nbytes + values.nbytes)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("train", ["all", "last:1", "last:2", "lora"])
+@pytest.mark.parametrize(
+    ("train", "autocast"), [("all", False), ("all", True), ("last:1", True), ("last:2", False), ("lora", True)]
+)
 def test_the_tower_keeps_what_is_said(family_checkpoint: Path, train: str, autocast: bool) -> None:
     config = birds(family_checkpoint, f"model.train={train}")
     tower = resolve_family(family_checkpoint).load_tower()
