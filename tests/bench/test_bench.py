@@ -40,8 +40,14 @@ CASES = {
 }
 
 
+SLOW = (Bench.EVALUATION, Bench.ROLLOUT)
+"""Benches of many seconds, whose sides have tests of their own."""
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 def test_both_sides_run_and_agree(name: Bench, assert_readable: Callable[[Report], None]) -> None:
     report = measure(name, Size.TINY)
     assert_readable(report)
@@ -49,7 +55,7 @@ def test_both_sides_run_and_agree(name: Bench, assert_readable: Callable[[Report
     assert all(row.other is not None for row in report.rows)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_start_waits_for_help_dry_run_and_a_first_step(assert_readable: Callable[[Report], None]) -> None:
     report = measure(Bench.START, Size.TINY)
     assert_readable(report)

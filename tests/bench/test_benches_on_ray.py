@@ -21,6 +21,7 @@ def test_tokens_arrive_equal_and_without_a_copy(
     assert report.rows[0].detail["shared_buffers"] == report.rows[0].detail["pairs"] == 2
 
 
+@pytest.mark.slow
 def test_twice_the_workers_is_measured_on_the_real_pool() -> None:
     report = measure(Bench.SCALING, Size.TINY)
     cases = ["1 workers", "1 workers: efficiency", "2 workers", "2 workers: efficiency"]

@@ -53,6 +53,11 @@ def ten_nearest(embeddings_IE: np.ndarray) -> np.ndarray:
     return np.argsort(-cosines_II, axis=1, kind="stable")[:, :10]
 
 
+@pytest.mark.parametrize(
+    "family_checkpoint",
+    ["qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_5_vl", "internvl"))],
+    indirect=True,
+)
 def test_a_process_without_torch_finds_the_same_embeddings_and_neighbours(
     family_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     yield from _device(request.param)
 
 
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.slow), "pretended", REAL])
+def busy_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device of a test that takes long: the pretended GPU computes on the CPU as well."""
+    yield from _device(request.param)
+
+
 @pytest.fixture(params=["cpu", REAL])
 def real_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The device of a test that uses a library which knows real devices only."""
@@ -31,7 +37,7 @@ def real_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 @pytest.fixture
 def auto_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``auto`` the device of the test, which is the CPU for a test without one, also on a machine with a GPU."""
-    named = [name for name in ("device", "real_device") if name in request.fixturenames]
+    named = [name for name in ("device", "busy_device", "real_device") if name in request.fixturenames]
     if not named or request.getfixturevalue(named[0]).type == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

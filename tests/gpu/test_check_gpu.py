@@ -157,7 +157,7 @@ def test_memory_has_the_longest_group_and_a_row_of_ragged_ones(
     assert found["longest_s"] > 0 and found["row_s"] > 0
 
 
-def test_the_learner_has_rates_of_its_parts(device: torch.device) -> None:
+def test_the_learner_has_rates_of_its_parts(busy_device: torch.device) -> None:
     found = learner.measure("tiny")
     with random_model("tiny") as model:
         shape, images = model.shape.tower, TINY.batch_size
@@ -192,7 +192,7 @@ def test_a_step_in_parts_is_a_step() -> None:
         assert step.peak_bytes >= max(part.peak_bytes for part in step.encoded)
 
 
-def test_the_start_has_bytes_and_seconds(device: torch.device) -> None:
+def test_the_start_has_bytes_and_seconds(busy_device: torch.device) -> None:
     found = start.measure("tiny")
     with random_model("tiny") as model:
         values = 2 * model.shape.tower.tokens * model.shape.wire_width

@@ -149,7 +149,8 @@ def test_both_pages_name_the_metric_loss_of_their_figures() -> None:
         found = {facts.metric_loss for row in table.rows for facts in row.training} - {None}
         assert found == others.get(name, {"multi_similarity"}), name
     demo = load_config(ROOT / "saga_dist" / "standin" / "demo.toml")
-    assert demo.objective.metric_loss == "multi_similarity"
+    assert demo.objective.metric_loss == "potential_field"
+    assert "the demo's run, which has Potential Field" in PAGE
     for world in SCREEN.worlds:
         config = load_config(ROOT / "configs" / "evidence" / f"{world.world}.toml")
         assert config.objective.metric_loss == "multi_similarity"

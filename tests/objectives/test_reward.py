@@ -159,10 +159,11 @@ def test_every_prefix_of_an_answer_has_no_verdict_until_the_word_is_complete() -
         ":",
     ],
 )
-def test_a_megabyte_of_anything_neither_raises_nor_recurses(unit: str) -> None:
-    text = '{"k": "yes", "x": ' + unit * (1_000_000 // len(unit))
+def test_200_kilobytes_of_anything_neither_raise_nor_recurse(unit: str) -> None:
+    much = unit * (200_000 // len(unit))
+    text = '{"k": "yes", "x": ' + much
     assert parse_verdict(text, "k") in (True, None)
-    assert parse_verdict(unit * (1_000_000 // len(unit)), "other") is None
+    assert parse_verdict(much, "other") is None
     assert not json_is_valid(text)
 
 

@@ -405,7 +405,7 @@ def test_paired_test_random_signs_agree_with_all_signs() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("noisier", [False, True])
+@pytest.mark.parametrize("noisier", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_paired_test_rejects_a_true_null_in_5_of_100_data_sets(noisier: bool) -> None:
     """Both methods depend on the class and neither is better, the second with more spread between classes."""
     generator = np.random.default_rng(6)

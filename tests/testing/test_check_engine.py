@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from saga_dist.config.registries import ENGINES
 from saga_dist.errors import ConfigError, DeadlineExceeded, EngineError
 from saga_dist.models.families import resolve_family
 from saga_dist.models.families.base import Family
+from saga_dist.models.supported import SUPPORTED_FAMILIES
 from saga_dist.testing.engine import check_engine
 from saga_dist.types import Completions
 from saga_dist.workers.engines.factory import EngineContext
@@ -27,11 +29,17 @@ def family(tiny_checkpoint: Path) -> Family:
     return resolve_family(tiny_checkpoint)
 
 
-def _marked(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.vllm) if name == "vllm" else name
+def _marked(family: str, name: str) -> Any:
+    """An engine of vLLM takes ten seconds to start: that of Qwen3-VL does for the tests without ``slow``."""
+    marks = [pytest.mark.vllm, *([] if family == "qwen3_vl" else [pytest.mark.slow])] if name == "vllm" else []
+    return pytest.param(family, name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(_marked, ENGINES.builtin))
+@pytest.mark.parametrize(
+    ("family_checkpoint", "name"),
+    [_marked(*pair) for pair in product(SUPPORTED_FAMILIES, ENGINES.builtin)],
+    indirect=["family_checkpoint"],
+)
 def test_built_in_engines_hold_the_contract(name: str, family_checkpoint: Path) -> None:
     check_engine(ENGINES.load(name), family=resolve_family(family_checkpoint))
 

@@ -104,7 +104,7 @@ def test_ranks_take_the_steps_of_one_process(size: int, what: str, tiny_checkpoi
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("what", ["die", "stop"])
+@pytest.mark.parametrize("what", ["die", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_lost_rank_is_one_error_within_the_deadline(what: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with ranks_of(2, tmp_path, tiny_checkpoint, what, timeout_s=30) as (first, _):
         said = first.communicate(timeout=240)[0]  # it does end, that is the point

@@ -73,7 +73,7 @@ def num_early(folder: Path) -> float:
 
 
 @pytest.mark.timeout(1200)  # three trainings with a process for each role
-@pytest.mark.parametrize("signal", ["grpo", "verdict"])
+@pytest.mark.parametrize("signal", ["grpo", pytest.param("verdict", marks=pytest.mark.slow)])
 def test_serial_and_ray_give_the_same_bits(ray_cluster: dict[str, str], tmp_path: Path, signal: str) -> None:
     results, digests = {}, {}
     for name, overrides in (
