@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from saga_dist.report.curves import Chart
+from saga_dist.report.line_chart import Chart, LegendEntry
 from saga_dist.report.text import shown_name
 from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, number
 
@@ -82,8 +82,8 @@ def dot_chart(
             dot = line.dots[index]
             if dot is not None:
                 _draw_dot(drawing, scale, name, line, dot, middle + _DOT_HEIGHT * (place - (len(series) - 1) / 2))
-    legend = [(line.colour, shown_name(line.label), "") for line in series if not line.hollow]
-    return Chart(shown_name(title), Markup(drawing.svg()), legend, averaged=False)
+    legend = [LegendEntry(f"k{line.colour}", shown_name(line.label), "") for line in series if not line.hollow]
+    return Chart(shown_name(title), Markup(drawing.svg()), legend)
 
 
 def _top_share(series: Sequence[DotSeries]) -> float:

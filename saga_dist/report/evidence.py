@@ -18,8 +18,8 @@ from saga_dist.diagnostics.schema import (
     RecallFigure,
 )
 from saga_dist.diagnostics.tables import TextTable, evidence_tables
-from saga_dist.report.curves import Chart
 from saga_dist.report.dot_chart import Dot, DotSeries, dot_chart
+from saga_dist.report.line_chart import Chart
 from saga_dist.report.text import shown, shown_name
 
 NOT_MEASURED = "Not measured yet: saga-dist evidence show RUN."

@@ -40,7 +40,7 @@ def test_gaps_hollow_dots_and_marks() -> None:
     assert svg.count("<circle") == 2
     assert svg.count('class="dot s1 hollow"') == 1
     assert svg.count('class="mark"') == 1
-    assert chart.legend == [(1, "after", "")]
+    assert chart.legend == [("k1", "after", "")]
 
 
 def test_names_are_escaped() -> None:

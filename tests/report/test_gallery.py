@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_dist.report.gallery import choose_rows, confused_pairs, nearest
+from saga_dist.report.confusions import confused_pairs
+from saga_dist.report.gallery import choose_rows
+from saga_dist.report.ranking import nearest
 
 
 def test_nearest_is_what_a_loop_finds() -> None:
