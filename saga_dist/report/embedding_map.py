@@ -17,7 +17,7 @@ from saga_dist.utils.svg_charts import Drawing, Scale
 
 WIDTH, HEIGHT = 640, 420
 """Size of the map, in pixels."""
-_MARGIN, _BOTTOM = 14, 26
+_MARGIN = 14
 THUMBNAIL = 96
 """Longest side of the picture of an image, pixels."""
 _NO_VARIANCE = 1e-12
@@ -60,11 +60,6 @@ def build_map(ranking: Ranking, *, limit: int) -> EmbeddingMap | None:
         what = f"{images[-1]['class']}, {images[-1]['name']}"
         kind = "right" if right_Q[query] else "wrong"
         drawing.dot(f"place {kind}", x, y, 4, title=what, data={"index": str(index)})
-    for text, x, y, anchor in (
-        (f"component 1, {100 * explained[0]:.0f} % of the variance →", WIDTH - _MARGIN, HEIGHT - 8, "end"),
-        (f"↑ component 2, {100 * explained[1]:.0f} %", 2, 8, "start"),
-    ):
-        drawing.text("unit", x, y, text, anchor=anchor)
     classes = sorted({str(image["class"]) for image in images})
     return EmbeddingMap(Markup(drawing.svg()), images, classes, explained, len(ranking.chosen_Q))
 
@@ -94,12 +89,12 @@ def principal_components(values_IE: np.ndarray) -> tuple[np.ndarray, tuple[float
 def _scales(places_Q2: np.ndarray) -> tuple[Scale, Scale]:
     """Returns the horizontal and the vertical map; one unit has the same length on both."""
     low_2, high_2 = places_Q2.min(0), places_Q2.max(0)
-    width, height = WIDTH - 2 * _MARGIN, HEIGHT - _MARGIN - _BOTTOM
+    width, height = WIDTH - 2 * _MARGIN, HEIGHT - 2 * _MARGIN
     per_pixel = max((high_2[0] - low_2[0]) / width, (high_2[1] - low_2[1]) / height, 1e-12)
     (x, y), half_x, half_y = (low_2 + high_2) / 2, per_pixel * width / 2, per_pixel * height / 2
     return (
         Scale(float(x - half_x), float(x + half_x), _MARGIN, WIDTH - _MARGIN),
-        Scale(float(y - half_y), float(y + half_y), HEIGHT - _BOTTOM, _MARGIN),
+        Scale(float(y - half_y), float(y + half_y), HEIGHT - _MARGIN, _MARGIN),
     )
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from saga_dist.report.text import shown_name
-from saga_dist.utils.svg_charts import Axis, Drawing, LogScale, Scale, log_ticks, nice_ticks, number
+from saga_dist.utils.svg_charts import Axis, Drawing, LogScale, Scale, label_width, log_ticks, nice_ticks, number
 
 Point = tuple[float, float]
 """Step and value."""
@@ -23,6 +23,7 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 214
 """Size of a chart, in pixels."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 38
+_FONT_SIZE = 11
 MAX_POINTS = 240
 """Largest number of points of a line; longer series are averaged over intervals with equal numbers of points."""
 NUM_COLOURS = 6
@@ -118,9 +119,11 @@ def line_chart(
     if not points:
         return Chart(shown_name(title), Markup('<p class="note">no finite value</p>'), [], about=list(about))
     values = [y for _, y in points] + [reference.value for reference in references]
-    x_axis, y_axis = _step_axis([x for x, _ in points]), _value_axis(values, percent=percent)
-    drawing = Drawing(WIDTH, HEIGHT, shown_name(title))
-    drawing.y_axis(y_axis, left=_LEFT, right=WIDTH - _RIGHT)
+    y_axis = _value_axis(values, percent=percent)
+    left = max(_LEFT, 8 + label_width([label for _, label in y_axis.ticks], _FONT_SIZE))
+    x_axis = _step_axis([x for x, _ in points], left)
+    drawing = Drawing(WIDTH, HEIGHT, shown_name(title), font_size=_FONT_SIZE)
+    drawing.y_axis(y_axis, left=left, right=WIDTH - _RIGHT)
     drawing.x_axis(x_axis, bottom=HEIGHT - _BOTTOM)
     scale_note = "logarithmic" if isinstance(y_axis.scale, LogScale) else ""
     drawing.text("unit", 2, 8, ", ".join(filter(None, (shown_name(unit), scale_note))))
@@ -128,7 +131,7 @@ def line_chart(
     for reference in references:
         y = y_axis.scale(reference.value)
         what = f"{shown_name(reference.label)}: {_value(reference.value, percent)}"
-        drawing.line("reference", (_LEFT, WIDTH - _RIGHT), (y, y), title=what)
+        drawing.line("reference", (left, WIDTH - _RIGHT), (y, y), title=what)
     for index, line in enumerate(drawn):
         _draw_line(drawing, index, line, x_axis, y_axis, percent=percent)
     legend = [
@@ -164,11 +167,11 @@ def _classes(letter: str, index: int) -> str:
     return f"{letter}{index % NUM_COLOURS}" + (" dashed" if index >= NUM_COLOURS else "")
 
 
-def _step_axis(steps: Sequence[float]) -> Axis:
-    """Returns the horizontal axis, with ticks at whole steps."""
+def _step_axis(steps: Sequence[float], left: float) -> Axis:
+    """Returns the horizontal axis from position ``left``, with ticks at whole steps."""
     first, last = min(steps), max(steps)
     ticks = nice_ticks(first, last, 5, whole=True)
-    scale = Scale(min(ticks[0], first), max(ticks[-1], last), _LEFT, WIDTH - _RIGHT)
+    scale = Scale(min(ticks[0], first), max(ticks[-1], last), left, WIDTH - _RIGHT)
     return Axis(scale, [(tick, number(tick)) for tick in ticks])
 
 
