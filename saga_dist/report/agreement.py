@@ -21,12 +21,15 @@ def agreement_rows(described: Sequence[DescribedPair], attributes: Sequence[str]
         described: attribute values of each completion of the group.
         attributes: JSON keys of the attributes, in order.
     """
+    sides = {"a": [one.a for one in described], "b": [one.b for one in described]}
     return [
-        {"name": shown_name(attribute), "a": _side([one.a.get(attribute) for one in described]),
-         "b": _side([one.b.get(attribute) for one in described])}
+        {
+            "name": shown_name(attribute),
+            **{side: _side([values.get(attribute) for values in given]) for side, given in sides.items()},
+        }
         for attribute in attributes
-        if any(attribute in side for one in described for side in (one.a, one.b))
-    ]  # fmt: skip
+        if any(attribute in values for given in sides.values() for values in given)
+    ]
 
 
 def _side(values: Sequence[str | None]) -> dict[str, Any]:

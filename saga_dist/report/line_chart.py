@@ -30,6 +30,8 @@ NUM_COLOURS = 6
 """Number of line colours; the lines after these have the same colours and are dashed."""
 LOG_RATIO = 100.0
 """Ratio of the largest to the smallest value from which the axis of positive values is logarithmic."""
+SIZE_RATIO = 10.0
+"""Ratio of the largest values of two lines from which a linear axis would flatten one of them."""
 _MAX_DOTS = 30
 """Largest number of points of a line that are drawn as dots."""
 
@@ -118,8 +120,8 @@ def line_chart(
     points = [point for line in drawn for point in line.points]
     if not points:
         return Chart(shown_name(title), Markup('<p class="note">no finite value</p>'), [], about=list(about))
-    values = [y for _, y in points] + [reference.value for reference in references]
-    y_axis = _value_axis(values, percent=percent)
+    levels = [[reference.value] for reference in references]
+    y_axis = _value_axis([[y for _, y in line.points] for line in drawn] + levels, percent=percent)
     left = max(_LEFT, 8 + label_width([label for _, label in y_axis.ticks], _FONT_SIZE))
     x_axis = _step_axis([x for x, _ in points], left)
     drawing = Drawing(WIDTH, HEIGHT, shown_name(title), font_size=_FONT_SIZE)
@@ -144,9 +146,26 @@ def line_chart(
     return Chart(shown_name(title), Markup(drawing.svg()), legend, averaged, list(about))
 
 
-def is_logarithmic(values: Sequence[float]) -> bool:
-    """Returns True for finite values that a linear axis would press together: positive, and of very different size."""
-    return min(values) > 0 and max(values) / min(values) >= LOG_RATIO
+def is_logarithmic(lines: Sequence[Sequence[float]]) -> bool:
+    """Returns True when a linear axis would press the values together, and a logarithmic one is possible.
+
+    Args:
+        lines: finite values of each line.
+    """
+    values = [value for line in lines for value in line]
+    if not values or min(values) <= 0:
+        return False
+    return max(values) / min(values) >= LOG_RATIO or differ_in_size(lines)
+
+
+def differ_in_size(lines: Sequence[Sequence[float]]) -> bool:
+    """Returns True when a linear axis would flatten a line; lines of zeros do not count.
+
+    Args:
+        lines: finite values of each line.
+    """
+    largest = [size for line in lines if (size := max(map(abs, line), default=0.0)) > 0]
+    return bool(largest) and max(largest) / min(largest) >= SIZE_RATIO
 
 
 def _draw_line(drawing: Drawing, index: int, line: Series, x_axis: Axis, y_axis: Axis, *, percent: bool) -> None:
@@ -175,10 +194,11 @@ def _step_axis(steps: Sequence[float], left: float) -> Axis:
     return Axis(scale, [(tick, number(tick)) for tick in ticks])
 
 
-def _value_axis(values: Sequence[float], *, percent: bool) -> Axis:
-    """Returns the vertical axis, logarithmic for positive values of very different size."""
+def _value_axis(lines: Sequence[Sequence[float]], *, percent: bool) -> Axis:
+    """Returns the vertical axis for the values of all lines, logarithmic for positive values of very different size."""
+    values = [value for line in lines for value in line]
     lowest, highest = min(values), max(values)
-    if not percent and is_logarithmic(values):
+    if not percent and is_logarithmic(lines):
         ticks = log_ticks(lowest, highest)
         log_scale = LogScale(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP)
         return Axis(log_scale, [(tick, number(tick)) for tick in ticks])

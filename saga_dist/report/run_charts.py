@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from saga_dist.metrics.registry import all_metrics, find_metric, metric_groups
-from saga_dist.report.line_chart import About, Chart, Point, Reference, Series, is_logarithmic, line_chart
+from saga_dist.report.line_chart import (
+    About,
+    Chart,
+    Point,
+    Reference,
+    Series,
+    differ_in_size,
+    is_logarithmic,
+    line_chart,
+)
 
 MAIN = (
     "Validation Recall@1",
@@ -38,8 +47,6 @@ MAIN = (
 """Headings of the charts that a page shows first, in order; the others are below them, by group of the registry."""
 UNREGISTERED = "Metrics of your own"
 """Title of the group of metrics that the registry does not have."""
-SPLIT_RATIO = 20.0
-"""Ratio of the largest values of two metrics from which they have a chart each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,9 @@ def _charts(
         by_name.setdefault(line.name, []).append(line)
     metric = find_metric(lines[0].name)
     unit, percent = ("", False) if metric is None else (metric.axis_unit, metric.is_share)
-    apart = len(by_name) > 1 and (num_runs > 1 or (not percent and _differ_in_size(lines)))
+    values = [[y for _, y in line.points if math.isfinite(y)] for line in lines]
+    flattened = not percent and differ_in_size(values) and not is_logarithmic(values)
+    apart = len(by_name) > 1 and (num_runs > 1 or flattened)
     return [
         line_chart(
             ": ".join(filter(None, (heading, part[0].label if apart else ""))),
@@ -140,16 +149,6 @@ def _charts(
         )
         for part in (by_name.values() if apart else [lines])
     ]
-
-
-def _differ_in_size(lines: Sequence[_Line]) -> bool:
-    """Returns True when one axis, linear or logarithmic, would flatten a line."""
-    values = [[y for _, y in line.points if math.isfinite(y)] for line in lines]
-    together = [y for part in values for y in part]
-    largest = [size for part in values if (size := max(map(abs, part), default=0.0)) > 0]
-    if not largest or is_logarithmic(together):
-        return False
-    return max(largest) / min(largest) >= SPLIT_RATIO
 
 
 def _about(lines: Sequence[_Line]) -> list[About]:

@@ -53,6 +53,14 @@ def test_positive_values_of_very_different_size_have_a_logarithmic_axis_that_say
     assert "share" in words(line_chart("t", [Series("s", [(0.0, 0.001), (1.0, 1.0)])], unit="share", percent=True).svg)
 
 
+def test_a_line_far_below_another_makes_the_axis_logarithmic() -> None:
+    def scale(lower: float) -> bool:
+        lines = [Series("a", [(0.0, 5.0), (1.0, 6.0)]), Series("b", [(0.0, lower), (1.0, lower)])]
+        return "logarithmic" in words(line_chart("t", lines).svg)
+
+    assert scale(0.5) and not scale(1.0) and not scale(0.0)
+
+
 def test_both_axes_are_labelled() -> None:
     assert {"nats", "optimizer step"} <= set(words(line_chart("t", [Series("s", [(1.0, 2.0)])], unit="nats").svg))
 

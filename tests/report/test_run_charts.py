@@ -40,18 +40,16 @@ def test_several_runs_have_a_line_each_in_a_chart_for_each_metric() -> None:
     }
 
 
-def test_metrics_of_one_heading_that_differ_much_in_size_are_drawn_apart() -> None:
-    def titles(first: float, second: float) -> list[str]:
-        rows = [{"step": 1, "gradient/total_norm": first, "gradient/proxies_norm": second}] * 2
+def test_metrics_of_one_heading_that_would_flatten_each_other_are_drawn_apart() -> None:
+    def titles(first: float, *second: float) -> list[str]:
+        rows = [{"step": 1, "gradient/total_norm": first, "gradient/proxies_norm": value} for value in second]
         return [chart.title for chart in run_charts([RunRows("run", rows)], {})[0]]
 
-    together, apart = ["Gradient norm before clipping"], [
-        "Gradient norm before clipping: encoder and pooler", "Gradient norm before clipping: proxies",
-    ]  # fmt: skip
-    assert titles(3.0, 2.0) == together
-    assert titles(300.0, 2.0) == together  # on a logarithmic axis
-    assert titles(3.0, 0.0) == together
-    assert titles(60.0, 2.0) == apart
+    heading = "Gradient norm before clipping"
+    assert titles(3.0, 2.0, 0.0) == [heading]
+    assert titles(300.0, 2.0, 1.0) == [heading]  # on a logarithmic axis
+    assert titles(3.0, 0.0, 0.0) == [heading]
+    assert titles(60.0, 2.0, 0.0) == [f"{heading}: encoder and pooler", f"{heading}: proxies"]
 
 
 def test_level_lines_are_in_the_chart_of_their_metric() -> None:

@@ -37,15 +37,17 @@ const showValues = (svg, lines, cursor, tip, x) => {
 const watchChart = (svg) => {
   const lines = linesOf(svg);
   if (!lines.length) return;
-  const { width, height } = svg.viewBox.baseVal;
+  const heights = [...svg.querySelectorAll("line.grid")].map((line) => Number(line.getAttribute("y1")));
   const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
-  for (const [name, value] of Object.entries({ class: "cursor", y1: 24, y2: height - 38 })) cursor.setAttribute(name, value);
+  cursor.setAttribute("class", "cursor");
+  cursor.setAttribute("y1", Math.min(...heights));
+  cursor.setAttribute("y2", Math.max(...heights));
   svg.append(cursor);
   const tip = node("div", "tip");
   svg.after(tip);
   const point = (event) => {
     const box = svg.getBoundingClientRect();
-    showValues(svg, lines, cursor, tip, ((event.clientX - box.left) * width) / box.width);
+    showValues(svg, lines, cursor, tip, ((event.clientX - box.left) * svg.viewBox.baseVal.width) / box.width);
   };
   svg.addEventListener("pointerdown", point);
   svg.addEventListener("pointermove", point);
