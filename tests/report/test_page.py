@@ -131,6 +131,7 @@ def test_a_running_run_without_model_or_images_has_a_report_that_says_so(run_dir
     assert "The images cannot be read" in text
     assert "Completions are not split into tokens" in text
     assert "No results.json yet" in text
+    assert "⟦image 1⟧" in made.html  # the prompt, without a chat format
     assert any("/nowhere" in line for line in made.lines)
 
 
