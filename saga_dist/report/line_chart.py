@@ -15,7 +15,17 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from saga_dist.report.text import shown_name
-from saga_dist.utils.svg_charts import Axis, Drawing, LogScale, Scale, label_width, log_ticks, nice_ticks, number
+from saga_dist.utils.svg_charts import (
+    Axis,
+    Drawing,
+    LogScale,
+    Scale,
+    label_width,
+    log_ticks,
+    nice_ticks,
+    number,
+    tick_labels,
+)
 
 Point = tuple[float, float]
 """Step and value."""
@@ -191,7 +201,7 @@ def _step_axis(steps: Sequence[float], left: float) -> Axis:
     first, last = min(steps), max(steps)
     ticks = nice_ticks(first, last, 5, whole=True)
     scale = Scale(min(ticks[0], first), max(ticks[-1], last), left, WIDTH - _RIGHT)
-    return Axis(scale, [(tick, number(tick)) for tick in ticks])
+    return Axis(scale, list(zip(ticks, tick_labels(ticks), strict=True)))
 
 
 def _value_axis(lines: Sequence[Sequence[float]], *, percent: bool) -> Axis:
@@ -201,13 +211,14 @@ def _value_axis(lines: Sequence[Sequence[float]], *, percent: bool) -> Axis:
     if not percent and is_logarithmic(lines):
         ticks = log_ticks(lowest, highest)
         log_scale = LogScale(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP)
-        return Axis(log_scale, [(tick, number(tick)) for tick in ticks])
+        return Axis(log_scale, list(zip(ticks, tick_labels(ticks), strict=True)))
     if percent and lowest >= 0:
         ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if 0.5 < highest <= 1 else nice_ticks(0.0, max(highest, 0.01), 5)
     else:
         ticks = nice_ticks(lowest, highest, 5)
     scale = Scale(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP)
-    return Axis(scale, [(tick, f"{number(100 * tick)} %" if percent else number(tick)) for tick in ticks])
+    labels = [f"{label} %" for label in tick_labels([100 * tick for tick in ticks])] if percent else tick_labels(ticks)
+    return Axis(scale, list(zip(ticks, labels, strict=True)))
 
 
 def thin_out(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:

@@ -236,17 +236,32 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0 ** (first + index * spacing) for index in range(count + 1)]
 
 
-def number(value: float) -> str:
-    """Returns a number as text with 3 significant digits; from 1,000 on as a whole number.
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Returns a label for each tick: numbers of 3 significant digits, or of as many, up to 6, as tell them apart."""
+    for digits in range(3, 7):
+        labels = [number(tick, digits) for tick in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return labels
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Returns a number as text, from 1,000 on with all digits before the decimal point.
 
     Numbers of at least 1e5 or below 1e-3 in magnitude have an exponent.
+
+    Args:
+        value: the number.
+        digits: significant digits, 1 to 6.
     """
     if value == 0:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+    if abs(value) >= 1000:
+        return f"{value:,.{max(0, digits - len(str(int(abs(value)))))}f}"
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _data(data: Mapping[str, str]) -> dict[str, str]:

@@ -7,7 +7,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from saga_dist.utils.svg_charts import Axis, Drawing, LogScale, Scale, label_width, log_ticks, nice_ticks, number
+from saga_dist.utils.svg_charts import (
+    Axis,
+    Drawing,
+    LogScale,
+    Scale,
+    label_width,
+    log_ticks,
+    nice_ticks,
+    number,
+    tick_labels,
+)
 
 HOSTILE = "<script>alert(\"1\") & 'x'</script>"
 
@@ -128,3 +138,17 @@ def test_data_for_a_script_is_escaped() -> None:
     drawing.dot("dot", 1, 2, 3, data={"index": "4"})
     root = ElementTree.fromstring(drawing.svg())
     assert [child.get("data-label") or child.get("data-index") for child in root] == [HOSTILE, "4"]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "labels"),
+    [
+        ([40, 40.02, 40.04], ["40", "40.02", "40.04"]),
+        ([2000, 2000.5], ["2,000.0", "2,000.5"]),
+        ([0, 0.5, 1], ["0", "0.5", "1"]),
+        ([1000, 2500], ["1,000", "2,500"]),
+        ([5.0001e-5, 5.0002e-5], ["5.0001e-5", "5.0002e-5"]),
+    ],
+)
+def test_labels_tell_the_ticks_apart(ticks: list[float], labels: list[str]) -> None:
+    assert tick_labels(ticks) == labels
