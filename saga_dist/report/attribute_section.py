@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -36,13 +37,17 @@ class AttributeStats:
     """Recorded steps of the run."""
 
 
-def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
-    """Returns the attribute values and the verdict of each completion of a group.
+def describe(groups: Sequence[RecordedGroup], spec: PromptSpec) -> dict[str, list[DescribedPair]]:
+    """Returns, by pair id, the attribute values and the verdict of each completion; empty when none are asked for.
 
     Args:
-        recorded: the group.
+        groups: the groups.
         spec: the prompt; its JSON keys name the two descriptions.
     """
+    return {one.group.pair.pair_id: _describe(one, spec) for one in groups} if spec.describes_images else {}
+
+
+def _describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
     group = recorded.group
     # Completions of a group are often equal, and parsing them takes most of the time.
     read = partial(attribute_values, verdict_key=spec.verdict_key, keys=spec.keys)
@@ -53,19 +58,22 @@ def describe(recorded: RecordedGroup, spec: PromptSpec) -> list[DescribedPair]:
     ]
 
 
-def attribute_stats(recorded: Recorded, spec: PromptSpec) -> AttributeStats | None:
-    """Returns the section; None without recorded groups, or when the prompt asks for no attributes.
+def attribute_stats(
+    recorded: Recorded, descriptions: Mapping[str, Sequence[DescribedPair]], attributes: Sequence[str]
+) -> AttributeStats | None:
+    """Returns the section; None without described groups.
 
     Args:
         recorded: the groups that were read.
-        spec: the prompt of the run.
+        descriptions: what ``describe`` returns for all of them.
+        attributes: JSON keys of the attributes.
     """
-    if not recorded.groups or not spec.describes_images:
+    if not descriptions:
         return None
-    described = [describe(one, spec) for one in recorded.groups]
+    described = [descriptions[one.group.pair.pair_id] for one in recorded.groups]
     steps = [one.step for one in recorded.groups]
     same = [one.group.pair.same for one in recorded.groups]
-    rows = attribute_table(described, steps, same, spec.vocabulary.attribute_keys)
+    rows = attribute_table(described, steps, same, attributes)
     drawn = sorted(rows, key=lambda row: -(row.disagreement or 0.0))[:NUM_COLOURS]
     lines = [
         Series(

@@ -16,6 +16,7 @@ from saga_dist.errors import ConfigError
 from saga_dist.report.agreement import agreement_rows
 from saga_dist.report.attention import pooler_maps
 from saga_dist.report.attribute_section import attribute_stats, describe
+from saga_dist.report.attribute_stats import DescribedPair
 from saga_dist.report.confusions import build_confusions
 from saga_dist.report.embedding_map import build_map
 from saga_dist.report.evidence import NOT_MEASURED, read_evidence
@@ -82,15 +83,17 @@ def report_page(path: Path, settings: Settings, compared: Sequence[Path] = ()) -
     recorded = read_groups(run)
     chosen = select_groups(recorded.groups, settings.groups)
     figures, overlays = _teacher_attention(parts, chosen, settings.attention)
+    spec = build_prompt(run.config)
+    descriptions = describe(recorded.groups, spec)
     content = Content(
         run=run,
         others=others,
         labels=run_labels(paths),
         retrieval=_retrieval(parts, settings),
         attention=figures,
-        attributes=attribute_stats(recorded, build_prompt(run.config)),
+        attributes=attribute_stats(recorded, descriptions, spec.vocabulary.attribute_keys),
         evidence=read_evidence(run.path),
-        viewer=_viewer(parts, chosen, overlays),
+        viewer=_viewer(parts, chosen, descriptions, overlays),
         num_groups=len(recorded.groups),
         notes={
             "results": "No results.json yet: the run has not finished.",
@@ -123,7 +126,7 @@ def rollouts_page(path: Path, settings: Settings, *, step: int | None) -> Page:
     stage("reading the recordings of %s", path)
     recorded = read_groups(run, step=step)
     chosen = select_groups(recorded.groups, settings.groups) if step is None else recorded.groups
-    viewer = _viewer(parts, chosen, {})
+    viewer = _viewer(parts, chosen, describe(chosen, build_prompt(run.config)), {})
     content = Content(
         run=run,
         labels=run_labels([path]),
@@ -194,19 +197,18 @@ def _teacher_attention(
 
 
 def _viewer(
-    parts: RunParts, groups: list[RecordedGroup], overlays: Mapping[str, list[Overlay]]
+    parts: RunParts,
+    groups: list[RecordedGroup],
+    descriptions: Mapping[str, Sequence[DescribedPair]],
+    overlays: Mapping[str, list[Overlay]],
 ) -> dict[str, object] | None:
     if not groups:
         return None
-    encoder, spec = parts.encoder, build_prompt(parts.run.config)
+    encoder, keys = parts.encoder, build_prompt(parts.run.config).vocabulary.attribute_keys
     stage("drawing %d groups", len(groups))
 
     def maps(images: list[np.ndarray]) -> list[np.ndarray]:
         return [] if encoder is None else pooler_maps(encoder, images)
-
-    def attributes(recorded: RecordedGroup) -> list[dict[str, object]]:
-        described = describe(recorded, spec) if spec.describes_images else []
-        return agreement_rows(described, spec.vocabulary.attribute_keys)
 
     return viewer_data(
         groups,
@@ -215,7 +217,7 @@ def _viewer(
         pictures=parts.pictures,
         maps=maps,
         overlays=overlays,
-        attributes=attributes,
+        attributes={pair_id: agreement_rows(described, keys) for pair_id, described in descriptions.items()},
     )
 
 

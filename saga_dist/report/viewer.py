@@ -97,7 +97,7 @@ def viewer_data(
     pictures: PairImages | None,
     maps: Callable[[list[np.ndarray]], list[np.ndarray]],
     overlays: Mapping[str, Sequence[Overlay]],
-    attributes: Callable[[RecordedGroup], list[dict[str, Any]]],
+    attributes: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Returns the JSON values that ``viewer.js`` reads.
 
@@ -109,7 +109,7 @@ def viewer_data(
         maps: function from images, uint8 [H, W, 3], to the pooler's attention maps; returns [] without an attention
             pooler.
         overlays: pair id to further overlays (see ``teacher.pair_overlays``).
-        attributes: function from a group to the rows of its attribute table (see ``agreement.agreement_rows``).
+        attributes: pair id to the rows of its attribute table (see ``agreement.agreement_rows``).
     """
     images = _images([recorded.group for recorded in groups], pictures, maps)
     return {
@@ -117,7 +117,7 @@ def viewer_data(
         "groups": [
             {
                 **group_data(recorded, tokenizer, pictures),
-                "attributes": attributes(recorded),
+                "attributes": attributes.get(recorded.group.pair.pair_id, []),
                 "images": pair,
                 "overlays": [
                     {"name": overlay.name, "heat": list(overlay.heats)}
