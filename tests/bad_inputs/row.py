@@ -33,6 +33,7 @@ AREAS = (
     "completions",
     "steps",
     "engines",
+    "pages",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 
