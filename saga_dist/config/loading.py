@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             fix=f"`saga-dist sweep {path}` runs a table",
         )
     return parse_config(tree, where=str(file))
+
+
+def resolve_config(source: object, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration that any of its forms means, with overrides applied.
+
+    Args:
+        source: path of a TOML file or name of a shipped one; its sections as a mapping of mappings; or a configuration.
+        overrides: as for ``load_config``.
+
+    Raises:
+        ConfigError: as for ``load_config``; or ``source`` or ``overrides`` is of another type.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides = {overrides!r}", expected=f"a list of strings: [{overrides!r}]")
+    if isinstance(source, str | Path):
+        return load_config(source, overrides)
+    if not isinstance(source, RunConfig | Mapping):
+        kind = type(source).__name__
+        raise ConfigError(f"a configuration of type {kind}", expected="a path, a mapping of sections or a RunConfig")
+    tree = source.model_dump(mode="json") if isinstance(source, RunConfig) else copy.deepcopy(dict(source))
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, where="configuration")
 
 
 def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

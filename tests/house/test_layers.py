@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("runtime",),
     ("baselines", "sweep", "estimate", "diagnostics", "report", "bench", "testing"),
+    ("api",),
     ("cli", "__main__"),
 )
 MOST_MODULES, MOST_PACKAGES = 8, 23
