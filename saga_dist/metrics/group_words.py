@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from saga_dist.types import ScoredGroup
 from saga_dist.utils.printable import printable, printable_lines
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupSample:
+    """A group of a step with its images, for the loggers."""
+
+    step: int
+    """Optimizer step, counted from 1."""
+    group: ScoredGroup
+    """The group."""
+    images: tuple[np.ndarray, np.ndarray]
+    """Images a and b, uint8 [H, W, 3], before augmentation."""
 
 
 def shown_group(groups: Sequence[ScoredGroup]) -> ScoredGroup | None:
@@ -52,3 +67,8 @@ def completion_lines(group: ScoredGroup) -> list[tuple[str, str]]:
             group.verdicts, group.rewards_G, group.advantages_G, group.completions.texts, strict=True
         )
     ]
+
+
+def group_text(group: ScoredGroup) -> str:
+    """Returns the group in words, then every completion below its verdict, reward and advantage."""
+    return "\n\n".join([group_in_words(group), *(f"{head}\n{text}" for head, text in completion_lines(group))])
