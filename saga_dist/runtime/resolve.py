@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saga_dist.config import RunConfig
-from saga_dist.config.loading import resolve_config
+from saga_dist.config.loading import override_list, resolve_config
 from saga_dist.errors import ConfigError
 from saga_dist.utils.output_errors import refuse_package_cache
 
@@ -45,7 +45,7 @@ def resolve_run(
         DataError: the run is to be fitted and no settings fit the data set.
         OutputError: the run directory is in a copy of a job's working directory, which Ray removes.
     """
-    given = [*overrides, *([] if from_recording is None else [f"rollout.recording={from_recording}"])]
+    given = [*override_list(overrides), *([] if from_recording is None else [f"rollout.recording={from_recording}"])]
     config, fitted = resolve_config(source, given), None
     if fit_to_data:
         from saga_dist.runtime.validation.fit import fit_to_data as fit
