@@ -65,7 +65,7 @@ class HeartbeatObserver:
             return Heartbeat(Pulse.NONE)
         now = self._clock()
         if owner is not None and owner != self._last:
-            self._has_beaten = self._last is not None and self._last.token == owner.token
+            self._has_beaten = self._last is not None
             self._last, self._changed_at = owner, now
         unchanged_s = now - self._changed_at
         if unchanged_s > WATCH_S:

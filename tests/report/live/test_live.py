@@ -46,8 +46,10 @@ def test_rows_are_read_as_they_come_and_again_when_a_resume_replaced_the_file(tm
         file.write('ml": 0.4}\n{"step": 2, "validation/recall_at_1": 0.25}\n')
     assert rows.read()[2] == {"step": 2, "loss/dml": 0.4, "validation/recall_at_1": 0.25}
     replaced = tmp_path / "new"
-    replaced.write_text('{"step": 1, "loss/dml": 0.5}\n')
+    replaced.write_text("".join(f'{{"step": {step}, "loss/dml": 0.5}}\n' for step in (1, 2, 3, 4)))  # longer
     replaced.replace(path)
+    assert rows.read() == {step: {"step": step, "loss/dml": 0.5} for step in (1, 2, 3, 4)}
+    path.write_text('{"step": 1, "loss/dml": 0.5}\n')  # shorter, in the same file
     assert list(rows.read()) == [1]
 
 
