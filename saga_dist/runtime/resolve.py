@@ -1,4 +1,4 @@
-"""What a training is started with, resolved: its configuration and its directory, for the command and for Python."""
+"""Configuration and directory of a training, resolved in one way for the command and for Python."""
 
 from __future__ import annotations
 
