@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from saga_dist.types import ScoredGroup
 from saga_dist.utils.printable import printable, printable_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from saga_dist.types import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_dist.metrics.group_words import GroupSample, completion_lines, group_in_words
-from saga_dist.types import ScoredGroup
 from saga_dist.utils.output_errors import output_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from saga_dist.types import StepResult
+    from saga_dist.types import ScoredGroup, StepResult
 
 
 class TensorBoardSink:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -17,8 +18,10 @@ from saga_dist.report.live.heartbeat import Heartbeat, HeartbeatObserver, Pulse
 from saga_dist.report.live.rows import GrowingRows
 from saga_dist.retrieval.results import RESULTS_NAME, Results
 from saga_dist.runtime.ray.scale import RunView
-from saga_dist.types import ScoredGroup
 from saga_dist.utils.stages import stage
+
+if TYPE_CHECKING:
+    from saga_dist.types import ScoredGroup
 
 _POLL_S = 0.25
 
