@@ -62,15 +62,15 @@ class LiveRun:
         has_ended = self.heartbeat.pulse is Pulse.NONE
         return has_ended and self.has_all_steps and (self.results is not None or only_records)
 
-    def recent(self, name: str, num_steps: int) -> list[float]:
-        """Returns the values of a metric in the last steps that have it, the oldest first.
+    def recent(self, name: str, num_steps: int) -> list[tuple[int, float]]:
+        """Returns step and value of a metric in the last steps that have it, the oldest first.
 
         Args:
             name: name of the metric.
             num_steps: largest number of values.
         """
-        newest_first = (self.steps[step] for step in sorted(self.steps, reverse=True))
-        return list(islice((row[name] for row in newest_first if name in row), num_steps))[::-1]
+        newest_first = ((step, self.steps[step]) for step in sorted(self.steps, reverse=True))
+        return list(islice(((step, row[name]) for step, row in newest_first if name in row), num_steps))[::-1]
 
 
 class RunWatcher:

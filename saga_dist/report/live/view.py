@@ -131,14 +131,17 @@ def _numbers(run: LiveRun, *, explained: bool) -> Table:
 
 
 def _row(run: LiveRun, name: str, *, explained: bool) -> list[str]:
-    values, metric = run.recent(name, TREND_STEPS), find_metric(name)
+    recent, metric = run.recent(name, TREND_STEPS), find_metric(name)
+    step, last = recent[-1]
+    value = f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.3g}"
+    shown = value if step == run.step else f"{value} (step {step:,})"  # not every step has every metric
     unit, measures = (metric.unit, metric.measures) if metric is not None else ("", "")
-    row = [f"  {name}", f"{values[-1]:.3g}", trend(values), unit.partition(";")[0]]
-    return [*row, measures.partition(". ")[0]] if explained else row
+    row = [f"  {name}", shown, trend([value for _, value in recent]), unit.partition(";")[0]]
+    return [*row, measures.partition(". ")[0].rstrip(".")] if explained else row
 
 
 def _pace(run: LiveRun) -> str:
-    seconds = run.recent("step/wall_s", PACE_STEPS)
+    seconds = [value for _, value in run.recent("step/wall_s", PACE_STEPS)]
     if not seconds or run.has_all_steps:
         return ""
     each = sum(seconds) / len(seconds)

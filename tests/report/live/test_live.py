@@ -139,6 +139,8 @@ def test_the_view_has_steps_workers_numbers_with_units_and_the_last_group(tmp_pa
     lines = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line.strip()}
     assert lines["rollout/reward_mean"].startswith("rollout/reward_mean 0.375 ▁▅█ mean reward Mean reward")
     assert lines["rollout_pool/in_flight_share"].partition(" ")[2].startswith("0.5 ▁▁▁ share in [0, 1] Mean number")
+    assert lines["loss/kl"].startswith("loss/kl 2.5 (step 1) ▁ nats")  # the later steps have none
+    assert lines["rollout/tokens_per_s"].startswith("rollout/tokens_per_s 1,992 ▁▁▁ tokens per second")
     assert "loss/verdict" not in text  # the run has no such metric
     narrow = shown(path, width=80)
     assert "share in [0, 1]" in narrow and "Mean number" not in narrow
