@@ -189,10 +189,25 @@ def test_a_head_that_does_not_start_is_one_line(start: StartJob) -> None:
     assert errors == "error: Ray did not start on gpu1; its logs are in /tmp/ray-77/session_latest/logs there\n"
 
 
-def test_missing_arguments_are_one_line_before_anything_starts() -> None:
-    done = subprocess.run(["bash", str(SCRIPT), "birds"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: expected: sbatch train.sbatch CONFIG RUN_DIR [SECTION.KEY=VALUE ...]\n"
+@pytest.mark.parametrize(
+    ("arguments", "environment", "error"),
+    [
+        ("birds", {}, "expected: sbatch train.sbatch CONFIG RUN_DIR [SECTION.KEY=VALUE ...]"),
+        ("birds run", {}, "SLURM_JOB_ID is not set; start this script with sbatch, which needs --cpus-per-task"),
+        (
+            "birds run",
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_CPUS_PER_TASK": "8"},
+            "ray is not on the PATH; activate its environment before sbatch",
+        ),
+    ],
+    ids=["no run directory", "not in a job", "no environment"],
+)
+def test_mistakes_are_one_line_before_anything_starts(arguments: str, environment: dict[str, str], error: str) -> None:
+    command = ["/bin/bash", str(SCRIPT), *arguments.split()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", **environment}
+    )
+    assert (done.returncode, done.stderr) == (2, f"error: {error}\n")
 
 
 def test_slurm_reads_every_directive() -> None:

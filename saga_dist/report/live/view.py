@@ -126,7 +126,7 @@ def _numbers(run: LiveRun, *, explained: bool) -> Table:
         if rows:
             table.add_row(Text(heading, "bold"))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
     return table
 
 
