@@ -14,9 +14,6 @@ import pytest
 from PIL import Image
 
 import saga_dist
-from saga_dist.config import load_config
-from saga_dist.config.loading import resolve_config
-from saga_dist.errors import ConfigError
 from saga_dist.runtime.stopping import stop_on_signal
 from saga_dist.utils.directory_owner import OWNER_NAME
 
@@ -104,17 +101,3 @@ def test_a_run_in_another_thread_leaves_signals_to_the_program() -> None:
     thread.start()
     thread.join()
     assert stops == [False]
-
-
-def test_a_configuration_may_be_a_path_a_mapping_or_an_object(config_file: Path) -> None:
-    from_file = load_config(config_file, ["run.steps=7"])
-    sections = {name: dict(section) for name, section in load_config(config_file).model_dump(mode="json").items()}
-    assert resolve_config(str(config_file), ["run.steps=7"]) == from_file
-    assert resolve_config(sections, ["run.steps=7"]) == from_file
-    assert resolve_config(load_config(config_file), ["run.steps=7"]) == from_file
-    assert sections["run"]["steps"] == 2  # the caller's mapping is as it was
-
-
-def test_a_configuration_without_a_file_needs_a_run_directory(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir: no run directory; give run_dir"):
-        saga_dist.train(load_config(config_file))
