@@ -18,6 +18,8 @@ from saga_dist.errors import UserError
 
 AREAS = (
     "command_line",
+    "api",
+    "watch",
     "reference",
     "configuration",
     "sampling",
