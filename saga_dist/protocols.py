@@ -265,6 +265,13 @@ class Learner(Protocol):
         The coordinator reads the labels here, because only the learner has access to the images.
         """
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns training images before augmentation, uint8 [H, W, 3] each, to be shown.
+
+        Args:
+            indices: indices into the training split.
+        """
+
     def split_hash(self) -> str:
         """Returns the sha256 of the images, classes and labels of all splits; a resume must not change it."""
 

@@ -93,7 +93,13 @@ def metrics_page() -> str:
 
 
 def _metric(metric: Metric) -> str:
-    facts = [("Unit", metric.unit), ("Healthy", metric.healthy), ("Otherwise", metric.otherwise), ("Only", metric.only)]
+    facts = [
+        ("In the report", metric.title),
+        ("Unit", metric.unit),
+        ("Healthy", metric.healthy),
+        ("Otherwise", metric.otherwise),
+        ("Only", metric.only),
+    ]
     lines = [f"- **{label}:** {_linked(text)}" for label, text in facts if text]
     heading = f"### `{metric.name}` {{#{_anchor(metric.names[0])}}}"
     return "\n".join([heading, "", _linked(metric.measures), "", *lines, ""])

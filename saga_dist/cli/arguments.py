@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from saga_dist.utils.library_logging import quiet_libraries
-from saga_dist.utils.output_errors import refuse_package_cache
 from saga_dist.utils.printable import printable
 from saga_dist.utils.terminal import log_to_terminal
 
@@ -28,22 +27,6 @@ Family = Annotated[
 ]
 ENCODER_HELP = "run directory, or the folder of an encoder"
 RUN_HELP = "run directory of a finished or running training"
-
-
-def run_directory(option: Path | None, configured: str, *, default: Path) -> Path:
-    """Returns the run directory as an absolute path: the first one given of option, configuration and default.
-
-    Args:
-        option: value of ``--run-dir``; None when it is not given.
-        configured: ``run.directory`` of the configuration; empty when it is not set.
-        default: directory used without the other two.
-
-    Raises:
-        OutputError: it is in a copy of a job's working directory, which Ray removes.
-    """
-    chosen = option or (Path(configured) if configured else default)
-    refuse_package_cache(chosen, option="--run-dir")
-    return chosen.absolute()
 
 
 def configure_logging(*, verbose: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.arguments import Overrides, RunDir, Verbose, configure_logging
 from saga_dist.cli.validation import require_valid
 from saga_dist.runtime.stopping import stop_on_signal
 
@@ -26,6 +26,7 @@ def demo(
         configure_logging(verbose=verbose)
         from saga_dist.cli.progress import waiting
         from saga_dist.config import load_config
+        from saga_dist.runtime.resolve import run_directory
         from saga_dist.standin import DEMO_CONFIG
 
         # The time in the name makes a demo without --run-dir start a new run instead of resuming one.

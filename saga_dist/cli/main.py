@@ -35,6 +35,7 @@ from saga_dist.cli.search import search
 from saga_dist.cli.sweep import sweep
 from saga_dist.cli.train import train
 from saga_dist.cli.usage import UsageError, usage_text
+from saga_dist.cli.watch import watch
 from saga_dist.errors import SagaError
 from saga_dist.utils.output_errors import disk_errors
 from saga_dist.utils.printable import printable, printable_lines
@@ -56,6 +57,7 @@ COMMANDS = (
     search,
     report,
     rollouts,
+    watch,
     bench,
     scale,
     config,

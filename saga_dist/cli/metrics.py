@@ -23,6 +23,7 @@ def metrics(
     for one in metrics_called(name):
         facts = (
             ("measures", one.measures),
+            ("title", one.title),
             ("unit", one.unit),
             ("healthy", one.healthy),
             ("otherwise", one.otherwise),

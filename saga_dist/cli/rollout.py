@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
+from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging
 from saga_dist.cli.validation import require_valid
 from saga_dist.runtime.stopping import stop_on_signal
 from saga_dist.utils.printable import printable
@@ -14,6 +14,7 @@ def rollout(config: ConfigFile, overrides: Overrides = None, run_dir: RunDir = N
     """Run rollouts only: record the frozen MLLM's completions for run.steps steps of pairs, without training."""
     with stop_on_signal() as stop:
         from saga_dist.config import load_config
+        from saga_dist.runtime.resolve import run_directory
 
         resolved = load_config(config, overrides or [])
         directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / f"{config.stem}-rollouts")

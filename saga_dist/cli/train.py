@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, run_directory
-from saga_dist.cli.validation import fitted_overrides, require_valid
+from saga_dist.cli.arguments import ConfigFile, Overrides, RunDir, Verbose, configure_logging, print_line
+from saga_dist.cli.validation import require_valid
 from saga_dist.runtime.stopping import stop_on_signal
 from saga_dist.utils.printable import printable, printable_lines
 
@@ -30,14 +30,13 @@ def train(
 ) -> None:
     """Train from a configuration; the same command resumes."""
     with stop_on_signal() as stop:
-        from saga_dist.config import load_config
+        from saga_dist.runtime.resolve import resolve_run
 
-        recording = [] if from_recording is None else [f"rollout.recording={from_recording}"]
-        given = [*(overrides or []), *recording]
-        resolved = load_config(config, given)
-        if fit:
-            resolved = load_config(config, [*given, *fitted_overrides(resolved)])
-        directory = run_directory(run_dir, resolved.run.directory, default=Path("runs") / config.stem)
+        resolved, directory, fitted = resolve_run(
+            config, overrides or [], run_dir=run_dir, from_recording=from_recording, fit_to_data=fit
+        )
+        if fitted is not None:
+            print_line(f"fitted to the data: {' '.join(fitted) or 'every setting fits already'}")
         if dry_run:
             from saga_dist.runtime.preflight import describe
 

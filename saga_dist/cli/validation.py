@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_dist.cli.arguments import print_line
-
 if TYPE_CHECKING:
     from saga_dist.config import RunConfig
 
@@ -31,16 +29,3 @@ def require_valid(config: RunConfig, directory: Path) -> None:
         warnings = validate_run(config, directory)
     for warning in warnings:
         log.warning("%s", warning)
-
-
-def fitted_overrides(config: RunConfig) -> list[str]:
-    """Returns the overrides with which a run fits its data set, and prints them.
-
-    Raises:
-        DataError: no overrides fit.
-    """
-    from saga_dist.runtime.validation.fit import fit_to_data
-
-    overrides = fit_to_data(config)
-    print_line(f"fitted to the data: {' '.join(overrides) or 'every setting fits already'}")
-    return overrides

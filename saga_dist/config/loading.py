@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(tree, where=str(file))
 
 
+def resolve_config(source: object, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration that any of its forms means, with overrides applied.
+
+    Args:
+        source: path of a TOML file or name of a shipped one; its sections as a mapping of mappings; or a configuration.
+        overrides: as for ``load_config``.
+
+    Raises:
+        ConfigError: as for ``load_config``; or ``source`` is of another type.
+    """
+    if isinstance(source, str | Path):
+        return load_config(source, overrides)
+    if not isinstance(source, RunConfig | Mapping):
+        kind = type(source).__name__
+        raise ConfigError(f"a configuration of type {kind}", expected="a path, a mapping of sections or a RunConfig")
+    tree = source.model_dump(mode="json") if isinstance(source, RunConfig) else copy.deepcopy(dict(source))
+    for override in override_list(overrides):
+        _apply_override(tree, override)
+    return parse_config(tree, where="configuration")
+
+
 def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the sections, keys and values of a TOML file with overrides applied, not validated.
 
@@ -62,7 +84,7 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML ({error})", where=str(path)) from error
-    for override in overrides:
+    for override in override_list(overrides):
         _apply_override(tree, override)
     return tree
 
@@ -103,6 +125,17 @@ def parse_config(tree: dict[str, Any], *, where: str) -> RunConfig:
         return RunConfig.model_validate(_tuples(tree))
     except ValidationError as error:
         raise ConfigError(_first_problem(error), where=where) from error
+
+
+def override_list(overrides: Sequence[str]) -> list[str]:
+    """Returns overrides as a list.
+
+    Raises:
+        ConfigError: they are one string, whose letters would be taken for overrides.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides = {overrides!r}", expected=f"a list of strings: [{overrides!r}]")
+    return list(overrides)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

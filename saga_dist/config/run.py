@@ -120,6 +120,12 @@ class LoggingSection(Section):
     prometheus: bool = Field(
         False, description="True: export the metrics as gauges on Ray's metrics port (runtime.kind = ray only)"
     )
+    group_every_steps: int = Field(
+        100,
+        ge=0,
+        description="optimizer steps between two groups that TensorBoard, Weights & Biases and MLflow receive with all "
+        "completions and both images, beginning with step 1; 0: none",
+    )
 
 
 class RunConfig(Section):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_dist.errors import CheckpointError
+from saga_dist.metrics.group_words import GroupSample
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.types import StepResult
 from saga_dist.utils.atomic_io import write_atomic
@@ -102,11 +103,21 @@ class MetricsLog(JsonLines):
         super().__init__(path)
         self._sinks = sinks
 
+    @property
+    def has_sinks(self) -> bool:
+        """True when anything besides the file receives the metrics."""
+        return bool(self._sinks)
+
     def write(self, result: StepResult) -> None:
         """Appends one row ``{"step": ..., "stage/quantity": ...}`` and passes the result to the sinks."""
         self.append({"step": result.step, **result.metrics})
         for sink in self._sinks:
             sink.write(result)
+
+    def write_group(self, sample: GroupSample) -> None:
+        """Passes a group of a step to the sinks; the group itself is in the recordings."""
+        for sink in self._sinks:
+            sink.write_group(sample)
 
     def truncate(self, *, after_step: int) -> None:
         """Drops the rows that ``JsonLines.truncate`` drops, and opens the sinks to continue after ``after_step``."""

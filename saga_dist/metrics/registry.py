@@ -29,6 +29,8 @@ class Metric(Section):
 
     name: str
     """Name in metrics.jsonl, ``stage/quantity_unit``, with the placeholders of a family."""
+    title: str
+    """Words for a chart: a heading, and after ``": "`` the label of one line of it; placeholders as in the name."""
     unit: str
     """Unit, and range where it has one."""
     measures: str
@@ -43,17 +45,51 @@ class Metric(Section):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the family with every alternative written out; ``{N}`` stays."""
-        parts = _ALTERNATIVES.split(self.name)
-        choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
-        return tuple("".join(one) for one in product(*choices))
+        return _written_out(self.name)
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(re.escape(name).replace(re.escape(NUMBER), r"\d+") for name in self.names))
+    def titles(self) -> tuple[str, ...]:
+        """Title of each of ``names``; ``{N}`` stays."""
+        return _written_out(self.title)
+
+    @property
+    def axis_unit(self) -> str:
+        """Unit without its range, for the axis of a chart."""
+        return re.split(r"[,;]| in [\[(]", self.unit)[0]
+
+    @property
+    def is_share(self) -> bool:
+        """True for shares and probabilities, which a chart shows in percent."""
+        return self.axis_unit in ("share", "probability")
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(re.compile(re.escape(name).replace(re.escape(NUMBER), r"(\d+)")) for name in self.names)
 
     def covers(self, name: str) -> bool:
         """Returns True when a name of metrics.jsonl is this metric, or one of this family."""
-        return bool(self._pattern.fullmatch(name))
+        return any(pattern.fullmatch(name) for pattern in self._patterns)
+
+    def position_of(self, name: str) -> tuple[int, int]:
+        """Returns the place of a name within this family: number of its alternative, and the number in it, or 0.
+
+        Raises:
+            ValueError: the name is of another metric.
+        """
+        for alternative, pattern in enumerate(self._patterns):
+            if found := pattern.fullmatch(name):
+                return alternative, int(found[1]) if found.groups() else 0
+        raise ValueError(f"{self.name} does not cover {name}")
+
+    def title_of(self, name: str) -> tuple[str, str]:
+        """Returns heading and label of a name of this family; the label is empty where the heading has one line.
+
+        Raises:
+            ValueError: the name is of another metric.
+        """
+        alternative, value = self.position_of(name)
+        heading, _, label = self.titles[alternative].replace(NUMBER, str(value)).partition(": ")
+        return heading, label
 
 
 class MetricGroup(Section):
@@ -113,6 +149,13 @@ def metrics_called(name: str) -> list[Metric]:
         expected="a name of metrics.jsonl, or a part of one",
         fix=_advice(name),
     )
+
+
+def _written_out(template: str) -> tuple[str, ...]:
+    """Returns the template once for each choice of its alternatives, in their order."""
+    parts = _ALTERNATIVES.split(template)
+    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
+    return tuple("".join(one) for one in product(*choices))
 
 
 def _advice(name: str) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from saga_dist.report.curves import Chart
+from saga_dist.report.line_chart import Chart, LegendEntry
 from saga_dist.report.text import shown_name
 from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, number
 
 WIDTH = 480
 """Width of a chart, in pixels."""
-_RIGHT, _TOP, _AXIS = 14, 6, 22
+_RIGHT, _TOP, _AXIS = 14, 6, 38
 _DOT_HEIGHT, _ROW_HEIGHT = 6.0, 22
 _FONT_SIZE = 11
 
@@ -53,7 +53,12 @@ class DotSeries:
 
 
 def dot_chart(
-    title: str, rows: Sequence[str], series: Sequence[DotSeries], *, marks: Sequence[float | None] = ()
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[DotSeries],
+    *,
+    quantity: str,
+    marks: Sequence[float | None] = (),
 ) -> Chart:
     """Returns a chart of shares.
 
@@ -61,6 +66,7 @@ def dot_chart(
         title: title, untrusted text.
         rows: names of the rows, untrusted text.
         series: series to draw, with untrusted labels.
+        quantity: label of the axis.
         marks: share of each row that is marked with a short line (chance), None for no mark; empty for no marks.
     """
     names = [shown_name(row) for row in rows]
@@ -71,6 +77,7 @@ def dot_chart(
     ticks = [scale.high * quarter / 4 for quarter in range(5)]
     drawing = Drawing(WIDTH, bottom + _AXIS, shown_name(title), font_size=_FONT_SIZE)
     drawing.x_axis(Axis(scale, [(tick, f"{number(100 * tick)} %") for tick in ticks]), bottom=bottom, grid_top=_TOP)
+    drawing.text("unit", WIDTH - _RIGHT, bottom + _AXIS - 8, quantity, anchor="end")
     for index, name in enumerate(names):
         middle = _TOP + height * (index + 0.5)
         drawing.text("tick", left - 8, middle, name, anchor="end")
@@ -82,8 +89,8 @@ def dot_chart(
             dot = line.dots[index]
             if dot is not None:
                 _draw_dot(drawing, scale, name, line, dot, middle + _DOT_HEIGHT * (place - (len(series) - 1) / 2))
-    legend = [(line.colour, shown_name(line.label), "") for line in series if not line.hollow]
-    return Chart(shown_name(title), Markup(drawing.svg()), legend, averaged=False)
+    legend = [LegendEntry(f"k{line.colour}", shown_name(line.label), "") for line in series if not line.hollow]
+    return Chart(shown_name(title), Markup(drawing.svg()), legend)
 
 
 def _top_share(series: Sequence[DotSeries]) -> float:

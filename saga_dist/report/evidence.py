@@ -18,8 +18,8 @@ from saga_dist.diagnostics.schema import (
     RecallFigure,
 )
 from saga_dist.diagnostics.tables import TextTable, evidence_tables
-from saga_dist.report.curves import Chart
 from saga_dist.report.dot_chart import Dot, DotSeries, dot_chart
+from saga_dist.report.line_chart import Chart
 from saga_dist.report.text import shown, shown_name
 
 NOT_MEASURED = "Not measured yet: saga-dist evidence show RUN."
@@ -85,7 +85,7 @@ def _recalls(recalls: Sequence[RecallFigure]) -> Chart:
         DotSeries(encoder, 0, [found.get((encoder, space)) for space in spaces], hollow=encoder == PRETRAINED)
         for encoder in _BOTH
     ]
-    return dot_chart("Recall@1 by what is compared", spaces, series)
+    return dot_chart("Recall@1 by what is compared", spaces, series, quantity="Recall@1")
 
 
 def _probes(probes: Probes) -> Chart:
@@ -99,6 +99,7 @@ def _probes(probes: Probes) -> Chart:
             DotSeries(column.space, spaces.index(column.space), _dots(column), hollow=column.encoder == PRETRAINED)
             for column in columns
         ],
+        quantity="accuracy",
         marks=chance,
     )
 
@@ -121,7 +122,7 @@ def _looks(looks: Sequence[AttentionShares]) -> Chart:
                 one = found.get((who, encoder)) or (found.get((who, NOBODY)) if encoder == TRAINED else None)
                 dots.append(None if one is None else Dot(share_of(one), share_of(one), share_of(one)))
             series.append(DotSeries(label, colour, dots, hollow=encoder == PRETRAINED))
-    return dot_chart("Where attention lies", rows, series)
+    return dot_chart("Where attention lies", rows, series, quantity="share of the attention")
 
 
 def _printable(table: TextTable) -> TextTable:

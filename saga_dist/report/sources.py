@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,20 @@ def read_groups(run: RunFiles, *, step: int | None = None, limit: int = MAX_RECO
     chosen = [files[index] for index in evenly(len(files), limit)]
     groups = [RecordedGroup(number, group) for number, path in chosen for group in read_recording(path)]
     return Recorded(groups, len(chosen), len(files))
+
+
+def run_labels(paths: Sequence[Path]) -> list[str]:
+    """Returns a label for each run: its directory's name, with as many parents as tell the runs apart.
+
+    Args:
+        paths: different run directories.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1)):
+        labels = ["/".join(one[-length:]) for one in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(path.resolve()) for path in paths]
 
 
 def evenly(total: int, limit: int) -> list[int]:

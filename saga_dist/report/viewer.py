@@ -92,26 +92,32 @@ def select_groups(groups: Sequence[RecordedGroup], limit: int) -> list[RecordedG
 def viewer_data(
     groups: Sequence[RecordedGroup],
     *,
+    prompt: str,
     tokenizer: Decoder | None,
     pictures: PairImages | None,
     maps: Callable[[list[np.ndarray]], list[np.ndarray]],
     overlays: Mapping[str, Sequence[Overlay]],
+    attributes: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Returns the JSON values that ``viewer.js`` reads.
 
     Args:
         groups: groups to show.
+        prompt: the prompt of all of them.
         tokenizer: tokenizer of the MLLM, to split completions into tokens; None to show them as one text.
         pictures: provides the images; None to show no images.
         maps: function from images, uint8 [H, W, 3], to the pooler's attention maps; returns [] without an attention
             pooler.
         overlays: pair id to further overlays (see ``teacher.pair_overlays``).
+        attributes: pair id to the rows of its attribute table (see ``agreement.agreement_rows``).
     """
     images = _images([recorded.group for recorded in groups], pictures, maps)
     return {
+        "prompt": shown(prompt),
         "groups": [
             {
                 **group_data(recorded, tokenizer, pictures),
+                "attributes": attributes.get(recorded.group.pair.pair_id, []),
                 "images": pair,
                 "overlays": [
                     {"name": overlay.name, "heat": list(overlay.heats)}
@@ -119,7 +125,7 @@ def viewer_data(
                 ],
             }
             for recorded, pair in zip(groups, images, strict=True)
-        ]
+        ],
     }
 
 

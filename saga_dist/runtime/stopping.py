@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -81,7 +82,8 @@ def stop_on_signal(outer: StopRequest | None = None) -> Iterator[StopRequest]:
     """Yields the request to stop, which SIGTERM and SIGINT set while the context is open.
 
     A command opens it before it imports what takes seconds, and hands its request to the function that trains. A SIGINT
-    after another of these signals raises ``KeyboardInterrupt``.
+    after another of these signals raises ``KeyboardInterrupt``. Python delivers signals to the main thread only, so a
+    run in another thread, as of a notebook's server, leaves them to the program.
 
     Args:
         outer: request of a context that is open already, which is yielded; None for none.
@@ -94,6 +96,9 @@ def stop_on_signal(outer: StopRequest | None = None) -> Iterator[StopRequest]:
         yield outer
         return
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     previous = {number: signal.signal(number, request.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request

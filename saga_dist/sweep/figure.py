@@ -6,6 +6,7 @@ The figure is a self-contained SVG file, with its own styles for light and dark,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -76,7 +77,7 @@ def _share_axis(frame: _Frame, rows: list[SummaryRow]) -> Axis:
     return Axis(Scale(0.0, ticks[-1], frame.left, frame.right), list(zip(ticks, labels, strict=True)))
 
 
-def _draw_row(drawing: Drawing, frame: _Frame, scale: Scale, row: SummaryRow, y: float) -> None:
+def _draw_row(drawing: Drawing, frame: _Frame, scale: Callable[[float], float], row: SummaryRow, y: float) -> None:
     """Draws label, whisker, dots and mean of one variant at height ``y``."""
     drawing.text("label", frame.left - 10, y, printable(row.label), anchor="end")
     if row.confidence_interval is not None:

@@ -20,6 +20,7 @@ from saga_dist.checkpoint import CheckpointStore, open_mirror
 from saga_dist.config import RunConfig
 from saga_dist.data.sampling import ClassBalancedSampler
 from saga_dist.errors import Interrupted, LearnerLost, TrainingError
+from saga_dist.metrics.group_words import GroupSample, shown_group
 from saga_dist.metrics.log import MetricsLog, Stopwatch
 from saga_dist.metrics.sinks import MetricSink
 from saga_dist.protocols import GradientHandle, Runtime
@@ -289,6 +290,8 @@ class Coordinator:
 
     def _record(self, step: StepState, gradients: Sequence[GradientHandle]) -> None:
         """Writes the recording of the step (groups with replay log-probabilities) and its row in the pair ledger."""
+        if (sample := self._group_sample(step)) is not None:
+            self._metrics.write_group(sample)
         if self._config.rollout.record and step.buffer.groups:
             make_folder(self._recordings)
             groups = with_replay(step.buffer.groups, gradients)
@@ -297,6 +300,15 @@ class Coordinator:
             self._ledger.append(
                 step.number + 1, step.num_batches, step.buffer.outcomes(), step.quarantined, step.cancelled
             )
+
+    def _group_sample(self, step: StepState) -> GroupSample | None:
+        """Returns the group of a step that the sinks receive with its images; None where none is due."""
+        every, number = self._config.logging.group_every_steps, step.number + 1
+        group = shown_group(step.buffer.groups)
+        if group is None or not every or not self._metrics.has_sinks or (number != 1 and number % every):
+            return None
+        image_a, image_b = self._runtime.learner.training_images([group.pair.image_a, group.pair.image_b])
+        return GroupSample(number, group, (image_a, image_b))
 
     def _summarise(self, step: StepState, result: StepResult, gradients: list[GradientHandle]) -> StepResult:
         metrics = {**result.metrics, **pool_metrics(self._runtime)}

@@ -7,14 +7,17 @@ Colours and strokes come from the style sheet of the page or of the drawing, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from xml.etree import ElementTree
 
 LETTER_WIDTH = 6.4 / 12
 """Mean width of a letter as a share of the font size; an estimate, because the viewer chooses the font."""
 _BASELINE = 0.32
 """Distance of the baseline below the middle of the letters, as a share of the font size."""
+_MOST_POWERS = 5
+"""Largest number of intervals between the ticks of a logarithmic axis."""
 _EDGE = 20.0
 """Distance from the right border within which a tick label is right-aligned, in units of the view box."""
 
@@ -39,10 +42,29 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class LogScale:
+    """Logarithmic map from positive values to positions: ``low`` to ``start`` and ``high`` to ``end``."""
+
+    low: float
+    """Value at ``start``, above 0."""
+    high: float
+    """Value at ``end``, above ``low``."""
+    start: float
+    """Position of ``low``, in units of the view box."""
+    end: float
+    """Position of ``high``, in units of the view box."""
+
+    def __call__(self, value: float) -> float:
+        """Returns the position of a value above 0."""
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
 class Axis:
     """A scale with labelled ticks."""
 
-    scale: Scale
+    scale: Callable[[float], float]
     """Map from values to positions."""
     ticks: Sequence[tuple[float, str]]
     """Value and label of each tick."""
@@ -80,14 +102,31 @@ class Drawing:
         """
         self._add("line", css_class, title=title, x1=x[0], x2=x[1], y1=y[0], y2=y[1])
 
-    def polyline(self, css_class: str, points: Iterable[tuple[float, float]]) -> None:
-        """Draws straight lines through points (x, y), in their order."""
-        places = " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
-        ElementTree.SubElement(self._svg, "polyline", {"class": css_class, "points": places})
+    def polyline(
+        self, css_class: str, points: Iterable[tuple[float, float]], *, data: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Draws straight lines through points (x, y), in their order.
 
-    def dot(self, css_class: str, x: float, y: float, radius: float, *, title: str = "") -> None:
-        """Draws a circle around (x, y); see ``line`` for the other arguments."""
-        self._add("circle", css_class, title=title, cx=x, cy=y, r=radius)
+        Args:
+            css_class: class of the element.
+            points: the points.
+            data: name and value of ``data-`` attributes, for a script of the page.
+        """
+        places = " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
+        ElementTree.SubElement(self._svg, "polyline", {"class": css_class, "points": places, **_data(data)})
+
+    def dot(
+        self,
+        css_class: str,
+        x: float,
+        y: float,
+        radius: float,
+        *,
+        title: str = "",
+        data: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Draws a circle around (x, y); see ``line`` and ``polyline`` for the other arguments."""
+        self._add("circle", css_class, title=title, cx=x, cy=y, r=radius).attrib.update(_data(data))
 
     def text(self, css_class: str, x: float, y: float, words: str, *, anchor: str = "start") -> None:
         """Draws a text.
@@ -184,17 +223,49 @@ def nice_ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> 
     return [index * spacing for index in range(first, last + 1)]
 
 
-def number(value: float) -> str:
-    """Returns a number as text with 3 significant digits; from 1,000 on as a whole number.
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns powers of ten that cover [low, high]; of many, every second, third, … so that few are left.
+
+    Args:
+        low: smallest value, above 0.
+        high: largest value, at least ``low``.
+    """
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    spacing = max(1, math.ceil((last - first) / _MOST_POWERS))
+    count = max(1, math.ceil((last - first) / spacing))
+    return [10.0 ** (first + index * spacing) for index in range(count + 1)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Returns a label for each tick: numbers of 3 significant digits, or of as many, up to 6, as tell them apart."""
+    for digits in range(3, 7):
+        labels = [number(tick, digits) for tick in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return labels
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Returns a number as text, from 1,000 on with all digits before the decimal point.
 
     Numbers of at least 1e5 or below 1e-3 in magnitude have an exponent.
+
+    Args:
+        value: the number.
+        digits: significant digits, 1 to 6.
     """
     if value == 0:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+    if abs(value) >= 1000:
+        return f"{value:,.{max(0, digits - len(str(int(abs(value)))))}f}"
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def _data(data: Mapping[str, str]) -> dict[str, str]:
+    return {f"data-{name}": value for name, value in data.items()}
 
 
 def _short(value: float) -> str:

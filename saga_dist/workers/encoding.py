@@ -102,6 +102,10 @@ class SplitEncoder:
         """Returns the labels of a split, int64 [I]; empty when the data has no such split."""
         return self._splits.named(split).labels_I if split in self._splits.names else np.zeros(0, np.int64)
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns training images before augmentation, uint8 [H, W, 3] each."""
+        return [self._splits.train.image(index) for index in indices]
+
     @cached_property
     def split_hash(self) -> str:
         """Sha256 of the images, classes and labels of all splits."""

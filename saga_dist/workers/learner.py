@@ -295,6 +295,10 @@ class Learner:
         """Returns the labels of a split, int64 [I]; empty when the data has no such split."""
         return self._images.labels(split)
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns training images before augmentation, uint8 [H, W, 3] each."""
+        return self._images.training_images(indices)
+
     def split_hash(self) -> str:
         """Returns the sha256 of the images, classes and labels of all splits."""
         return self._images.split_hash

@@ -18,6 +18,8 @@ from saga_dist.errors import UserError
 
 AREAS = (
     "command_line",
+    "api",
+    "watch",
     "reference",
     "configuration",
     "sampling",
@@ -33,6 +35,7 @@ AREAS = (
     "completions",
     "steps",
     "engines",
+    "pages",
     "trained_part",
     "hub",
     "packed_data",

@@ -141,7 +141,7 @@ ROWS = [
         "an argument that is missing",
         "wrong arguments",
         "report",
-        ("saga-dist report: missing argument 'RUN'",),
+        ("saga-dist report: missing argument 'RUN…'",),
     ),
     BadInput(
         "an option without its value",
@@ -152,8 +152,8 @@ ROWS = [
     BadInput(
         "an argument too many",
         "wrong arguments",
-        "report run other",
-        ("saga-dist report: got unexpected extra argument", "other"),
+        "rollouts run other",
+        ("saga-dist rollouts: got unexpected extra argument", "other"),
     ),
     BadInput(
         "an unknown benchmark",

@@ -17,7 +17,6 @@ import torch
 from bad_inputs.row import BadInput, Workspace
 from safetensors import SafetensorError
 
-from saga_dist import config
 from saga_dist.metrics.log import JsonLines
 from saga_dist.models.placement import checked_device
 from saga_dist.retrieval.first_hits import FirstHits, save_hits
@@ -273,7 +272,7 @@ def full_cache(workspace: Workspace) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blobs/x")
 
     workspace.write_config()
-    workspace.patch.setattr(config, "load_config", download)
+    workspace.patch.setattr("saga_dist.config.loading.load_config", download)
 
 
 CACHE = BadInput(

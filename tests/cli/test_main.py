@@ -75,6 +75,7 @@ HEAVY_COMMANDS = (
     "report RUN",
     "rollouts RUN",
     "rollouts RUN --step 1",
+    "watch RUN",
     "evidence show RUN",
     "evidence screen CONFIG",
     "bench replay",

@@ -118,3 +118,29 @@ def test_a_name_a_family_or_a_part_is_found() -> None:
     ]
     with pytest.raises(ConfigError, match=r"no metric is called 'rollout/rewards'.*did you mean rollout/reward_mean"):
         metrics_called("rollout/rewards")
+
+
+def test_every_name_has_a_title_of_its_own() -> None:
+    titles = [metric.title_of(name.replace(NUMBER, "7")) for metric in all_metrics() for name in metric.names]
+    assert len(set(titles)) == len(titles)
+    assert not [part for title in titles for part in title if set("{}_") & set(part.replace("L_", ""))]
+
+
+def test_metrics_of_one_heading_have_one_unit() -> None:
+    """They are drawn in one chart."""
+    units: dict[str, set[str]] = {}
+    for metric in all_metrics():
+        for title in metric.titles:
+            units.setdefault(title.partition(": ")[0], set()).add(metric.axis_unit)
+    assert {heading: found for heading, found in units.items() if len(found) > 1} == {}
+
+
+def test_a_title_follows_the_name_within_its_family() -> None:
+    for name, title in (
+        ("rollout/verdict_accuracy_different", ("Verdict accuracy", "different classes")),
+        ("importance/weight_p95", ("Importance weight", "percentile 95")),
+        ("replay_pool/leases", ("Leases", "replay workers")),
+        ("rollout/reward_mean", ("Mean reward", "")),
+    ):
+        metric = find_metric(name)
+        assert metric is not None and metric.title_of(name) == title

@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import ConfigError
+from saga_dist.metrics.group_words import GroupSample
 from saga_dist.metrics.log import MetricsLog
-from saga_dist.metrics.sinks import MlflowSink, TensorBoardSink, WandbSink, build_sinks, require_loggers, run_identity
+from saga_dist.metrics.sinks import MlflowSink, TensorBoardSink, WandbSink, build_sinks, require_loggers
+from saga_dist.metrics.sinks.identity import run_identity
 from saga_dist.runtime.preflight import describe
 from saga_dist.runtime.run import metric_sinks, train
 from saga_dist.types import StepResult
@@ -42,6 +44,9 @@ class ListSink:
 
     def write(self, result: StepResult) -> None:
         self.told.append((result.step, dict(result.metrics)))
+
+    def write_group(self, sample: GroupSample) -> None:
+        self.told.append(("group", sample.step))
 
     def close(self) -> None:
         self.told.append("close")

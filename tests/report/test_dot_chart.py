@@ -17,7 +17,7 @@ def places(svg: str) -> list[tuple[float, float]]:
 
 def test_shares_lie_on_the_axis_and_rows_below_each_other() -> None:
     dots = [Dot(0.0, 0.0, 0.0), Dot(1.0, 1.0, 1.0), Dot(0.5, 0.4, 0.6)]
-    svg = str(dot_chart("t", ["a", "b", "c"], [DotSeries("one", 0, dots)]).svg)
+    svg = str(dot_chart("t", ["a", "b", "c"], [DotSeries("one", 0, dots)], quantity="accuracy").svg)
     (zero, first), (whole, second), (half, third) = places(svg)
     assert whole == WIDTH - 14
     assert half == pytest.approx((zero + whole) / 2, abs=0.1)
@@ -28,23 +28,26 @@ def test_shares_lie_on_the_axis_and_rows_below_each_other() -> None:
 
 
 def test_small_shares_get_a_shorter_axis() -> None:
-    svg = str(dot_chart("t", ["a"], [DotSeries("one", 0, [Dot(0.1, 0.05, 0.25)])]).svg)
+    svg = str(dot_chart("t", ["a"], [DotSeries("one", 0, [Dot(0.1, 0.05, 0.25)])], quantity="accuracy").svg)
     assert "25 %" in svg and "100 %" not in svg
+    assert ">accuracy<" in svg
 
 
 def test_gaps_hollow_dots_and_marks() -> None:
     full = DotSeries("after", 1, [Dot(0.5, 0.5, 0.5), None])
     before = DotSeries("before", 1, [None, Dot(0.2, 0.2, 0.2)], hollow=True)
-    chart = dot_chart("t", ["a", "b"], [full, before], marks=[0.25, None])
+    chart = dot_chart("t", ["a", "b"], [full, before], marks=[0.25, None], quantity="accuracy")
     svg = str(chart.svg)
     assert svg.count("<circle") == 2
     assert svg.count('class="dot s1 hollow"') == 1
     assert svg.count('class="mark"') == 1
-    assert chart.legend == [(1, "after", "")]
+    assert chart.legend == [("k1", "after", "")]
 
 
 def test_names_are_escaped() -> None:
-    chart = dot_chart(HOSTILE, [HOSTILE], [DotSeries(HOSTILE, 0, [Dot(0.5, 0.4, 0.6)])], marks=[0.2])
+    chart = dot_chart(
+        HOSTILE, [HOSTILE], [DotSeries(HOSTILE, 0, [Dot(0.5, 0.4, 0.6)])], marks=[0.2], quantity="accuracy"
+    )
     assert "<img" not in str(chart.svg)
     assert "&lt;img" in str(chart.svg)
 

@@ -125,6 +125,57 @@ def test_text_stands_out_in_both_themes(browser: Any, page: Path, theme: str) ->
         assert (lighter + 0.05) / (darker + 0.05) > 4.5, f"{selector} hardly shows in the {theme} theme"  # WCAG AA
 
 
+def test_pointing_at_a_chart_shows_the_values_of_its_step(tab: Any) -> None:
+    point = (
+        "(() => { const svg = document.querySelector('#curves .chart svg'), box = svg.getBoundingClientRect();"
+        " svg.dispatchEvent(new PointerEvent('pointermove', {clientX: box.right - 12, clientY: box.y + 50})); })()"
+    )
+    shown = "document.querySelector('#curves .chart .tip').offsetParent !== null"
+    assert not tab.run(shown)
+    tab.run(point)
+    assert tab.run(shown)
+    assert tab.run("document.querySelector('#curves .chart .tip').textContent") == "step 3Mean reward 0.7"
+    assert tab.complaints() == []
+
+
+def test_a_dot_of_the_map_leads_to_its_image_and_its_class(tab: Any) -> None:
+    assert tab.run("document.querySelectorAll('#map .place-detail img').length") == 0
+    tab.click("#map circle[data-index='5']")
+    assert tab.run("document.querySelectorAll('#map .of-class').length") == 4  # images of a class
+    assert tab.run("document.querySelector('#map .place-detail b').textContent") == tab.run(
+        "document.querySelector('#map select').value"
+    )
+    tab.choose("#map select", "k one")
+    assert tab.run("[...document.querySelectorAll('#map .strip img')].map(image => image.alt)") == [
+        f"k one/{index}.png" for index in range(4)
+    ]
+    assert tab.complaints() == []
+
+
+def test_a_completion_that_disagrees_is_marked(tab: Any) -> None:
+    tab.click("#viewer .item[data-id='s000001.m0.p03']")
+    assert tab.run("[...document.querySelectorAll('#viewer .agreement .odd')].map(cell => cell.textContent)") == [
+        "maroon ≠"
+    ]
+    assert (
+        tab.run("document.querySelectorAll('#viewer .agreement tbody tr').length") == 12
+    )  # six attributes, two images
+    assert not tab.run("document.querySelector('#viewer .prompt pre').checkVisibility()")
+    tab.click("#viewer .prompt summary")
+    assert "same_species" in tab.run("document.querySelector('#viewer .prompt pre').textContent")
+    assert tab.run("document.querySelector('#viewer .prompt pre').checkVisibility()")
+
+
+def test_a_table_that_is_cut_off_says_so(browser: Any, page: Path) -> None:
+    hints = (
+        "[...document.querySelectorAll('#results .scroll, #attributes .scroll')].map(box => box.matches('.overflows'))"
+    )
+    for width, cut in ((1200, [False, False]), (375, [True, True])):
+        browser.size(width, 800, mobile=width < 500)
+        browser.open(page)
+        assert browser.run(hints) == cut
+
+
 def _luminance(colour: str) -> float:
     """Relative luminance of ``rgb(r, g, b)`` as WCAG defines it."""
     channels = [int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(",")]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from saga_dist.cli.main import app, main
 from saga_dist.errors import ConfigError
 from saga_dist.report import build
 from saga_dist.report.build import Settings, report_page, rollouts_page
-from saga_dist.report.sources import read_groups
+from saga_dist.report.sources import read_groups, run_labels
 from saga_dist.retrieval.results import Results
 
 HOSTILE_CLASS = "m <b>three<b>"
@@ -63,6 +64,7 @@ def elements(page: str) -> Elements:
 
 def test_hostile_names_and_texts_make_no_element(elements: Elements) -> None:
     assert [attributes for tag, attributes in elements.tags if tag == "script"] == [
+        {"type": "application/json", "id": "map-images"},
         {"type": "application/json", "id": "groups"},
         {},
     ]
@@ -129,6 +131,7 @@ def test_a_running_run_without_model_or_images_has_a_report_that_says_so(run_dir
     assert "The images cannot be read" in text
     assert "Completions are not split into tokens" in text
     assert "No results.json yet" in text
+    assert "⟦image 1⟧" in made.html  # the prompt, without a chat format
     assert any("/nowhere" in line for line in made.lines)
 
 
@@ -136,7 +139,7 @@ def test_a_run_without_rollouts_has_a_report(run_dir: Path, tmp_path: Path) -> N
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("rollouts"))
     text = Elements(report_page(copy, Settings()).html).text
-    assert text.count("No recorded rollouts") == 2
+    assert text.count("No recorded rollouts") == 2  # among the parts that are not on the page
 
 
 def test_what_the_viewer_leaves_out_is_counted(run_dir: Path, groups_of: Callable[[str], list[dict]]) -> None:
@@ -227,3 +230,65 @@ def test_a_run_to_which_the_mllm_contributed_nothing_has_a_remark_in_its_head(ru
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     found = Elements(report_page(tmp_path / "run", Settings()).html)
     assert "the frozen MLLM contributed to 0 of 2 steps: completions are cut off at rollout.max_tokens" in found.text
+
+
+def headings(elements: Elements) -> set[str | None]:
+    return {attributes.get("id") for tag, attributes in elements.tags if tag == "section"}
+
+
+def test_what_a_run_lacks_has_no_heading_and_no_link(run_dir: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "run"
+    shutil.copytree(run_dir, bare, ignore=shutil.ignore_patterns("rollouts", "model", "results.json", "metrics.jsonl"))
+    found = Elements(report_page(bare, Settings()).html)
+    assert headings(found) == {"setup"}
+    assert [attributes["href"] for tag, attributes in found.tags if tag == "a"] == ["#setup"]
+    for part in ("Results", "Curves", "Retrieval", "Evidence", "Attention", "Attributes", "Rollouts"):
+        assert re.search(rf"{part}\n?[^\n]+\.", found.text.split("Not on this page")[1])  # each with its reason
+
+
+def test_a_whole_run_has_every_part_but_the_evidence(elements: Elements) -> None:
+    assert headings(elements) == {"results", "curves", "retrieval", "attention", "attributes", "rollouts", "setup"}
+
+
+def test_several_runs_share_curves_and_results(run_dir: Path, tmp_path: Path) -> None:
+    kept = shutil.ignore_patterns("rollouts", "model")
+    for name in ("first/seed_0", "second/seed_0"):
+        shutil.copytree(run_dir, tmp_path / name, ignore=kept)
+    config = json.loads((tmp_path / "second/seed_0/config.json").read_text())
+    config["objective"]["lambda_dml"] = 0.125
+    (tmp_path / "second/seed_0/config.json").write_text(json.dumps(config))
+    html = report_page(tmp_path / "first/seed_0", Settings(), [tmp_path / "second/seed_0"]).html
+    assert html.count('data-label="first/seed_0"') == html.count('data-label="second/seed_0"') == 3  # one a metric
+    results = html.split('<section id="results">')[1].split("</section>")[0]
+    assert results.count('<td class="words">second/seed_0</td>') == 1
+    assert re.search(r"<td>objective.lambda_dml</td><td>1.0</td><td>0.125</td>", html)
+    assert "<td>objective.lambda_kl</td>" not in html
+
+
+def test_runs_are_called_by_what_tells_them_apart() -> None:
+    assert run_labels([Path("/a/one"), Path("/a/two")]) == ["one", "two"]
+    assert run_labels([Path("/a/b/seed_0"), Path("/a/c/seed_0")]) == ["b/seed_0", "c/seed_0"]
+    assert run_labels([Path("/a/b/seed_0")]) == ["seed_0"]
+
+
+def test_other_methods_are_level_lines_in_the_validation_chart(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("rollouts", "model"))
+    path = tmp_path / "run" / "results.json"
+    trained = Results.load(path).methods[0]
+    before = trained.splits["test"].model_copy(update={"recall_at_1": 0.25})
+    pretrained = trained.model_copy(update={"name": "pre-trained", "splits": {"val": before}})
+    Results(methods=[pretrained, trained]).save(path)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "validation/recall_at_1": 0.5}\n')
+    html = report_page(tmp_path / "run", Settings()).html
+    assert '<li class="reference">pre-trained <b>25.0 %</b></li>' in html
+
+
+def test_the_viewer_has_the_prompt_and_the_attributes_side_by_side(
+    page: str, groups_of: Callable[[str], list[dict]]
+) -> None:
+    data = json.loads(page.split('id="groups">')[1].split("</script>")[0])
+    assert "⟦image 1⟧" in data["prompt"] and "same_species" in data["prompt"]
+    rows = {row["name"]: row for row in groups_of(page)[3]["attributes"]}
+    assert list(rows) == ["bill", "crown", "breast", "wing", "tail", "legs"]
+    assert rows["breast"]["a"] == {"values": ["cream", "cream", "cream", None], "common": "cream", "agree": 3}
+    assert rows["breast"]["b"]["values"] == ["cream", "cream", "maroon", None]

@@ -7,7 +7,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from saga_dist.utils.svg_charts import Axis, Drawing, Scale, label_width, nice_ticks, number
+from saga_dist.utils.svg_charts import (
+    Axis,
+    Drawing,
+    LogScale,
+    Scale,
+    label_width,
+    log_ticks,
+    nice_ticks,
+    number,
+    tick_labels,
+)
 
 HOSTILE = "<script>alert(\"1\") & 'x'</script>"
 
@@ -100,3 +110,45 @@ def test_a_file_of_its_own_carries_its_style_and_its_paper() -> None:
 def test_room_for_labels_grows_with_the_longest() -> None:
     assert label_width(["ab", "abcd", ""], 12) == pytest.approx(4 * 6.4)
     assert label_width([], 12) == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 1000, [1, 10, 100, 1000]),
+        (0.02, 30, [0.01, 0.1, 1, 10, 100]),
+        (2, 3, [1, 10]),
+        (1e-9, 1, [1e-9, 1e-7, 1e-5, 1e-3, 0.1, 10]),
+    ],
+)
+def test_logarithmic_ticks_are_powers_of_ten_that_cover_the_values(
+    low: float, high: float, expected: list[float]
+) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_logarithmic_scale_has_equal_steps_for_equal_ratios() -> None:
+    scale = LogScale(1, 10_000, 200, 0)
+    assert [scale(value) for value in (1, 10, 100, 10_000)] == pytest.approx([200, 150, 100, 0])
+
+
+def test_data_for_a_script_is_escaped() -> None:
+    drawing = Drawing(10, 10, "t")
+    drawing.polyline("line", [(0, 0)], data={"label": HOSTILE})
+    drawing.dot("dot", 1, 2, 3, data={"index": "4"})
+    root = ElementTree.fromstring(drawing.svg())
+    assert [child.get("data-label") or child.get("data-index") for child in root] == [HOSTILE, "4"]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "labels"),
+    [
+        ([40, 40.02, 40.04], ["40", "40.02", "40.04"]),
+        ([2000, 2000.5], ["2,000.0", "2,000.5"]),
+        ([0, 0.5, 1], ["0", "0.5", "1"]),
+        ([1000, 2500], ["1,000", "2,500"]),
+        ([5.0001e-5, 5.0002e-5], ["5.0001e-5", "5.0002e-5"]),
+    ],
+)
+def test_labels_tell_the_ticks_apart(ticks: list[float], labels: list[str]) -> None:
+    assert tick_labels(ticks) == labels

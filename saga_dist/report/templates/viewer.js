@@ -1,40 +1,10 @@
+// The rollout viewer: a list of groups with filters, and one group with its images and completions.
 
-"use strict";
-// The rollout viewer. Data comes from the JSON block; text only ever becomes text nodes, never markup.
-(() => {
-  const PAGE = 60;
+const PAGE = 60; // groups in the list at a time
 
-  const node = (tag, className, ...children) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    made.append(...children.filter((child) => child !== null && child !== undefined));
-    return made;
-  };
-
-  const select = (label, options, onChange) => {
-    const box = node("select", "");
-    for (const [value, text] of options) {
-      const option = node("option", "", text);
-      option.value = value;
-      box.append(option);
-    }
-    box.addEventListener("change", () => onChange(box.value));
-    box.setAttribute("aria-label", label);
-    return { box, field: node("label", "", label, box) };
-  };
-
-  for (const input of document.querySelectorAll(".heat-switch")) {
-    input.addEventListener("change", () => setHeat(input.checked));
-  }
-  function setHeat(on) {
-    document.body.classList.toggle("heats", on);
-    for (const input of document.querySelectorAll(".heat-switch")) input.checked = on;
-  }
-
-  const root = document.getElementById("viewer");
-  if (!root) return;
-  const groups = JSON.parse(document.getElementById("groups").textContent).groups;
-  const state = { step: "", pair: "", truth: "", outcome: "", page: 0, current: groups[0], colour: "plain", overlay: "pooler" };
+const showViewer = (root) => {
+  const { groups, prompt } = JSON.parse(document.getElementById("groups").textContent);
+  const state = { step: "", pair: "", truth: "", outcome: "", page: 0, current: groups[0], colour: "plain", overlay: "pooler", promptOpen: false };
 
   const kindOf = (completion) => (completion.verdict === null ? "void" : completion.right ? "yes" : "no");
   const pairOf = (group) => [...group.classes].sort().join(" ↔ ");
@@ -136,7 +106,7 @@
     const duo = node("div", "duo");
     const texts = node("div", "texts");
     const key = node("div", "key");
-    const showDuo = () => duo.replaceChildren(...group.images.map((image, side) => picture(group, image, side)));
+    const showDuo = () => duo.replaceChildren(...group.images.map((one, side) => picture(group, one, side)));
     const showTexts = () => {
       key.textContent = KEYS[state.colour];
       texts.replaceChildren(...group.completions.map(card));
@@ -145,6 +115,8 @@
       node("h3", "", group.id),
       node("ul", "tags", ...tags.map((tag) => node("li", "", tag))),
       duo,
+      promptBox(),
+      group.attributes.length ? agreementTable(group, kindOf) : "",
       node("div", "tools", group.images.length ? overlay.field : null, colouring.field),
       key,
       texts,
@@ -153,27 +125,23 @@
     showTexts();
   }
 
-  function picture(group, image, side) {
-    const frame = node("span", "frame");
-    const picture = node("img", "");
-    picture.src = image.picture;
-    picture.alt = group.classes[side];
-    frame.append(picture);
+  function promptBox() {
+    const box = node("details", "prompt", node("summary", "", "the prompt"), node("pre", "", prompt));
+    box.open = state.promptOpen;
+    box.addEventListener("toggle", () => { state.promptOpen = box.open; });
+    return box;
+  }
+
+  function picture(group, one, side) {
     const chosen = group.overlays.find((one) => one.name === state.overlay);
-    const source = state.overlay === "pooler" ? image.heat : chosen ? chosen.heat[side] : "";
-    if (source) {
-      const heat = node("img", "heat");
-      heat.src = source;
-      heat.alt = "";
-      frame.append(heat);
-    }
+    const source = state.overlay === "pooler" ? one.heat : chosen ? chosen.heat[side] : "";
+    const frame = node("span", "frame", image(one.picture, "", group.classes[side]), source ? image(source, "heat", "") : null);
     return node("figure", "", frame, node("figcaption", "", group.classes[side]));
   }
 
   function card(one, index) {
     const kind = kindOf(one);
     const said = { void: "no verdict", yes: one.verdict ? "same" : "different", no: one.verdict ? "same" : "different" }[kind];
-    const mark = { void: "–", yes: "✓", no: "✗" }[kind];
     const body = node("div", "body");
     if (one.pieces) {
       one.pieces.forEach((piece, place) => body.append(token(piece, place, one)));
@@ -183,7 +151,7 @@
     }
     return node(
       "article", `text ${kind}`,
-      node("div", "said", node("span", kind, `${mark} ${said}`), node("span", "note", `#${index}`)),
+      node("div", "said", node("span", kind, `${VERDICT_MARKS[kind]} ${said}`), node("span", "note", `#${index}`)),
       node("div", "figures", `reward ${one.reward} · advantage ${signed(one.advantage)} · ${one.tokens} tokens · ${one.finish} · log p ${signed(one.mean_log_prob)}${one.mean_gap === undefined ? "" : ` · mismatch ${one.mean_gap}`}`),
       body,
     );
@@ -237,4 +205,6 @@
   );
   showList();
   showDetail();
-})();
+};
+const viewerBox = document.getElementById("viewer");
+if (viewerBox) showViewer(viewerBox);

@@ -204,6 +204,10 @@ class LearnerActor(BaseActor):
         """Returns the labels of a split."""
         return self._learner.labels(split)
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns training images before augmentation."""
+        return self._learner.training_images(indices)
+
     def split_hash(self) -> str:
         """Returns the sha256 of the splits."""
         return self._learner.split_hash()

@@ -188,6 +188,10 @@ class FakeLearner:
         """Returns the labels of the eight embeddings of ``embed``, two per class."""
         return np.arange(8, dtype=np.int64) // 2
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns grey images of one pixel."""
+        return [np.full((1, 1, 3), 128, np.uint8) for _ in indices]
+
     def split_hash(self) -> str:
         """Returns a constant, because there is no data set."""
         return "scripted"

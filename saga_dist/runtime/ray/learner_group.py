@@ -118,6 +118,7 @@ class LearnerGroupActor(BaseActor):
     encode_no_grad, reset, load = _on_all_ranks("encode_no_grad"), _on_all_ranks("reset"), _on_all_ranks("load")
     step, labels, split_hash = _on_rank_0("step"), _on_rank_0("labels"), _on_rank_0("split_hash")
     encode_pairs, backbone_digest = _on_rank_0("encode_pairs"), _on_rank_0("backbone_digest")
+    training_images = _on_rank_0("training_images")
     save, save_encoder, tower_digest = _on_rank_0("save"), _on_rank_0("save_encoder"), _on_rank_0("tower_digest")
 
     def start(self) -> WorkerInfo:

@@ -7,6 +7,7 @@ import re
 
 from ray.util.metrics import Gauge
 
+from saga_dist.metrics.group_words import GroupSample
 from saga_dist.types import StepResult
 
 _NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")
@@ -36,6 +37,9 @@ class RayGauges:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"saga_dist_{_NOT_ALLOWED.sub('_', name)}", name, tag_keys=("run",))
             self._gauges[name].set(float(value), tags={"run": self._run})
+
+    def write_group(self, sample: GroupSample) -> None:
+        """Does nothing, because gauges are numbers."""
 
     def close(self) -> None:
         """Does nothing, because gauges end with the process."""

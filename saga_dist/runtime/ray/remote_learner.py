@@ -101,6 +101,10 @@ class RemoteLearner:
             self._labels[split] = np.array(self.call("labels", split))  # a copy, which does not use the object store
         return self._labels[split]
 
+    def training_images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns training images before augmentation; copies, which do not use the object store."""
+        return [np.array(image) for image in self.call("training_images", list(indices))]
+
     def split_hash(self) -> str:
         """Returns the sha256 of the images, classes and labels of all splits."""
         return self.call("split_hash")
