@@ -149,7 +149,7 @@ class FakeActor:
     """An actor handle whose methods answer after a while on the running loop's clock, until it hangs or is killed.
 
     Args:
-        pid: tells it from others.
+        pid: tells it from others; it is alone on node ``node-<pid>``.
         start: seconds that the start takes, or the error that it ends with.
         hangs_at: when it stops to answer, of the loop's clock.
     """
@@ -158,7 +158,7 @@ class FakeActor:
         from saga_dist.runtime.ray.errors import WorkerInfo
 
         self.alive, self.hangs_at, self.num_health_calls = True, hangs_at, 0
-        self.info = info = WorkerInfo(pid, "", "", "")
+        self.info = info = WorkerInfo(pid, "", f"node-{pid}", "")
         self.start = self._method(lambda: (0.0, start) if isinstance(start, Exception) else (start, info))
         self.health = self._method(self._health)
 
