@@ -48,7 +48,8 @@ def nodes_of_role(role: str) -> set[str]:
 
 def unplaced_roles() -> Counter[str]:
     """Returns the number of this job's actors by role for which Ray has found no node yet."""
-    pending = (row for row in _rows_of_this_job() if row["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") and not row["Pid"])
+    waiting = ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+    pending = (row for row in _rows_of_this_job() if row["State"] in waiting and not row["Pid"])
     return Counter(role for row in pending if (role := ROLE_OF_CLASS.get(row["ActorClassName"])))
 
 
