@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from saga_dist.errors import ConfigError
-from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, UTILISATIONS, Assumption
+from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, LONGEST, UTILISATIONS, Assumption
 from saga_dist.estimate.ranges import Range
 
 GB = 1e9
@@ -102,10 +102,12 @@ class Rates:
     link: Rate
     """Learner processes: bytes per second between two of them."""
     encode_overhead: Rate
-    """Learner: seconds per micro-batch to read and preprocess images."""
+    """Learner: seconds per micro-batch to read and preprocess images on one core."""
     rollout_tokens: Rate = NOT_MEASURED
     """Rollout worker: generated tokens per second, prefill and overheads included. When it is measured, ``prefill``,
-    ``decode``, ``decode_operations`` and ``engine_step`` are not used."""
+    ``decode``, ``decode_operations``, ``engine_step`` and ``longest`` are not used."""
+    longest: Rate = Rate(1.0, "all completions are equally long")
+    """Engine: tokens of the longest completion of a batch, divided by the mean; at least 1."""
 
     def fastest(self) -> Rates:
         """Returns the rates with every assumed one at the fast end of its range."""
@@ -124,8 +126,8 @@ class Rates:
         return Rates(**bounds)
 
 
-DURATIONS = ("engine_step", "encode_overhead")
-"""Names of the rates that are durations in seconds: the low end of their range is the fast one."""
+DURATIONS = ("engine_step", "encode_overhead", "longest")
+"""Names of the rates that are durations, or multiples of one: the low end of their range is the fast one."""
 
 
 def card_rates(card: Card, *, images: int) -> Rates:
@@ -150,6 +152,7 @@ def card_rates(card: Card, *, images: int) -> Rates:
         )
         return Rate(count * assumed.value, source, count * assumed.low, count * assumed.high)
 
+    longest = f"assumed: {LONGEST.low:g} to {LONGEST.high:g}: {LONGEST.reason}"
     compute = f"{card.operations / 1e12:.4g} TFLOP/s"
     memory = f"{card.bandwidth / GB:,.4g} GB/s"
     return Rates(
@@ -163,6 +166,7 @@ def card_rates(card: Card, *, images: int) -> Rates:
         update=utilised("update", card.bandwidth, memory),
         link=utilised("link", card.link, f"{card.link / GB:,.4g} GB/s"),
         encode_overhead=seconds(IMAGE_S, images, "an image"),
+        longest=Rate(LONGEST.value, longest, LONGEST.low, LONGEST.high),
     )
 
 

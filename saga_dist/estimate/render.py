@@ -286,7 +286,7 @@ def _gpus_each(gpus: int) -> str:
 def _rates(rates: Rates) -> Iterator[str]:
     """Yields a line for each rate: name, value, unit, source."""
     units = {"decode": "B/s", "update": "B/s", "link": "B/s", "engine_step": "s", "encode_overhead": "s"}
-    units |= {"rollout_tokens": "tokens/s"}
+    units |= {"rollout_tokens": "tokens/s", "longest": "x mean"}
     for field in fields(rates):
         rate = getattr(rates, field.name)
         if field.name == "rollout_tokens" and not rate.value:
