@@ -194,8 +194,8 @@ class RayPool(Generic[TaskT, ResultT]):
     def vacate(self, node_ids: Collection[str]) -> None:
         """Gives no more tasks to the workers on these nodes and replaces them; does not wait for it.
 
-        Idle workers end at once, busy ones after their lease. If the node goes first, the tasks of the lease are leased
-        again without counting an attempt.
+        Idle workers end at once, busy ones after their lease, and the last one of the pool when another one is up. If
+        the node goes first, the tasks of the lease are leased again without counting an attempt.
 
         Args:
             node_ids: Ray's ids of the nodes; they replace those of the last call.
@@ -346,9 +346,10 @@ class RayPool(Generic[TaskT, ResultT]):
     def _fail(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
         """Kills a worker that failed; the tasks that it had are queued to be retried one by one, or quarantined.
 
-        A worker that retires fails when its node is taken away, which is no fault of the tasks: they are leased again.
+        A worker on a node that is about to be taken away fails when it is, which is no fault of the tasks.
         """
-        if slot.retiring:
+        if slot.info is not None and slot.info.node_id in self._vacated:
+            self._group.num_drained += not slot.retiring
             slot.kill()
             self._state.give_back(slot)
             self._group.wakeup.set()

@@ -160,12 +160,16 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         return new
 
     def vacate(self, node_ids: Collection[str]) -> None:
-        """Replaces the workers on these nodes: idle ones now, busy ones after their lease."""
-        for slot in self._slots:
-            if slot.info is not None and slot.info.node_id in node_ids and slot.serves:
-                log.info("%s is replaced, because its node is about to be taken away", slot.name)
-                self.num_drained += 1
-                slot.retire()
+        """Replaces the workers on these nodes, idle ones now, busy ones after their lease.
+
+        The last worker that gets tasks stays until another one does, so that a pool whose nodes all go works on.
+        """
+        serving = [slot for slot in self._slots if slot.info is not None and slot.serves]
+        there = [slot for slot in serving if slot.info is not None and slot.info.node_id in node_ids]
+        for slot in there[1:] if len(there) == len(serving) else there:
+            log.info("%s is replaced, because its node is about to be taken away", slot.name)
+            self.num_drained += 1
+            slot.retire()
 
     @property
     def has_surplus(self) -> bool:

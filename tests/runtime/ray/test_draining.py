@@ -78,7 +78,7 @@ def test_a_lease_whose_node_goes_before_it_ends_costs_its_tasks_no_attempt(
     pool.submit(["p0", "p1"])
     scene.until(lambda: fed_adapter.open[0] == ["p0", "p1"])
     pool.vacate({"node-0"})
-    scene.until(lambda: scene.states(pool) == ["leaving"])
+    scene.until(lambda: pool._vacated == {"node-0"})
     fed_adapter.fail("p0", EngineError("the node is gone"))
     scene.until(lambda: fed_adapter.open.get(1) == ["p0", "p1"])
     fed_adapter.finish("p0", "p1")
@@ -90,10 +90,26 @@ def test_a_lease_whose_node_goes_before_it_ends_costs_its_tasks_no_attempt(
     assert (metrics["drained"], metrics["replacements"], metrics["retries"]) == (1, 0, 0)
 
 
-def test_a_worker_that_comes_up_on_a_draining_node_is_replaced_too(pool_of: Any, fake_adapter: Any, scene: Any) -> None:
-    pool = pool_of(fake_adapter(), workers=1)
+def test_the_last_worker_of_a_pool_stays_until_another_one_is_up(pool_of: Any, fed_adapter: Any, scene: Any) -> None:
+    """Both nodes go and there is no other one yet: the pool works on with one of its workers."""
+    pool, spawn = pool_of(fed_adapter), fed_adapter.spawn
+    fed_adapter.spawn = fed_adapter.silent
     pool.vacate({"node-0", "node-1"})
-    scene.until(lambda: nodes(pool) == ["node-2"])
+    scene.until(lambda: scene.states(pool) == ["idle", "starting"])
+    pool.submit(["p0"])
+    scene.until(lambda: fed_adapter.open[0] == ["p0"])
+    fed_adapter.finish("p0")
+    assert pool.collect() == ["p0 done"]
+    fed_adapter.spawn = spawn
+    pool.resize(3)
+    scene.until(lambda: nodes(pool) == ["node-3", "node-2"])
+    assert pool.metrics()["drained"] == 2
+
+
+def test_a_worker_that_comes_up_on_a_draining_node_is_replaced_too(pool_of: Any, fake_adapter: Any, scene: Any) -> None:
+    pool = pool_of(fake_adapter())
+    pool.vacate({"node-0", "node-2"})
+    scene.until(lambda: nodes(pool) == ["node-3", "node-1"])
     assert pool.metrics()["drained"] == 2
 
 
