@@ -47,7 +47,7 @@ test-gpu:  ## the tests that need a CUDA device, with a Python that has torch fo
 	@$(GPU_PYTHON) -m pytest -n 0 --durations=0 -m gpu
 
 test-network: env  ## hosts that are apart: links are cut and slowed, nodes taken away (root; about three minutes)
-	@$(BIN)/python -m pytest -n 0 --durations=0 -m netns
+	@$(BIN)/python -m pytest -n 0 --durations=0 --log-cli-level=INFO -m netns
 
 chaos: env  ## two hundred training runs with seeded faults, then ten minutes with a kill in each (about an hour and a half)
 	@$(BIN)/python tests/runtime/ray/chaos.py --runs 200

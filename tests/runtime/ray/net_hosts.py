@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Hosts:
     """Three hosts in namespaces whose names begin with ``prefix``."""
 
     prefix: str
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __enter__(self) -> Hosts:
         try:
@@ -70,12 +71,14 @@ class Hosts:
         ]
         ray = str(Path(sys.executable).with_name("ray"))
         with (folder / f"{host}.log").open("ab") as log:
-            subprocess.Popen(
-                self.command(host, ray, "start", "--block", *place, *options),
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            self._started.append(
+                subprocess.Popen(
+                    self.command(host, ray, "start", "--block", *place, *options),
+                    env={**os.environ, **environment},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             )
 
     def kill(self, host: str) -> None:
@@ -112,6 +115,8 @@ class Hosts:
         for host in (*NODES, HEAD):
             self.kill(host)
             run("ip", "netns", "del", self.namespace(host), check=False)
+        for process in self._started:
+            process.wait(END_S)
 
     def _create(self) -> None:
         for host in (HEAD, *NODES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from runtime.ray.net_hosts import HEAD, Hosts, wait_until, why_not
 from runtime.ray.network_run import NOTICE_S, PAIRS, SHIFT_S, start_node
 
 pytestmark = pytest.mark.netns
+
+log = logging.getLogger(__name__)
 
 TESTS = Path(__file__).parents[2]
 
@@ -47,6 +50,7 @@ def test_a_run_over_three_hosts_loses_no_pair_and_has_the_weights_of_a_quiet_one
         )
     assert done.returncode == 0, done.stderr[-5000:]
     outcome = json.loads(done.stdout.splitlines()[-1])
+    log.info("%s", outcome)
     assert outcome["fates"] == {
         "trained": outcome["steps"] * PAIRS,
         "surplus": 0,
