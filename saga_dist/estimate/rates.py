@@ -130,6 +130,15 @@ DURATIONS = ("engine_step", "encode_overhead", "longest")
 """Names of the rates that are durations, or multiples of one: the low end of their range is the fast one."""
 
 
+_LOWEST = {
+    "longest": "at least 1",
+    "engine_step": "at least 0",
+    "encode_overhead": "at least 0",
+    "rollout_tokens": "at least 0",
+}
+"""Lowest value of the rates that nothing is divided by; any other is above 0."""
+
+
 def card_rates(card: Card, *, images: int) -> Rates:
     """Returns rates from a card's data sheet and the assumed utilisations.
 
@@ -251,9 +260,16 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"holds something else ({error!r})", where=str(path), expected=expected) from error
     names = {field.name for field in fields(Rates)}
-    wrong = [name for name, rate in found.items() if name not in names or not _is_plausible(rate.range)]
-    if wrong:
-        raise ConfigError(f"rate {wrong[0]!r}", where=str(path), expected=f"numbers for {', '.join(sorted(names))}")
+    for name, rate in found.items():
+        if name not in names:
+            raise ConfigError(f"rate {name!r}", where=str(path), expected=f"numbers for {', '.join(sorted(names))}")
+        if not _is_plausible(name, rate.range):
+            what = f"rate {name!r}: {rate.value:g}, {rate.range.low:g} to {rate.range.high:g}"
+            raise ConfigError(what, where=str(path), expected=f"low <= value <= high, {_LOWEST.get(name, 'above 0')}")
+    if not 0 <= (share := measured.get("contributing_share", 0.0)) <= 1:
+        raise ConfigError(f"measured contributing_share = {share:g}", where=str(path), expected="a share, 0 to 1")
+    if not 0 < (tokens := measured.get("completion_tokens", 1.0)) < float("inf"):
+        raise ConfigError(f"measured completion_tokens = {tokens:g}", where=str(path), expected="a number above 0")
     return replace(rates, **found), measured
 
 
@@ -267,8 +283,9 @@ def _read_rate(rate: Mapping[str, Any]) -> Rate:
     return Rate(float(rate["value"]), str(rate["source"]), low, high)
 
 
-def _is_plausible(rate: Range) -> bool:
-    return 0 <= rate.low <= rate.value <= rate.high < float("inf")
+def _is_plausible(name: str, rate: Range) -> bool:
+    lowest = {"at least 1": rate.low >= 1, "at least 0": rate.low >= 0}.get(_LOWEST.get(name, ""), rate.low > 0)
+    return lowest and rate.low <= rate.value <= rate.high < float("inf")
 
 
 def _shortest_s(work: Callable[[], object], repeats: int = 5) -> float:

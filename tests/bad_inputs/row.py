@@ -29,6 +29,7 @@ AREAS = (
     "cluster",
     "gpus",
     "gpu_check",
+    "estimates",
     "images",
     "completions",
     "steps",
