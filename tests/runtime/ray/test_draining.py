@@ -68,6 +68,7 @@ def test_a_busy_worker_on_a_draining_node_finishes_its_lease_and_gets_no_more(
     fed_adapter.finish(second)
     assert pool.collect() == [f"{second} done"]
     scene.until(lambda: len(fed_adapter.open.get(2, [])) == 2)
+    assert not fed_adapter.spawned[0][1].alive
     assert pool.metrics()["leases"] == 3
 
 
@@ -155,8 +156,9 @@ def test_a_notice_for_the_learners_node_asks_for_one_checkpoint() -> None:
     listed["L"] = 0
     watch.poll()
     assert [watch.take_checkpoint_request() for _ in range(2)] == [True, False]
+    listed["B"] = 0
     watch.poll()
-    assert not watch.take_checkpoint_request(), "it was the same notice"
+    assert not watch.take_checkpoint_request(), "the notice for L is the same"
 
 
 def test_a_cluster_that_cannot_be_asked_is_asked_again(scene: Any, caplog: pytest.LogCaptureFixture) -> None:
