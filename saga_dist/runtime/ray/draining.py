@@ -72,7 +72,7 @@ class DrainWatch:
     ) -> None:
         self._pools, self._draining, self._with_state = pools, draining, with_state
         self._poll_s = min(heartbeat_s, MAX_POLL_S)
-        self._known: frozenset[str] = frozenset()
+        self._known = set[str]()
         self._checkpoint_due, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="drain watch", daemon=True)
 
@@ -99,19 +99,20 @@ class DrainWatch:
             RuntimeError: likewise.
         """
         deadlines = self._draining()
-        present = frozenset(deadlines)
-        if present == self._known:
+        new = deadlines.keys() - self._known
+        if not new:
             return
-        new, self._known = present - self._known, present
+        has_state = not new.isdisjoint(self._with_state())
+        self._known |= new
         for pool in self._pools:
-            pool.vacate(present)
+            pool.vacate(new)
         for node_id in sorted(new):
             log.warning(
                 "node %s is about to be taken away%s; its workers get no more groups and are replaced elsewhere",
                 node_id,
                 _deadline_text(deadlines[node_id]),
             )
-        if new and new.intersection(self._with_state()):
+        if has_state:
             log.warning("the learner or this process is there; a checkpoint is written as soon as a step allows it")
             self._checkpoint_due.set()
 

@@ -198,9 +198,9 @@ class RayPool(Generic[TaskT, ResultT]):
         the node goes first, the tasks of the lease are leased again without counting an attempt.
 
         Args:
-            node_ids: Ray's ids of the nodes; they replace those of the last call.
+            node_ids: Ray's ids of the nodes, which no later node has.
         """
-        self._vacated = frozenset(node_ids)
+        self._vacated |= frozenset(node_ids)
         self._wake()
 
     @property

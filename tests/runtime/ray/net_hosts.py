@@ -9,6 +9,7 @@ touched. File system and shared memory are those of the machine.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ CLOCK = Path(__file__).with_name("host_clock")
 """Folder whose ``sitecustomize.py`` shifts the clock of a host."""
 STORE_BYTES = 80 * 1024**2
 END_S = 10.0
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,41 @@ class Hosts:
         return ["ip", "netns", "exec", self.namespace(host), *named, *command]
 
     def start_ray(self, host: str, folder: Path, resources: dict[str, int], **environment: str) -> None:
-        """Starts a Ray node on a host in the background, with these custom resources and variables."""
+        """Starts a Ray node on a host, with these custom resources and variables; returns when it has joined.
+
+        On a busy machine a node may miss the 30 s that Ray gives it, and is started again.
+        """
         place = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
         if host != HEAD:
             place = [f"--address={self.address(HEAD)}:{PORT}"]
         options = [
             f"--node-ip-address={self.address(host)}",
             f"--num-cpus={0 if host == HEAD else 1}",
-            f"--resources={str(resources).replace(chr(39), chr(34))}",
+            f"--resources={json.dumps(resources)}",
             f"--object-store-memory={STORE_BYTES}",
         ]
         ray = str(Path(sys.executable).with_name("ray"))
-        with (folder / f"{host}.log").open("ab") as log:
-            self._started.append(
-                subprocess.Popen(
-                    self.command(host, ray, "start", "--block", *place, *options),
-                    env={**os.environ, **environment},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+        command = self.command(host, ray, "start", "--block", *place, *options)
+        for attempt in range(START_ATTEMPTS):
+            if self._joins(command, folder / f"{host}.{attempt}.log", environment):
+                return
+            self.kill(host)
+        raise AssertionError((folder / f"{host}.{START_ATTEMPTS - 1}.log").read_text("utf-8", "replace")[-2000:])
+
+    def _joins(self, command: list[str], log: Path, environment: dict[str, str]) -> bool:
+        """Starts a process that becomes a Ray node; returns True when it has joined, False when it gives up."""
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+        self._started.append(process)
+        joined = lambda: b"Ray runtime started" in log.read_bytes()  # noqa: E731
+        wait_until(lambda: joined() or process.poll() is not None, f"the node of {log}", seconds=150)
+        return joined() and process.poll() is None
 
     def kill(self, host: str) -> None:
         """Kills all processes of a host at once, as if its power were cut."""

@@ -124,7 +124,7 @@ class Recorder:
         self.calls.append(set(node_ids))
 
 
-def watch_of(pool: Recorder, listed: dict[str, int]) -> DrainWatch:
+def watch_of(pool: Any, listed: dict[str, int]) -> DrainWatch:
     """A watch that sees the nodes in ``listed``; the learner is on node L."""
     return DrainWatch([pool], heartbeat_s=30, draining=lambda: dict(listed), with_state=lambda: {"L"})
 
@@ -141,12 +141,27 @@ def test_each_notice_reaches_the_pools_once_and_is_logged_with_its_deadline(capl
         watch.poll()
         del listed["A"]
         watch.poll()
-    assert pool.calls == [{"A"}, {"A", "B"}, {"B"}]
+    assert pool.calls == [{"A"}, {"B"}]
     assert [message.partition(";")[0] for message in caplog.messages] == [
         "node A is about to be taken away at 01:46:40 UTC",
         "node B is about to be taken away",
     ]
     assert not watch.take_checkpoint_request(), "the learner is on none of them"
+
+
+def test_a_node_that_is_gone_is_still_known_to_have_been_taken_away(pool_of: Any, fed_adapter: Any, scene: Any) -> None:
+    """Ray's list no longer has it when its worker fails."""
+    pool = pool_of(fed_adapter, workers=1)
+    pool.submit(["p0"])
+    scene.until(lambda: fed_adapter.open[0] == ["p0"])
+    listed = {"node-0": 0}
+    watch = watch_of(pool, listed)
+    watch.poll()
+    listed.clear()
+    listed["node-9"] = 0
+    watch.poll()
+    fed_adapter.fail("p0", EngineError("the node is gone"))
+    scene.until(lambda: fed_adapter.open.get(1) == ["p0"])
 
 
 def test_a_notice_for_the_learners_node_asks_for_one_checkpoint() -> None:

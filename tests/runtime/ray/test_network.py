@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime.ray.net_hosts import HEAD, Hosts, wait_until, why_not
+from runtime.ray.net_hosts import HEAD, Hosts, why_not
 from runtime.ray.network_run import NOTICE_S, PAIRS, SHIFT_S, start_node
 
 pytestmark = pytest.mark.netns
@@ -37,7 +37,6 @@ def test_a_run_over_three_hosts_loses_no_pair_and_has_the_weights_of_a_quiet_one
     prefix = f"saga{os.getpid()}"
     with Hosts(prefix) as hosts:
         hosts.start_ray(HEAD, folder, {})
-        wait_until(lambda: b"Ray runtime started" in (folder / "head.log").read_bytes(), "Ray's head", seconds=120)
         start_node(hosts, "a", folder, learner=1, rollout=2, replay=1)
         start_node(hosts, "b", folder, rollout=2)
         done = subprocess.run(
