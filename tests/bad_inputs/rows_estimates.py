@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from bad_inputs.row import BadInput, Workspace
@@ -39,8 +38,7 @@ def notice(name: str, listed: dict[str, int], *says: str) -> BadInput:
     """Returns a row of draining nodes; the learner is on node L."""
 
     def act(workspace: Workspace) -> Any:
-        nobody: Callable[[], set[str]] = lambda: {"L"}  # noqa: E731
-        DrainWatch([], heartbeat_s=30, draining=lambda: listed, with_state=nobody).poll()
+        DrainWatch([], heartbeat_s=30, draining=lambda: listed, with_state=lambda: {"L"}).poll()
 
     return BadInput(name, "notice that a node is taken away", act, says, outcome="note")
 

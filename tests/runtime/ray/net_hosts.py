@@ -93,7 +93,10 @@ class Hosts:
                 start_new_session=True,
             )
         self._started.append(process)
-        joined = lambda: b"Ray runtime started" in log.read_bytes()  # noqa: E731
+
+        def joined() -> bool:
+            return b"Ray runtime started" in log.read_bytes()
+
         wait_until(lambda: joined() or process.poll() is not None, f"the node of {log}", seconds=150)
         return joined() and process.poll() is None
 
