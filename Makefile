@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-quick test-slow test-gpu chaos lint format bench docs wheel clean
+.PHONY: help env demo test test-quick test-slow test-gpu test-network chaos lint format bench docs wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ test: env  ## the test suite (20 to 27 minutes on two cores)
 test-quick: export HF_HUB_OFFLINE := 1
 test-quick: env  ## the tests without Ray, vLLM and whole trainings (three to six minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) \
-		-m "not cluster and not vllm and not integration and not slow and not gpu"
+		-m "not cluster and not vllm and not integration and not slow and not gpu and not netns"
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: env  ## the tests that take more than a minute each
@@ -45,6 +45,9 @@ test-slow: env  ## the tests that take more than a minute each
 test-gpu: export HF_HUB_OFFLINE := 1
 test-gpu:  ## the tests that need a CUDA device, with a Python that has torch for CUDA (GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m pytest -n 0 --durations=0 -m gpu
+
+test-network: env  ## hosts that are apart: links are cut and slowed, nodes taken away (root; about three minutes)
+	@$(BIN)/python -m pytest -n 0 --durations=0 --log-cli-level=INFO -m netns
 
 chaos: env  ## two hundred training runs with seeded faults, then ten minutes with a kill in each (about an hour and a half)
 	@$(BIN)/python tests/runtime/ray/chaos.py --runs 200

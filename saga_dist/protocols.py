@@ -356,6 +356,9 @@ class Runtime(Protocol):
     def backbone_digest(self) -> str:
         """Returns the sha256 of the frozen backbone that replay differentiates through; empty without an MLLM."""
 
+    def take_checkpoint_request(self) -> bool:
+        """Returns True once when a checkpoint should be written out of turn, because the learner may soon be lost."""
+
     def watch(self, run_dir: Path) -> None:
         """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""
 

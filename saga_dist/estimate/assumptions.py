@@ -35,5 +35,9 @@ ENGINE_STEP_S = Assumption(
     0.003, 0.001, 0.008, "kernel launches and sampling: with CUDA graphs, or one kernel after the other"
 )
 """Seconds of overhead in every engine step, besides matrix products and memory reads."""
+LONGEST = Assumption(
+    1.25, 1.0, 1.5, "answers with the same keys differ little in length; now and then one runs on, up to max_tokens"
+)
+"""Tokens of the longest completion of an engine's batch, divided by the mean."""
 IMAGE_S = Assumption(0.004, 0.002, 0.020, "decoding and resizing on one core: a thumbnail, or a large photograph")
 """Seconds to read and preprocess one image on one core."""

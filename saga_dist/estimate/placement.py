@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saga_dist.config import RunConfig
+from saga_dist.data.batch_reader import MAX_BATCHES
 from saga_dist.estimate.memory import LearnerMemory, ReplayMemory, RolloutMemory
 from saga_dist.estimate.rates import GIB, Card
 from saga_dist.estimate.sampling import DynamicSampling
@@ -120,12 +121,15 @@ def _replay_bytes(replay: ReplayMemory, card: Card) -> int:
 def engine_bytes(config: RunConfig, rollout: RolloutMemory, card: Card) -> int:
     """Returns the bytes that one rollout worker allocates.
 
-    vLLM on a GPU allocates at most ``rollout.gpu_memory_utilization`` of it. Every other engine is
-    assumed to allocate what the transformers engine does: weights, and the KV cache that its sequences fill.
+    vLLM on a GPU allocates what its weights, working memory and KV cache take, at most
+    ``rollout.gpu_memory_utilization`` of it; the rest is its neighbours'. Every other engine is assumed to allocate
+    what the transformers engine does: weights, and the KV cache that its sequences fill.
     """
     settings = config.rollout
     if card.on_gpu and settings.engine == "vllm":
-        return round(settings.gpu_memory_utilization * card.memory * settings.tensor_parallel_size)
+        shards, size = settings.tensor_parallel_size, engine_size(config, rollout)
+        share = round(settings.gpu_memory_utilization * card.memory)
+        return shards * min(share, size.gpu_bytes(-(-size.wanted // shards), shards))
     if settings.engine == "vllm":
         return rollout.weights + cpu_kv_cache_bytes(config, rollout) + PROCESS_BYTES
     base = CUDA_CONTEXT_BYTES if card.on_gpu else PROCESS_BYTES
@@ -203,4 +207,10 @@ def host_bytes(config: RunConfig, memories: RoleMemory, card: Card, store: int) 
     checkpoint_copy = max(memories.learner.trained_weights, memories.learner.optimizer)
     # A backbone that is spread over several GPUs is loaded on the host first.
     loading = memories.replay.weights if memories.replay is not None and config.replay.num_gpus >= 2 else 0
-    return processes * GPU_PROCESS_BYTES + checkpoint_copy + loading + store
+    return processes * GPU_PROCESS_BYTES + checkpoint_copy + loading + read_ahead_bytes(config) + store
+
+
+def read_ahead_bytes(config: RunConfig) -> int:
+    """Returns the bytes of the images that the learner's processes hold before they are encoded; 0 without threads."""
+    data = config.data
+    return MAX_BATCHES * data.batch_size * 3 * data.image_size**2 if data.decode_threads else 0

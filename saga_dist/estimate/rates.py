@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from saga_dist.errors import ConfigError
-from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, UTILISATIONS, Assumption
+from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, LONGEST, UTILISATIONS, Assumption
 from saga_dist.estimate.ranges import Range
 
 GB = 1e9
@@ -103,10 +103,12 @@ class Rates:
     link: Rate
     """Learner processes: bytes per second between two of them."""
     encode_overhead: Rate
-    """Learner: seconds per micro-batch to read and preprocess images."""
+    """Learner: seconds per micro-batch to read and preprocess images on one core."""
     rollout_tokens: Rate = NOT_MEASURED
     """Rollout worker: generated tokens per second, prefill and overheads included. When it is measured, ``prefill``,
-    ``decode``, ``decode_operations`` and ``engine_step`` are not used."""
+    ``decode``, ``decode_operations``, ``engine_step`` and ``longest`` are not used."""
+    longest: Rate = Rate(1.0, "all completions are equally long")
+    """Engine: tokens of the longest completion of a batch, divided by the mean; at least 1."""
 
     def fastest(self) -> Rates:
         """Returns the rates with every assumed one at the fast end of its range."""
@@ -125,8 +127,17 @@ class Rates:
         return Rates(**bounds)
 
 
-DURATIONS = ("engine_step", "encode_overhead")
-"""Names of the rates that are durations in seconds: the low end of their range is the fast one."""
+DURATIONS = ("engine_step", "encode_overhead", "longest")
+"""Names of the rates that are durations, or multiples of one: the low end of their range is the fast one."""
+
+
+_LOWEST = {
+    "longest": "at least 1",
+    "engine_step": "at least 0",
+    "encode_overhead": "at least 0",
+    "rollout_tokens": "at least 0",
+}
+"""Lowest value of the rates that nothing is divided by; any other is above 0."""
 
 
 def card_rates(card: Card, *, images: int) -> Rates:
@@ -151,6 +162,7 @@ def card_rates(card: Card, *, images: int) -> Rates:
         )
         return Rate(count * assumed.value, source, count * assumed.low, count * assumed.high)
 
+    longest = f"assumed: {LONGEST.low:g} to {LONGEST.high:g}: {LONGEST.reason}"
     compute = f"{card.operations / 1e12:.4g} TFLOP/s"
     memory = f"{card.bandwidth / GB:,.4g} GB/s"
     return Rates(
@@ -164,6 +176,7 @@ def card_rates(card: Card, *, images: int) -> Rates:
         update=utilised("update", card.bandwidth, memory),
         link=utilised("link", card.link, f"{card.link / GB:,.4g} GB/s"),
         encode_overhead=seconds(IMAGE_S, images, "an image"),
+        longest=Rate(LONGEST.value, longest, LONGEST.low, LONGEST.high),
     )
 
 
@@ -248,9 +261,16 @@ def read_rates(path: Path, rates: Rates) -> tuple[Rates, dict[str, float]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"holds something else ({error!r})", where=str(path), expected=expected) from error
     names = {field.name for field in fields(Rates)}
-    wrong = [name for name, rate in found.items() if name not in names or not _is_plausible(rate.range)]
-    if wrong:
-        raise ConfigError(f"rate {wrong[0]!r}", where=str(path), expected=f"numbers for {', '.join(sorted(names))}")
+    for name, rate in found.items():
+        if name not in names:
+            raise ConfigError(f"rate {name!r}", where=str(path), expected=f"numbers for {', '.join(sorted(names))}")
+        if not _is_plausible(name, rate.range):
+            what = f"rate {name!r}: {rate.value:g}, {rate.range.low:g} to {rate.range.high:g}"
+            raise ConfigError(what, where=str(path), expected=f"low <= value <= high, {_LOWEST.get(name, 'above 0')}")
+    if not 0 <= (share := measured.get("contributing_share", 0.0)) <= 1:
+        raise ConfigError(f"measured contributing_share = {share:g}", where=str(path), expected="a share, 0 to 1")
+    if not 0 < (tokens := measured.get("completion_tokens", 1.0)) < float("inf"):
+        raise ConfigError(f"measured completion_tokens = {tokens:g}", where=str(path), expected="a number above 0")
     return replace(rates, **found), measured
 
 
@@ -264,8 +284,9 @@ def _read_rate(rate: Mapping[str, Any]) -> Rate:
     return Rate(float(rate["value"]), str(rate["source"]), low, high)
 
 
-def _is_plausible(rate: Range) -> bool:
-    return 0 <= rate.low <= rate.value <= rate.high < float("inf")
+def _is_plausible(name: str, rate: Range) -> bool:
+    lowest = {"at least 1": rate.low >= 1, "at least 0": rate.low >= 0}.get(_LOWEST.get(name, ""), rate.low > 0)
+    return lowest and rate.low <= rate.value <= rate.high < float("inf")
 
 
 def _shortest_s(work: Callable[[], object], repeats: int = 5) -> float:

@@ -179,6 +179,9 @@ def _seconds_table(estimate: Estimate) -> Table:
         seconds = times.range(role)
         note = "the longest" if role == expected.longest else ""
         table.add_row(role, str(seconds), f"{seconds.value / expected.sync:.0%}", note)
+    if expected.reading:
+        threads = estimate.plan_inputs.work.config.data.decode_threads
+        table.add_row("reading", str(times.range("reading")), "", f"images, in {threads} threads meanwhile")
     steps = estimate.plan_inputs.work.config.run.steps
     table.add_row("sync", str(times.range("sync")), "", _run(times.range("sync"), steps))
     if estimate.plan_inputs.work.config.objective.needs_rollouts:
@@ -289,7 +292,7 @@ def _gpus_each(gpus: int) -> str:
 def _rates(rates: Rates) -> Iterator[str]:
     """Yields a line for each rate: name, value, unit, source."""
     units = {"decode": "B/s", "update": "B/s", "link": "B/s", "engine_step": "s", "encode_overhead": "s"}
-    units |= {"rollout_tokens": "tokens/s"}
+    units |= {"rollout_tokens": "tokens/s", "longest": "x mean"}
     for field in fields(rates):
         rate = getattr(rates, field.name)
         if field.name == "rollout_tokens" and not rate.value:

@@ -3,6 +3,7 @@
     sync        encode ──► rollout ──► replay ──► update                 sum of all four
     overlapped  encode, replay, update of step s │ rollouts of s + 1     maximum of the two
 
+Threads read the images of the next micro-batches meanwhile; a step of either kind takes at least as long as they do.
 Groups are distributed evenly over rollout and replay workers, and a group is not divided. So a role saturates when it
 has one worker for every group: rollouts at the pairs of a micro-batch, replay at the groups that train.
 """
@@ -77,7 +78,7 @@ class StepTime:
     """Seconds of an average step."""
 
     encode: float
-    """Seconds to encode the images of all micro-batches."""
+    """Seconds to encode the images of all micro-batches, and to read them if no threads do."""
     rollout: float
     """Seconds to generate the groups of all micro-batches."""
     replay: float
@@ -90,17 +91,19 @@ class StepTime:
     """Seconds to replay stale groups, which have a second forward pass."""
     overlaps: bool
     """True when rollouts have devices of their own, so that they can overlap with the learner."""
+    reading: float = 0.0
+    """Seconds in which threads read the images of all micro-batches, while the rest of the step runs."""
 
     @property
     def sync(self) -> float:
         """Seconds of a step whose rollouts come from the encoder of the same step."""
-        return self.encode + self.rollout + self.replay + self.update
+        return max(self.reading, self.encode + self.rollout + self.replay + self.update)
 
     @property
     def overlapped(self) -> float:
         """Seconds of a step with ``rollout.max_staleness`` of 1 or more; on one device the roles do not overlap."""
         learner = self.encode_no_grad + self.encode + self.stale_replay + self.update
-        return max(self.rollout, learner) if self.overlaps else self.rollout + learner
+        return max(self.reading, self.rollout, learner) if self.overlaps else max(self.reading, self.rollout + learner)
 
     @property
     def learner(self) -> float:
@@ -139,7 +142,10 @@ def step_times(work: Workload, allocation: Allocation) -> StepTimes:
 def step_time(work: Workload, allocation: Allocation) -> StepTime:
     """Returns the durations of an average step with this allocation, at the workload's rates."""
     rollouts, replays = work.config.objective.needs_rollouts, work.config.objective.needs_mllm
-    encode, update = _encode_s(work, allocation), _update_s(work, allocation)
+    threads = work.config.data.decode_threads
+    reading, update = _reading_s(work, allocation), _update_s(work, allocation)
+    forward = _forward_s(work, allocation)
+    encode = forward if threads else forward + reading
     rollout = work.dynamic_sampling.micro_batches_mean * _rollout_s(work, allocation) if rollouts else 0.0
     replay = _replay_s(work, allocation, stale=False) if replays else 0.0
     return StepTime(
@@ -150,15 +156,21 @@ def step_time(work: Workload, allocation: Allocation) -> StepTime:
         encode_no_grad=encode if rollouts else 0.0,
         stale_replay=_replay_s(work, allocation, stale=True) if rollouts else 0.0,
         overlaps=not allocation.shared and rollouts,
+        reading=reading / threads if threads else 0.0,
     )
 
 
-def _encode_s(work: Workload, allocation: Allocation) -> float:
-    """Returns the seconds to encode all micro-batches of a step."""
+def _forward_s(work: Workload, allocation: Allocation) -> float:
+    """Returns the seconds of the tower's forward pass over all micro-batches of a step."""
     images = math.ceil(work.config.data.batch_size / allocation.learners)
     forward = images * encoder_forward(work.shape.tower) / work.rates.encoder.value
-    reading = work.rates.encode_overhead.value * images / work.learner.images
-    return work.dynamic_sampling.micro_batches_mean * (forward + reading)
+    return work.dynamic_sampling.micro_batches_mean * forward
+
+
+def _reading_s(work: Workload, allocation: Allocation) -> float:
+    """Returns the seconds to read the images of all micro-batches of a step on one core of each learner process."""
+    images = math.ceil(work.config.data.batch_size / allocation.learners)
+    return work.dynamic_sampling.micro_batches_mean * work.rates.encode_overhead.value * images / work.learner.images
 
 
 def _update_s(work: Workload, allocation: Allocation) -> float:
@@ -180,8 +192,8 @@ def _rollout_s(work: Workload, allocation: Allocation) -> float:
         return groups * rollout.group_size * work.token_counts.completion / rates.rollout_tokens.value
     prefill = groups * group.prefill / (rates.prefill.value * allocation.rollout_gpus)
     sequences = groups * rollout.group_size
-    rounds = math.ceil(sequences / rollout.max_sequences)
-    concurrent = sequences / rounds
+    num_steps = _engine_steps(work, sequences)
+    concurrent = sequences * work.token_counts.completion / num_steps  # mean over the steps: short ones leave earlier
     context = work.token_counts.prompt + work.token_counts.completion / 2  # mean over the tokens of a completion
     weights = work.shape.decoder.layer_matmul_params + work.shape.decoder.output_matmul_params
     read_bytes = weights * work.shape.value_bytes + concurrent * context * work.rollout.kv_token_bytes
@@ -190,7 +202,20 @@ def _rollout_s(work: Workload, allocation: Allocation) -> float:
         read_bytes / (rates.decode.value * allocation.rollout_gpus),
         operations / (rates.decode_operations.value * allocation.rollout_gpus),
     )
-    return prefill + rounds * work.token_counts.completion * (engine_step + rates.engine_step.value)
+    return prefill + num_steps * (engine_step + rates.engine_step.value)
+
+
+def _engine_steps(work: Workload, sequences: int) -> float:
+    """Returns the decoding steps of an engine for so many completions, the longest of which end last.
+
+    With more completions than the engine takes at a time, others take the places of finished ones at once if the
+    engine is fed, else when the longest of a round has ended.
+    """
+    rollout, mean = work.config.rollout, work.token_counts.completion
+    longest = max(mean, min(float(rollout.max_tokens), mean * work.rates.longest.value))
+    rounds = math.ceil(sequences / rollout.max_sequences)
+    is_fed = rollout.continuous_feeding and work.config.runtime.kind == "ray" and rollout.engine != "transformers"
+    return (rounds - 1) * (mean if is_fed else longest) + longest
 
 
 def _replay_s(work: Workload, allocation: Allocation, *, stale: bool) -> float:

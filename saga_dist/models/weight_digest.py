@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ BLOCK_BYTES = 64 << 20
 """Bytes that are copied from a device, or added up, at a time."""
 REMEMBERED_BYTES = 1 << 30
 """Smallest size of weights whose digest is remembered; less is hashed in about a second."""
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -35,12 +37,11 @@ def state_digest(weights: Mapping[str, torch.Tensor]) -> str:
     if sum(tensor.nbytes for tensor in weights.values()) < REMEMBERED_BYTES:
         return hash_weights(weights)
     path = digest_folder() / checksum(weights)
-    try:
-        return path.read_text("ascii")
-    except OSError:
+    digest = _remembered(path)
+    if digest is None:
         digest = hash_weights(weights)
         _remember(path, digest)
-        return digest
+    return digest
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
@@ -79,8 +80,19 @@ def digest_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"saga-dist-{os.getuid()}" / "digests"
 
 
+def _remembered(path: Path) -> str | None:
+    """Returns the digest in a file of this user; None when there is none, or the file holds something else."""
+    try:
+        if path.stat().st_uid != os.getuid():
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content.decode() if _DIGEST.fullmatch(content) else None
+
+
 def _remember(path: Path, digest: str) -> None:
-    """Writes a digest; a node whose folder cannot be used remembers nothing."""
+    """Writes a digest in one step, so that no reader sees a part of it; where that is impossible, nothing is kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.parent.stat().st_uid == os.getuid():

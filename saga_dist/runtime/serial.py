@@ -62,6 +62,10 @@ class SerialRuntime:
         """Returns the sha256 of the frozen backbone; empty when none is loaded."""
         return self._replay_worker.backbone_digest() if self._replay_worker else ""
 
+    def take_checkpoint_request(self) -> bool:
+        """Returns False, because no node but this one is involved."""
+        return False
+
     def watch(self, run_dir: Path) -> None:
         """Does nothing, because there are no workers to scale."""
 

@@ -135,7 +135,7 @@ class Coordinator:
     def _build_source(self, recording: str) -> RolloutSource:
         if recording and self._config.objective.needs_rollouts:
             return RecordedRolloutSource(self._config, Path(recording), self._identity)
-        return WorkerRolloutSource(self._config, self._runtime, self._sampler, before_wait=self._stop_if_requested)
+        return WorkerRolloutSource(self._config, self._runtime, self._sampler, before_wait=self._obey_requests)
 
     # ------------------------------------------------------------------ the run
 
@@ -174,12 +174,21 @@ class Coordinator:
             self._on_step(result)
             self._validate_if_due(result.step)
             self._save_if_due(result.step)
-            self._stop_if_requested()
+            self._obey_requests()
 
-    def _stop_if_requested(self) -> None:
+    def _obey_requests(self) -> None:
+        """Saves a checkpoint of the last finished step if the runtime asks for one, or before the run is stopped.
+
+        This is correct also within a step, because its gradients are not part of the saved state.
+
+        Raises:
+            Interrupted: ``should_stop`` returned True.
+        """
+        if self._runtime.take_checkpoint_request():
+            self._save(self._runtime.learner.step, required=False)
         if self._should_stop():
             step = self._runtime.learner.step
-            self._save(step)  # correct also within a step, because its gradients are not part of the saved state
+            self._save(step)
             raise Interrupted(f"stopped after step {step}", fix="the same command resumes")
 
     def _replace_learner(self, loss: LearnerLost) -> None:

@@ -31,6 +31,7 @@ AREAS = (
     "cluster",
     "gpus",
     "gpu_check",
+    "estimates",
     "images",
     "completions",
     "steps",

@@ -200,13 +200,13 @@ ROWS = [
         "a negative measured rate",
         "file of rates",
         rates({"rates": {"replay": {**GIVEN, "value": -1.0}}}),
-        ("rates.json: rate 'replay'; expected numbers",),
+        ("rates.json: rate 'replay': -1, -1 to -1; expected low <= value <= high, above 0",),
     ),
     BadInput(
         "an infinite measured rate",
         "file of rates",
         rates('{"rates": {"replay": {"value": Infinity, "source": "measured"}}}'),
-        ("rates.json: rate 'replay'; expected numbers",),
+        ("rates.json: rate 'replay': inf, inf to inf; expected low <= value <= high, above 0",),
     ),
     BadInput(
         "a measured rate in words",

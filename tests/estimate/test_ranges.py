@@ -13,7 +13,7 @@ from saga_dist.cli.main import app
 from saga_dist.config import load_config
 from saga_dist.errors import ConfigError
 from saga_dist.estimate import planner
-from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, UTILISATIONS
+from saga_dist.estimate.assumptions import ENGINE_STEP_S, IMAGE_S, LONGEST, UTILISATIONS
 from saga_dist.estimate.formatting import number, size
 from saga_dist.estimate.operations import OPTIMIZER_BYTES, encoder_backward, encoder_forward
 from saga_dist.estimate.ranges import Range
@@ -52,6 +52,7 @@ def test_fast_and_slow_ends() -> None:
     assert (fast.replay.value, slow.replay.value) == pytest.approx((0.5 * 989e12, 0.2 * 989e12))
     assert (fast.engine_step.value, slow.engine_step.value) == (0.001, 0.008)  # seconds: the low end is the fast one
     assert (fast.encode_overhead.value, slow.encode_overhead.value) == pytest.approx((0.02, 0.2))
+    assert (fast.longest.value, slow.longest.value) == (1.0, 1.5)
     measured = replace(rates, rollout_tokens=Rate(700.0, "measured"))
     assert measured.fastest().rollout_tokens.value == measured.slowest().rollout_tokens.value == 700.0
 
@@ -66,15 +67,16 @@ def test_bounds_of_a_step_by_hand() -> None:
     backward = encoder_backward(tower, checkpointing=True)
     moved = OPTIMIZER_BYTES * work.learner.trainable.params
     for share, moving, image_s, end in ((0.5, 0.8, 0.002, "low"), (0.2, 0.4, 0.020, "high")):
-        encode = batches * 64 * (encoder_forward(tower) / (share * 989e12) + image_s)
+        encode = batches * 64 * encoder_forward(tower) / (share * 989e12)
         update = batches * 64 * backward / (share * 989e12) + moved / (moving * 4.8e12)
         assert getattr(times.range("encode"), end) == pytest.approx(encode)
+        assert getattr(times.range("reading"), end) == pytest.approx(batches * 64 * image_s / 2), "two threads"
         assert getattr(times.range("update"), end) == pytest.approx(update)
     assert times.range("sync") == Range(times.expected.sync, times.fastest.sync, times.slowest.sync)
 
 
 def test_every_assumption_lies_in_its_range_and_says_why() -> None:
-    for assumed in (*UTILISATIONS.values(), ENGINE_STEP_S, IMAGE_S):
+    for assumed in (*UTILISATIONS.values(), ENGINE_STEP_S, IMAGE_S, LONGEST):
         assert 0 < assumed.low < assumed.value < assumed.high
         assert assumed.reason
 

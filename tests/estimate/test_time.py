@@ -16,7 +16,7 @@ from saga_dist.estimate.placement import CUDA_CONTEXT_BYTES, SLACK, assign_devic
 from saga_dist.estimate.rates import CARDS, Card, Rate, Rates, card_rates
 from saga_dist.estimate.sampling import dynamic_sampling
 from saga_dist.estimate.scaling import best_plan, saturations
-from saga_dist.estimate.steps import Allocation, step_time
+from saga_dist.estimate.steps import Allocation, Workload, step_time
 
 ROOT = Path(__file__).resolve().parents[2]
 BIRDS = ROOT / "configs" / "birds.toml"
@@ -55,7 +55,7 @@ def test_seconds_by_hand(here: planner.PlanInputs) -> None:
     work = replace(work, dynamic_sampling=replace(work.dynamic_sampling, micro_batches_mean=1.5, trained_groups=6.0))
     tower, group, trainable = work.shape.tower, work.group, work.learner.trainable.params
     alone = step_time(work, Allocation(1, 1, 0))
-    assert alone.encode == pytest.approx(1.5 * (64 * encoder_forward(tower) / 1e9 + 0.5))
+    assert alone.encode == pytest.approx(1.5 * 64 * encoder_forward(tower) / 1e9)
     backward = 1.5 * 64 * encoder_backward(tower, checkpointing=False) / 2e9
     assert alone.update == pytest.approx(backward + OPTIMIZER_BYTES * trainable / 8e8)
     assert alone.replay == pytest.approx(6 * (group.replay_forward + group.replay_backward) / 3e9)
@@ -75,6 +75,50 @@ def test_seconds_by_hand(here: planner.PlanInputs) -> None:
     learner = shared_out.encode_no_grad + shared_out.encode + shared_out.stale_replay + shared_out.update
     assert shared_out.overlapped == max(shared_out.rollout, learner)
     assert step_time(work, Allocation(1, 1, 0, shared=True)).overlapped > alone.sync
+
+
+def changed(work: Workload, section: str, **values: object) -> Workload:
+    """The workload with other settings in one section of its configuration."""
+    part = getattr(work.config, section).model_copy(update=values)
+    return replace(work, config=work.config.model_copy(update={section: part}))
+
+
+def test_images_are_read_by_threads_while_the_step_runs_or_before_it_goes_on(here: planner.PlanInputs) -> None:
+    """A micro-batch takes half a second of one core; a step has 1.5 of them."""
+    work = replace(here.work, dynamic_sampling=replace(here.work.dynamic_sampling, micro_batches_mean=1.5))
+    alone, two_threads = Allocation(1, 1, 0), step_time(work, Allocation(1, 1, 0))
+    assert two_threads.reading == pytest.approx(1.5 * 0.5 / 2)
+    by_itself = step_time(changed(work, "data", decode_threads=0), alone)
+    assert by_itself.reading == 0
+    assert by_itself.encode == pytest.approx(two_threads.encode + 1.5 * 0.5)
+    assert step_time(work, Allocation(2, 1, 0)).reading == pytest.approx(1.5 * 0.5 / 2 / 2), "each has half of them"
+    slow = replace(work, rates=replace(RATES, encode_overhead=Rate(1e4, "made up")))
+    for seconds in (step_time(slow, alone).sync, step_time(slow, alone).overlapped):
+        assert seconds == pytest.approx(1.5 * 1e4 / 2), "a step is not faster than its images are read"
+
+
+def test_a_batch_decodes_until_its_longest_completion_ends(here: planner.PlanInputs) -> None:
+    """Ten groups of four completions of 30 tokens in the mean; the longest has 60, so that half of them run."""
+    sampling = replace(here.work.dynamic_sampling, micro_batches_mean=1.0)
+    rates = replace(RATES, longest=Rate(2.0, "made up"), decode_operations=Rate(1e30, "made up"))
+    work = replace(here.work, dynamic_sampling=sampling, rates=rates)
+    decoder, prompt, prefill = work.shape.decoder, work.token_counts.prompt, 10 * work.group.prefill / 4e9
+
+    def seconds(steps: float, mean_rows: float) -> float:
+        weights = 4 * (decoder.layer_matmul_params + decoder.output_matmul_params)
+        return steps * ((weights + mean_rows * (prompt + 15) * decoder.kv_bytes(4)) / 5e9 + 0.007)
+
+    def rollout(work: Workload) -> float:
+        return step_time(work, Allocation(1, 1, 0)).rollout - prefill
+
+    assert rollout(work) == pytest.approx(seconds(60, 20))
+    limited = changed(work, "rollout", max_tokens=45)
+    assert rollout(limited) == pytest.approx(seconds(45, 40 * 30 / 45))
+    narrow = changed(work, "rollout", groups_per_lease=4)  # 16 completions at a time: three rounds
+    apart = changed(narrow, "rollout", continuous_feeding=False)
+    assert rollout(apart) == pytest.approx(seconds(180, 1200 / 180))
+    fed = changed(changed(narrow, "runtime", kind="ray"), "rollout", engine="vllm")
+    assert rollout(fed) == pytest.approx(seconds(120, 10)), "only the last round waits for its longest"
 
 
 def test_measured_tokens_replace_the_engines_rates(here: planner.PlanInputs) -> None:

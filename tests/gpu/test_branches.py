@@ -154,13 +154,23 @@ def test_ranks_on_gpus_join_with_nccl_on_a_device_with_an_index(monkeypatch: pyt
 
 @pytest.mark.parametrize("theirs", [None, "max_split_size_mb:64"])
 def test_learner_and_replay_actors_have_segments_that_grow(theirs: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saga_dist.runtime.ray import actors
-    from saga_dist.runtime.ray.learner_group import RankActor
-
-    name, environments = "PYTORCH_CUDA_ALLOC_CONF", {}
+    name = "PYTORCH_CUDA_ALLOC_CONF"
     monkeypatch.delenv(name, raising=False)
     if theirs is not None:
         monkeypatch.setenv(name, theirs)
+    expected = theirs or "expandable_segments:True"
+    environments = environments_of_actors(monkeypatch)
+    assert {actor: environment.get(name) for actor, environment in environments.items()} == {
+        "LearnerActor": expected, "RankActor": expected, "ReplayActor": expected, "RolloutActor": theirs
+    }  # fmt: skip
+
+
+def environments_of_actors(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
+    """The environment variables that each actor would be started with, by the name of its class."""
+    from saga_dist.runtime.ray import actors
+    from saga_dist.runtime.ray.learner_group import RankActor
+
+    environments = {}
 
     def remote(**_: Any) -> Any:
         def of(actor_type: type) -> Any:
@@ -176,10 +186,12 @@ def test_learner_and_replay_actors_have_segments_that_grow(theirs: str | None, m
     config = parse_config({"data": {"layout": "birds", "image_size": 80}}, where="test")
     for actor_type in (actors.LearnerActor, RankActor, actors.ReplayActor, actors.RolloutActor):
         actors.spawn(actor_type, config, actors.Factories(), num_cpus=1, num_gpus=1)
-    expected = theirs or "expandable_segments:True"
-    assert {actor: environment.get(name) for actor, environment in environments.items()} == {
-        "LearnerActor": expected, "RankActor": expected, "ReplayActor": expected, "RolloutActor": theirs
-    }  # fmt: skip
+    return environments
+
+
+def test_rollout_actors_get_the_drivers_choice_of_vllms_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    assert environments_of_actors(monkeypatch)["RolloutActor"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 # ---------------------------------------------------------------- reports and digests

@@ -24,6 +24,7 @@ LEARNER, REPLAY = "workers/learner.py", "workers/replay.py"
 OPTIMIZATION, FIELD = "workers/optimization.py", "objectives/potential_field.py"
 SOURCE, SAMPLING = "training/rollout_source.py", "data/sampling.py"
 TEST_LEARNER, TEST_REPLAY = "workers/test_learner.py", "workers/test_replay.py"
+TEST_CHUNKS, TEST_WEIGHTS = "workers/test_replay_chunks.py", "workers/test_replay_weights.py"
 
 TERMS = (
     # optimizer
@@ -73,9 +74,9 @@ TERMS = (
     Mutation("copies of a completion count", REPLAY,
              "log_probs_R1 = log_probs_U.repeat_interleave(counts_U)[:, None]",
              "log_probs_R1 = (log_probs_U / counts_U).repeat_interleave(counts_U)[:, None]",
-             TEST_REPLAY),
+             TEST_CHUNKS),
     Mutation("temperature of the importance ratio", REPLAY, "logits_UV / sampling.temperature, targets_U) if",
-             "logits_UV, targets_U) if", TEST_REPLAY),
+             "logits_UV, targets_U) if", TEST_WEIGHTS),
     Mutation("policy at the sampling temperature", "objectives/policy.py", "torch.where(greedy_R, 1.0, temperature_R)",
              "torch.ones_like(temperature_R)", "objectives/test_policy.py"),
     Mutation("policy within top-p", "objectives/policy.py", "if bool((top_p_R < 1).any()):", "if False:",
@@ -83,7 +84,7 @@ TERMS = (
     Mutation("correction of the mismatch", SOURCE, "self._config.rollout.mismatch_truncation or None", "None",
              "training/test_prefetch.py"),
     Mutation("truncated importance weights", REPLAY, "importance_weights(current, reference, task.truncate_at)",
-             'importance_weights(current, reference, float("inf"))', TEST_REPLAY),
+             'importance_weights(current, reference, float("inf"))', TEST_WEIGHTS),
     # attention alignment
     Mutation("mean over description tokens", "objectives/attention.py", "return selected_TN.mean(0)",
              "return selected_TN.sum(0)", "objectives/test_attention.py"),

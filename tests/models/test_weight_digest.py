@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,37 @@ def test_blocks_do_not_matter(weights: dict[str, torch.Tensor], monkeypatch: pyt
 def test_a_folder_that_cannot_be_used_costs_time_only(weights: dict[str, torch.Tensor], remembering: Path) -> None:
     remembering.write_text("a file where the folder should be")
     assert digest_of(weights) == by_hand(weights)
+
+
+@pytest.mark.parametrize("damage", [b"", b"0" * 63, b"0" * 64 + b"\n", b"G" * 64, b"\xff" * 64])
+def test_a_damaged_entry_is_not_believed_and_is_replaced(
+    damage: bytes, weights: dict[str, torch.Tensor], remembering: Path
+) -> None:
+    digest_of(weights)
+    (entry,) = remembering.iterdir()
+    entry.write_bytes(damage)
+    assert digest_of(weights) == by_hand(weights)
+    assert entry.read_text() == by_hand(weights)
+
+
+def test_an_entry_of_another_user_is_not_believed(
+    weights: dict[str, torch.Tensor], remembering: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest_of(weights)
+    (entry,) = remembering.iterdir()
+    entry.write_text("0" * 64)
+    monkeypatch.setattr(module.os, "getuid", lambda: entry.stat().st_uid + 1)
+    assert digest_of(weights) == by_hand(weights)
+    assert entry.read_text() == "0" * 64, "the folder is not ours either"
+
+
+def test_workers_that_hash_the_same_weights_at_a_time_agree(
+    weights: dict[str, torch.Tensor], remembering: Path
+) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: digest_of(weights), range(64)))
+    assert set(found) == {by_hand(weights)}
+    assert [entry.read_text() for entry in remembering.iterdir()] == [by_hand(weights)], "no other file is left"
 
 
 def test_small_weights_leave_nothing_on_the_node(

@@ -74,6 +74,9 @@ class ScriptedRuntime:
     def backbone_digest(self) -> str:
         return self._replay_worker.backbone_digest()
 
+    def take_checkpoint_request(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

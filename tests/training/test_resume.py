@@ -62,6 +62,25 @@ def test_a_stop_while_rollouts_run_saves_the_last_finished_step(scene: Any, tmp_
     assert scene.weights_digest(tmp_path / "stopped", 4) == scene.weights_digest(tmp_path / "straight", 4)
 
 
+def test_a_checkpoint_out_of_turn_is_written_while_rollouts_run_and_training_goes_on(
+    scene: Any, tmp_path: Path
+) -> None:
+    config = scene.config(steps=3, checkpoint={"every_steps": 3}, evaluation={"every_steps": 3})
+    scene.coordinator(config, tmp_path / "straight").run()
+    requests: list[bool] = []
+
+    def script(pair_id: str, completion: int, tokens: EncoderTokens) -> str:
+        if pair_id == "s000002.m0.p00" and not completion:
+            requests.append(True)
+        return scene.half_of_the_pairs_vary(pair_id, completion, tokens)
+
+    warned = scene.coordinator(config, tmp_path / "warned", script)
+    warned._runtime.take_checkpoint_request = lambda: bool(requests and requests.pop())
+    warned.run()
+    assert warned._checkpoints.steps() == [1, 3], "step 2 had begun, and training went on"
+    assert scene.weights_digest(tmp_path / "warned", 3) == scene.weights_digest(tmp_path / "straight", 3)
+
+
 def test_rows_after_the_resumed_step_are_rewritten(scene: Any, tmp_path: Path) -> None:
     config = scene.config(steps=2, checkpoint={"every_steps": 1})
     scene.coordinator(config, tmp_path).run()

@@ -207,7 +207,7 @@ def engine(request: pytest.FixtureRequest, world: World) -> Iterator[Engine]:
 
 
 # An engine of vLLM takes ten seconds to start, so text first is left to slow tests where others hold it: with Qwen3-VL
-# `test_engines.py` does, and InternVL's positions are plain counts in either order.
+# `test_engines_apart.py` does, and InternVL's positions are plain counts in either order.
 @pytest.mark.parametrize(
     ("family_checkpoint", "world", "engine"),
     [

@@ -1,12 +1,12 @@
 """Ray's table of actors: the process of each, and the resources that actors without one wait for.
 
-Ray has no public function for it without a dashboard, so only this module reads ``ray._private.state``.
+Ray has no public function for it without a dashboard, so only this module reads it from ``ray._private.state``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,11 +37,19 @@ def process_of(actor: Any) -> ActorProcess | None:
     return ActorProcess(row["Pid"], row["Address"]["NodeID"])
 
 
+def nodes_of_role(role: str) -> set[str]:
+    """Returns the ids of the nodes on which this job's actors of a role run."""
+    return {
+        row["Address"]["NodeID"]
+        for row in _rows_of_this_job()
+        if ROLE_OF_CLASS.get(row["ActorClassName"]) == role and row["State"] == "ALIVE"
+    }
+
+
 def unplaced_roles() -> Counter[str]:
     """Returns the number of this job's actors by role for which Ray has found no node yet."""
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    rows = state.actors(job_id=job).values()
-    pending = (row for row in rows if row["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") and not row["Pid"])
+    waiting = ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+    pending = (row for row in _rows_of_this_job() if row["State"] in waiting and not row["Pid"])
     return Counter(role for row in pending if (role := ROLE_OF_CLASS.get(row["ActorClassName"])))
 
 
@@ -57,3 +65,8 @@ def shortage(requests: Sequence[ResourceRequest]) -> str:
         return ""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return shortage_text(waiting, total=ray.cluster_resources(), free=ray.available_resources(), nodes=nodes)
+
+
+def _rows_of_this_job() -> Iterable[Mapping[str, Any]]:
+    """Returns Ray's rows of all actors of this job."""
+    return state.actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id())).values()

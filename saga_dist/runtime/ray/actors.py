@@ -51,6 +51,7 @@ _FORWARDED = (
     "TRANSFORMERS_VERBOSITY",
     "VLLM_LOGGING_LEVEL",
     "VLLM_NO_USAGE_STATS",
+    "VLLM_USE_V2_MODEL_RUNNER",
 )
 """Environment variables that actors get from the driver's environment."""
 

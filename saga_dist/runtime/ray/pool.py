@@ -83,7 +83,10 @@ class RayPool(Generic[TaskT, ResultT]):
         )
         self._lock = self._state.lock
         self._target, self._at_once = config.workers, False
-        self._reported_replacements = 0
+        self._vacated: frozenset[str] = frozenset()
+        """Ids of nodes whose workers are replaced."""
+        self._reported = {"replacements": 0, "drained": 0}
+        """Counts of the group at the last call of ``metrics``."""
 
     # ------------------------------------------------------------------ tasks and results
 
@@ -146,9 +149,9 @@ class RayPool(Generic[TaskT, ResultT]):
         """Returns the counts and durations since the last call, by name."""
         with self._lock:
             counts = self._state.queue.take_counts()
-            replacements = self._group.num_replacements
-            counts["replacements"] = replacements - self._reported_replacements
-            self._reported_replacements = replacements
+            totals = {"replacements": self._group.num_replacements, "drained": self._group.num_drained}
+            counts |= {name: total - self._reported[name] for name, total in totals.items()}
+            self._reported = totals
         numbers = {name: float(number) for name, number in counts.items()}
         return {**numbers, "workers": float(self._group.num_up), **self._group.usage.take(time.monotonic())}
 
@@ -186,6 +189,18 @@ class RayPool(Generic[TaskT, ResultT]):
         assert number >= 1, f"a pool of {number} workers; expected at least 1"
         with self._lock:
             self._target, self._at_once = number, at_once
+        self._wake()
+
+    def vacate(self, node_ids: Collection[str]) -> None:
+        """Gives no more tasks to the workers on these nodes and replaces them; does not wait for it.
+
+        Idle workers end at once, busy ones after their lease, and the last one of the pool when another one is up. If
+        the node goes first, the tasks of the lease are leased again without counting an attempt.
+
+        Args:
+            node_ids: Ray's ids of the nodes, which no later node has.
+        """
+        self._vacated |= frozenset(node_ids)
         self._wake()
 
     @property
@@ -270,6 +285,7 @@ class RayPool(Generic[TaskT, ResultT]):
             while not self._state.closed:
                 for slot in self._group.reconcile(self._scale_request()):
                     tasks.create_task(self._group.supervise(slot), name=slot.name)
+                self._group.vacate(self._vacated)
                 self._dispatch()
                 await wakeup.wait()
                 wakeup.clear()
@@ -284,7 +300,7 @@ class RayPool(Generic[TaskT, ResultT]):
     def _dispatch(self) -> None:
         """Leases waiting tasks to workers that are idle or fed; interrupts those whose lease has changed."""
         group, queue, most = self._group, self._state.queue, self._config.tasks_per_lease
-        staying = [slot for slot in group.fed if not slot.leaving]
+        staying = [slot for slot in group.fed if slot.serves]
         with self._lock:
             handed_out = queue.hand_out(group.idle, busy=staying, num_coming=group.num_coming, most=most)
             changed = queue.take_changed()
@@ -297,16 +313,17 @@ class RayPool(Generic[TaskT, ResultT]):
             slot.interrupt()
 
     async def _work(self, slot: WorkerSlot[TaskT, ResultT]) -> None:
-        """Runs leases on the worker of a slot until it fails, leaves, or is released for being idle."""
+        """Runs leases on the worker of a slot until it fails, leaves, retires, or is released for being idle."""
         idle_release_s = self._config.idle_release_s or None
         try:
-            while not slot.leaving:
+            while slot.serves:
                 if await slot.next_lease(idle_release_s):
                     await self._run_lease(slot)
-                elif self._group.has_surplus:
+                elif slot.serves and self._group.has_surplus:
                     log.info("%s is released after %g s without work", slot.name, idle_release_s)
                     slot.release()
                     return
+            slot.kill()
         except Evicted:
             self._state.give_back(slot)
             self._group.wakeup.set()
@@ -327,7 +344,17 @@ class RayPool(Generic[TaskT, ResultT]):
                 self._dispatch()
 
     def _fail(self, slot: WorkerSlot[TaskT, ResultT], error: SagaError) -> None:
-        """Kills a worker that failed; the tasks that it had are queued to be retried one by one, or quarantined."""
+        """Kills a worker that failed; the tasks that it had are queued to be retried one by one, or quarantined.
+
+        A worker on a node that is about to be taken away fails when it is, which is no fault of the tasks.
+        """
+        if slot.info is not None and slot.info.node_id in self._vacated:
+            self._group.num_drained += not slot.retiring
+            slot.kill()
+            self._state.give_back(slot)
+            self._group.wakeup.set()
+            log.warning("%s; its node was about to be taken away, and its groups are leased again", error)
+            return
         self._group.num_replacements += 1
         slot.kill()
         num_retried, quarantined = self._state.fail(slot, error)

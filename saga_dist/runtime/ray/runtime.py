@@ -12,6 +12,7 @@ from saga_dist.runtime.leftovers import Leftovers
 from saga_dist.runtime.ray.actors import Factories
 from saga_dist.runtime.ray.adapter import PoolConfig, Timeouts
 from saga_dist.runtime.ray.adapters import ReplayAdapter, RolloutAdapter
+from saga_dist.runtime.ray.draining import DrainWatch
 from saga_dist.runtime.ray.endings import Endings
 from saga_dist.runtime.ray.learner_group import spawn_learner
 from saga_dist.runtime.ray.pool import RayPool
@@ -82,6 +83,12 @@ class RayRuntime:
             if config.needs_mllm and isinstance(self.replays, RayPool):
                 self.replays.start()
             self.learner.wait_until_up()
+            self._draining = DrainWatch(
+                [pool for pool in (self.rollouts, self.replays) if isinstance(pool, RayPool)],
+                heartbeat_s=config.runtime.heartbeat_s,
+            )
+            self._draining.start()
+            closing.callback(self._draining.close)
             self._closing = closing.pop_all()
 
     def restart_learner(self) -> None:
@@ -102,6 +109,10 @@ class RayRuntime:
         if isinstance(self.replays, RayPool):
             return self.replays.call("backbone_digest")
         return self.learner.call("backbone_digest")
+
+    def take_checkpoint_request(self) -> bool:
+        """Returns True once after notice that the node of the learner, or of this process, is taken away."""
+        return self._draining.take_checkpoint_request()
 
     def watch(self, run_dir: Path) -> None:
         """Accepts requests of `saga-dist scale` through files in the run directory, until ``close``."""

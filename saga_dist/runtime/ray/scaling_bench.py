@@ -206,6 +206,10 @@ class BenchRuntime:
         """Returns an empty string, because there is no backbone."""
         return ""
 
+    def take_checkpoint_request(self) -> bool:
+        """Returns False, because no checkpoint is needed."""
+        return False
+
     def watch(self, run_dir: Path) -> None:
         """Does nothing, because the bench does not change the number of workers."""
 

@@ -86,6 +86,8 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         """Running and busy time of the workers."""
         self.num_replacements = 0
         """Number of failures of workers and of their starts so far."""
+        self.num_drained = 0
+        """Number of workers that were replaced so far because their node was about to be taken away."""
         self.num_up = 0
         """Number of workers that are idle or busy."""
         self._slots: list[WorkerSlot[TaskT, ResultT]] = []
@@ -156,6 +158,18 @@ class WorkerGroup(Generic[TaskT, ResultT]):
         while self._num_released and self._num_kept < self._num_needed:
             next(slot for slot in self._slots if slot.state is WorkerState.RELEASED).readmit()
         return new
+
+    def vacate(self, node_ids: Collection[str]) -> None:
+        """Replaces the workers on these nodes, idle ones now, busy ones after their lease.
+
+        The last worker that gets tasks stays until another one does, so that a pool whose nodes all go works on.
+        """
+        serving = [slot for slot in self._slots if slot.info is not None and slot.serves]
+        there = [slot for slot in serving if slot.info is not None and slot.info.node_id in node_ids]
+        for slot in there[1:] if len(there) == len(serving) else there:
+            log.info("%s is replaced, because its node is about to be taken away", slot.name)
+            self.num_drained += 1
+            slot.retire()
 
     @property
     def has_surplus(self) -> bool:

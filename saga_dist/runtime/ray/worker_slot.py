@@ -5,6 +5,8 @@
      │ └────failure────┴─────────────────────│─┴─────────────────┘
      └───readmit─── RELEASED ◄───release─────┘
 
+A worker that retires goes from IDLE, or after its lease from BUSY, to GONE without a failure.
+
 A slot waits for one thing at a time: the answer of ``start``, a lease, or an answer in ``run``. The deadline, an
 eviction (``leave``) or the heartbeat can end the wait earlier. The heartbeat calls ``health`` of a worker that has not
 answered anything for half of ``heartbeat_s``, and the worker has ``heartbeat_s`` to answer. So a hang is detected after
@@ -85,6 +87,8 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         """Number of starts that failed since a worker was last up."""
         self.leaving = False
         """True when the slot ends after its present lease, if it has one."""
+        self.retiring = False
+        """True when the worker ends after its present lease, if it has one, and another one is started in its place."""
         self.in_flight = TasksInFlight[TaskT]()
         """Tasks that the worker has, also ones that have left its lease until the next ``run``; or, after a failure,
         tasks that the last worker had."""
@@ -109,7 +113,12 @@ class WorkerSlot(Generic[TaskT, ResultT]):
 
     def status(self) -> WorkerStatus:
         """Returns the status of the slot; may be called in any thread."""
-        return WorkerStatus(self.name, "leaving" if self.leaving else self.state.value, self.info, self.since)
+        return WorkerStatus(self.name, self.state.value if self.serves else "leaving", self.info, self.since)
+
+    @property
+    def serves(self) -> bool:
+        """True when the worker may get tasks after its present lease."""
+        return not (self.leaving or self.retiring)
 
     @property
     def is_fed(self) -> bool:
@@ -133,6 +142,14 @@ class WorkerSlot(Generic[TaskT, ResultT]):
         self.leaving = True
         if (at_once or self.state is not WorkerState.BUSY) and not self.evicted:
             self._interrupt(Evicted())
+
+    def retire(self) -> None:
+        """Ends the worker, which must be up, after its lease when it is busy, else now; the slot starts another one."""
+        self.retiring = True
+        if self.state is WorkerState.IDLE:
+            self.kill()
+            if not self._waiting.done():  # as in ``assign``
+                self._waiting.set_result(None)
 
     def release(self) -> None:
         """Stops the worker; the slot has none until ``readmit``."""
@@ -175,7 +192,7 @@ class WorkerSlot(Generic[TaskT, ResultT]):
             SagaError: the worker did not start, or not in time; the slot has no worker then.
             Evicted: the slot was evicted.
         """
-        self._interruption = None
+        self._interruption, self.retiring = None, False
         self.in_flight.clear()
         self.actor = self._adapter.spawn()
         self._enter(WorkerState.STARTING)

@@ -16,6 +16,8 @@ import torch
 from saga_dist.config import RunConfig, parse_config
 from saga_dist.errors import ConfigError, DataError, TokenError, TrainingError
 from saga_dist.protocols import GradientHandle, Runtime
+from saga_dist.runtime.ray.actor_table import nodes_of_role
+from saga_dist.runtime.ray.draining import draining_nodes, nodes_with_state
 from saga_dist.runtime.ray.fake_workers import (
     FakeLearner,
     FakeReplayWorker,
@@ -112,6 +114,8 @@ def test_three_steps_give_the_numbers_of_one_process(replay_workers: int, make: 
         assert expected.metrics["step/groups"] == 6
     assert runtime.learner.step == 3
     assert runtime.backbone_digest() == "scripted"
+    assert draining_nodes() == {} and not runtime.take_checkpoint_request()
+    assert nodes_of_role("learner") == nodes_with_state() == {ray.get_runtime_context().get_node_id()}
 
     for learner, name in ((runtime.learner, "ray"), (plain.learner, "plain")):
         (tmp_path / name).mkdir()
