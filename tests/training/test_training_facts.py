@@ -29,7 +29,7 @@ def test_a_step_with_rollouts_sees_all_of_its_micro_batches(tmp_path: Path) -> N
     write_ledger(tmp_path, 1, 8, 2)
     found = training_facts(config("rollout.max_micro_batches=8"), tmp_path)
     assert found == TrainingFacts(
-        metric_loss="multi_similarity", optimizer_steps=3, images_seen=352, image_height=80, image_width=80,
+        metric_loss="potential_field", optimizer_steps=3, images_seen=352, image_height=80, image_width=80,
         pretraining="standin",
     )  # fmt: skip
     alone = config("rollout.max_micro_batches=8", "objective.lambda_lm=0", "objective.lambda_kl=0")
