@@ -40,7 +40,7 @@ CASES = {
 }
 
 
-SLOW = (Bench.EVALUATION, Bench.ROLLOUT)
+SLOW = (Bench.EVALUATION, Bench.REPLAY, Bench.ROLLOUT, Bench.STEP)
 """Benches of many seconds, whose sides have tests of their own."""
 
 

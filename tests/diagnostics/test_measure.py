@@ -159,6 +159,7 @@ def test_the_report_draws_it(finished_run: Path, evidence: Evidence) -> None:
         shutil.move(finished_run / "kept.json", finished_run / "evidence.json")
 
 
+@pytest.mark.slow
 def test_without_recordings_only_the_gradients_are_missing(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("rollouts", "metrics.jsonl"))

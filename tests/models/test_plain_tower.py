@@ -161,7 +161,9 @@ def test_loading_and_encoding_imports_neither_transformers_nor_a_language_model(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("family", SAVED_TOWERS)
+@pytest.mark.parametrize(
+    "family", [name if name == "qwen3_vl" else pytest.param(name, marks=pytest.mark.slow) for name in SAVED_TOWERS]
+)
 def test_the_tower_of_a_saved_encoder_imports_no_language_model_of_this_package(family: str) -> None:
     module, _, _ = SAVED_TOWERS[family].partition(":")
     assert [name for name in imported(f"import {module}") if name.startswith("saga_dist")] == []

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,9 +78,15 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact_ranking, "half_is_faster", lambda: True)
 
 
-@pytest.mark.parametrize("seed", range(20))
+def seeds(first: int, end: int, *, of_default: int) -> list[Any]:
+    """Returns the seeds from ``first`` to ``end`` as parameters, those after the first few marked slow."""
+    slow = (pytest.param(seed, marks=pytest.mark.slow) for seed in range(first + of_default, end))
+    return [*range(first, first + of_default), *slow]
+
+
+@pytest.mark.parametrize("seed", seeds(0, 20, of_default=8))
 def test_equals_the_loop_on_random_cases(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 x 50 = 1,000 data sets, half of them in blocks; every hit and every figure is that of the loop."""
+    """50 data sets for each seed, half of them in blocks; every hit and every figure is that of the loop."""
     if seed % 2:
         monkeypatch.setattr(small_ranking, "_BLOCK", 7)
     _compare_with_the_loop(seed)
@@ -88,11 +95,9 @@ def test_equals_the_loop_on_random_cases(seed: int, monkeypatch: pytest.MonkeyPa
 # All kinds of data sets are among the 250 of five seeds.
 @pytest.mark.integration
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize(
-    "seed", [*range(20, 25), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(25, 40))]
-)
+@pytest.mark.parametrize("seed", seeds(20, 40, of_default=5))
 def test_fast_scores_and_candidates_change_nothing(seed: int) -> None:
-    """1,000 more data sets, each of them through candidates."""
+    """50 more data sets for each seed, each of them through candidates."""
     _compare_with_the_loop(seed)
 
 
@@ -153,13 +158,13 @@ def test_products_of_well_separated_items_leave_no_query_over(monkeypatch: pytes
     assert left == [0]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(0, 10, of_default=5))
 def test_separate_gallery_equals_the_loop(seed: int) -> None:
     _compare_with_the_loop_of_a_gallery(seed)
 
 
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize("seed", range(10, 20))
+@pytest.mark.parametrize("seed", seeds(10, 20, of_default=5))
 def test_candidates_of_a_separate_gallery_change_nothing(seed: int) -> None:
     _compare_with_the_loop_of_a_gallery(seed)
 
@@ -359,7 +364,7 @@ def _simulated_coverage(num_classes: int, mean: float, smallest: int, largest: i
         (100, 0.8, 40, 60),
         pytest.param(98, 0.95, 60, 90, marks=pytest.mark.slow),  # as many classes as CUB
         pytest.param(50, 0.75, 100, 100, marks=pytest.mark.slow),  # as many classes as the birds
-        (50, 0.1, 30, 34),
+        pytest.param(50, 0.1, 30, 34, marks=pytest.mark.slow),
         (30, 0.5, 2, 40),
     ],
     ids=["CUB", "Cars", "Aircraft", "birds", "uneven"],

@@ -145,7 +145,7 @@ def test_stages_without_the_share_are_the_shipped_ones() -> None:
     assert [stage.verdict_first_share for stage in with_verdict_first(STAGES, 0.25)] == [0.0, 0.0, 0.25]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_few_steps_make_a_forced_verdict_more_likely(birds: BirdSplit) -> None:
     losses = {}
     for share in (0.0, 1.0):

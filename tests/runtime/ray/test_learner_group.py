@@ -122,7 +122,12 @@ def test_two_ranks_answer_as_one_learner(make: Callable[..., RayRuntime], tmp_pa
     ("kind", "error", "message"),
     [
         ("kill", LearnerLost, r"learner, rank [01]: its process died .*; the same command resumes"),
-        ("stop", LearnerLost, r"learner: no heartbeat for 10 s during encode; the same command resumes"),
+        pytest.param(
+            "stop",
+            LearnerLost,
+            r"learner: no heartbeat for 10 s during encode; the same command resumes",
+            marks=pytest.mark.slow,
+        ),
         ("user_error", TokenError, r"^pair encode-0: width 7; expected width 6$"),
         ("bug", WorkerError, r"learner, rank [01]: ZeroDivisionError: scripted bug"),
     ],
