@@ -170,7 +170,6 @@ def differences(place: Path, quiet: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("point", SOME_POINTS)
-)
 def test_the_same_command_after_a_kill_gives_the_same_bits(
     driver: Driver, quiet: Path, tmp_path: Path, point: str
 ) -> None:
