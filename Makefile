@@ -1,8 +1,8 @@
 # One environment (.venv), one word for everything. `make` alone lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Processes for the tests; one of them takes all tests that start Ray (tests/conftest.py).
-TEST_PROCESSES ?= 2
+# Processes for all tests; one of them takes those that start Ray, and mostly waits (tests/conftest.py).
+TEST_PROCESSES ?= 3
 # The environment in .venv is for CPUs.
 GPU_PYTHON ?= python3
 
@@ -35,7 +35,7 @@ test: env  ## the test suite (20 to 27 minutes on two cores)
 
 test-quick: export HF_HUB_OFFLINE := 1
 test-quick: env  ## the tests without Ray, vLLM and whole trainings (three to six minutes on two cores)
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) \
+	@$(BIN)/python -m pytest -n 2 \
 		-m "not cluster and not vllm and not integration and not slow and not gpu and not netns"
 
 test-slow: export HF_HUB_OFFLINE := 1

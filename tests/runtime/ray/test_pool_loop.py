@@ -73,8 +73,16 @@ def stuck(pool_of: Any, fake_adapter: Any, scene: Any) -> Pool:
     return pool
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background of a shell, which ignores it there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("wait", [lambda pool: pool.collect, ask], ids=["collect", "ask"])
-def test_interrupt_reaches_a_waiting_caller(wait: Any, stuck: Pool) -> None:
+def test_interrupt_reaches_a_waiting_caller(wait: Any, stuck: Pool, interruptible: None) -> None:
     main = threading.main_thread()
     assert threading.current_thread() is main and main.ident is not None
     threading.Timer(0.3, signal.pthread_kill, (main.ident, signal.SIGINT)).start()
