@@ -75,7 +75,7 @@ def stuck(pool_of: Any, fake_adapter: Any, scene: Any) -> Pool:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests run in the background of a shell, which ignores it there."""
+    """SIGINT raises KeyboardInterrupt; in the background of a shell, Python would ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
