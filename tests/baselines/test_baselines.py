@@ -268,7 +268,7 @@ def test_a_run_is_evaluated_as_by_its_own_command(
         assert row["result"][name] == getattr(own, name)
     assert tuple(row["result"]["confidence_interval"]) == own.confidence_interval
     assert f"{100 * own.recall_at_1:.1f}" in output
-    assert "then 1 steps on birds: 1 x multi_similarity, 0 x GRPO" in output
+    assert "then 1 steps on birds: 1 x potential_field, 0 x GRPO" in output
     assert compare(f"run:{directory}", config, "val").result.num_queries > 0
 
     table = ["--beside", str(ROOT / "configs" / "tables" / "table1_cub.toml")]

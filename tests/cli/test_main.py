@@ -113,7 +113,7 @@ def test_no_command_imports_anything_heavy_before_it_says_what_it_waits_for(conf
 USAGE_MISTAKES = [
     (["tarin"], "error: saga-dist: no such command 'tarin'; did you mean 'train'?; see `saga-dist --help`"),
     (["train", "--nope"], "error: saga-dist train: no such option: --nope; see `saga-dist train --help`"),
-    (["report"], "error: saga-dist report: missing argument 'RUN'; see `saga-dist report --help`"),
+    (["report"], "error: saga-dist report: missing argument 'RUN…'; see `saga-dist report --help`"),
     (["data", "chek"], "error: saga-dist data: no such command 'chek'"),
     (["scale", "run", "--wait", "long"], "error: saga-dist scale: invalid value for '--wait'"),
     (["bench", "nope"], "error: saga-dist bench: invalid value for '[NAME]': 'nope' is not one of 'all', 'replay'"),
