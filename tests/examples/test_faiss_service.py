@@ -116,7 +116,7 @@ def png(side: int) -> bytes:
     [
         (b"", "/search", {}, "Content-Length: '0'; expected a number from 1 to 32,000,000"),
         (b"GIF89a and no more", "/search", {}, "not an image, or damaged"),
-        (png(40)[:60], "/search", {}, "damaged"),
+        (png(400)[:60], "/search", {}, "damaged"),
         (png(8001), "/search", {}, "8001 x 8001 pixels; expected at most 64 megapixels"),
         (png(40), "/search?k=few", {}, "k: 'few'; expected a number from 1 to 1,000"),
         (png(40), "/photos", {}, "no such page /photos; expected POST /search?k=5"),
