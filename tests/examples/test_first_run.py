@@ -52,7 +52,7 @@ def run_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.chdir(tmp_path)
 
-    def run(changed: Mapping[str, str] = {}) -> dict[str, Any]:  # noqa: B006  (not changed)
+    def run(changed: Mapping[str, str] = {}) -> dict[str, Any]:
         names: dict[str, Any] = {"__name__": "__main__", "opened": opened}
         for number, source in enumerate(source_of("code"), start=1):
             exec(compile(changed.get(source, source), f"code cell {number}", "exec", dont_inherit=True), names)
