@@ -40,6 +40,7 @@ AREAS = (
     "trained_part",
     "hub",
     "packed_data",
+    "search_service",
 )
 """The parts of the table: one module ``rows_<area>`` with a list ``ROWS`` each."""
 
