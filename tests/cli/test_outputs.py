@@ -42,7 +42,7 @@ FILES = {
     "evidence screen": "evidence screen run.toml --json {out}",
 }
 """Commands that write a file."""
-READERS = {"config", "docs", "doctor", "metrics", "scale"}
+READERS = {"config", "docs", "doctor", "metrics", "scale", "watch"}
 """Commands that write no output of their own: ``scale`` leaves an order in the directory of a running run."""
 
 
