@@ -174,8 +174,9 @@ def ready_pool(pools: Any, script: FaultPlan, scene: Any) -> Iterator[Callable[[
         set_config(pool, GENEROUS)
 
 
-@pytest.fixture(params=["fed", "whole"])
+@pytest.fixture(params=["fed", pytest.param("whole", marks=pytest.mark.slow)])
 def mode(request: pytest.FixtureRequest) -> Mode:
+    """The default, groups one by one, and whole leases, which ``test_pool.py`` has without faults."""
     return request.param  # type: ignore[no-any-return]
 
 
