@@ -65,7 +65,7 @@ LARGE = {
     Size.FULL: EvaluationCase(37150, 4096, 1486),
 }
 """Embeddings of all rows but those of small sets."""
-_SMALL = tuple(EvaluationCase(num_images, 1024, num_images // 25) for num_images in (1000, 2500, 5000, 10000, 15000))
+_SMALL = tuple(EvaluationCase(num_images, 1024, num_images // 25) for num_images in (1000, 2500, 5000, 10000, 25000))
 SMALL = {Size.TINY: (EvaluationCase(40, 8, 4),), Size.QUICK: _SMALL[:4], Size.FULL: _SMALL}
 """Small sets, 25 images a class, on both sides of ``small_ranking.MOST_PRODUCTS``."""
 

@@ -14,9 +14,9 @@ from saga_dist.retrieval.dot_products import summation_error
 from saga_dist.retrieval.normalized import blocks
 from saga_dist.retrieval.ranking_task import SLACK, RankingTask, pessimistic_order
 
-MOST_PRODUCTS = 10**11
+MOST_PRODUCTS = 4 * 10**11
 """Multiplications, queries x gallery items x components, up to which plain products are the faster way
-(``saga-dist bench evaluation``): 10,000 images of 1,024 components, 5,000 of 4,096."""
+(``saga-dist bench evaluation``): 20,000 images of 1,024 components, 10,000 of 4,096."""
 _EXTRA_ITEMS = 8
 """Items of a query besides those per rank, among which the border of the ranks is sought."""
 _BLOCK = 1536
