@@ -285,7 +285,8 @@ class RayPool(Generic[TaskT, ResultT]):
             while not self._state.closed:
                 for slot in self._group.reconcile(self._scale_request()):
                     tasks.create_task(self._group.supervise(slot), name=slot.name)
-                self._group.vacate(self._vacated)
+                if self._vacated:
+                    self._group.vacate(self._vacated)
                 self._dispatch()
                 await wakeup.wait()
                 wakeup.clear()
