@@ -260,7 +260,7 @@ class ClassFiles:
                 )
             files += listed
             labels += [label] * len(listed)
-        return FolderImageSet(
+        images = FolderImageSet(
             root=self.root,
             files=tuple(path for path, _ in files),
             sizes_bytes=tuple(size for _, size in files),
@@ -270,6 +270,11 @@ class ClassFiles:
             banner=banner,
             fast_jpeg=fast_jpeg,
         )
+        return self._readable(images)
+
+    def _readable(self, images: FolderImageSet) -> FolderImageSet:
+        """Returns listed images in the form in which they are read: here, each is a file of its own."""
+        return images
 
     def _left_out_of(self, class_name: str) -> str:
         """Returns what was left out of the folder of a class, in brackets; empty for nothing."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from saga_dist.data.image_sets import Splits
+from saga_dist.data.image_sets import FolderImageSet, Splits
 from saga_dist.data.layouts.division import SplitOptions, halves, make_splits
 from saga_dist.data.layouts.listing import ClassFiles
 from saga_dist.data.layouts.split_folders import SPLIT_OF
@@ -56,20 +55,8 @@ class PackedFiles(ClassFiles):
         self._places[name] = place
         self._files[class_name].append((name, place.size))
 
-    def images(
-        self,
-        class_names: Sequence[str],
-        *,
-        image_size: int,
-        banner: int = 0,
-        fast_jpeg: bool = False,
-        allow_empty: bool = False,
-    ) -> PackedImageSet:
-        """Returns the images of the given classes; see ``ClassFiles.images``."""
-        listed = super().images(
-            class_names, image_size=image_size, banner=banner, fast_jpeg=fast_jpeg, allow_empty=allow_empty
-        )
-        return PackedImageSet(**vars(listed), places=tuple(self._places[name] for name in listed.files))
+    def _readable(self, images: FolderImageSet) -> PackedImageSet:
+        return PackedImageSet(**vars(images), places=tuple(self._places[name] for name in images.files))
 
     def divide(self, options: SplitOptions) -> Splits:
         """Returns the splits: those of the data set, or halves of the classes, sorted, where it has none.
