@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from saga_dist.utils.durations import duration
+from saga_dist.utils.durations import pace
 
 FIRST_GAP_S, GAP_FACTOR, LONGEST_GAP_S = 4.0, 1.5, 300.0
 """Seconds between the first two lines, growth from one gap to the next, and the longest gap."""
@@ -50,8 +50,4 @@ class Pace:
         seconds = self._clock() - started
         if done <= before or seconds <= 0:
             return ""
-        each = seconds / (done - before)
-        pace = f"{each:.2g} s/{self._unit}" if each >= 1 else f"{1 / each:,.0f} {self._unit}s/s"
-        if each >= 10:
-            pace = f"{each:.0f} s/{self._unit}"
-        return f"{pace}, about {duration(each * (total - done))} left" if done < total else pace
+        return pace(seconds / (done - before), total - done, self._unit)

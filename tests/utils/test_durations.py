@@ -1,10 +1,10 @@
-"""Durations in words."""
+"""Durations and paces in words."""
 
 from __future__ import annotations
 
 import pytest
 
-from saga_dist.utils.durations import duration
+from saga_dist.utils.durations import duration, pace
 
 
 @pytest.mark.parametrize(
@@ -12,3 +12,16 @@ from saga_dist.utils.durations import duration
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("each_s", "remaining", "text"),
+    [
+        (3.14, 40, "3.1 s/step, about 2 min left"),
+        (123.0, 10, "123 s/step, about 20 min left"),
+        (0.25, 100, "4 steps/s, about 25 s left"),
+        (2.0, 0, "2 s/step"),
+    ],
+)
+def test_a_pace_says_the_time_left(each_s: float, remaining: int, text: str) -> None:
+    assert pace(each_s, remaining, "step") == text

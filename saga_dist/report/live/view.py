@@ -16,7 +16,7 @@ from saga_dist.metrics.registry import find_metric
 from saga_dist.report.live.heartbeat import Pulse
 from saga_dist.report.live.run import LiveRun
 from saga_dist.retrieval.results import PRETRAINED
-from saga_dist.utils.durations import duration
+from saga_dist.utils.durations import duration, pace
 from saga_dist.utils.printable import printable
 
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -142,10 +142,9 @@ def _row(run: LiveRun, name: str, *, explained: bool) -> list[str]:
 
 def _pace(run: LiveRun) -> str:
     seconds = [value for _, value in run.recent("step/wall_s", PACE_STEPS)]
-    if not seconds or run.has_all_steps:
+    if not any(seconds) or run.has_all_steps:
         return ""
-    each = sum(seconds) / len(seconds)
-    return f", {each:.2g} s/step, about {duration(each * (run.config.run.steps - run.step))} left"
+    return f", {pace(sum(seconds) / len(seconds), run.config.run.steps - run.step, 'step')}"
 
 
 def _recall(run: LiveRun) -> str:
