@@ -6,11 +6,10 @@ import gzip
 import io
 import json
 import shutil
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from bad_inputs.row import BadInput, Workspace
+from data.shards import write_shard
 from PIL import Image
 
 SHARDS = "data check shards --layout webdataset"
@@ -24,16 +23,6 @@ def picture() -> bytes:
     return content.getvalue()
 
 
-def shard(path: Path, members: Mapping[str, bytes]) -> None:
-    """Writes a tar file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 def of_classes(*names: str) -> dict[str, bytes]:
     """Returns the members of two samples of each class."""
     return {
@@ -45,29 +34,29 @@ def of_classes(*names: str) -> dict[str, bytes]:
 
 
 def without_class(workspace: Workspace) -> None:
-    shard(workspace.folder / "shards" / "0.tar", {**of_classes("a", "b"), "z.png": picture()})
+    write_shard(workspace.folder / "shards" / "0.tar", {**of_classes("a", "b"), "z.png": picture()})
 
 
 def compressed(workspace: Workspace) -> None:
     path = workspace.folder / "shards" / "0.tar"
-    shard(path, of_classes("a", "b", "c", "d"))
+    write_shard(path, of_classes("a", "b", "c", "d"))
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
 def cut_off(workspace: Workspace) -> None:
     path = workspace.folder / "shards" / "0.tar"
-    shard(path, of_classes("a", "b", "c", "d"))
+    write_shard(path, of_classes("a", "b", "c", "d"))
     path.write_bytes(path.read_bytes()[:600])
 
 
 def half_named(workspace: Workspace) -> None:
-    shard(workspace.folder / "shards" / "train-0.tar", of_classes("a", "b"))
-    shard(workspace.folder / "shards" / "more.tar", of_classes("c", "d"))
+    write_shard(workspace.folder / "shards" / "train-0.tar", of_classes("a", "b"))
+    write_shard(workspace.folder / "shards" / "more.tar", of_classes("c", "d"))
 
 
 def class_on_both_sides(workspace: Workspace) -> None:
-    shard(workspace.folder / "shards" / "train-0.tar", of_classes("a", "b"))
-    shard(workspace.folder / "shards" / "test-0.tar", of_classes("b", "c"))
+    write_shard(workspace.folder / "shards" / "train-0.tar", of_classes("a", "b"))
+    write_shard(workspace.folder / "shards" / "test-0.tar", of_classes("b", "c"))
 
 
 def saved(workspace: Workspace, which: str = "whole") -> Path:

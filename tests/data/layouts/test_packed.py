@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.shards import write_shard
 from PIL import Image
 
 from saga_dist.config import parse_config
@@ -35,15 +35,6 @@ def picture(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 def samples(classes: list[str], *, ending: str = "cls", images: int = 2) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from runtime.ray.fake_actors import FakeAdapter, FedAdapter, InstantLoop
 from runtime.ray.shared_pools import GENEROUS, Mode, OnRay, set_config
 
 from saga_dist.config import RunConfig, parse_config
+from saga_dist.runtime.ray.adapter import PoolConfig
 from saga_dist.runtime.ray.adapters import RolloutAdapter
 from saga_dist.runtime.ray.fake_workers import FakeLearner, fake_factories, fake_group
 from saga_dist.runtime.ray.fault_plan import FaultPlan
@@ -121,6 +122,22 @@ def fake_adapter() -> Callable[..., FakeAdapter]:
 def fed_adapter() -> FedAdapter:
     """An adapter of fake actors that are fed."""
     return FedAdapter()
+
+
+@pytest.fixture
+def idle_pool(scene: Any) -> Iterator[Callable[..., RayPool[Any, Any]]]:
+    """Starts pools from an adapter and a configuration, with workers that are idle; closed after the test."""
+    made: list[RayPool[Any, Any]] = []
+
+    def make(adapter: Any, config: PoolConfig) -> RayPool[Any, Any]:
+        made.append(RayPool(adapter, config))
+        made[-1].start()
+        scene.until(lambda: scene.states(made[-1]) == ["idle"] * config.workers)
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
 
 
 # ---------------------------------------------------------------------- pools that several files share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,20 +21,9 @@ Pool = RayPool[str, str]
 
 
 @pytest.fixture
-def pool_of(scene: Any) -> Iterator[Callable[..., Pool]]:
-    """Makes pools of workers that are idle; closed after the test."""
-    made: list[Pool] = []
-
-    def make(adapter: Any, **settings: Any) -> Pool:
-        config = replace(CONFIG, **settings)
-        made.append(RayPool(adapter, config))
-        made[-1].start()
-        scene.until(lambda: scene.states(made[-1]) == ["idle"] * config.workers)
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
+def pool_of(idle_pool: Any) -> Callable[..., Pool]:
+    """Makes pools of workers that are idle."""
+    return lambda adapter, **settings: idle_pool(adapter, replace(CONFIG, **settings))
 
 
 def nodes(pool: Pool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +20,9 @@ Pool = RayPool[str, str]
 
 
 @pytest.fixture
-def pool_of(fed_adapter: Any, scene: Any) -> Iterator[Callable[..., Pool]]:
-    """Makes a pool of fed workers that are idle; closed after the test."""
-    made: list[Pool] = []
-
-    def make(**settings: Any) -> Pool:
-        config = replace(CONFIG, **settings)
-        made.append(RayPool(fed_adapter, config))
-        made[-1].start()
-        scene.until(lambda: scene.states(made[-1]) == ["idle"] * config.workers)
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
+def pool_of(idle_pool: Any, fed_adapter: Any) -> Callable[..., Pool]:
+    """Makes a pool of fed workers that are idle."""
+    return lambda **settings: idle_pool(fed_adapter, replace(CONFIG, **settings))
 
 
 def in_flight(adapter: Any) -> set[str]:
